@@ -1,0 +1,42 @@
+"""What can go wrong, each with the exit code that tells a script what happened."""
+
+
+class L2invError(Exception):
+    """Could not be done: one line that says what and where, and a hint that says what to do."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class DatabaseError(L2invError):
+    """PostgreSQL cannot be reached, refuses, or holds another schema than this l2inv expects."""
+
+
+class StoreError(L2invError):
+    """The metadata store cannot be reached, refuses, or answers what cannot be read."""
+
+
+class Refused(L2invError):
+    """The OP is unknown, its state does not allow it, or somebody else holds the claim. Nothing written."""
+
+    exit_code = 3
+
+
+class ConfigError(L2invError):
+    """The configuration is wrong: every mistake at once, each with its path in the file."""
+
+    exit_code = 10
+
+    def __init__(self, where: str, mistakes: list[str]) -> None:
+        super().__init__(f"{where}: {'; '.join(mistakes)}", "mend it, then try: l2inv config check")
+        self.mistakes = mistakes
+
+
+class Busy(L2invError):
+    """Another run of this stage holds its lock; nothing done."""
+
+    exit_code = 75

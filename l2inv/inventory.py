@@ -1,0 +1,146 @@
+"""A dataset of the inventory as the metadata store describes it, read with care.
+
+The fields are those that l2inv uses, under the store's own names in snake_case. Every field that the store's
+schema allows to be null may be null, and a field that a saved answer lacks reads as null.
+"""
+
+import hashlib
+import re
+from datetime import UTC, datetime
+from typing import Annotated
+
+import msgspec
+
+# Long enough for every id seen (58 characters), short enough for an index and, encoded, for a folder name.
+Id = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+Frames = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
+
+
+class Distribution(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a quantity was distributed over the frames: extremes, quartiles and median, in the field's unit."""
+
+    min: float | None = None
+    p25: float | None = None
+    med: float | None = None
+    p75: float | None = None
+    max: float | None = None
+
+
+class Dataset(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """One L1 dataset. Times are UTC; units stand in the comments where the store's names carry none."""
+
+    dataset_id: Id
+    observing_program_execution_id: Id
+    create_date: datetime
+    product_id: str | None = None
+    instrument_program_execution_id: Id | None = None
+    instrument_name: str | None = None
+    primary_proposal_id: str | None = None
+    primary_experiment_id: str | None = None
+    experiment_description: str | None = None
+    bucket: str | None = None
+    status: str | None = None
+    update_date: datetime | None = None
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    is_embargoed: bool | None = None
+    embargo_end_date: datetime | None = None
+    frame_count: Frames | None = None
+    health: dict[str, Frames | None] | None = None
+    gos_status: dict[str, Frames | None] | None = None
+    ao_locked: Frames | None = None
+    stokes_parameters: str | None = None
+    bounding_box: str | None = None  # arcsec from Sun centre
+    wavelength_min: float | None = None  # nm
+    wavelength_max: float | None = None  # nm
+    exposure_time: float | None = None  # ms
+    spectral_lines: list[str] | None = None
+    fried_parameter: Distribution | None = None
+    light_level: Distribution | None = None
+    polarimetric_accuracy: Distribution | None = None
+    asdf_object_key: str | None = None
+    browse_movie_url: str | None = None
+
+
+# What the store is asked for: the Struct's own fields, so that query and reader cannot disagree.
+SUBFIELDS = {
+    "health": ("good", "bad", "ill", "unknown"),
+    "gosStatus": ("open", "opening", "closed", "closing", "undefined"),
+    "friedParameter": Distribution.__struct_fields__,
+    "lightLevel": Distribution.__struct_fields__,
+    "polarimetricAccuracy": Distribution.__struct_fields__,
+}
+
+
+class Record(msgspec.Struct, frozen=True):
+    """A dataset beside the JSON text that is kept of it, and that text's hash."""
+
+    dataset: Dataset
+    text: bytes
+    content_hash: bytes
+
+
+class Unreadable(msgspec.Struct, frozen=True):
+    """A record that is set aside: its id if it has one, the reason, and the record as received."""
+
+    dataset_id: str | None
+    reason: str
+    raw: bytes
+
+
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")  # PostgreSQL stores no such character
+_decoder = msgspec.json.Decoder(Dataset)
+_encoder = msgspec.json.Encoder()
+
+
+def read(raw: bytes | msgspec.Raw) -> Record | Unreadable:
+    """Gives the dataset that one record's JSON describes, or why it cannot be read. Never raises.
+
+    The kept text holds the known fields without the nulls, times with their offset: the same dataset gives the
+    same hash whatever the order, the spelling or the nulls of the answer, and after l2inv learned more fields.
+    """
+    try:
+        dataset = _in_utc(_decoder.decode(raw))
+        text = _encoder.encode(dataset)
+    except (msgspec.DecodeError, UnicodeError, RecursionError, OverflowError) as problem:
+        return Unreadable(_id_of(raw), _reason(problem), bytes(raw))
+    if _NUL.search(text):
+        return Unreadable(dataset.dataset_id, "holds a NUL character", bytes(raw))
+    return Record(dataset, text, hashlib.sha256(text).digest())
+
+
+def stored(text: bytes | str) -> Dataset:
+    """Gives the dataset that a kept text describes. Raises msgspec.ValidationError if it is no such text."""
+    return _decoder.decode(text)
+
+
+TIMES = ("create_date", "update_date", "start_time", "end_time", "embargo_end_date")
+
+
+def _in_utc(dataset: Dataset) -> Dataset:
+    """The store sends UTC without an offset; an offset, should one come, is honoured."""
+    times = {}
+    for name in TIMES:
+        time = getattr(dataset, name)
+        if time is not None:
+            times[name] = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    return msgspec.structs.replace(dataset, **times)
+
+
+def _id_of(raw: bytes | msgspec.Raw) -> str | None:
+    try:
+        return msgspec.json.decode(raw, type=_OnlyId).datasetId
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+
+
+class _OnlyId(msgspec.Struct):
+    datasetId: Id
+
+
+def _reason(problem: Exception) -> str:
+    """The reader's own words, with the field's name where it only says that one is missing or null."""
+    text = str(problem).split("\n", 1)[0]
+    if "observingProgramExecutionId" in text:
+        return "no observingProgramExecutionId: " + text
+    return text
