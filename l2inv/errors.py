@@ -20,6 +20,10 @@ class StoreError(L2invError):
     """The metadata store cannot be reached, refuses, or answers what cannot be read."""
 
 
+class StoreRefused(StoreError):
+    """The metadata store answered, and its answer to this one request is no."""
+
+
 class Refused(L2invError):
     """The OP is unknown, its state does not allow it, or somebody else holds the claim. Nothing written."""
 

@@ -1,0 +1,3 @@
+from l2inv.cli import main
+
+main()

@@ -1,0 +1,211 @@
+"""What all commands share: the common options, the connection, the report, and how errors come out."""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from l2inv import __version__
+from l2inv.errors import L2invError
+
+if TYPE_CHECKING:
+    from l2inv.database import Connection
+    from l2inv.settings import Loaded, Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass
+class App:
+    """What the common options say."""
+
+    config: Path | None = None
+    given_actor: str | None = None
+    verbosity: int = 0
+    json: bool = False
+
+    @property
+    def actor(self) -> str:
+        """Who acts: as given, or else the user that the operating system knows."""
+        return self.given_actor or _os_user()
+
+    def loaded(self) -> "Loaded":
+        from l2inv import settings
+
+        return settings.load(self.config, os.environ)
+
+    @property
+    def settings(self) -> "Settings":
+        return self.loaded().settings
+
+    @contextmanager
+    def connected(self) -> Iterator[tuple["Connection", "Settings"]]:
+        from l2inv import database
+
+        settings = self.settings
+        with database.connected(settings) as connection:
+            yield connection, settings
+
+    def result(self, document: object, text: Callable[[], None]) -> None:
+        """Prints the result on stdout: the JSON document where --json asked for it, else what text() prints."""
+        if self.json:
+            from l2inv.render import as_json
+
+            click.echo(as_json(document))
+        else:
+            text()
+
+    def summary(self, line: str) -> None:
+        """Prints a stage's closing line, unless -q."""
+        if self.verbosity >= 0:
+            from l2inv.render import clean
+
+            click.echo(clean(line))
+
+    def warn(self, line: str) -> None:
+        """Tells on stderr what somebody must look at, also under -q."""
+        from l2inv.render import clean
+
+        click.echo(f"l2inv: {clean(line)}", err=True)
+
+    @contextmanager
+    def progress(self, what: str) -> Iterator[Callable[..., None]]:
+        """Lends a function that shows how far a stage has come, on a terminal alone."""
+        if self.verbosity < 0 or not sys.stderr.isatty():
+            yield lambda *done: None
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done, of=None: bar.update(task, completed=done, total=of)
+
+
+class Actor(click.ParamType):
+    """A name that can stand in the record: printable, of one line."""
+
+    name = "name"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not value.strip() or not value.isprintable() or len(value) > 100:
+            self.fail("must be 1 to 100 printable characters", param, ctx)
+        return value.strip()
+
+
+def _common(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+        if value not in (None, 0, False):
+            app = ctx.ensure_object(App)
+            setattr(app, name, getattr(app, name) + value if name == "verbosity" else value)
+
+    return keep
+
+
+def _less(ctx: click.Context, param: click.Parameter, value: int) -> None:
+    _common("verbosity")(ctx, param, -value)
+
+
+def common_options(command: F) -> F:
+    """Adds the options that every command takes, before or after its name."""
+    for option in (
+        click.option("-q", "quiet", count=True, expose_value=False, callback=_less, help="Only what somebody must look at."),
+        click.option("-v", "verbose", count=True, expose_value=False, callback=_common("verbosity"), help="Say more; -vv adds tracebacks."),
+        click.option("--actor", type=Actor(), envvar="L2INV_ACTOR", expose_value=False, callback=_common("given_actor"), help="Who acts (L2INV_ACTOR; default: the OS user)."),
+        click.option("--config", type=click.Path(path_type=Path), envvar="L2INV_CONFIG", expose_value=False, callback=_common("config"), help="The settings file (L2INV_CONFIG)."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def json_option(command: F) -> F:
+    """Adds --json to a command that reports."""
+    return click.option(
+        "--json", "as_json", is_flag=True, expose_value=False, callback=_common("json"), help="One JSON document on stdout."
+    )(command)  # fmt: skip
+
+
+class Group(click.Group):
+    """A group whose errors come out as the contract says: one line, or JSON, and the exit code of what happened."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        if ctx.parent is not None:
+            return super().invoke(ctx)
+        app = ctx.ensure_object(App)
+        before = signal.signal(signal.SIGTERM, _terminated) if _in_main_thread() else None
+        try:
+            return super().invoke(ctx)
+        except L2invError as problem:
+            _report(app, problem.exit_code, problem.message, problem.hint)
+        except (click.exceptions.Exit, click.ClickException, BrokenPipeError):
+            raise
+        except (KeyboardInterrupt, click.Abort, _Terminated):
+            _report(app, 1, "stopped", "run it again: nothing was left half-written")
+        except Exception as problem:
+            text = " ".join(f"{type(problem).__name__}: {problem}".split())
+            _report(app, 1, f"unexpected: {text}", "run again with -vv and report what it prints")
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGTERM, before)
+
+
+class _Terminated(BaseException):
+    """SIGTERM, made to unwind like Ctrl-C."""
+
+
+def _terminated(*_: object) -> NoReturn:
+    raise _Terminated
+
+
+def _in_main_thread() -> bool:
+    import threading
+
+    return threading.current_thread() is threading.main_thread()
+
+
+def _report(app: App, code: int, message: str, hint: str) -> NoReturn:
+    if app.verbosity > 1:
+        traceback.print_exc()
+    if app.json:
+        from l2inv.render import as_json
+
+        click.echo(as_json({"error": {"code": code, "message": message, "hint": hint}}))
+    else:
+        app.warn(f"{message}; {hint}" if hint else message)
+    raise click.exceptions.Exit(code)
+
+
+def _os_user() -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # a container may run as a number alone
+        return f"uid-{os.geteuid()}"
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="l2inv")
+@common_options
+def main() -> None:
+    """From Level 1 datasets in the metadata store to published Level 2 inversions.
+
+    scan -> qualify -> preprocess -> (science: next, claim, mark-inverted) -> publish
+    """
+
+
+def command(*names: str) -> Callable[[Callable[..., None]], click.Command]:
+    """Makes a function a command of l2inv that takes the common options and is passed the App."""
+
+    def make(function: Callable[..., None]) -> click.Command:
+        return main.command(*names)(common_options(click.pass_obj(function)))
+
+    return make

@@ -1,0 +1,137 @@
+"""The operator's commands: the database's schema, retries, the settings, the embedded server, the demo."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from l2inv.cli.app import App, command, common_options, json_option, main
+
+
+@command("migrate")
+@click.option("--dry-run", is_flag=True, help="Print the SQL that would be run, and run nothing.")
+@json_option
+def migrate(app: App, dry_run: bool) -> None:
+    """Bring the database's schema to what this l2inv expects."""
+    from l2inv import database, migrate
+
+    settings = app.settings
+    with database.translated(settings), database.open_connection(settings) as connection:
+        if dry_run:
+            pending = dict(migrate.pending_sql(connection, settings.database.schema))
+            app.result({"pending": pending}, lambda: click.echo("\n".join(pending.values()), nl=bool(pending)))
+            return
+        applied = migrate.apply(connection, settings.database.schema)
+    said = f"migrate: applied {', '.join(applied)}" if applied else "migrate: nothing to do"
+    app.result({"applied": applied}, lambda: app.summary(said))
+
+
+@command("retry")
+@click.argument("ops", metavar="[OP]...", nargs=-1)
+@json_option
+def retry(app: App, ops: tuple[str, ...]) -> None:
+    """Bring OPs back from error to the state before it: those named, or all."""
+    from l2inv import record
+
+    with app.connected() as (connection, _):
+        op_ids = [record.resolve(connection, op) for op in ops]
+        brought_back = record.retry(connection, op_ids, app.actor)
+    document = {"ops": [{"op_id": op_id, "state": state} for op_id, state in brought_back]}
+
+    def text() -> None:
+        for op_id, state in brought_back:
+            app.summary(f"{op_id} is {state} again")
+        if not brought_back:
+            app.summary("retry: no OP is in error")
+
+    app.result(document, text)
+
+
+@command("quarantine")
+@json_option
+def quarantine(app: App) -> None:
+    """List the records of the metadata store that could not be read."""
+    from l2inv import render, views
+
+    with app.connected() as (connection, _):
+        records = views.quarantined(connection)
+    rows = (
+        (r["dataset_id"] or "-", render.moment(r["first_seen"]), render.moment(r["last_seen"]), r["reason"])
+        for r in records
+    )
+    app.result(
+        {"records": records}, lambda: render.table(("dataset", "first seen (UTC)", "last seen (UTC)", "reason"), rows)
+    )
+
+
+@main.group("config")
+def config() -> None:
+    """The settings."""
+
+
+@config.command("check")
+@common_options
+@json_option
+@click.pass_obj
+def check(app: App) -> None:
+    """Check the settings: every mistake at once, each with its path in the file."""
+    from l2inv.settings import to_plain
+
+    loaded = app.loaded()
+    document = {"path": str(loaded.path) if loaded.path else None, "settings": to_plain(loaded.settings)}
+    app.result(document, lambda: app.summary(f"config: {loaded.path or 'no file: the built-in defaults'}: good"))
+
+
+@main.group("server")
+def server() -> None:
+    """The embedded PostgreSQL server (database.url: embedded)."""
+
+
+@server.command("status")
+@common_options
+@json_option
+@click.pass_obj
+def server_status(app: App) -> None:
+    """Say whether the embedded server runs, and where its data are."""
+    from l2inv import embedded
+
+    folder = _server_folder(app)
+    document = {"folder": str(folder), "running": embedded.is_running(folder)}
+    said = "running" if document["running"] else "not running"
+    app.result(document, lambda: app.summary(f"embedded server: {said}, data in {folder}"))
+
+
+@server.command("stop")
+@common_options
+@json_option
+@click.pass_obj
+def server_stop(app: App) -> None:
+    """Stop the embedded server; the next command that needs it starts it again."""
+    from l2inv import embedded
+
+    stopped = embedded.stop(_server_folder(app))
+    app.result(
+        {"stopped": stopped}, lambda: app.summary("embedded server: " + ("stopped" if stopped else "was not running"))
+    )
+
+
+def _server_folder(app: App) -> Path:
+    from l2inv import embedded
+
+    folder = app.settings.database.embedded_folder
+    return Path(folder) if folder else embedded.default_folder()
+
+
+@command("demo")
+@click.option("--store", is_flag=True, help="Only run the sample metadata store, until Ctrl-C.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="The sample store's port (default: any free one).")
+@json_option
+def demo(app: App, store: bool, port: int) -> None:
+    """Run the whole pipeline on a sample metadata store and a database of its own."""
+    from l2inv import demo
+
+    if store:
+        demo.run_store(port, app.warn)
+        return
+    document: dict[str, Any] = demo.run(lambda line: None if app.json else click.echo(line), port)
+    app.result(document, lambda: None)

@@ -1,0 +1,251 @@
+"""Science's commands: what is next, who holds it, what happened to it."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from l2inv.cli.app import App, command, json_option
+from l2inv.states import STATES
+
+op_argument = click.argument("op", metavar="OP")
+
+
+@command("next")
+@click.option("-n", "limit", type=click.IntRange(1, 100_000), default=10, show_default=True, help="How many at most.")
+@json_option
+def next_(app: App, limit: int) -> None:
+    """Show the OPs to invert next: by priority, then the longest waiting."""
+    from l2inv import views
+
+    with app.connected() as (connection, _):
+        ops = views.next_ops(connection, limit)
+    app.result({"ops": ops}, lambda: _print_next(ops))
+
+
+def _print_next(ops: list[dict[str, Any]]) -> None:
+    from l2inv import render
+
+    if not ops:
+        click.echo("nothing is ready to be claimed; see: l2inv status")
+        return
+    columns = ("OP", "proposal", "observed", "bands", "r0", "datasets", "instruments", "waiting since", "priority")
+    rows = [
+        (
+            op["op_id"],
+            op["proposal_id"] or "-",
+            render.day(op["start_time"]),
+            ", ".join(op["bands"]) or "-",
+            render.centimetres(op["fried_parameter_med"]),
+            op["datasets"],
+            ", ".join(op["instruments"]),
+            render.day(op["since"]),
+            op["priority"],
+        )
+        for op in ops
+    ]
+    render.cards(columns, rows)
+
+
+@command("list")
+@click.option("--state", type=click.Choice(STATES), help="Only OPs in this state.")
+@json_option
+def list_(app: App, state: str | None) -> None:
+    """List OPs with their present state."""
+    from l2inv import render, views
+
+    with app.connected() as (connection, _):
+        ops = views.list_ops(connection, state)
+    rows = ((op["op_id"], op["state"], render.day(op["since"]), op["datasets"], op["assignee"] or "-") for op in ops)
+    app.result(
+        {"ops": ops}, lambda: render.table(("OP", "state", "since", "datasets", "assignee"), rows, right=("datasets",))
+    )
+
+
+@command("show")
+@op_argument
+@json_option
+def show(app: App, op: str) -> None:
+    """Show one OP: its datasets, its verdict, who holds it."""
+    from l2inv import record, views
+
+    with app.connected() as (connection, _):
+        found = views.show(connection, record.resolve(connection, op))
+    app.result(found, lambda: _print_op(found))
+
+
+def _print_op(op: dict[str, Any]) -> None:
+    from l2inv import render
+
+    render.fields(
+        [
+            ("OP", op["op_id"]),
+            ("state", op["state"]),
+            ("since", render.moment(op["since"])),
+            ("assignee", op["assignee"] or "-"),
+            ("proposal", op["proposal_id"] or "-"),
+            ("experiment", op["experiment_id"] or "-"),
+            ("priority", op["priority"]),
+            ("observed", render.moment(op["start_time"])),
+            ("r0", render.centimetres(op["fried_parameter_med"])),
+            ("verdict", render.verdict_line(op["verdict"]) if op["verdict"] else "not judged yet"),
+        ]
+        + ([("error", f"{op['error']['stage']}: {op['error']['cause']}")] if op["error"] else [])
+    )
+    click.echo()
+    columns = ("dataset", "instrument", "program", "nm", "Stokes", "frames", "arrived")
+    rows = (
+        (
+            d["dataset_id"],
+            d["instrument"] or "-",
+            d["instrument_program_id"] or "-",
+            f"{d['wavelength_min_nm'] or 0:.1f}-{d['wavelength_max_nm'] or 0:.1f}",
+            d["record"].get("stokesParameters") or "-",
+            d["record"].get("frameCount", "-"),
+            render.day(d["create_date"]),
+        )
+        for d in op["datasets"]
+    )
+    render.table(columns, rows, right=("frames",))
+    for program in (op["verdict"] or {}).get("instrument_programs", ()):
+        click.echo(f"\n{render.clean(program['instrument_program_id'])}:")
+        render.table(
+            ("criterion", "result", "dataset", "measured", "required"),
+            (
+                (c["name"], c["result"], c["dataset_id"] or "-", render.value(c["measured"]), render.value(c["required"]))
+                for c in program["criteria"]
+            ),
+        )
+
+
+@command("history")
+@op_argument
+@json_option
+def history(app: App, op: str) -> None:
+    """Show everything that ever happened to an OP, oldest first."""
+    from l2inv import record, render, views
+
+    with app.connected() as (connection, _):
+        found = views.history(connection, record.resolve(connection, op))
+    rows = (
+        (e["seq"], render.moment(e["recorded_at"]), e["actor"], e["kind"], e["state"] or "", render.what_happened(e))
+        for e in found["events"]
+    )
+    app.result(found, lambda: render.table(("", "UTC", "actor", "event", "state", "what"), rows))
+
+
+@command("status")
+@json_option
+def status(app: App) -> None:
+    """Show how many OPs are in each state, and when each stage last ran."""
+    from l2inv import render, views
+
+    with app.connected() as (connection, _):
+        found = views.status(connection)
+
+    def text() -> None:
+        render.table(("state", "OPs"), [*found["states"].items(), ("all", found["ops"])], right=("OPs",))
+        click.echo(f"\n{found['events']} events; {found['quarantined']} records set aside")
+        if found["runs"]:
+            click.echo()
+            columns = ("stage", "run", "last started (UTC)", "by", "ended")
+            render.table(columns, [_run_row(run) for run in found["runs"]], right=("run",))
+
+    app.result(found, text)
+
+
+def _run_row(run: dict[str, Any]) -> tuple[object, ...]:
+    from l2inv import render
+
+    ended = "runs, or was killed"
+    if run["finished_at"]:
+        failed = (run["result"] or {}).get("failed")
+        ended = f"failed: {failed}" if failed else f"in {(run['finished_at'] - run['started_at']).total_seconds():.1f} s"
+    return run["stage"], run["run_id"], render.moment(run["started_at"]), run["actor"], ended
+
+
+def _claim(app: App, op: str) -> None:
+    from l2inv import record, science, views
+
+    with app.connected() as (connection, _):
+        op_id = record.resolve(connection, op)
+        claimed = science.claim(connection, op_id, app.actor)
+        found = views.show(connection, op_id)
+    said = f"claimed {op_id} for {app.actor}" if claimed else f"{op_id} is yours already"
+    app.result(found, lambda: app.summary(said))
+
+
+@command("claim")
+@op_argument
+@json_option
+def claim(app: App, op: str) -> None:
+    """Take an OP to work on. Exactly one person gets it."""
+    _claim(app, op)
+
+
+@command("mark-working")
+@op_argument
+@json_option
+def mark_working(app: App, op: str) -> None:
+    """Say that the actor works on an OP: the stage form of claim."""
+    _claim(app, op)
+
+
+@command("release")
+@op_argument
+@click.option("--reason", help="Why it is given back.")
+@json_option
+def release(app: App, op: str, reason: str | None) -> None:
+    """Give a claimed OP back for others to take."""
+    from l2inv import record, science, views
+
+    with app.connected() as (connection, _):
+        op_id = record.resolve(connection, op)
+        science.release(connection, op_id, app.actor, reason)
+        found = views.show(connection, op_id)
+    app.result(found, lambda: app.summary(f"released {op_id}"))
+
+
+@command("mark-inverted")
+@op_argument
+@click.option("--output", "outputs", multiple=True, metavar="LOCATION", help="Where an output lies; may be repeated.")
+@click.option("--software", metavar="NAME", help="The inversion code.")
+@click.option("--software-version", metavar="VERSION", help="Its version or commit.")
+@click.option("--instrument-program", "programs", multiple=True, metavar="ID", help="What was inverted (default: what the verdict found invertible).")
+@click.option("--dataset", "datasets", multiple=True, metavar="ID", help="A dataset used (default: the qualifying ones).")
+@click.option("--line", "lines", multiple=True, metavar="LINE", help="A spectral line inverted; may be repeated.")
+@click.option("--asdf-object-key", metavar="KEY", help="The L2 metadata file's key in its bucket.")
+@click.option("--note", help="A word for the record.")
+@json_option  # fmt: skip
+def mark_inverted(
+    app: App,
+    op: str,
+    outputs: tuple[str, ...],
+    software: str | None,
+    software_version: str | None,
+    programs: tuple[str, ...],
+    datasets: tuple[str, ...],
+    lines: tuple[str, ...],
+    asdf_object_key: str | None,
+    note: str | None,
+) -> None:
+    """Science's ready event: the OP that the actor holds is inverted."""
+    from l2inv import record, science, views
+
+    if software_version and not software:
+        raise click.UsageError("--software-version needs --software")
+    with app.connected() as (connection, _):
+        ready = science.Ready(
+            op_id=record.resolve(connection, op),
+            instrument_programs=list(programs) or None,
+            datasets=list(datasets) or None,
+            software=science.Software(software, software_version) if software else None,
+            outputs=[science.Output(uri) for uri in outputs],
+            lines=list(lines),
+            asdf_object_key=asdf_object_key,
+            note=note,
+        )
+        marked = science.mark_inverted(connection, ready, app.actor, datetime.now(UTC))
+        found = views.show(connection, ready.op_id)
+    said = f"marked {ready.op_id} inverted" if marked else f"{ready.op_id} was marked so already"
+    app.result(found, lambda: app.summary(said))

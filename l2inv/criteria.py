@@ -1,0 +1,223 @@
+"""What makes an OP invertible: the criteria, judged from its datasets alone.
+
+A criterion whose input is missing or contradicts itself is unknown: neither passed nor failed. The rules are
+explained to the scientist in docs/Invertibility.md.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from fractions import Fraction
+from functools import lru_cache
+from math import hypot, isfinite
+from typing import Literal, TypedDict
+
+import msgspec
+
+from l2inv.inventory import Dataset
+from l2inv.settings import Band, Qualification
+from l2inv.solar import apparent_radius_arcsec
+
+Result = Literal["pass", "fail", "unknown"]
+Value = float | str | list[float] | list[list[float]] | None
+
+# The fields that a verdict, or the newest arrival, depends on; the first says which OP's verdict.
+INPUTS = frozenset(
+    (
+        "observing_program_execution_id",
+        "instrument_program_execution_id",
+        "instrument_name",
+        "create_date",
+        "frame_count",
+        "health",
+        "gos_status",
+        "ao_locked",
+        "stokes_parameters",
+        "start_time",
+        "bounding_box",
+        "wavelength_min",
+        "wavelength_max",
+    )
+)
+
+
+class Criterion(TypedDict):
+    """One criterion's outcome, for one dataset or (`band NAME`) for a program's datasets together."""
+
+    name: str
+    result: Result
+    dataset_id: str | None
+    measured: Value
+    required: Value
+
+
+class InstrumentProgramVerdict(TypedDict):
+    """What was found of one instrument program (IP)."""
+
+    instrument_program_id: str | None
+    invertible: bool
+    criteria: list[Criterion]
+
+
+class Verdict(TypedDict):
+    """What was found of an OP: plain data that comes back equal from a round trip through JSON."""
+
+    invertible: bool
+    undetermined: bool
+    instrument_programs: list[InstrumentProgramVerdict]
+
+
+def judge(datasets: Iterable[Dataset], rules: Qualification) -> Verdict:
+    """Gives the verdict on one OP from its datasets, one of each id, in any order.
+
+    Datasets of other instruments are passed over. Rules of the same version give the same verdict.
+    Raises nothing but ValueError for a naive start time, which inventory.read never gives.
+    """
+    groups: dict[str | None, list[Dataset]] = {}
+    for dataset in sorted(_qualifying(datasets, rules), key=lambda dataset: dataset.dataset_id):
+        groups.setdefault(dataset.instrument_program_execution_id, []).append(dataset)
+    bands = _sorted_bands(rules)
+    programs: list[InstrumentProgramVerdict] = []
+    undecided = False
+    for program_id in sorted(groups, key=lambda program_id: (program_id is not None, program_id or "")):
+        group = groups[program_id]
+        criteria = [criterion for dataset in group for criterion in _judge_dataset(dataset, rules)]
+        deciding = {criterion["result"] for criterion in criteria}
+        ranges = [(dataset.dataset_id, _range_nm(dataset)) for dataset in group]
+        for band in bands:
+            criterion = _judge_band(band, ranges, whole=rules.band_coverage == "full")
+            criteria.append(criterion)
+            if band.required:
+                deciding.add(criterion["result"])
+        invertible = deciding == {"pass"}
+        programs.append({"instrument_program_id": program_id, "invertible": invertible, "criteria": criteria})
+        undecided = undecided or ("unknown" in deciding and "fail" not in deciding)
+    found = any(program["invertible"] for program in programs)
+    return {"invertible": found, "undetermined": undecided and not found, "instrument_programs": programs}
+
+
+def version(rules: Qualification) -> str:
+    """Gives the rules' short id, made from their content: the first 12 hexadecimal digits of its SHA-256.
+
+    The order of keys, instruments and bands makes no difference, nor does writing 1 for 1.0.
+    """
+    ordered = msgspec.structs.replace(
+        rules, instruments=sorted(set(rules.instruments)), bands=_sorted_bands(rules)
+    )
+    plain = msgspec.to_builtins(msgspec.convert(msgspec.to_builtins(ordered), Qualification))
+    return hashlib.sha256(msgspec.json.encode(plain, order="deterministic")).hexdigest()[:12]
+
+
+def newest_arrival(datasets: Iterable[Dataset], rules: Qualification) -> datetime | None:
+    """Gives the newest createDate of the qualifying instruments' datasets; None without such a dataset."""
+    return max((dataset.create_date for dataset in _qualifying(datasets, rules)), default=None)
+
+
+def _qualifying(datasets: Iterable[Dataset], rules: Qualification) -> list[Dataset]:
+    return [dataset for dataset in datasets if dataset.instrument_name in rules.instruments]
+
+
+def _sorted_bands(rules: Qualification) -> list[Band]:
+    return sorted(rules.bands, key=msgspec.structs.astuple)
+
+
+def _judge_dataset(dataset: Dataset, rules: Qualification) -> list[Criterion]:
+    criteria = [
+        _judge_share("health", dataset, _count(dataset.health, "good"), rules.min_good_health),
+        _judge_share("gos", dataset, _count(dataset.gos_status, "open"), rules.min_open_gos),
+        _judge_share("ao", dataset, (dataset.ao_locked, dataset.ao_locked), rules.min_ao_locked),
+        _judge_stokes(dataset, rules.stokes),
+    ]
+    if rules.on_disk:
+        criteria.append(_judge_on_disk(dataset))
+    return criteria
+
+
+def _count(counts: Mapping[str, int | None] | None, name: str) -> tuple[int | None, int | None]:
+    """The frames in the named condition, and in any. Null means no frame, nulls alone that nobody counted."""
+    known = [count for count in (counts or {}).values() if count is not None]
+    if counts is None or not known:
+        return None, None
+    return counts.get(name) or 0, sum(known)
+
+
+def _judge_share(
+    name: str, dataset: Dataset, count: tuple[int | None, int | None], required: float
+) -> Criterion:
+    (fitting, counted), frames = count, dataset.frame_count
+    if not frames or fitting is None or counted is None:
+        return _criterion(name, "unknown", dataset.dataset_id, None, required)
+    if counted > frames:
+        contradiction = f"{counted} counted in {frames} frames"
+        return _criterion(name, "unknown", dataset.dataset_id, contradiction, required)
+    # Rounded down, so that no share that falls short looks like enough.
+    measured = fitting * 10_000 // frames / 10_000
+    numerator, denominator = _ratio(required)
+    if fitting * denominator < numerator * frames:
+        return _criterion(name, "fail", dataset.dataset_id, measured, required)
+    return _criterion(name, "pass", dataset.dataset_id, max(measured, required), required)
+
+
+@lru_cache(maxsize=64)
+def _ratio(share: float) -> tuple[int, int]:
+    """The share as it was written: 0.7 is seven tenths, which no float is."""
+    return Fraction(str(share)).as_integer_ratio()
+
+
+def _judge_stokes(dataset: Dataset, required: str) -> Criterion:
+    measured = dataset.stokes_parameters
+    if measured is None or not measured.strip():
+        return _criterion("stokes", "unknown", dataset.dataset_id, None, required)
+    complete = set(required) <= set(measured)
+    return _criterion("stokes", "pass" if complete else "fail", dataset.dataset_id, measured, required)
+
+
+def _judge_on_disk(dataset: Dataset) -> Criterion:
+    """Compares at 0.01 arcsec, as the store gives the corners: the numbers shown are those compared."""
+    if dataset.start_time is None:
+        return _criterion("on_disk", "unknown", dataset.dataset_id, None, None)
+    required = round(apparent_radius_arcsec(dataset.start_time), 2)
+    measured = _farthest_corner_arcsec(dataset.bounding_box)
+    if measured is None:
+        return _criterion("on_disk", "unknown", dataset.dataset_id, None, required)
+    inside = measured < required
+    return _criterion("on_disk", "pass" if inside else "fail", dataset.dataset_id, measured, required)
+
+
+_NUMBER = r"\s*([-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)\s*"
+_BOX = re.compile(rf"\s*\({_NUMBER},{_NUMBER}\)\s*,\s*\({_NUMBER},{_NUMBER}\)\s*", re.ASCII)
+
+
+def _farthest_corner_arcsec(box: str | None) -> float | None:
+    """The distance from Sun centre of the farthest of the four corners, two of which the store gives."""
+    match = _BOX.fullmatch(box or "")
+    if match is None:
+        return None
+    x1, y1, x2, y2 = (abs(float(number)) for number in match.groups())
+    distance = hypot(max(x1, x2), max(y1, y2))
+    return round(distance, 2) if isfinite(distance) else None
+
+
+def _range_nm(dataset: Dataset) -> list[float] | None:
+    low, high = dataset.wavelength_min, dataset.wavelength_max
+    if low is None or high is None or not (isfinite(low) and isfinite(high) and low <= high):
+        return None
+    return [low, high]
+
+
+def _judge_band(band: Band, ranges: list[tuple[str, list[float] | None]], whole: bool) -> Criterion:
+    name = f"band {band.name}"
+    low, high = (band.min_nm, band.max_nm) if whole else (band.center_nm, band.center_nm)
+    required: float | list[float] = [low, high] if whole else low
+    for dataset_id, known in ranges:
+        if known is not None and known[0] <= low and high <= known[1]:
+            return _criterion(name, "pass", dataset_id, known, required)
+    known_ranges = [known for _, known in ranges if known is not None]
+    if len(known_ranges) < len(ranges):
+        return _criterion(name, "unknown", None, None, required)
+    return _criterion(name, "fail", None, known_ranges, required)
+
+
+def _criterion(name: str, result: Result, dataset_id: str | None, measured: Value, need: Value) -> Criterion:
+    return {"name": name, "result": result, "dataset_id": dataset_id, "measured": measured, "required": need}

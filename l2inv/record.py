@@ -1,0 +1,177 @@
+"""Adding to the record: every event of every stage goes through here, and only ever gets added.
+
+An event is written against the sequence number that its writer saw. Whoever comes second with the same number adds
+nothing; the database refuses what the states do not allow.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import msgspec
+from psycopg.types.json import Jsonb
+
+from l2inv import states
+from l2inv.database import Connection
+from l2inv.errors import Refused
+
+
+class Event(msgspec.Struct, frozen=True):
+    """What happened to an OP. `after` is the OP's sequence number that it follows, 0 for a new OP."""
+
+    op_id: str
+    after: int
+    kind: str
+    state: states.State | None
+    detail: dict[str, Any]
+
+
+class Present(msgspec.Struct, frozen=True):
+    """Where an OP stands: what a command decides by."""
+
+    op_id: str
+    seq: int
+    state: states.State
+    since: str
+    state_before_error: states.State | None
+    verdict_seq: int | None
+    assignee: str | None
+
+
+def add(connection: Connection, events: Sequence[Event], actor: str, run_id: int | None) -> set[str]:
+    """Adds one event for each of many OPs in one statement, and gives the OPs that got theirs.
+
+    An OP that moved on since its writer looked is left alone: the writer looks again in its next run.
+    The OPs are locked in the order of their ids, so that two writers never wait for each other.
+    """
+    rows = connection.execute(
+        """
+        with given as (
+            select * from unnest(%s::text[], %s::integer[], %s::text[], %s::text[], %s::jsonb[])
+                as given (op_id, after, kind, state, detail)
+        ), present as materialized (
+            select s.op_id, s.seq from l2inv.op_state s
+            where s.op_id in (select op_id from given where after > 0) order by s.op_id for update
+        )
+        insert into l2inv.event (op_id, seq, kind, state, actor, run_id, detail)
+            select g.op_id, g.after + 1, g.kind, g.state, %s, %s, g.detail
+            from given g left join present p using (op_id)
+            where coalesce(p.seq, 0) = g.after
+            order by g.op_id
+        on conflict do nothing
+        returning op_id
+        """,
+        [
+            [event.op_id for event in events],
+            [event.after for event in events],
+            [event.kind for event in events],
+            [event.state for event in events],
+            [Jsonb(event.detail) for event in events],
+            actor,
+            run_id,
+        ],
+    ).fetchall()
+    return {row["op_id"] for row in rows}
+
+
+def add_one(
+    connection: Connection,
+    present: Present,
+    kind: str,
+    state: states.State | None,
+    actor: str,
+    detail: dict[str, Any],
+    run_id: int | None = None,
+) -> None:
+    """Adds one event to an OP whose row locked() holds. Raises Refused when its state does not allow it."""
+    if not states.is_allowed(kind, present.state, state, present.state_before_error):
+        raise Refused(f"OP {present.op_id} is {present.state}: it cannot be {kind}", _way_on(present))
+    added = add(connection, [Event(present.op_id, present.seq, kind, state, detail)], actor, run_id)
+    assert added == {present.op_id}, "the row is locked"
+
+
+def locked(connection: Connection, op_id: str) -> Present:
+    """Gives where an OP stands and keeps others from moving it until the transaction ends. Raises Refused."""
+    row = connection.execute(
+        """
+        select op_id, seq, state, to_char(since at time zone 'UTC', 'YYYY-MM-DD HH24:MI "UTC"') as since,
+               state_before_error, verdict_seq, assignee
+        from l2inv.op_state where op_id = %s for update
+        """,
+        [op_id],
+    ).fetchone()
+    if row is None:
+        raise Refused(f"OP {op_id} is unknown", "see: l2inv list")
+    return Present(**cast(dict[str, Any], row))
+
+
+def resolve(connection: Connection, op: str) -> str:
+    """Gives the full id of the OP that an id or an unambiguous prefix names. Raises Refused otherwise."""
+    pattern = op.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
+    found = connection.execute(
+        "select op_id from l2inv.op_state where op_id = %s or op_id like %s order by op_id = %s desc, op_id limit 6",
+        [op, pattern, op],
+    ).fetchall()
+    candidates = [row["op_id"] for row in found]
+    if candidates and (candidates[0] == op or len(candidates) == 1):
+        return cast(str, candidates[0])
+    if candidates:
+        more = ", …" if len(candidates) > 5 else ""
+        raise Refused(f"{op!r} fits several OPs: {', '.join(candidates[:5])}{more}", "give more of the id")
+    raise Refused(f"OP {op!r} is unknown", "see: l2inv list")
+
+
+def fail(connection: Connection, op_id: str, seq: int, stage: str, cause: str, actor: str, run_id: int) -> bool:
+    """Puts an OP into `error` with stage, cause and the number of this attempt. False if it moved on meanwhile."""
+    row = connection.execute(
+        """
+        select count(*) as earlier from l2inv.event
+        where op_id = %s and kind = 'failed' and detail ->> 'stage' = %s
+            and seq > coalesce((select max(seq) from l2inv.event where op_id = %s and kind = 'published'), 0)
+        """,
+        [op_id, stage, op_id],
+    ).fetchone()
+    assert row is not None
+    detail = {"stage": stage, "cause": cause, "attempt": row["earlier"] + 1}
+    return bool(add(connection, [Event(op_id, seq, "failed", "error", detail)], actor, run_id))
+
+
+def retry(connection: Connection, op_ids: Sequence[str], actor: str) -> list[tuple[str, states.State]]:
+    """Brings OPs back from `error` to the state before it, all of them when none is named: gives (OP, state).
+
+    Raises Refused when a named OP is not in `error`; then none is brought back.
+    """
+    with connection.transaction():
+        if not op_ids:
+            rows = connection.execute("select op_id from l2inv.op_state where state = 'error' order by op_id")
+            op_ids = [row["op_id"] for row in rows]
+        brought_back = []
+        for op_id in sorted(set(op_ids)):
+            present = locked(connection, op_id)
+            if present.state != "error" or present.state_before_error is None:
+                raise Refused(f"OP {op_id} is {present.state}, not in error", "nothing to retry")
+            failed = newest(connection, op_id, "failed") or {}
+            detail = {"stage": failed.get("stage"), "attempt": failed.get("attempt")}
+            add_one(connection, present, "retried", present.state_before_error, actor, detail)
+            brought_back.append((op_id, present.state_before_error))
+    return brought_back
+
+
+def newest(connection: Connection, op_id: str, kind: str) -> dict[str, Any] | None:
+    """Gives the detail of an OP's newest event of a kind, or None."""
+    row = connection.execute(
+        "select detail from l2inv.event where op_id = %s and kind = %s order by seq desc limit 1", [op_id, kind]
+    ).fetchone()
+    return row["detail"] if row else None
+
+
+def _way_on(present: Present) -> str:
+    return {
+        "discovered": "qualify judges it when it is quiet",
+        "invertible": "run: l2inv preprocess",
+        "not_invertible": f"see why: l2inv show {present.op_id}",
+        "preprocessed": f"run: l2inv claim {present.op_id}",
+        "working": f"held by {present.assignee} since {present.since}",
+        "inverted": "run: l2inv publish",
+        "published": f"see: l2inv history {present.op_id}",
+        "error": f"see why: l2inv history {present.op_id}; then: l2inv retry {present.op_id}",
+    }[present.state]

@@ -1,0 +1,44 @@
+"""The states of an observing program (OP) and what may happen to it in each.
+
+The database enforces the same table (migrations/, function is_allowed); a test compares the two.
+"""
+
+from typing import Literal, get_args
+
+State = Literal[
+    "discovered", "invertible", "not_invertible", "preprocessed", "working", "inverted", "published", "error"
+]
+STATES: tuple[State, ...] = get_args(State)
+
+# Until science holds it, new data or new rules may change what an OP is judged to be.
+JUDGEABLE: tuple[State, ...] = ("discovered", "invertible", "not_invertible", "preprocessed")
+JUDGED: tuple[State, ...] = ("invertible", "not_invertible", "preprocessed")
+
+# Kind of event -> the edges it may take: (state before, state after). Before None: the OP is new.
+# After None: the state stays.
+EDGES: dict[str, set[tuple[State | None, State | None]]] = {
+    "discovered": {(None, "discovered")},
+    "datasets_changed": {(state, "discovered") for state in JUDGED} | {(state, None) for state in STATES},
+    "judged": {("discovered", "invertible"), ("discovered", "not_invertible")}
+    | {("invertible", "not_invertible"), ("not_invertible", "invertible")}
+    | {("preprocessed", "invertible"), ("preprocessed", "not_invertible")}
+    | {(state, None) for state in JUDGED},
+    "preprocessed": {("invertible", "preprocessed")},
+    "claimed": {("preprocessed", "working")},
+    "released": {("working", "preprocessed")},
+    "inverted": {("working", "inverted")},
+    "inversion_named": {("inverted", None)},
+    "inversion_created": {("inverted", None)},
+    "published": {("inverted", "published")},
+    "failed": {(state, "error") for state in STATES if state not in ("error", "published")},
+}
+
+
+def is_allowed(kind: str, before: State | None, after: State | None, before_error: State | None) -> bool:
+    """Says whether an event of this kind may take an OP from one state to another (None: the state stays).
+
+    A retry returns exactly to the state that the OP was in before its error.
+    """
+    if kind == "retried":
+        return before == "error" and after is not None and after == before_error
+    return (before, after) in EDGES.get(kind, set())

@@ -1,0 +1,101 @@
+"""What people ask of the record: what is next, what there is, what happened. Reads only."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from l2inv.database import Connection
+from l2inv.states import STATES
+
+_COLUMNS = """op_id, proposal_id, experiment_id, state, since, priority, assignee, instruments, datasets, start_time,
+              fried_parameter_med, bands, instrument_programs"""
+
+
+def next_ops(connection: Connection, limit: int) -> list[dict[str, Any]]:
+    """Gives the OPs that science can claim, the one to do first at the top: by priority, then longest waiting."""
+    return connection.execute(
+        f"""
+        select {_COLUMNS} from l2inv.op_overview
+        where state = 'preprocessed' order by priority desc, since, op_id limit %s
+        """,  # noqa: S608 - columns of our own
+        [limit],
+    ).fetchall()
+
+
+def list_ops(connection: Connection, state: str | None) -> list[dict[str, Any]]:
+    """Gives every OP, or those in one state, in the order of their ids."""
+    return connection.execute(
+        f"select {_COLUMNS} from l2inv.op_overview where %s::text is null or state = %s order by op_id",  # noqa: S608
+        [state, state],
+    ).fetchall()
+
+
+def show(connection: Connection, op_id: str) -> dict[str, Any]:
+    """Gives all that is known of one OP: its line of the list, its datasets in full and its newest verdict."""
+    row = connection.execute(
+        f"""
+        select {_COLUMNS},
+               (select e.detail -> 'verdict' from l2inv.event e
+                where e.op_id = o.op_id and e.kind = 'judged' order by e.seq desc limit 1) as verdict,
+               (select e.detail from l2inv.event e
+                where e.op_id = o.op_id and e.kind = 'failed' and o.state = 'error' order by e.seq desc limit 1) as error,
+               (select max(v.recorded_at) from l2inv.dataset v where v.op_id = o.op_id) as newest_version_at
+        from l2inv.op_overview o where op_id = %s
+        """,  # noqa: S608
+        [op_id],
+    ).fetchone()
+    assert row is not None
+    row["dataset_count"] = row["datasets"]
+    row["datasets"] = connection.execute(
+        """
+        select dataset_id, version, product_id, instrument_program_id, instrument, bucket, create_date, start_time,
+               wavelength_min_nm, wavelength_max_nm, fried_parameter_med_m, record
+        from l2inv.dataset where op_id = %s order by instrument, dataset_id
+        """,
+        [op_id],
+    ).fetchall()
+    return row
+
+
+def history(connection: Connection, op_id: str) -> dict[str, Any]:
+    """Gives every event of one OP, oldest first."""
+    events = connection.execute(
+        """
+        select seq, kind, state, actor, recorded_at, run_id, detail, event_id
+        from l2inv.event where op_id = %s order by seq
+        """,
+        [op_id],
+    ).fetchall()
+    return {"op_id": op_id, "events": events}
+
+
+def status(connection: Connection) -> dict[str, Any]:
+    """Gives how many OPs are in each state, and when each stage last ran and how it ended."""
+    rows = connection.execute("select state, count(*) as ops from l2inv.op_state group by state").fetchall()
+    counted = {row["state"]: row["ops"] for row in rows}
+    row = connection.execute(
+        """
+        select coalesce((select sum(seq) from l2inv.op_state), 0)::bigint as events,
+               (select count(*) from l2inv.quarantine) as quarantined
+        """
+    ).fetchone()
+    assert row is not None
+    runs = connection.execute(
+        """
+        select distinct on (stage) stage, run_id, actor, started_at, finished_at, result
+        from l2inv.run order by stage, run_id desc
+        """
+    ).fetchall()
+    return {
+        "states": {state: counted.get(state, 0) for state in STATES},
+        "ops": sum(counted.values()),
+        **row,
+        "runs": runs,
+        "as_of": datetime.now(UTC),
+    }
+
+
+def quarantined(connection: Connection) -> list[dict[str, Any]]:
+    """Gives the records that could not be read, those seen first at the top."""
+    return connection.execute(
+        "select dataset_id, reason, first_seen, last_seen from l2inv.quarantine order by first_seen, dataset_id"
+    ).fetchall()
