@@ -8,8 +8,6 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from fractions import Fraction
-from functools import lru_cache
 from math import hypot, isfinite
 from typing import Literal, TypedDict
 
@@ -23,23 +21,21 @@ Result = Literal["pass", "fail", "unknown"]
 Value = float | str | list[float] | list[list[float]] | None
 
 # The fields that a verdict, or the newest arrival, depends on; the first says which OP's verdict.
-INPUTS = frozenset(
-    (
-        "observing_program_execution_id",
-        "instrument_program_execution_id",
-        "instrument_name",
-        "create_date",
-        "frame_count",
-        "health",
-        "gos_status",
-        "ao_locked",
-        "stokes_parameters",
-        "start_time",
-        "bounding_box",
-        "wavelength_min",
-        "wavelength_max",
-    )
-)
+INPUTS = {
+    "observing_program_execution_id",
+    "instrument_program_execution_id",
+    "instrument_name",
+    "create_date",
+    "frame_count",
+    "health",
+    "gos_status",
+    "ao_locked",
+    "stokes_parameters",
+    "start_time",
+    "bounding_box",
+    "wavelength_min",
+    "wavelength_max",
+}
 
 
 class Criterion(TypedDict):
@@ -77,7 +73,6 @@ def judge(datasets: Iterable[Dataset], rules: Qualification) -> Verdict:
     groups: dict[str | None, list[Dataset]] = {}
     for dataset in sorted(_qualifying(datasets, rules), key=lambda dataset: dataset.dataset_id):
         groups.setdefault(dataset.instrument_program_execution_id, []).append(dataset)
-    bands = _sorted_bands(rules)
     programs: list[InstrumentProgramVerdict] = []
     undecided = False
     for program_id in sorted(groups, key=lambda program_id: (program_id is not None, program_id or "")):
@@ -85,7 +80,7 @@ def judge(datasets: Iterable[Dataset], rules: Qualification) -> Verdict:
         criteria = [criterion for dataset in group for criterion in _judge_dataset(dataset, rules)]
         deciding = {criterion["result"] for criterion in criteria}
         ranges = [(dataset.dataset_id, _range_nm(dataset)) for dataset in group]
-        for band in bands:
+        for band in _sorted_bands(rules):
             criterion = _judge_band(band, ranges, whole=rules.band_coverage == "full")
             criteria.append(criterion)
             if band.required:
@@ -153,16 +148,10 @@ def _judge_share(
         return _criterion(name, "unknown", dataset.dataset_id, contradiction, required)
     # Rounded down, so that no share that falls short looks like enough.
     measured = fitting * 10_000 // frames / 10_000
-    numerator, denominator = _ratio(required)
-    if fitting * denominator < numerator * frames:
+    # The quotient is rounded once, so it equals the setting where the share does; 0.07 * 100 is more than 7.
+    if fitting / frames < required:
         return _criterion(name, "fail", dataset.dataset_id, measured, required)
     return _criterion(name, "pass", dataset.dataset_id, max(measured, required), required)
-
-
-@lru_cache(maxsize=64)
-def _ratio(share: float) -> tuple[int, int]:
-    """The share as it was written: 0.7 is seven tenths, which no float is."""
-    return Fraction(str(share)).as_integer_ratio()
 
 
 def _judge_stokes(dataset: Dataset, required: str) -> Criterion:

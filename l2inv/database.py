@@ -57,13 +57,14 @@ def open_connection(settings: Settings) -> Connection:
     if url == "embedded":
         folder = settings.database.embedded_folder
         url = embedded.start(Path(folder) if folder else embedded.default_folder())
+    timeout_seconds = None if "connect_timeout" in url else 10
     try:
         connection = psycopg.connect(
             url,
             autocommit=True,
             row_factory=dict_row,
             fallback_application_name="l2inv",
-            **({} if "connect_timeout" in url else {"connect_timeout": "10"}),
+            connect_timeout=timeout_seconds,
         )
     except psycopg.Error as problem:
         raise in_words(problem, settings) from problem
@@ -142,7 +143,9 @@ def _mend_of(connection: Connection, schema: str) -> DatabaseError | None:
         return DatabaseError(f"schema {schema} is not in the database yet", "run: l2inv migrate")
     if shipped - applied:
         missing = ", ".join(sorted(shipped - applied))
-        return DatabaseError(f"schema {schema} is behind this l2inv: it lacks {missing}", "run: l2inv migrate")
+        return DatabaseError(
+            f"schema {schema} is behind this l2inv: it lacks {missing}", "run: l2inv migrate"
+        )
     if applied - shipped:
         extra = ", ".join(sorted(applied - shipped))
         return DatabaseError(f"schema {schema} is ahead of this l2inv: it has {extra}", "upgrade l2inv")

@@ -183,11 +183,11 @@ def _start(data: Path, lock: int, binaries: Path, version: str) -> None:
     binaries = _runnable(binaries, version, user)
     if not (data / "PG_VERSION").exists():
         _make(data, lock, binaries, user)
-    # Whatever served this folder is dead, or it would hold the lock. The server would take any process with the
-    # number in these files, be it a zombie, for another server.
+    # Whatever served this folder is dead, or it would hold the lock. The server would take any process with
+    # the number in these files, be it a zombie, for another server.
     for leftover in ("postmaster.pid", SOCKET, f"{SOCKET}.lock"):
         (data / leftover).unlink(missing_ok=True)
-    pg_ctl = [binaries / "pg_ctl", "start", "-w", "-t", WAIT_SECONDS, "-D", _here(), "-l", LOG]
+    pg_ctl = [binaries / "pg_ctl", "start", "-w", "-t", WAIT_SECONDS, "-D", _here(data), "-l", LOG]
     _run(pg_ctl, data, lock, user)
 
 
@@ -199,7 +199,7 @@ def _make(data: Path, lock: int, binaries: Path, user: dict[str, Any]) -> None:
     initdb = [
         binaries / "initdb",
         "-D",
-        _here(),
+        _here(making),
         "-U",
         "postgres",
         "--auth=trust",
@@ -208,7 +208,7 @@ def _make(data: Path, lock: int, binaries: Path, user: dict[str, Any]) -> None:
     ]
     if int(data.name.removeprefix("pg")) >= 17:
         initdb += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
-    single = [binaries / "postgres", "--single", "-D", _here(), "-c", "exit_on_error=on", "template1"]
+    single = [binaries / "postgres", "--single", "-D", _here(making), "-c", "exit_on_error=on", "template1"]
     try:
         if user:
             os.chown(making, user["user"], user["group"], follow_symlinks=False)
@@ -221,9 +221,12 @@ def _make(data: Path, lock: int, binaries: Path, user: dict[str, Any]) -> None:
         raise
 
 
-def _here() -> str:
-    """The working folder's name for the server: one that holds where its user cannot pass a parent folder."""
-    return "/proc/self/cwd" if os.geteuid() == 0 and Path("/proc/self/cwd").exists() else "."
+def _here(data: Path) -> str:
+    """What programs at work in `data` call it: for root a name without the parents, which may be closed."""
+    if os.geteuid() != 0:
+        return "."
+    # Before 16 the programs leave their working folder for a moment, and the name would mean another one.
+    return "/proc/self/cwd" if int(data.stem[2:]) >= 16 and Path("/proc/self/cwd").exists() else str(data)
 
 
 def _run(command: list[Any], data: Path, lock: int, user: dict[str, Any], stdin: bytes = b"") -> None:

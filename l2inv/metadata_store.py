@@ -22,7 +22,9 @@ _FIELDS = " ".join(
     for name in Dataset.__struct_encode_fields__
 )
 DATASETS = f"query Datasets($filter: DatasetInventoriesRequest) {{ datasetInventories(filterParams: $filter) {{ {_FIELDS} }} }}"  # noqa: E501
-_INVERSION = "inversionId primaryProposalId instrumentProgramExecutionId bucket asdfObjectKey datasetIds spectralLines"
+_INVERSION = (
+    "inversionId primaryProposalId instrumentProgramExecutionId bucket asdfObjectKey datasetIds spectralLines"
+)
 CREATE = f"mutation Create($params: L2InversionInventory!) {{ createL2InversionInventory(createParams: $params) {{ {_INVERSION} createDate }} }}"  # noqa: E501
 FIND = f"query Find($id: String) {{ l2Inversions(filterParams: {{inversionId: $id}}) {{ {_INVERSION} createDate }} }}"
 
@@ -60,7 +62,9 @@ def dataset_pages(store: MetadataStore) -> Iterator[list[msgspec.Raw]]:
             number += 1
 
 
-def create_inversion(http: "requests.Session", store: MetadataStore, params: dict[str, Any]) -> dict[str, Any]:
+def create_inversion(
+    http: "requests.Session", store: MetadataStore, params: dict[str, Any]
+) -> dict[str, Any]:
     """Tells the store of an inversion and gives what it then holds of it. Not repeated when the answer is lost.
 
     Raises StoreError; find_inversion says whether the store took it all the same.
@@ -69,7 +73,9 @@ def create_inversion(http: "requests.Session", store: MetadataStore, params: dic
     return msgspec.json.decode(answer, type=dict[str, Any])
 
 
-def find_inversion(http: "requests.Session", store: MetadataStore, inversion_id: str) -> dict[str, Any] | None:
+def find_inversion(
+    http: "requests.Session", store: MetadataStore, inversion_id: str
+) -> dict[str, Any] | None:
     """Gives what the store holds under an inversionId, or None. Raises StoreError."""
     answer = _ask(http, store, FIND, {"id": inversion_id})["l2Inversions"]
     found = msgspec.json.decode(answer, type=list[dict[str, Any]] | None)
@@ -85,14 +91,18 @@ def session(store: MetadataStore) -> Iterator["requests.Session"]:
     import requests
 
     if store.url is None or is_file(store):
-        raise ConfigError("metadata_store.url", [f"an http(s) URL of the metadata store is needed, not {store.url}"])
+        raise ConfigError(
+            "metadata_store.url", [f"an http(s) URL of the metadata store is needed, not {store.url}"]
+        )
     with requests.Session() as http:
         http.verify = store.ca_bundle or True
         http.headers["Accept"] = "application/json"
         if store.token_env:
             token = os.environ.get(store.token_env, "")
             if not token:
-                raise ConfigError("metadata_store.token_env", [f"{store.token_env} is not set in the environment"])
+                raise ConfigError(
+                    "metadata_store.token_env", [f"{store.token_env} is not set in the environment"]
+                )
             http.auth = _bearer(token)
         yield http
 
@@ -121,7 +131,9 @@ def _retrying(http: "requests.Session", retries: int) -> None:
         http.mount(scheme, HTTPAdapter(max_retries=retry))
 
 
-def _ask(http: "requests.Session", store: MetadataStore, query: str, variables: dict[str, Any]) -> dict[str, bytes]:
+def _ask(
+    http: "requests.Session", store: MetadataStore, query: str, variables: dict[str, Any]
+) -> dict[str, bytes]:
     """Gives the answer's data, field by field as JSON text. A redirect is refused: a token goes to one host only."""
     import requests
 
@@ -169,9 +181,13 @@ def _data(content: bytes, where: str) -> dict[str, bytes]:
             "check that metadata_store.url is the GraphQL service itself",
         ) from problem
     if answer.errors:
-        raise StoreRefused(f"metadata store {where}: {answer.errors[0].message}", "ask who runs the metadata store")
+        raise StoreRefused(
+            f"metadata store {where}: {answer.errors[0].message}", "ask who runs the metadata store"
+        )
     if answer.data is None:
-        raise StoreError(f"metadata store {where}: the answer holds no data", "ask who runs the metadata store")
+        raise StoreError(
+            f"metadata store {where}: the answer holds no data", "ask who runs the metadata store"
+        )
     return {name: bytes(value) for name, value in answer.data.items()}
 
 
@@ -191,13 +207,19 @@ def _saved(path: Path) -> list[msgspec.Raw]:
         raise StoreError(f"saved answer {path}: {_short(problem)}", "check metadata_store.url") from problem
     data = _data(content, str(path))
     if "datasetInventories" not in data:
-        raise StoreError(f"saved answer {path}: holds no datasetInventories", "save the whole answer of the store")
+        raise StoreError(
+            f"saved answer {path}: holds no datasetInventories", "save the whole answer of the store"
+        )
     return _records(data["datasetInventories"], str(path))
 
 
 def _short(problem: BaseException) -> str:
     """The innermost cause: what the layers above it say about it helps nobody."""
-    while problem.__cause__ or problem.__context__ or (problem.args and isinstance(problem.args[0], BaseException)):
+    while (
+        problem.__cause__
+        or problem.__context__
+        or (problem.args and isinstance(problem.args[0], BaseException))
+    ):
         inner = problem.__cause__ or problem.__context__ or problem.args[0]
         if not isinstance(inner, BaseException):
             break

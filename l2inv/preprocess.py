@@ -140,7 +140,11 @@ def run_command(settings: Preprocess, op_id: str, description: dict[str, Any], s
     with (folder / LOG).open("wb") as log:
         exit_code = _run(argv, folder, log, settings.timeout_seconds, stop)
     if exit_code != 0:
-        how = f"was killed by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"ended with exit code {exit_code}"
+        how = (
+            f"was killed by {signal.Signals(-exit_code).name}"
+            if exit_code < 0
+            else f"ended with exit code {exit_code}"
+        )
         raise Failed(f"{settings.command[0]} {how}: {_last_line(folder / LOG)} (log: {folder / LOG})")
     made = [path for path in _files(folder) if before.get(path) != path.stat().st_mtime_ns]
     return {
@@ -181,7 +185,12 @@ def _files(folder: Path) -> list[Path]:
 def _run(argv: list[str], folder: Path, log: Any, timeout_seconds: float, stop: Flag) -> int:
     try:
         process = subprocess.Popen(  # noqa: S603 - an argv of the settings, and never a shell
-            argv, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            argv,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     except OSError as problem:
         raise Failed(f"{argv[0]} cannot be started: {problem.strerror}") from problem
@@ -195,7 +204,9 @@ def _run(argv: list[str], folder: Path, log: Any, timeout_seconds: float, stop: 
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    raise Failed("stopped with l2inv" if stop.is_set() else f"{argv[0]} took longer than {timeout_seconds:g} s")
+    raise Failed(
+        "stopped with l2inv" if stop.is_set() else f"{argv[0]} took longer than {timeout_seconds:g} s"
+    )
 
 
 def _last_line(log: Path) -> str:

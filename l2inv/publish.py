@@ -34,7 +34,10 @@ def publish(
     reached: the OPs stay inverted for the next run. Raises ConfigError when the settings name no service, Busy, and
     DatabaseError.
     """
-    with metadata_store.session(settings.metadata_store) as http, stage_run(connection, "publish", actor) as run:
+    with (
+        metadata_store.session(settings.metadata_store) as http,
+        stage_run(connection, "publish", actor) as run,
+    ):
         counts = {"done": 0, "failed": 0, "skipped": 0}
         run.report["ops"] = counts
         rows = connection.execute(
@@ -49,7 +52,9 @@ def publish(
             except (StoreRefused, Unpublishable) as problem:
                 with connection.transaction():
                     present = record.locked(connection, row["op_id"])
-                    record.fail(connection, present.op_id, present.seq, "publish", str(problem), actor, run.run_id)
+                    record.fail(
+                        connection, present.op_id, present.seq, "publish", str(problem), actor, run.run_id
+                    )
                 counts["failed"] += 1
             progress(done, len(rows))
     return run.report
@@ -100,7 +105,9 @@ def _from_datasets(connection: Connection, dataset_ids: list[str]) -> dict[str, 
     embargo_ends = [r["embargoEndDate"] for r in records if r.get("isEmbargoed") and r.get("embargoEndDate")]
     return {
         "proposal_id": _agreed(rows, "proposal_id"),
-        "experiment_id": next((r["primaryExperimentId"] for r in records if r.get("primaryExperimentId")), None),
+        "experiment_id": next(
+            (r["primaryExperimentId"] for r in records if r.get("primaryExperimentId")), None
+        ),
         "dataset_ids": dataset_ids,
         "product_ids": sorted({row["product_id"] for row in rows if row["product_id"]}),
         "bucket": _agreed(rows, "bucket"),
@@ -113,7 +120,9 @@ def _from_datasets(connection: Connection, dataset_ids: list[str]) -> dict[str, 
 def _agreed(rows: list[dict[str, Any]], name: str) -> str:
     values = sorted({row[name] or "(none)" for row in rows})
     if len(values) != 1 or values == ["(none)"]:
-        raise Unpublishable(f"the datasets of an inversion must share one {name}, not {', '.join(values) or 'none'}")
+        raise Unpublishable(
+            f"the datasets of an inversion must share one {name}, not {', '.join(values) or 'none'}"
+        )
     return values[0]
 
 
@@ -194,7 +203,12 @@ def _is_recorded(
 
 
 def _add(
-    connection: Connection, run: Run, op_id: str, kind: str, state: states.State | None, detail: dict[str, Any]
+    connection: Connection,
+    run: Run,
+    op_id: str,
+    kind: str,
+    state: states.State | None,
+    detail: dict[str, Any],
 ) -> None:
     with connection.transaction():
         present = record.locked(connection, op_id)

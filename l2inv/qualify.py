@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from psycopg.types.json import Jsonb
 
-from l2inv import criteria, inventory, record
+from l2inv import criteria, inventory, record, states
 from l2inv.database import Connection, Run, stage_run
 from l2inv.settings import Settings
 
@@ -39,7 +39,9 @@ def qualify(
     """
     with stage_run(connection, "qualify", actor) as run:
         version = criteria.version(settings.qualification)
-        counts = dict.fromkeys(("judged", "invertible", "not_invertible", "waiting", "unchanged", "failed"), 0)
+        counts = dict.fromkeys(
+            ("judged", "invertible", "not_invertible", "waiting", "unchanged", "failed"), 0
+        )
         run.report |= {"ops": counts, "criteria_version": version}
         _keep_criteria(connection, version, settings)
         op_ids, counts["unchanged"] = _to_judge(connection, version)
@@ -112,7 +114,8 @@ def _candidates(connection: Connection, op_ids: Sequence[str]) -> list[Candidate
     ).fetchall()
     found = {row["op_id"]: Candidate(**row, versions={}, records=[]) for row in rows}
     datasets = connection.execute(
-        "select op_id, dataset_id, version, record::text as record from l2inv.dataset where op_id = any(%s)", [op_ids]
+        "select op_id, dataset_id, version, record::text as record from l2inv.dataset where op_id = any(%s)",
+        [op_ids],
     )
     for row in datasets:
         candidate = found[row["op_id"]]
@@ -125,7 +128,7 @@ def _event(
     candidate: Candidate, verdict: criteria.Verdict, version: str, newest: datetime | None
 ) -> record.Event:
     """The state stays where the verdict does; what was preprocessed stays so for the same instrument programs."""
-    state = "invertible" if verdict["invertible"] else "not_invertible"
+    state: states.State = "invertible" if verdict["invertible"] else "not_invertible"
     same = candidate.state == state or (
         candidate.state == "preprocessed"
         and candidate.verdict is not None

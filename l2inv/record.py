@@ -101,7 +101,7 @@ def locked(connection: Connection, op_id: str) -> Present:
     ).fetchone()
     if row is None:
         raise Refused(f"OP {op_id} is unknown", "see: l2inv list")
-    return Present(**cast(dict[str, Any], row))
+    return Present(**row)
 
 
 def resolve(connection: Connection, op: str) -> str:
@@ -120,7 +120,9 @@ def resolve(connection: Connection, op: str) -> str:
     raise Refused(f"OP {op!r} is unknown", "see: l2inv list")
 
 
-def fail(connection: Connection, op_id: str, seq: int, stage: str, cause: str, actor: str, run_id: int) -> bool:
+def fail(
+    connection: Connection, op_id: str, seq: int, stage: str, cause: str, actor: str, run_id: int
+) -> bool:
     """Puts an OP into `error` with stage, cause and the number of this attempt. False if it moved on meanwhile."""
     row = connection.execute(
         """
@@ -159,7 +161,8 @@ def retry(connection: Connection, op_ids: Sequence[str], actor: str) -> list[tup
 def newest(connection: Connection, op_id: str, kind: str) -> dict[str, Any] | None:
     """Gives the detail of an OP's newest event of a kind, or None."""
     row = connection.execute(
-        "select detail from l2inv.event where op_id = %s and kind = %s order by seq desc limit 1", [op_id, kind]
+        "select detail from l2inv.event where op_id = %s and kind = %s order by seq desc limit 1",
+        [op_id, kind],
     ).fetchone()
     return row["detail"] if row else None
 

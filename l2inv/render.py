@@ -99,7 +99,11 @@ def value(measured: object) -> str:
     if isinstance(measured, float):
         return f"{measured:.6g}"
     if isinstance(measured, list):
-        return " to ".join(map(value, measured)) if all(isinstance(v, float) for v in measured) else ", ".join(map(value, measured))
+        return (
+            " to ".join(map(value, measured))
+            if all(isinstance(v, float) for v in measured)
+            else ", ".join(map(value, measured))
+        )
     return str(measured)
 
 
@@ -118,6 +122,24 @@ def fields(pairs: Iterable[tuple[str, object]]) -> None:
 
 def centimetres(metres: float | None) -> str:
     return f"{metres * 100:.1f} cm" if metres is not None else "unknown"
+
+
+def summary(report: dict[str, Any]) -> str:
+    """Gives a stage's report as the line that it ends with."""
+    n, stage, seconds = report["ops"], report["stage"], f"{report['seconds']:.1f} s"
+    match stage:
+        case "scan":
+            d = report["datasets"]
+            return (
+                f"scan: {d['seen']} records ({d['new']} new, {d['changed']} changed, {d['quarantined']} set aside), "
+                f"{n['seen']} OPs ({n['new']} new, {n['changed']} changed), {seconds}"
+            )
+        case "qualify":
+            return (
+                f"qualify: {n['judged']} OPs judged ({n['invertible']} invertible, {n['not_invertible']} not), "
+                f"{n['waiting']} waiting, {n['unchanged']} unchanged, {n['failed']} failed, {seconds}"
+            )
+    return f"{stage}: {n['done']} OPs done, {n['failed']} failed, {n['skipped']} skipped, {seconds}"
 
 
 def what_happened(event: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
@@ -36,7 +36,10 @@ class Change:
 
 
 def scan(
-    connection: Connection, settings: Settings, actor: str, progress: Callable[[int], None] = lambda seen: None
+    connection: Connection,
+    settings: Settings,
+    actor: str,
+    progress: Callable[[int], None] = lambda seen: None,
 ) -> dict[str, Any]:
     """Reads the whole store once, and gives the report of the contract.
 
@@ -149,7 +152,10 @@ def _before(connection: Connection, dataset_ids: list[str]) -> dict[str, invento
 
 
 def _note(
-    now: inventory.Dataset, before: inventory.Dataset | None, changes: dict[str, Change], instruments: set[str]
+    now: inventory.Dataset,
+    before: inventory.Dataset | None,
+    changes: dict[str, Change],
+    instruments: set[str],
 ) -> None:
     change = changes.setdefault(now.observing_program_execution_id, Change())
     change.proposal_id = change.proposal_id or now.primary_proposal_id
@@ -159,7 +165,9 @@ def _note(
         change.affects_verdict |= now.instrument_name in instruments
         return
     fields = [name for name in now.__struct_fields__ if getattr(now, name) != getattr(before, name)]
-    affects = bool(INPUTS.intersection(fields)) and bool(instruments & {now.instrument_name, before.instrument_name})
+    affects = bool(INPUTS.intersection(fields)) and bool(
+        instruments & {now.instrument_name, before.instrument_name}
+    )
     change.affects_verdict |= affects
     if before.observing_program_execution_id == now.observing_program_execution_id:
         change.changed[now.dataset_id] = fields
@@ -189,12 +197,14 @@ def _tell(connection: Connection, run: Run, changes: dict[str, Change]) -> dict[
             }
             new.append(record.Event(op_id, 0, "discovered", "discovered", detail))
         else:
-            reopens = change.affects_verdict and row["state"] in ("invertible", "not_invertible", "preprocessed")
+            reopens = change.affects_verdict and row["state"] in (
+                "invertible",
+                "not_invertible",
+                "preprocessed",
+            )
             detail = _detail(change)
             changed.append(
-                record.Event(
-                    op_id, row["seq"], "datasets_changed", "discovered" if reopens else None, detail
-                )
+                record.Event(op_id, row["seq"], "datasets_changed", "discovered" if reopens else None, detail)
             )
     for events in (new, changed):
         for start in range(0, len(events), 10_000):
@@ -210,4 +220,4 @@ def _detail(change: Change) -> dict[str, Any]:
         detail["changed"] = {key: change.changed[key] for key in sorted(change.changed)}
     if change.left:
         detail["left"] = sorted(change.left)
-    return cast(dict[str, Any], detail)
+    return detail

@@ -71,7 +71,9 @@ def mark_inverted(connection: Connection, ready: Ready, actor: str, now: datetim
     with connection.transaction():
         present = record.locked(connection, ready.op_id)
         detail = _inverted(connection, present, ready, actor, now)
-        if present.state in ("inverted", "published") and _same(record.newest(connection, present.op_id, "inverted"), detail, ready):
+        if present.state in ("inverted", "published") and _same(
+            record.newest(connection, present.op_id, "inverted"), detail, ready
+        ):
             return False
         _must_hold(present, actor)
         record.add_one(connection, present, "inverted", "inverted", actor, detail)

@@ -22,12 +22,12 @@ MAX_DEPTH = 10
 # the first @ that no / precedes. A second @ is refused: libpq would take the rest of a password for the host.
 _USERINFO = re.compile(r"\w+://[^:@/]*:([^/]*)@")
 _URI = (
-    r"(?!.*%(?![0-9A-Fa-f]{2}))(?!.*%00)postgres(?:ql)?://(?>(?:[^@/]*@)?)[^@/?]*(?:/[^@?]*)?"
+    r"(?!.*(?:\s|%00|%(?![0-9A-Fa-f]{2})))postgres(?:ql)?://(?:[^@/]*@|(?![^@/]*@))[^@/?]*(?:/[^@?]*)?"
     r"(?:\?(?:\w+=[^&=]*(?:&\w+=[^&=]*)*)?)?"
 )
 _PARAMETER = re.compile(r"[?&](\w+)=([^&]*)", re.ASCII)
 _PAIR = re.compile(
-    r"\s*+(\w++)\s*+=\s*+('(?:[^'\\]|\\.)*+'|(?!')(?:[^\s\\]|\\.)*+)(?:\s++|\Z)", re.ASCII | re.DOTALL
+    r"(\w+)\s*=\s*('(?:[^'\\]|\\.)*'|(?!')(?:[^\s\\]|\\.)+|\Z)(?:\s+|\Z)", re.ASCII | re.DOTALL
 )
 _SECRET = re.compile(r"pas|pwd|secret|scram|token", re.IGNORECASE)  # a misspelt password is one all the same
 _HTTP = r"https?://(?:[^\s/?#@]*@)?(?:\[[0-9a-fA-F:.]+\]|[^\s/?#@:\[\]]+)(?::\d{1,5})?(?:[/?#][^\s@]*)?"
@@ -54,7 +54,7 @@ NOT_EMPTY = Must(bool, "must not be empty")
 DatabaseUrl = Annotated[
     str,
     _like(
-        f"embedded|{_URI}|(?:{_PAIR.pattern})++",
+        rf"embedded|{_URI}|\s*(?:{_PAIR.pattern})+",
         "embedded, a postgresql:// URI or key=value pairs such as service=NAME"
         " (in a URI, write @ / ? % of a password as %40 %2F %3F %25)",
     ),
@@ -242,7 +242,7 @@ _SCALARS = {
         "null": "~|null|",
         "bool": "true|false|yes|no|on|off",
         "int": "[-+]?(0|[1-9][0-9]{0,30})",
-        "float": r"[-+]?(\.inf|(?=\.?[0-9])[0-9]{0,40}+(\.[0-9]{0,40}+)?(e[-+]?[0-9]{1,4})?)|\.nan",
+        "float": r"[-+]?(\.inf|(?=\.?[0-9])[0-9]{0,40}(\.[0-9]{0,40})?(e[-+]?[0-9]{1,4})?)|\.nan",
     }.items()
 }
 
@@ -273,7 +273,7 @@ def _tree(content: bytes, mistakes: list[str]) -> Any:
     try:
         if len(content) > MAX_BYTES:
             raise ValueError(f"larger than {MAX_BYTES} bytes")
-        text = content.decode("utf-8-sig")
+        text = content.decode("utf-8")
         depth = 0
         for count, event in enumerate(yaml.parse(text, safe_loader)):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -285,7 +285,8 @@ def _tree(content: bytes, mistakes: list[str]) -> Any:
         loader.yaml_implicit_resolvers = {None: list(_SCALARS.items())}
         root = loader.get_single_node()
     except yaml.YAMLError as problem:
-        mark, words = getattr(problem, "problem_mark", None), getattr(problem, "problem", None)
+        parts = [getattr(problem, name, None) for name in ("context", "problem")]
+        mark, words = getattr(problem, "problem_mark", None), ": ".join(filter(None, parts))
         mistakes.append(f"{at(mark)}: {words}" if mark else "not text: holds a control character")
     except ValueError as problem:
         mistakes.append(str(problem))

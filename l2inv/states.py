@@ -16,13 +16,19 @@ JUDGED: tuple[State, ...] = ("invertible", "not_invertible", "preprocessed")
 
 # Kind of event -> the edges it may take: (state before, state after). Before None: the OP is new.
 # After None: the state stays.
-EDGES: dict[str, set[tuple[State | None, State | None]]] = {
+Edges = set[tuple[State | None, State | None]]
+EDGES: dict[str, Edges] = {
     "discovered": {(None, "discovered")},
     "datasets_changed": {(state, "discovered") for state in JUDGED} | {(state, None) for state in STATES},
-    "judged": {("discovered", "invertible"), ("discovered", "not_invertible")}
-    | {("invertible", "not_invertible"), ("not_invertible", "invertible")}
-    | {("preprocessed", "invertible"), ("preprocessed", "not_invertible")}
-    | {(state, None) for state in JUDGED},
+    "judged": {
+        ("discovered", "invertible"),
+        ("discovered", "not_invertible"),
+        ("invertible", "not_invertible"),
+        ("not_invertible", "invertible"),
+        ("preprocessed", "invertible"),
+        ("preprocessed", "not_invertible"),
+        *((state, None) for state in JUDGED),
+    },
     "preprocessed": {("invertible", "preprocessed")},
     "claimed": {("preprocessed", "working")},
     "released": {("working", "preprocessed")},

@@ -90,7 +90,7 @@ class App:
             yield lambda done, of=None: bar.update(task, completed=done, total=of)
 
 
-class Actor(click.ParamType):
+class Actor(click.ParamType[str]):
     """A name that can stand in the record: printable, of one line."""
 
     name = "name"

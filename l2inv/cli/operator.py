@@ -19,7 +19,9 @@ def migrate(app: App, dry_run: bool) -> None:
     with database.translated(settings), database.open_connection(settings) as connection:
         if dry_run:
             pending = dict(migrate.pending_sql(connection, settings.database.schema))
-            app.result({"pending": pending}, lambda: click.echo("\n".join(pending.values()), nl=bool(pending)))
+            app.result(
+                {"pending": pending}, lambda: click.echo("\n".join(pending.values()), nl=bool(pending))
+            )
             return
         applied = migrate.apply(connection, settings.database.schema)
     said = f"migrate: applied {', '.join(applied)}" if applied else "migrate: nothing to do"
@@ -60,7 +62,8 @@ def quarantine(app: App) -> None:
         for r in records
     )
     app.result(
-        {"records": records}, lambda: render.table(("dataset", "first seen (UTC)", "last seen (UTC)", "reason"), rows)
+        {"records": records},
+        lambda: render.table(("dataset", "first seen (UTC)", "last seen (UTC)", "reason"), rows),
     )
 
 
@@ -79,7 +82,9 @@ def check(app: App) -> None:
 
     loaded = app.loaded()
     document = {"path": str(loaded.path) if loaded.path else None, "settings": to_plain(loaded.settings)}
-    app.result(document, lambda: app.summary(f"config: {loaded.path or 'no file: the built-in defaults'}: good"))
+    app.result(
+        document, lambda: app.summary(f"config: {loaded.path or 'no file: the built-in defaults'}: good")
+    )
 
 
 @main.group("server")
@@ -111,7 +116,8 @@ def server_stop(app: App) -> None:
 
     stopped = embedded.stop(_server_folder(app))
     app.result(
-        {"stopped": stopped}, lambda: app.summary("embedded server: " + ("stopped" if stopped else "was not running"))
+        {"stopped": stopped},
+        lambda: app.summary("embedded server: " + ("stopped" if stopped else "was not running")),
     )
 
 
@@ -124,7 +130,12 @@ def _server_folder(app: App) -> Path:
 
 @command("demo")
 @click.option("--store", is_flag=True, help="Only run the sample metadata store, until Ctrl-C.")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="The sample store's port (default: any free one).")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="The sample store's port (default: any free one).",
+)
 @json_option
 def demo(app: App, store: bool, port: int) -> None:
     """Run the whole pipeline on a sample metadata store and a database of its own."""

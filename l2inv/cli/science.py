@@ -12,7 +12,9 @@ op_argument = click.argument("op", metavar="OP")
 
 
 @command("next")
-@click.option("-n", "limit", type=click.IntRange(1, 100_000), default=10, show_default=True, help="How many at most.")
+@click.option(
+    "-n", "limit", type=click.IntRange(1, 100_000), default=10, show_default=True, help="How many at most."
+)
 @json_option
 def next_(app: App, limit: int) -> None:
     """Show the OPs to invert next: by priority, then the longest waiting."""
@@ -29,7 +31,17 @@ def _print_next(ops: list[dict[str, Any]]) -> None:
     if not ops:
         click.echo("nothing is ready to be claimed; see: l2inv status")
         return
-    columns = ("OP", "proposal", "observed", "bands", "r0", "datasets", "instruments", "waiting since", "priority")
+    columns = (
+        "OP",
+        "proposal",
+        "observed",
+        "bands",
+        "r0",
+        "datasets",
+        "instruments",
+        "waiting since",
+        "priority",
+    )
     rows = [
         (
             op["op_id"],
@@ -56,9 +68,13 @@ def list_(app: App, state: str | None) -> None:
 
     with app.connected() as (connection, _):
         ops = views.list_ops(connection, state)
-    rows = ((op["op_id"], op["state"], render.day(op["since"]), op["datasets"], op["assignee"] or "-") for op in ops)
+    rows = (
+        (op["op_id"], op["state"], render.day(op["since"]), op["datasets"], op["assignee"] or "-")
+        for op in ops
+    )
     app.result(
-        {"ops": ops}, lambda: render.table(("OP", "state", "since", "datasets", "assignee"), rows, right=("datasets",))
+        {"ops": ops},
+        lambda: render.table(("OP", "state", "since", "datasets", "assignee"), rows, right=("datasets",)),
     )
 
 
@@ -112,7 +128,13 @@ def _print_op(op: dict[str, Any]) -> None:
         render.table(
             ("criterion", "result", "dataset", "measured", "required"),
             (
-                (c["name"], c["result"], c["dataset_id"] or "-", render.value(c["measured"]), render.value(c["required"]))
+                (
+                    c["name"],
+                    c["result"],
+                    c["dataset_id"] or "-",
+                    render.value(c["measured"]),
+                    render.value(c["required"]),
+                )
                 for c in program["criteria"]
             ),
         )
@@ -128,7 +150,14 @@ def history(app: App, op: str) -> None:
     with app.connected() as (connection, _):
         found = views.history(connection, record.resolve(connection, op))
     rows = (
-        (e["seq"], render.moment(e["recorded_at"]), e["actor"], e["kind"], e["state"] or "", render.what_happened(e))
+        (
+            e["seq"],
+            render.moment(e["recorded_at"]),
+            e["actor"],
+            e["kind"],
+            e["state"] or "",
+            render.what_happened(e),
+        )
         for e in found["events"]
     )
     app.result(found, lambda: render.table(("", "UTC", "actor", "event", "state", "what"), rows))
@@ -160,7 +189,11 @@ def _run_row(run: dict[str, Any]) -> tuple[object, ...]:
     ended = "runs, or was killed"
     if run["finished_at"]:
         failed = (run["result"] or {}).get("failed")
-        ended = f"failed: {failed}" if failed else f"in {(run['finished_at'] - run['started_at']).total_seconds():.1f} s"
+        ended = (
+            f"failed: {failed}"
+            if failed
+            else f"in {(run['finished_at'] - run['started_at']).total_seconds():.1f} s"
+        )
     return run["stage"], run["run_id"], render.moment(run["started_at"]), run["actor"], ended
 
 
@@ -208,12 +241,28 @@ def release(app: App, op: str, reason: str | None) -> None:
 
 @command("mark-inverted")
 @op_argument
-@click.option("--output", "outputs", multiple=True, metavar="LOCATION", help="Where an output lies; may be repeated.")
+@click.option(
+    "--output", "outputs", multiple=True, metavar="LOCATION", help="Where an output lies; may be repeated."
+)
 @click.option("--software", metavar="NAME", help="The inversion code.")
 @click.option("--software-version", metavar="VERSION", help="Its version or commit.")
-@click.option("--instrument-program", "programs", multiple=True, metavar="ID", help="What was inverted (default: what the verdict found invertible).")
-@click.option("--dataset", "datasets", multiple=True, metavar="ID", help="A dataset used (default: the qualifying ones).")
-@click.option("--line", "lines", multiple=True, metavar="LINE", help="A spectral line inverted; may be repeated.")
+@click.option(
+    "--instrument-program",
+    "programs",
+    multiple=True,
+    metavar="ID",
+    help="What was inverted (default: what the verdict found invertible).",
+)
+@click.option(
+    "--dataset",
+    "datasets",
+    multiple=True,
+    metavar="ID",
+    help="A dataset used (default: the qualifying ones).",
+)
+@click.option(
+    "--line", "lines", multiple=True, metavar="LINE", help="A spectral line inverted; may be repeated."
+)
 @click.option("--asdf-object-key", metavar="KEY", help="The L2 metadata file's key in its bucket.")
 @click.option("--note", help="A word for the record.")
 @json_option  # fmt: skip

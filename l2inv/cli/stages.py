@@ -17,22 +17,15 @@ def scan(app: App) -> None:
 
     with app.connected() as (connection, settings), app.progress("datasets") as progress:
         report = scan(connection, settings, app.actor, progress)
-    n, ops = report["datasets"], report["ops"]
-    app.result(
-        report,
-        lambda: app.summary(
-            f"scan: {n['seen']} datasets ({n['new']} new, {n['changed']} changed), "
-            f"{ops['seen']} OPs ({ops['new']} new, {ops['changed']} changed), {report['seconds']:.1f} s"
-        ),
-    )
-    if n["quarantined"]:
-        app.warn(f"scan: {_records(n['quarantined'])} could not be read and stand aside; see: l2inv quarantine")
+    _tell(app, report)
+    if set_aside := report["datasets"]["quarantined"]:
+        app.warn(f"scan: {_records(set_aside)} could not be read and stand aside; see: l2inv quarantine")
     if not report["complete"]:
         app.warn(f"scan: incomplete: {report['failed']}")
         raise click.exceptions.Exit(1)
 
 
-class Time(click.ParamType):
+class Time(click.ParamType[datetime]):
     """An ISO 8601 time; without an offset it is UTC."""
 
     name = "time"
@@ -42,7 +35,9 @@ class Time(click.ParamType):
             time = value if isinstance(value, datetime) else datetime.fromisoformat(value)
             return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
         except (ValueError, OverflowError):
-            self.fail(f"{value!r} is no ISO 8601 time, such as 2026-11-23 or 2026-11-23T08:00:00Z", param, ctx)
+            self.fail(
+                f"{value!r} is no ISO 8601 time, such as 2026-11-23 or 2026-11-23T08:00:00Z", param, ctx
+            )
 
 
 @command("qualify")
@@ -54,15 +49,8 @@ def qualify(app: App, as_of: datetime | None) -> None:
 
     with app.connected() as (connection, settings), app.progress("OPs") as progress:
         report = qualify(connection, settings, app.actor, as_of or datetime.now(UTC), progress)
-    n = report["ops"]
-    app.result(
-        report,
-        lambda: app.summary(
-            f"qualify: {n['judged']} OPs judged ({n['invertible']} invertible, {n['not_invertible']} not), "
-            f"{n['waiting']} waiting, {n['unchanged']} unchanged, {report['seconds']:.1f} s"
-        ),
-    )
-    _exit_with(app, "qualify", n["failed"])
+    _tell(app, report)
+    _exit_with(app, report)
 
 
 @command("preprocess")
@@ -71,7 +59,7 @@ def preprocess(app: App) -> None:
     """Run the configured command for each invertible OP."""
     from l2inv.preprocess import preprocess
 
-    _run_stage(app, "preprocess", preprocess)
+    _run_stage(app, preprocess)
 
 
 @command("publish")
@@ -80,26 +68,29 @@ def publish(app: App) -> None:
     """Tell the metadata store of each inversion, exactly once."""
     from l2inv.publish import publish
 
-    _run_stage(app, "publish", publish)
+    _run_stage(app, publish)
 
 
-def _run_stage(app: App, name: str, stage: Callable[..., dict[str, Any]]) -> None:
+def _run_stage(app: App, stage: Callable[..., dict[str, Any]]) -> None:
     with app.connected() as (connection, settings), app.progress("OPs") as progress:
         report = stage(connection, settings, app.actor, progress)
-    n = report["ops"]
-    app.result(
-        report,
-        lambda: app.summary(
-            f"{name}: {n['done']} OPs done, {n['failed']} failed, {n['skipped']} skipped, {report['seconds']:.1f} s"
-        ),
-    )
-    _exit_with(app, name, n["failed"])
+    _tell(app, report)
+    _exit_with(app, report)
 
 
-def _exit_with(app: App, stage: str, failed: int) -> None:
+def _tell(app: App, report: dict[str, Any]) -> None:
+    from l2inv import render
+
+    app.result(report, lambda: app.summary(render.summary(report)))
+
+
+def _exit_with(app: App, report: dict[str, Any]) -> None:
+    failed = report["ops"]["failed"]
     if failed:
         ops = "1 OP" if failed == 1 else f"{failed} OPs"
-        app.warn(f"{stage}: {ops} failed; see: l2inv list --state error, l2inv history OP, l2inv retry OP")
+        app.warn(
+            f"{report['stage']}: {ops} failed; see: l2inv list --state error, l2inv history OP, l2inv retry OP"
+        )
         raise click.exceptions.Exit(4)
 
 

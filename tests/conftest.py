@@ -1,0 +1,161 @@
+"""A real PostgreSQL for every test, a database of its own each, and the commands as their users call them.
+
+The server is the embedded one, started once; L2INV_TEST_DATABASE names another (a libpq URI of a superuser).
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import yaml
+from click.testing import CliRunner
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from pytest_postgresql import factories
+
+from l2inv import database, embedded, migrate
+from l2inv.cli import main
+from l2inv.sample import inventory
+from l2inv.sample.server import Store, serving
+from l2inv.settings import Database, Settings
+
+Connection = database.Connection
+SERVER = "L2INV_TEST_SERVER"
+NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)  # the time as of which the tests judge completeness
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name in ("L2INV_CONFIG", "L2INV_ACTOR"):
+        os.environ.pop(name, None)
+    if not hasattr(config, "workerinput"):  # workers use the server of the process that started them
+        os.environ[SERVER] = os.environ.get("L2INV_TEST_DATABASE") or _started(config)
+    where = conninfo_to_dict(os.environ[SERVER])
+    for name in ("host", "port", "user", "password"):
+        setattr(config.option, f"postgresql_{name}", where.get(name))
+
+
+def _started(config: pytest.Config) -> str:
+    folder = Path(tempfile.mkdtemp(prefix="l2inv-tests-"))
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    config.add_cleanup(lambda: embedded.stop(folder))
+    url = embedded.start(folder)
+    with psycopg.connect(url, autocommit=True) as connection:
+        # The tests kill l2inv on purpose, never the machine.
+        connection.execute("alter system set fsync = off")
+        connection.execute("select pg_reload_conf()")
+    return url
+
+
+def load_migrations(**where: Any) -> None:
+    """Fills the template that every test's database is a copy of."""
+    url = make_conninfo(
+        **{key: where[key] for key in ("host", "port", "user", "password", "dbname") if where[key]}
+    )
+    with database.open_connection(Settings(database=Database(url=url))) as connection:
+        migrate.apply(connection, "l2inv")
+
+
+server = factories.postgresql_noproc(load=[load_migrations])
+fresh_connection = factories.postgresql("server")
+
+
+@pytest.fixture
+def url(fresh_connection: psycopg.Connection[Any]) -> str:
+    """A database of the test's own, migrated and empty."""
+    info = fresh_connection.info
+    url = make_conninfo(
+        host=info.host, port=info.port, user=info.user, password=info.password, dbname=info.dbname
+    )
+    fresh_connection.close()
+    return url
+
+
+@pytest.fixture
+def connection(url: str) -> Iterator[database.Connection]:
+    """A connection of l2inv's to the test's database."""
+    with database.connected(Settings(database=Database(url=url))) as connection:
+        yield connection
+
+
+@pytest.fixture
+def store() -> Store:
+    """A sample metadata store with its synthetic inventory."""
+    return Store(inventory.make(now=NOW))
+
+
+@pytest.fixture
+def store_url(store: Store) -> Iterator[str]:
+    with serving(store) as where:
+        yield where
+
+
+@dataclass
+class Answer:
+    """What a command said."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.stdout)
+
+
+class Commands:
+    """l2inv as its users call it, on the test's database and store, in this process or in one of its own."""
+
+    def __init__(self, config: Path, settings: dict[str, Any]) -> None:
+        self.config = config
+        self.settings = settings
+        self.save()
+
+    def save(self) -> None:
+        self.config.write_text(yaml.safe_dump(self.settings))
+
+    def __call__(self, *argv: str, actor: str = "han", expect: int | None = 0) -> Answer:
+        result = CliRunner().invoke(main, [*self._common(actor), *argv])
+        answer = Answer(result.exit_code, result.stdout, result.stderr)
+        assert expect is None or answer.exit_code == expect, f"{argv}: {answer}"
+        return answer
+
+    def json(self, *argv: str, **how: Any) -> Any:
+        return self(*argv, "--json", **how).json
+
+    def start(self, *argv: str, actor: str = "han") -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "l2inv", *self._common(actor), *argv]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def _common(self, actor: str) -> list[str]:
+        return ["--config", str(self.config), "--actor", actor]
+
+
+@pytest.fixture
+def l2inv(url: str, store_url: str, tmp_path: Path) -> Commands:
+    """The commands on the test's own database and sample store."""
+    return Commands(
+        tmp_path / "config.yaml",
+        {
+            "database": {"url": url},
+            "metadata_store": {"url": store_url, "retries": 1},
+            "preprocess": {"work_dir": str(tmp_path / "work")},
+        },
+    )
+
+
+@pytest.fixture
+def ready(l2inv: Commands) -> list[str]:
+    """The OPs that science can claim, after the stages ran over the sample store."""
+    l2inv("scan")
+    l2inv("qualify", "--as-of", NOW.isoformat())
+    l2inv("preprocess")
+    return [op["op_id"] for op in l2inv.json("next", "-n", "100")["ops"]]
