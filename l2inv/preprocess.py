@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event as Flag
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from l2inv import record
 from l2inv.database import Connection, Run, stage_run
@@ -119,9 +119,14 @@ def describe(connection: Connection, op_id: str) -> dict[str, Any]:
 
 
 def folder_name(op_id: str) -> str:
-    """Gives a name that is safe for a folder and gives the id back by percent-decoding."""
-    name = quote(op_id, safe=" +,=@")
-    return name.replace(".", "%2E") if name.strip(".") == "" else name
+    """Gives a name for an OP's folder that is safe whatever the id holds; unquoted() gives the id back."""
+    name = quote(op_id, safe="")
+    return f"%{ord(name[0]):02X}{name[1:]}" if name[0] in ".-~" else name
+
+
+def unquoted(name: str) -> str:
+    """Gives the OP id of a folder's name."""
+    return unquote(name)
 
 
 def run_command(settings: Preprocess, op_id: str, description: dict[str, Any], stop: Flag) -> dict[str, Any]:
