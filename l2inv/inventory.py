@@ -129,18 +129,19 @@ def _in_utc(dataset: Dataset) -> Dataset:
 
 def _id_of(raw: bytes | msgspec.Raw) -> str | None:
     try:
-        return msgspec.json.decode(raw, type=_OnlyId).datasetId
+        return msgspec.json.decode(raw, type=_OnlyId).dataset_id
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return None
 
 
-class _OnlyId(msgspec.Struct):
-    datasetId: Id
+class _OnlyId(msgspec.Struct, rename="camel"):
+    dataset_id: Id
 
 
 def _reason(problem: Exception) -> str:
-    """The reader's own words, with the field's name where it only says that one is missing or null."""
+    """The reader's own words, or the domain's for the one field that real records lack."""
     text = str(problem).split("\n", 1)[0]
-    if "observingProgramExecutionId" in text:
-        return "no observingProgramExecutionId: " + text
-    return text
+    nameless = "required field `observingProgramExecutionId`" in text or (
+        "got `null`" in text and "$.observingProgramExecutionId" in text
+    )
+    return "no observingProgramExecutionId: it belongs to no OP" if nameless else text

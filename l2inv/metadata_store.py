@@ -21,11 +21,11 @@ _FIELDS = " ".join(
     f"{name} {{ {' '.join(SUBFIELDS[name])} }}" if name in SUBFIELDS else name
     for name in Dataset.__struct_encode_fields__
 )
-DATASETS = f"query Datasets($filter: DatasetInventoriesRequest) {{ datasetInventories(filterParams: $filter) {{ {_FIELDS} }} }}"  # noqa: E501
+DATASETS = f"query Datasets($filter: DatasetInventoriesRequest) {{ datasetInventories(filterParams: $filter) {{ {_FIELDS} }} }}"
 _INVERSION = (
     "inversionId primaryProposalId instrumentProgramExecutionId bucket asdfObjectKey datasetIds spectralLines"
 )
-CREATE = f"mutation Create($params: L2InversionInventory!) {{ createL2InversionInventory(createParams: $params) {{ {_INVERSION} createDate }} }}"  # noqa: E501
+CREATE = f"mutation Create($params: L2InversionInventory!) {{ createL2InversionInventory(createParams: $params) {{ {_INVERSION} createDate }} }}"
 FIND = f"query Find($id: String) {{ l2Inversions(filterParams: {{inversionId: $id}}) {{ {_INVERSION} createDate }} }}"
 
 

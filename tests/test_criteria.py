@@ -292,6 +292,7 @@ FULL = Qualification(band_coverage="full")
         ((None, None), "unknown", "unknown"),
         ((float("nan"), 631.0), "unknown", "unknown"),
         ((629.0, float("inf")), "unknown", "unknown"),
+        ((float("-inf"), 631.0), "unknown", "unknown"),
         ((630.5, 629.7), "unknown", "unknown"),
     ],
 )

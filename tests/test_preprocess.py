@@ -37,11 +37,17 @@ def test_without_a_command_the_state_moves_on_and_says_that_none_was_needed(
     assert report["stage"] == "preprocess"
     assert report["ops"] == {"done": len(invertible), "failed": 0, "skipped": 0}
     last = l2inv.json("history", invertible[0])["events"][-1]
-    assert (last["kind"], last["state"], last["detail"]) == ("preprocessed", "preprocessed", {"needed": False})
+    assert (last["kind"], last["state"], last["detail"]) == (
+        "preprocessed",
+        "preprocessed",
+        {"needed": False},
+    )
     assert l2inv.json("preprocess")["ops"]["done"] == 0
 
 
-def test_the_command_gets_the_op_and_its_files_are_on_the_event(l2inv: Commands, invertible: list[str]) -> None:
+def test_the_command_gets_the_op_and_its_files_are_on_the_event(
+    l2inv: Commands, invertible: list[str]
+) -> None:
     command(
         l2inv,
         "import sys, json, pathlib; folder, description, op = sys.argv[1:];"
@@ -141,7 +147,9 @@ def test_stopped_by_a_signal_it_ends_its_commands_and_leaves_their_ops_as_they_w
     assert l2inv.json("preprocess")["ops"]["done"] == len(invertible)
 
 
-def test_no_part_of_the_command_is_given_to_a_shell(l2inv: Commands, invertible: list[str], tmp_path: Path) -> None:
+def test_no_part_of_the_command_is_given_to_a_shell(
+    l2inv: Commands, invertible: list[str], tmp_path: Path
+) -> None:
     l2inv.settings["preprocess"]["command"] = ["echo", f"$(touch {tmp_path}/owned); {{op_id}} {{unknown}}"]
     l2inv.save()
     l2inv("preprocess")

@@ -62,7 +62,9 @@ def test_each_instrument_program_is_an_inversion_of_its_own(
         for op in l2inv.json("next", "-n", "100")["ops"]
         if len({d["instrument_program_id"] for d in l2inv.json("show", op["op_id"])["datasets"] if d["instrument"] == "VISP"}) > 1
     )  # fmt: skip
-    programs = {d["instrument_program_id"] for d in l2inv.json("show", op)["datasets"] if d["instrument"] == "VISP"}
+    programs = {
+        d["instrument_program_id"] for d in l2inv.json("show", op)["datasets"] if d["instrument"] == "VISP"
+    }
     l2inv("claim", op)
     l2inv("mark-inverted", op, *(word for p in sorted(programs) for word in ("--instrument-program", p)))
     l2inv("publish")
@@ -152,7 +154,10 @@ def test_another_inversion_under_the_same_id_is_not_taken_for_ours(
         "createDate": "2026-01-01T00:00:00", "updateDate": "2026-01-01T00:00:00",
     }  # fmt: skip
     l2inv("publish", expect=4)
-    assert "the store holds another primaryProposalId" in l2inv.json("history", inverted)["events"][-1]["detail"]["cause"]
+    assert (
+        "the store holds another primaryProposalId"
+        in l2inv.json("history", inverted)["events"][-1]["detail"]["cause"]
+    )
 
 
 def test_publishing_needs_a_service_and_says_which_setting(l2inv: Commands, inverted: str) -> None:

@@ -36,7 +36,11 @@ def test_the_quiet_days_count_from_the_newest_qualifying_dataset_to_the_second(
     l2inv: Commands, store: Store
 ) -> None:
     store.datasets[:] = visp(store, next(d for d in store.datasets if d["instrumentName"] == "VISP")["observingProgramExecutionId"])  # fmt: skip
-    late_vbi = store.datasets[0] | {"datasetId": "LATEVB", "instrumentName": "VBI", "createDate": "2026-10-31T00:00:00"}
+    late_vbi = store.datasets[0] | {
+        "datasetId": "LATEVB",
+        "instrumentName": "VBI",
+        "createDate": "2026-10-31T00:00:00",
+    }
     for dataset in store.datasets:
         dataset["createDate"] = "2026-10-01T00:00:00.500"
     store.datasets.append(late_vbi)
@@ -66,7 +70,12 @@ def test_changed_datasets_are_judged_again(l2inv: Commands, store: Store, ready:
     } | {"waiting": l2inv.json("status")["states"]["discovered"]}  # fmt: skip
     found = l2inv.json("show", ready[0])
     assert found["state"] == "not_invertible"
-    failed = {c["name"] for p in found["verdict"]["instrument_programs"] for c in p["criteria"] if c["result"] == "fail"}
+    failed = {
+        c["name"]
+        for p in found["verdict"]["instrument_programs"]
+        for c in p["criteria"]
+        if c["result"] == "fail"
+    }
     assert "gos" in failed
 
 
@@ -123,7 +132,9 @@ def test_what_science_holds_or_is_beyond_is_never_judged(
     assert kinds(l2inv, ready[0])[-1] == kinds(l2inv, ready[1])[-1] == "datasets_changed"
 
 
-def test_an_op_without_a_qualifying_dataset_is_not_invertible_and_says_why(l2inv: Commands, store: Store) -> None:
+def test_an_op_without_a_qualifying_dataset_is_not_invertible_and_says_why(
+    l2inv: Commands, store: Store
+) -> None:
     store.datasets[:] = [d for d in store.datasets if d["instrumentName"] == "VBI"]
     l2inv("scan")
     n = l2inv.json(*AS_OF)["ops"]

@@ -86,7 +86,9 @@ def test_every_edge_out_of_a_state_is_taken_or_refused_by_the_table_itself(
 
 
 @pytest.mark.parametrize("table", ["event", "dataset_version", "criteria"])
-@pytest.mark.parametrize("change", ["update l2inv.{} set {} = {}", "delete from l2inv.{}", "truncate l2inv.{}"])
+@pytest.mark.parametrize(
+    "change", ["update l2inv.{} set {} = {}", "delete from l2inv.{}", "truncate l2inv.{}"]
+)
 def test_what_was_recorded_is_not_changed_even_by_the_owner(
     connection: Connection, table: str, change: str
 ) -> None:

@@ -123,7 +123,9 @@ def test_a_dataset_that_moves_to_another_op_is_told_to_both(
 ) -> None:
     here, there = ready[:2]
     dataset = next(
-        d for d in store.datasets if d["observingProgramExecutionId"] == here and d["instrumentName"] == "VISP"
+        d
+        for d in store.datasets
+        if d["observingProgramExecutionId"] == here and d["instrumentName"] == "VISP"
     )
     dataset["observingProgramExecutionId"] = there
     l2inv("scan")
@@ -175,7 +177,9 @@ def test_a_saved_answer_is_read_from_a_file(
     assert report["datasets"]["new"] == report["datasets"]["changed"] == 0
 
 
-def test_the_store_is_asked_only_for_fields_that_it_has(store_url: str, l2inv: Commands, store: Store) -> None:
+def test_the_store_is_asked_only_for_fields_that_it_has(
+    store_url: str, l2inv: Commands, store: Store
+) -> None:
     l2inv("scan")
     assert {name for name, _ in store.requests} <= {"Datasets", "Count"}
 
@@ -245,7 +249,8 @@ REAL = Path(__file__).parent.parent.parent / "shared" / "real"
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real inventories are not at hand")
 @pytest.mark.parametrize(
-    ("name", "datasets", "ops"), [("inventory-2023-10.json", 511, 126), ("inventory-2025-pid_2_126.json", 95, 8)]
+    ("name", "datasets", "ops"),
+    [("inventory-2023-10.json", 511, 126), ("inventory-2025-pid_2_126.json", 95, 8)],
 )
 def test_real_inventories_are_read_whole(l2inv: Commands, name: str, datasets: int, ops: int) -> None:
     l2inv.settings["metadata_store"] = {"url": str(REAL / name)}

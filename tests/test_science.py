@@ -74,7 +74,9 @@ def test_eight_who_claim_one_op_at_once_give_one_winner_every_time(
 def test_eight_processes_that_claim_one_op_give_one_winner(l2inv: Commands, ready: list[str]) -> None:
     people = [f"person-{n}" for n in range(8)]
     processes = [l2inv.start("claim", ready[0], actor=person) for person in people]
-    codes = {person: (p.communicate()[0], p.returncode)[1] for person, p in zip(people, processes, strict=True)}
+    codes = {
+        person: (p.communicate()[0], p.returncode)[1] for person, p in zip(people, processes, strict=True)
+    }
     assert sorted(codes.values()) == [0] + [3] * 7
     winner = next(person for person, code in codes.items() if code == 0)
     assert l2inv.json("show", ready[0])["assignee"] == winner
@@ -109,7 +111,11 @@ def test_the_ready_event_is_kept_whole_with_its_defaults_from_the_verdict(
     assert detail["datasets"] == qualifying
     assert [o["uri"] for o in detail["outputs"]] == ["globus://a", "globus://b"]
     assert detail["software"] == {"name": "DeSIRe", "version": "4.1"}
-    assert (detail["lines"], detail["asdf_object_key"], detail["note"]) == (["Fe I 630.2"], "pid/x.asdf", "fine")
+    assert (detail["lines"], detail["asdf_object_key"], detail["note"]) == (
+        ["Fe I 630.2"],
+        "pid/x.asdf",
+        "fine",
+    )
     assert detail["inverted_by"] == "han"
 
 
@@ -127,7 +133,8 @@ def test_saying_the_same_again_is_fine_and_saying_something_else_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("option", "named"), [("--dataset", "no dataset NOSUCH"), ("--instrument-program", "no instrument program NOSUCH")]
+    ("option", "named"),
+    [("--dataset", "no dataset NOSUCH"), ("--instrument-program", "no instrument program NOSUCH")],
 )
 def test_a_ready_event_for_what_is_not_the_ops_is_refused_by_name(
     l2inv: Commands, ready: list[str], option: str, named: str
@@ -137,7 +144,9 @@ def test_a_ready_event_for_what_is_not_the_ops_is_refused_by_name(
     assert l2inv.json("show", ready[0])["state"] == "working"
 
 
-@pytest.mark.parametrize("command", ["claim", "release", "mark-inverted", "history", "show", "retry", "mark-working"])
+@pytest.mark.parametrize(
+    "command", ["claim", "release", "mark-inverted", "history", "show", "retry", "mark-working"]
+)
 def test_an_unknown_or_ambiguous_op_is_refused_with_the_candidates(
     l2inv: Commands, ready: list[str], command: str
 ) -> None:

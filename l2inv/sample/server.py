@@ -17,7 +17,7 @@ import msgspec
 from l2inv.errors import L2invError
 from l2inv.sample.store import Fault, Store, execute, operation_name, schema
 
-__all__ = ["Fault", "Store", "run_forever", "serving"]
+__all__ = ["Fault", "Store", "serving"]
 
 HOST = "127.0.0.1"
 PATH = "/graphql"
@@ -49,12 +49,6 @@ def serving(store: Store, port: int = 0, tls: ssl.SSLContext | None = None) -> I
         thread.join()
         server.hang_up()
         server.server_close()
-
-
-def run_forever(store: Store, port: int) -> None:
-    """Serves the store until a KeyboardInterrupt. Raises L2invError as `serving` does."""
-    with suppress(KeyboardInterrupt), serving(store, port):
-        threading.Event().wait()
 
 
 class _Server(socketserver.ThreadingTCPServer):

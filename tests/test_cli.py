@@ -1,0 +1,200 @@
+"""The commands' promises to scripts: exit codes, one JSON document, one line an error, and a quick start."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from conftest import Commands
+from hypothesis import given
+from hypothesis import strategies as st
+
+from l2inv import render
+from l2inv.cli import main
+
+READS = [
+    ["status"], ["next"], ["list"], ["list", "--state", "preprocessed"], ["quarantine"], ["config", "check"],
+    ["migrate"], ["migrate", "--dry-run"], ["retry"], ["scan"], ["qualify"], ["preprocess"], ["publish"],
+    ["server", "status"],
+]  # fmt: skip
+ABOUT_AN_OP = ["show", "history", "claim", "mark-working", "release"]
+
+
+def all_commands(group: click.Group = main, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = []
+    for name, command in sorted(group.commands.items()):
+        if isinstance(command, click.Group):
+            found += all_commands(command, (*path, name))
+        else:
+            found.append((*path, name))
+    return found
+
+
+@pytest.mark.parametrize("argv", READS, ids=" ".join)
+def test_json_is_one_document_on_stdout(l2inv: Commands, ready: list[str], argv: list[str]) -> None:
+    answer = l2inv(*argv, "--json")
+    assert isinstance(json.loads(answer.stdout), dict)
+    assert answer.stdout.count("\n") == 1
+
+
+def test_json_of_what_is_about_one_op(l2inv: Commands, ready: list[str]) -> None:
+    for command in ABOUT_AN_OP:
+        document = l2inv.json(command, ready[0])
+        assert document["op_id"] == ready[0]
+    l2inv("claim", ready[1])
+    assert l2inv.json("mark-inverted", ready[1])["state"] == "inverted"
+
+
+def test_every_command_that_reports_takes_json() -> None:
+    for path in all_commands():
+        command: click.Command = main
+        for name in path:
+            assert isinstance(command, click.Group)
+            command = command.commands[name]
+        assert "--json" in {option for p in command.params for option in p.opts}, path
+        assert {"--config", "--actor", "-v", "-q"} <= {option for p in command.params for option in p.opts}, (
+            path
+        )
+
+
+def test_status_always_names_all_eight_states(l2inv: Commands) -> None:
+    states = l2inv.json("status")["states"]
+    assert list(states) == [
+        "discovered", "invertible", "not_invertible", "preprocessed", "working", "inverted", "published", "error",
+    ]  # fmt: skip
+    assert set(states.values()) == {0}
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["no-such-command"], ["scan", "--no-such-option"], ["claim"], ["next", "-n", "0"], ["next", "-n", "many"],
+        ["list", "--state", "lost"], ["qualify", "--as-of", "yesterday"], ["--actor", "a\nb", "status"],
+        ["mark-inverted", "op", "--software-version", "1"],
+    ],
+)  # fmt: skip
+def test_wrong_usage_is_exit_code_2(l2inv: Commands, argv: list[str]) -> None:
+    assert l2inv(*argv, expect=2).stdout == ""
+
+
+def test_every_mistake_of_the_settings_is_named_at_once_with_exit_code_10(l2inv: Commands) -> None:
+    l2inv.config.write_text("databse: {}\nmetadata_store: {page_size: many, retires: 1}\n")
+    for argv in (["config", "check"], ["scan"], ["status"]):
+        answer = l2inv(*argv, expect=10)
+        assert answer.stderr.count("\n") == 1
+        for said in ("databse", "database", "metadata_store.page_size", "metadata_store.retires", "retries"):
+            assert said in answer.stderr
+    assert l2inv("scan", "--json", expect=10).json["error"]["code"] == 10
+
+
+def test_settings_that_are_good_say_where_they_are_from(l2inv: Commands) -> None:
+    assert l2inv.json("config", "check")["path"] == str(l2inv.config)
+    assert l2inv("config", "check").stdout.strip() == f"config: {l2inv.config}: good"
+
+
+def test_common_options_stand_before_or_after_the_command(l2inv: Commands, ready: list[str]) -> None:
+    assert l2inv("claim", ready[0], "--actor", "ann").exit_code == 0
+    assert l2inv.json("show", ready[0])["assignee"] == "ann"
+    assert l2inv("qualify", "-q").stdout == ""
+    assert l2inv("-q", "qualify").stdout == ""
+    assert l2inv("qualify").stdout.count("\n") == 1
+
+
+def test_the_actor_is_the_environments_or_the_users_of_the_system(
+    l2inv: Commands, ready: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+    import pwd
+
+    from click.testing import CliRunner
+
+    config = ["--config", str(l2inv.config)]
+    assert CliRunner().invoke(main, [*config, "claim", ready[0]]).exit_code == 0
+    assert l2inv.json("show", ready[0])["assignee"] == pwd.getpwuid(os.geteuid()).pw_name
+    monkeypatch.setenv("L2INV_ACTOR", "from-env")
+    assert CliRunner().invoke(main, [*config, "claim", ready[1]]).exit_code == 0
+    assert l2inv.json("show", ready[1])["assignee"] == "from-env"
+
+
+def test_an_unexpected_failure_is_one_line_and_a_traceback_only_with_vv(
+    l2inv: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from l2inv import views
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("two\nlines")
+
+    monkeypatch.setattr(views, "status", broken)
+    answer = l2inv("status", expect=1)
+    assert answer.stderr == (
+        "l2inv: unexpected: ZeroDivisionError: two lines; run again with -vv and report what it prints\n"
+    )
+    assert "Traceback" in l2inv("-vv", "status", expect=1).stderr
+
+
+HEAVY = {"psycopg", "rich", "requests", "yaml", "yoyo", "msgspec", "graphql"}
+
+
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["--version"], ["scan", "--help"], ["no-such-command"]], ids=" ".join
+)
+def test_a_process_that_only_prints_help_imports_nothing_heavy(argv: list[str]) -> None:
+    code = f"""
+import sys
+from l2inv.cli import main
+try:
+    main({argv!r})
+except SystemExit:
+    print(sorted({HEAVY!r} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_history_reads_on_a_terminal_and_in_a_pipe(l2inv: Commands, ready: list[str]) -> None:
+    l2inv("claim", ready[0])
+    lines = l2inv("history", ready[0]).stdout.splitlines()
+    assert len(lines) == 5
+    assert lines[-1].endswith("for han")
+    assert ready[1] in l2inv("next", "-n", "100").stdout
+    assert ready[0] in l2inv("list").stdout
+
+
+def test_text_from_outside_is_shown_and_never_obeyed(l2inv: Commands, ready: list[str]) -> None:
+    evil = "[bold red]x[/] \x1b[31mred\x1b[0m \u202egnp.exe\r\nsecond \x07"
+    l2inv("claim", ready[0])
+    l2inv("mark-inverted", ready[0], "--note", evil, "--output", evil)
+    shown = l2inv("history", ready[0]).stdout
+    assert "[bold red]x[/]" in shown
+    assert not set(shown) & set("\x1b\x07\r\u202e")
+    assert l2inv.json("history", ready[0])["events"][-1]["detail"]["note"] == evil
+
+
+@given(st.text())
+def test_clean_text_is_one_printable_line(text: str) -> None:
+    shown = render.clean(text)
+    assert len(shown.splitlines()) <= 1
+    assert "\x1b" not in shown
+
+
+def test_nothing_imports_the_commands_and_no_stage_imports_another() -> None:
+    package = Path(render.__file__).parent
+    stages = {"scan", "qualify", "preprocess", "science", "publish", "views"}
+    for path in package.rglob("*.py"):
+        words = path.read_text()
+        if "cli" not in path.parts and path.name != "__main__.py":
+            assert "l2inv.cli" not in words, path
+        if path.stem in stages and path.parent == package:
+            for other in stages - {path.stem}:
+                assert f"import {other}\n" not in words, (path, other)
+                assert f"from l2inv.{other} " not in words, (path, other)
+
+
+def test_a_reader_that_goes_away_is_no_error(l2inv: Commands, ready: list[str]) -> None:
+    with l2inv.start("list", "--json") as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
