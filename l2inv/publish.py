@@ -86,6 +86,8 @@ def _inversions(connection: Connection, op_id: str) -> list[dict[str, Any]]:
         raise Unpublishable("no event says what was inverted")
     inverted, inversions = row["detail"], []
     for program in inverted["instrument_programs"]:
+        if program is None:
+            raise Unpublishable("its datasets name no instrument program, and the store wants one")
         datasets = sorted(d for d, its_program in inverted["datasets"].items() if its_program == program)
         inversion = _from_datasets(connection, datasets)
         inversion["spectral_lines"] = inverted["lines"] or inversion["spectral_lines"]
