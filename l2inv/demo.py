@@ -3,6 +3,7 @@
 import fcntl
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -150,6 +151,7 @@ def _pipeline(
 def _say_what_next(say: Callable[[str], None], config: Path, published: str) -> None:
     say("\nThe database stays. Try next:")
     say(f"  export L2INV_CONFIG={shlex.quote(str(config))}")
+    program = "l2inv" if shutil.which("l2inv") else shlex.quote(sys.argv[0])
     for command in (
         f"history {published}",
         f"show {published}",
@@ -157,4 +159,4 @@ def _say_what_next(say: Callable[[str], None], config: Path, published: str) -> 
         "list --state not_invertible",
         "server stop",
     ):
-        say(f"  l2inv {command}")
+        say(f"  {program} {command}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def test_the_demo_runs_every_stage_and_leaves_its_database_for_the_next_command(
         next_steps = shown[shown.index("Try next:") :].splitlines()
         (export,) = [line for line in next_steps if "export L2INV_CONFIG=" in line]
         after = export.split("=", 1)[1].strip("'")
-        history = next(line.split()[1:] for line in next_steps if "l2inv history" in line)
+        history = next(shlex.split(line)[1:] for line in next_steps if " history " in line)
         told = subprocess.run(
             l2inv(home, "--config", after, *history, "--json"), capture_output=True, text=True, check=True
         )
