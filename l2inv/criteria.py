@@ -8,8 +8,9 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from decimal import Decimal
 from math import hypot, isfinite
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 import msgspec
 
@@ -46,6 +47,7 @@ class Criterion(TypedDict):
     dataset_id: str | None
     measured: Value
     required: Value
+    optional: NotRequired[bool]  # true for a band that decides nothing, else left out
 
 
 class InstrumentProgramVerdict(TypedDict):
@@ -77,19 +79,35 @@ def judge(datasets: Iterable[Dataset], rules: Qualification) -> Verdict:
     undecided = False
     for program_id in sorted(groups, key=lambda program_id: (program_id is not None, program_id or "")):
         group = groups[program_id]
-        criteria = [criterion for dataset in group for criterion in _judge_dataset(dataset, rules)]
+        own = _rules_of(group[0].instrument_name, rules)  # an instrument program is one instrument's
+        criteria = [criterion for dataset in group for criterion in _judge_dataset(dataset, own)]
         deciding = {criterion["result"] for criterion in criteria}
         ranges = [(dataset.dataset_id, _range_nm(dataset)) for dataset in group]
-        for band in _sorted_bands(rules):
-            criterion = _judge_band(band, ranges, whole=rules.band_coverage == "full")
+        for band in _sorted_bands(own.bands):
+            criterion = _judge_band(band, ranges, whole=own.band_coverage == "full")
             criteria.append(criterion)
             if band.required:
                 deciding.add(criterion["result"])
+            else:
+                criterion["optional"] = True
         invertible = deciding == {"pass"}
         programs.append({"instrument_program_id": program_id, "invertible": invertible, "criteria": criteria})
         undecided = undecided or ("unknown" in deciding and "fail" not in deciding)
     found = any(program["invertible"] for program in programs)
     return {"invertible": found, "undetermined": undecided and not found, "instrument_programs": programs}
+
+
+def margin(criterion: Criterion) -> float | None:
+    """Gives by how much what was measured is better than what is required, in its unit; worse is negative.
+
+    Shares of frames, and arcsec for `on_disk`, which at 0 fails. None where nothing was measured, and for `stokes`
+    and bands, which are met or not. The difference is the decimal one of the two numbers as they are shown.
+    """
+    measured, required = criterion["measured"], criterion["required"]
+    if not isinstance(measured, (int, float)) or not isinstance(required, (int, float)):
+        return None
+    spare = Decimal(str(measured)) - Decimal(str(required))
+    return float(-spare if criterion["name"] == "on_disk" else spare)
 
 
 def version(rules: Qualification) -> str:
@@ -98,9 +116,19 @@ def version(rules: Qualification) -> str:
     The order of keys, instruments and bands makes no difference, nor does writing 1 for 1.0.
     """
     ordered = msgspec.structs.replace(
-        rules, instruments=sorted(set(rules.instruments)), bands=_sorted_bands(rules)
+        rules,
+        instruments=sorted(set(rules.instruments)),
+        bands=_sorted_bands(rules.bands),
+        per_instrument=[
+            msgspec.structs.replace(own, bands=None if own.bands is None else _sorted_bands(own.bands))
+            for own in sorted(rules.per_instrument, key=lambda own: own.instrument)
+        ],
     )
     plain = msgspec.to_builtins(msgspec.convert(msgspec.to_builtins(ordered), Qualification))
+    if not plain["per_instrument"]:
+        del plain[
+            "per_instrument"
+        ]  # rules that are the same for all are what they were before it could be set
     return hashlib.sha256(msgspec.json.encode(plain, order="deterministic")).hexdigest()[:12]
 
 
@@ -113,8 +141,18 @@ def _qualifying(datasets: Iterable[Dataset], rules: Qualification) -> list[Datas
     return [dataset for dataset in datasets if dataset.instrument_name in rules.instruments]
 
 
-def _sorted_bands(rules: Qualification) -> list[Band]:
-    return sorted(rules.bands, key=msgspec.structs.astuple)
+def _rules_of(instrument: str | None, rules: Qualification) -> Qualification:
+    """The rules for one instrument: those for all, but for what the settings name for it alone."""
+    for own in rules.per_instrument:
+        if own.instrument == instrument:
+            named = {name: value for name, value in msgspec.structs.asdict(own).items() if value is not None}
+            del named["instrument"]
+            return msgspec.structs.replace(rules, **named)
+    return rules
+
+
+def _sorted_bands(bands: Iterable[Band]) -> list[Band]:
+    return sorted(bands, key=msgspec.structs.astuple)
 
 
 def _judge_dataset(dataset: Dataset, rules: Qualification) -> list[Criterion]:

@@ -25,19 +25,19 @@ Connection = psycopg.Connection[DictRow]
 _SCHEMA = re.compile(r"\bl2inv\.")
 
 
-class Cursor(psycopg.Cursor[Any]):
-    """A cursor whose statements speak of the connection's own schema."""
+class Renaming:
+    """Makes a cursor's statements speak of the connection's own schema."""
 
     schema = "l2inv"
 
     def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().execute(self.renamed(query), *args, **kwargs)
+        return super().execute(self.renamed(query), *args, **kwargs)  # type: ignore[misc]
 
     def executemany(self, query: Any, *args: Any, **kwargs: Any) -> None:
-        super().executemany(self.renamed(query), *args, **kwargs)
+        super().executemany(self.renamed(query), *args, **kwargs)  # type: ignore[misc]
 
     def copy(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().copy(self.renamed(statement), *args, **kwargs)
+        return super().copy(self.renamed(statement), *args, **kwargs)  # type: ignore[misc]
 
     def renamed(self, query: Any) -> Any:
         return in_schema(query, self.schema) if isinstance(query, str) else query
@@ -68,7 +68,9 @@ def open_connection(settings: Settings) -> Connection:
         )
     except psycopg.Error as problem:
         raise in_words(problem, settings) from problem
-    connection.cursor_factory = type("SchemaCursor", (Cursor,), {"schema": settings.database.schema})
+    own = {"schema": settings.database.schema}
+    connection.cursor_factory = type("Cursor", (Renaming, psycopg.Cursor), own)
+    connection.server_cursor_factory = type("ServerCursor", (Renaming, psycopg.ServerCursor), own)
     return connection
 
 
@@ -125,7 +127,7 @@ def migrations_folder() -> Path:
 
 def shipped_migrations() -> set[str]:
     """Gives the ids of the migrations that this l2inv knows."""
-    return {path.stem for path in migrations_folder().glob("*.sql")}
+    return {path.stem for path in migrations_folder().glob("*.sql") if not path.stem.endswith(".rollback")}
 
 
 def applied_migrations(connection: Connection) -> set[str]:
@@ -160,6 +162,7 @@ class Run:
     stage: str
     actor: str
     report: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)  # kept with the report, for the next run
 
 
 @contextmanager
@@ -182,7 +185,9 @@ def stage_run(connection: Connection, stage: str, actor: str) -> Iterator[Run]:
     except BaseException as problem:
         # The cause goes on its way; where the connection is what failed, the run stays open in the table.
         with suppress(psycopg.Error):
-            _finish(connection, run, {**run.report, "failed": str(problem) or type(problem).__name__})
+            incomplete = {"complete": False} if "complete" in run.report else {}
+            failed = {"failed": str(problem) or type(problem).__name__}
+            _finish(connection, run, run.report | incomplete | failed)
         raise
     else:
         run.report["seconds"] = round(time.monotonic() - started, 3)
@@ -195,7 +200,7 @@ def stage_run(connection: Connection, stage: str, actor: str) -> Iterator[Run]:
 def _finish(connection: Connection, run: Run, result: dict[str, Any]) -> None:
     connection.execute(
         "update l2inv.run set finished_at = clock_timestamp(), result = %s where run_id = %s",
-        [Jsonb(result), run.run_id],
+        [Jsonb(result | run.notes), run.run_id],
     )
 
 

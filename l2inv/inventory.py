@@ -97,7 +97,7 @@ def read(raw: bytes | msgspec.Raw) -> Record | Unreadable:
     """Gives the dataset that one record's JSON describes, or why it cannot be read. Never raises.
 
     The kept text holds the known fields without the nulls, times with their offset: the same dataset gives the
-    same hash whatever the order, the spelling or the nulls of the answer, and after l2inv learned more fields.
+    same hash whatever the order, the spelling or the nulls of the answer, and after l2inv learned a field that is null in it.
     """
     try:
         dataset = _in_utc(_decoder.decode(raw))

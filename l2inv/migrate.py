@@ -42,21 +42,27 @@ def apply(connection: Connection, schema: str) -> list[str]:
     migration, nor of those after it, is in the database.
     """
     with _locked(connection):
-        extra = applied_migrations(connection) - shipped_migrations()
-        if extra:
-            raise DatabaseError(
-                f"schema {schema} is ahead of this l2inv: it has {', '.join(sorted(extra))}", "upgrade l2inv"
-            )
-        pending = sorted(shipped_migrations() - applied_migrations(connection))
+        pending = _pending(connection, schema)
         if pending:
             _apply_all(connection, schema, pending)
         return pending
 
 
 def pending_sql(connection: Connection, schema: str) -> Iterator[tuple[str, str]]:
-    """Gives id and SQL of each migration that apply() would apply, for those who read before they run."""
-    for name in sorted(shipped_migrations() - applied_migrations(connection)):
+    """Gives id and SQL of each migration that apply() would apply, for those who read before they run.
+
+    Raises DatabaseError when the database is ahead.
+    """
+    for name in _pending(connection, schema):
         yield name, in_schema((migrations_folder() / f"{name}.sql").read_text(), schema)
+
+
+def _pending(connection: Connection, schema: str) -> list[str]:
+    applied, shipped = applied_migrations(connection), shipped_migrations()
+    if applied - shipped:
+        extra = ", ".join(sorted(applied - shipped))
+        raise DatabaseError(f"schema {schema} is ahead of this l2inv: it has {extra}", "upgrade l2inv")
+    return sorted(shipped - applied)
 
 
 def _apply_all(connection: Connection, schema: str, pending: list[str]) -> None:

@@ -7,7 +7,7 @@ happens after that, the next run knows which id to ask for before it tells the s
 import secrets
 import string
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from l2inv import metadata_store, record, states
 from l2inv.database import Connection, Run, stage_run
@@ -34,30 +34,33 @@ def publish(
     reached: the OPs stay inverted for the next run. Raises ConfigError when the settings name no service, Busy, and
     DatabaseError.
     """
-    with (
-        metadata_store.session(settings.metadata_store) as http,
-        stage_run(connection, "publish", actor) as run,
-    ):
+    with stage_run(connection, "publish", actor) as run:
         counts = {"done": 0, "failed": 0, "skipped": 0}
         run.report["ops"] = counts
         rows = connection.execute(
             "select op_id from l2inv.op_state where state = 'inverted' order by priority desc, since, op_id"
         ).fetchall()
-        for done, row in enumerate(rows, 1):
-            try:
-                _publish_op(connection, http, settings.metadata_store, run, row["op_id"])
-                counts["done"] += 1
-            except Refused:  # somebody moved it on since it was listed
-                counts["skipped"] += 1
-            except (StoreRefused, Unpublishable) as problem:
-                with connection.transaction():
-                    present = record.locked(connection, row["op_id"])
-                    record.fail(
-                        connection, present.op_id, present.seq, "publish", str(problem), actor, run.run_id
-                    )
-                counts["failed"] += 1
-            progress(done, len(rows))
+        if rows:
+            with metadata_store.session(settings.metadata_store) as http:
+                for done, row in enumerate(rows, 1):
+                    counts[_try_op(connection, http, settings.metadata_store, run, row["op_id"])] += 1
+                    progress(done, len(rows))
     return run.report
+
+
+def _try_op(
+    connection: Connection, http: "requests.Session", store: MetadataStore, run: Run, op_id: str
+) -> Literal["done", "failed", "skipped"]:
+    try:
+        _publish_op(connection, http, store, run, op_id)
+    except Refused:  # somebody moved it on since it was listed
+        return "skipped"
+    except (StoreRefused, Unpublishable) as problem:
+        with connection.transaction():
+            present = record.locked(connection, op_id)
+            record.fail(connection, op_id, present.seq, "publish", str(problem), run.actor, run.run_id)
+        return "failed"
+    return "done"
 
 
 def _publish_op(

@@ -1,4 +1,7 @@
-"""qualify: judges each OP that is quiet by the criteria of invertibility, and again when data or criteria changed."""
+"""qualify: judges each OP that is quiet by the criteria of invertibility, and again when data or criteria changed.
+
+A scientist may overrule a verdict; that holds until the OP's datasets change.
+"""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -7,8 +10,10 @@ from typing import Any
 import msgspec
 from psycopg.types.json import Jsonb
 
-from l2inv import criteria, inventory, record, states
+from l2inv import criteria, inventory, metadata_store, record, states
 from l2inv.database import Connection, Run, stage_run
+from l2inv.errors import Refused, StoreError
+from l2inv.metadata_store import Recipes
 from l2inv.settings import Settings
 
 BATCH = 1000  # OPs read, judged and recorded at a time
@@ -34,8 +39,10 @@ def qualify(
 ) -> dict[str, Any]:
     """Judges what is to be judged as of a time, and gives the report of the contract.
 
-    OPs that science holds, and those beyond, are never touched. An OP that cannot be judged goes to `error`.
-    Raises Busy and DatabaseError; batches recorded until then stay.
+    OPs that science holds, and those beyond, are never touched. An OP that cannot be judged goes to `error`. Where
+    the settings say so, the store is asked which OPs L1 has finished: these need not wait; `recipes` says whether it
+    answered, and `outstanding` names the waiting OPs with recipes to come. Raises Busy and DatabaseError; batches
+    recorded until then stay.
     """
     with stage_run(connection, "qualify", actor) as run:
         version = criteria.version(settings.qualification)
@@ -43,15 +50,28 @@ def qualify(
             ("judged", "invertible", "not_invertible", "waiting", "unchanged", "failed"), 0
         )
         run.report |= {"ops": counts, "criteria_version": version}
-        _keep_criteria(connection, version, settings)
+        keep_criteria(connection, version, settings)
+        recipes = _recipes(settings, run) if settings.completeness.processing_candidates else {}
         op_ids, counts["unchanged"] = _to_judge(connection, version)
         for start in range(0, len(op_ids), BATCH):
-            _judge_batch(connection, settings, run, op_ids[start : start + BATCH], as_of)
+            _judge_batch(connection, settings, run, op_ids[start : start + BATCH], as_of, recipes)
             progress(min(start + BATCH, len(op_ids)), len(op_ids))
     return run.report
 
 
-def _keep_criteria(connection: Connection, version: str, settings: Settings) -> None:
+def _recipes(settings: Settings, run: Run) -> dict[str, Recipes]:
+    """What L1 plans and has finished of each OP; nothing where the store does not tell, which the report then says."""
+    run.report["outstanding"] = {}
+    try:
+        recipes = metadata_store.processing_candidates(settings.metadata_store)
+    except StoreError as problem:
+        run.report["recipes"] = problem.message
+        return {}
+    run.report["recipes"] = "known"
+    return recipes
+
+
+def keep_criteria(connection: Connection, version: str, settings: Settings) -> None:
     connection.execute(
         "insert into l2inv.criteria (criteria_version, rules) values (%s, %s) on conflict do nothing",
         [version, Jsonb(msgspec.to_builtins(settings.qualification))],
@@ -62,7 +82,7 @@ def _to_judge(connection: Connection, version: str) -> tuple[list[str], int]:
     """Gives the OPs without a verdict on their present datasets by these criteria, and how many have one."""
     rows = connection.execute(
         """
-        select op_id, verdict_seq > datasets_seq and criteria_version = %s as judged
+        select op_id, verdict_seq > datasets_seq and (criteria_version = %s or overruled_seq is not null) as judged
         from l2inv.op_state
         where state in ('discovered', 'invertible', 'not_invertible', 'preprocessed')
         order by op_id
@@ -74,7 +94,12 @@ def _to_judge(connection: Connection, version: str) -> tuple[list[str], int]:
 
 
 def _judge_batch(
-    connection: Connection, settings: Settings, run: Run, op_ids: Sequence[str], as_of: datetime
+    connection: Connection,
+    settings: Settings,
+    run: Run,
+    op_ids: Sequence[str],
+    as_of: datetime,
+    recipes: dict[str, Recipes],
 ) -> None:
     quiet = timedelta(days=settings.completeness.quiet_days)
     counts = run.report["ops"]
@@ -83,14 +108,18 @@ def _judge_batch(
         try:
             datasets = [inventory.stored(text) for text in candidate.records]
             newest = criteria.newest_arrival(datasets, settings.qualification)
-            if newest is not None and newest + quiet > as_of:
+            planned = recipes.get(candidate.op_id)
+            finished = planned is not None and 0 < planned.planned <= planned.complete
+            if newest is not None and newest + quiet > as_of and not finished:
                 counts["waiting"] += 1
+                if planned is not None:
+                    run.report["outstanding"][candidate.op_id] = planned.planned - planned.complete
                 continue
             verdict = criteria.judge(datasets, settings.qualification)
         except Exception as problem:  # whatever it is, it is this OP's alone: the others are judged
             failures.append((candidate, f"{type(problem).__name__}: {problem}"))
             continue
-        events.append(_event(candidate, verdict, run.report["criteria_version"], newest))
+        events.append(_event(candidate, verdict, run.report["criteria_version"], newest, planned))
     with connection.transaction():
         added = record.add(connection, events, run.actor, run.run_id)
         for candidate, cause in failures:
@@ -114,7 +143,8 @@ def _candidates(connection: Connection, op_ids: Sequence[str]) -> list[Candidate
     ).fetchall()
     found = {row["op_id"]: Candidate(**row, versions={}, records=[]) for row in rows}
     datasets = connection.execute(
-        "select op_id, dataset_id, version, record::text as record from l2inv.dataset where op_id = any(%s)",
+        "select op_id, dataset_id, version, record::text as record from l2inv.dataset "
+        "where op_id = any(%s) and not withdrawn",
         [op_ids],
     )
     for row in datasets:
@@ -125,7 +155,11 @@ def _candidates(connection: Connection, op_ids: Sequence[str]) -> list[Candidate
 
 
 def _event(
-    candidate: Candidate, verdict: criteria.Verdict, version: str, newest: datetime | None
+    candidate: Candidate,
+    verdict: criteria.Verdict,
+    version: str,
+    newest: datetime | None,
+    planned: Recipes | None,
 ) -> record.Event:
     """The state stays where the verdict does; what was preprocessed stays so for the same instrument programs."""
     state: states.State = "invertible" if verdict["invertible"] else "not_invertible"
@@ -134,12 +168,14 @@ def _event(
         and candidate.verdict is not None
         and _invertible_programs(candidate.verdict) == _invertible_programs(verdict) != []
     )
-    detail = {
+    detail: dict[str, Any] = {
         "criteria_version": version,
         "verdict": {"criteria_version": version, **verdict},
         "datasets": dict(sorted(candidate.versions.items())),
         "newest_arrival": newest,
     }
+    if planned is not None:
+        detail["recipes"] = planned
     return record.Event(
         candidate.op_id, candidate.seq, "judged", None if same else state, msgspec.to_builtins(detail)
     )
@@ -147,3 +183,39 @@ def _event(
 
 def _invertible_programs(verdict: criteria.Verdict) -> list[str | None]:
     return [p["instrument_program_id"] for p in verdict["instrument_programs"] if p["invertible"]]
+
+
+def overrule(
+    connection: Connection, op_id: str, invertible: bool, reason: str, programs: Sequence[str], actor: str
+) -> None:
+    """Records what a scientist decides against, or in support of, the newest verdict, which the event names.
+
+    Invertible are then the instrument programs named, or all that were judged. It holds until the datasets change,
+    whatever the criteria. Raises Refused for an OP that was never judged, or that science holds or has done.
+    """
+    with connection.transaction():
+        present = record.locked(connection, op_id)
+        judged = record.newest(connection, op_id, "judged")
+        if judged is None or present.state not in states.JUDGED:
+            raise Refused(
+                f"OP {op_id} is {present.state}: there is no verdict to overrule", f"see: l2inv show {op_id}"
+            )
+        verdict = judged["verdict"]
+        known = [p["instrument_program_id"] for p in verdict["instrument_programs"]]
+        unknown = sorted(set(programs) - set(known))
+        if unknown or (invertible and not known):
+            what = (
+                f"no instrument program {', '.join(unknown)}" if unknown else "no instrument program at all"
+            )
+            raise Refused(f"the verdict on OP {op_id} knows {what}", f"see: l2inv explain {op_id}")
+        state: states.State = "invertible" if invertible else "not_invertible"
+        stays = present.state == state or (invertible and present.state == "preprocessed")
+        detail = {
+            "invertible": invertible,
+            "reason": reason,
+            "instrument_programs": (list(programs) or known) if invertible else [],
+            "criteria_version": judged["criteria_version"],
+            "verdict_seq": present.verdict_seq,
+            "verdict": verdict,
+        }
+        record.add_one(connection, present, "overruled", None if stays else state, actor, detail)

@@ -167,6 +167,26 @@ def newest(connection: Connection, op_id: str, kind: str) -> dict[str, Any] | No
     return row["detail"] if row else None
 
 
+def invertible_programs(connection: Connection, op_id: str) -> list[str]:
+    """Gives the instrument programs that are invertible by the newest verdict, or by what overrules it."""
+    row = connection.execute(
+        """
+        select o.detail -> 'instrument_programs' as overruled,
+               (select jsonb_agg(p -> 'instrument_program_id')
+                from jsonb_array_elements(v.detail -> 'verdict' -> 'instrument_programs') p
+                where (p ->> 'invertible')::boolean) as judged
+        from l2inv.op_state s
+        left join l2inv.event v on v.op_id = s.op_id and v.seq = s.verdict_seq
+        left join l2inv.event o on o.op_id = s.op_id and o.seq = s.overruled_seq
+        where s.op_id = %s
+        """,
+        [op_id],
+    ).fetchone()
+    assert row is not None
+    found: list[str] = row["judged"] or [] if row["overruled"] is None else row["overruled"]
+    return found
+
+
 def _way_on(present: Present) -> str:
     return {
         "discovered": "qualify judges it when it is quiet",

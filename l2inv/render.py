@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 # Control characters, and those that hide or reorder what stands beside them.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
-STATE_STYLE = {"error": "red", "working": "yellow", "preprocessed": "cyan", "published": "green"}
+STYLE = {"error": "red", "working": "yellow", "preprocessed": "cyan", "published": "green"}  # of states
+STYLE |= {"pass": "green", "fail": "red", "unknown": "yellow"}  # of criteria
 
 
 def clean(value: object) -> str:
@@ -62,7 +63,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], right: Seque
     for name in columns:
         grid.add_column(name, justify="right" if name in right else "left", overflow="fold")
     for row in rows:
-        grid.add_row(*(Text(clean(cell), style=STATE_STYLE.get(str(cell), "")) for cell in row))
+        grid.add_row(*(Text(clean(cell), style=STYLE.get(str(cell), "")) for cell in row))
     if sys.stdout.isatty():
         console().print(grid)
         return
@@ -116,7 +117,7 @@ def fields(pairs: Iterable[tuple[str, object]]) -> None:
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in pairs:
-        grid.add_row(name, Text(clean(value), style=STATE_STYLE.get(str(value), "")))
+        grid.add_row(name, Text(clean(value), style=STYLE.get(str(value), "")))
     console().print(grid)
 
 
@@ -131,15 +132,18 @@ def summary(report: dict[str, Any]) -> str:
         case "scan":
             d = report["datasets"]
             return (
-                f"scan: {d['seen']} records ({d['new']} new, {d['changed']} changed, {d['quarantined']} set aside), "
+                f"scan: {d['seen']} records ({d['new']} new, {d['changed']} changed, {d['withdrawn']} withdrawn, "
+                f"{d['quarantined']} set aside), "
                 f"{n['seen']} OPs ({n['new']} new, {n['changed']} changed), {seconds}"
             )
         case "qualify":
+            outstanding = len(report.get("outstanding") or ())
+            more = f" ({outstanding} with recipes outstanding)" if outstanding else ""
             return (
                 f"qualify: {n['judged']} OPs judged ({n['invertible']} invertible, {n['not_invertible']} not), "
-                f"{n['waiting']} waiting, {n['unchanged']} unchanged, {n['failed']} failed, {seconds}"
+                f"{n['waiting']} waiting{more}, {n['unchanged']} unchanged, {n['failed']} failed, {seconds}"
             )
-    return f"{stage}: {n['done']} OPs done, {n['failed']} failed, {n['skipped']} skipped, {seconds}"
+    return f"{stage}: {_count(range(n['done']), 'OP')} done, {n['failed']} failed, {n['skipped']} skipped, {seconds}"
 
 
 def what_happened(event: dict[str, Any]) -> str:
@@ -151,12 +155,15 @@ def what_happened(event: dict[str, Any]) -> str:
         case "datasets_changed":
             parts = [
                 f"{_count(detail[name], 'dataset')} {name}: {_some(detail[name])}"
-                for name in ("new", "changed", "left")
+                for name in ("new", "changed", "left", "withdrawn")
                 if detail.get(name)
             ]
             return "; ".join(parts)
         case "judged":
             return f"{verdict_line(detail['verdict'])} (criteria {detail['criteria_version']})"
+        case "overruled":
+            is_now = "invertible" if detail["invertible"] else "not invertible"
+            return f"{is_now} all the same: {detail['reason']}"
         case "preprocessed":
             if not detail.get("needed"):
                 return "nothing to run"
@@ -192,14 +199,14 @@ def verdict_line(verdict: dict[str, Any]) -> str:
     against: dict[str, set[str]] = {"fail": set(), "unknown": set()}
     for program in programs:
         for criterion in program["criteria"]:
-            if criterion["result"] in against:
+            if criterion["result"] in against and not criterion.get("optional"):
                 against[criterion["result"]].add(criterion["name"])
     words = [f"{result}: {', '.join(sorted(names))}" for result, names in against.items() if names]
     reason = "; ".join(words) if programs else "no dataset of a qualifying instrument"
     return ("undetermined" if verdict["undetermined"] else "not invertible") + f", {reason}"
 
 
-def _count(things: Sequence[object] | dict[str, Any], noun: str) -> str:
+def _count(things: Sized, noun: str) -> str:
     return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
 
 

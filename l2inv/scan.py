@@ -1,26 +1,29 @@
 """scan: reads the metadata store's datasets, keeps every version of each, and groups them into OPs."""
 
-import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 
 import msgspec
 
-from l2inv import inventory, metadata_store, record
+from l2inv import drift, inventory, metadata_store, quarantine, record
 from l2inv.criteria import INPUTS
 from l2inv.database import Connection, Run, stage_run
-from l2inv.errors import StoreError
+from l2inv.errors import L2invError, StoreError
 from l2inv.settings import Settings
 
+PASSES = 3  # over the whole store, while it changes under the reader
+OVERLAP = timedelta(days=1)  # an incremental scan reads this much again, for what the store dated late
+NOTED_FIELDS = 10  # of a changed dataset, named in its OP's event
 
-@dataclass
-class Known:
+
+class Known(NamedTuple):
     """The newest version that the database holds of a dataset."""
 
     version: int
     content_hash: bytes
-    op_id: str
+    withdrawn: bool
 
 
 @dataclass
@@ -30,53 +33,124 @@ class Change:
     new: list[str] = field(default_factory=list)
     changed: dict[str, list[str]] = field(default_factory=dict)  # dataset id -> fields
     left: list[str] = field(default_factory=list)
+    withdrawn: dict[str, str | None] = field(default_factory=dict)  # dataset id -> the one that supersedes it
     affects_verdict: bool = False
     proposal_id: str | None = None
     experiment_id: str | None = None
+
+
+@dataclass
+class Reading:
+    """What one scan works on and has found so far."""
+
+    connection: Connection
+    settings: Settings
+    run: Run
+    known: dict[str, Known]
+    seen: dict[str, bytes] = field(default_factory=dict)  # dataset id -> content hash
+    set_aside: set[bytes] = field(default_factory=set)  # hashes of what could not be read
+    unreadable_ids: set[str] = field(default_factory=set)
+    ops: set[str] = field(default_factory=set)
+    changes: dict[str, Change] = field(default_factory=dict)
+    profile: drift.Profile = field(default_factory=drift.Profile)
+    progress: Callable[[int], None] = lambda seen: None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        found: dict[str, int] = self.run.report["datasets"]
+        return found
+
+    def records_read(self) -> int:
+        return len(self.seen) + len(self.set_aside)
 
 
 def scan(
     connection: Connection,
     settings: Settings,
     actor: str,
+    *,
+    since_last: bool = False,
+    allow_withdrawals: bool = False,
     progress: Callable[[int], None] = lambda seen: None,
 ) -> dict[str, Any]:
-    """Reads the whole store once, and gives the report of the contract.
+    """Reads the whole store, or what changed since the last complete scan, and gives the report of the contract.
 
-    Everything it writes becomes visible at once at its end. When the store fails on the way, what was read until
-    then is kept, the report says `complete: false`, and `failed` names the cause. Raises Busy, DatabaseError, and
-    StoreError when nothing could be read at all.
+    Everything it writes becomes visible at once at its end. When the store fails on the way, or changes faster than
+    it can be read, what was read is kept, the report says `complete: false`, and `failed` names the cause. Only a
+    complete scan of the whole store finds datasets withdrawn. `warnings` names what looks like drift.
+
+    Raises Busy, DatabaseError, and StoreError when nothing could be read at all, or when more datasets would be
+    withdrawn than the settings allow; then nothing is written.
     """
     with stage_run(connection, "scan", actor) as run, connection.transaction():
-        counts = dict.fromkeys(("seen", "new", "changed", "unchanged", "withdrawn", "quarantined"), 0)
-        run.report |= {"complete": True, "datasets": counts, "ops": {"seen": 0, "new": 0, "changed": 0}}
-        known = _known(connection)
-        seen: dict[str, bytes] = {}
-        ops: set[str] = set()
-        changes: dict[str, Change] = {}
+        reading = _begun(connection, settings, run, progress)
+        since = _last_complete(connection) if since_last else None
+        run.report["since"] = since.isoformat() if since else None
         try:
-            for page in metadata_store.dataset_pages(settings.metadata_store):
-                records = _readable(connection, page, seen, counts)
-                ops.update(r.dataset.observing_program_execution_id for r in records)
-                _keep(connection, run, records, known, changes, settings.qualification.instruments)
-                progress(counts["seen"])
+            _read_all(reading, since)
+            if since is None:
+                _withdraw(reading, allow_withdrawals)
+        except Incomplete as problem:
+            run.report |= {"complete": False, "failed": str(problem)}
         except StoreError as problem:
-            if not counts["seen"]:
+            if not reading.records_read():
                 raise
             run.report |= {"complete": False, "failed": f"{problem.message}; {problem.hint}"}
-        run.report["ops"] = {"seen": len(ops)} | _tell(connection, run, changes)
+        _end(reading, whole=run.report["complete"] and since is None)
     return run.report
 
 
-def _known(connection: Connection) -> dict[str, Known]:
-    rows = connection.execute("select dataset_id, version, content_hash, op_id from l2inv.dataset")
-    return {row["dataset_id"]: Known(row["version"], row["content_hash"], row["op_id"]) for row in rows}
+def read_again(connection: Connection, settings: Settings, actor: str) -> dict[str, Any]:
+    """Reads what is in quarantine with the reader of this l2inv, and gives a scan's report of it."""
+    with stage_run(connection, "scan", actor) as run, connection.transaction():
+        reading = _begun(connection, settings, run, lambda seen: None)
+        _take(reading, quarantine.open_records(connection))
+        _end(reading, whole=False)
+    return run.report
 
 
-def _readable(
-    connection: Connection, page: Iterable[msgspec.Raw], seen: dict[str, bytes], counts: dict[str, int]
-) -> list[inventory.Record]:
-    """Sets aside what cannot be read; drops what the scan has read before, as a page that shifted gives."""
+class Incomplete(Exception):
+    """The store could not be read as a whole; the text says why."""
+
+
+def _begun(connection: Connection, settings: Settings, run: Run, progress: Callable[[int], None]) -> Reading:
+    counts = dict.fromkeys(("seen", "new", "changed", "unchanged", "withdrawn", "quarantined"), 0)
+    run.report |= {"complete": True, "datasets": counts, "ops": {}, "warnings": []}
+    known = {}
+    with connection.cursor(name="l2inv_known") as cursor:
+        cursor.itersize = 5000
+        for row in cursor.execute("select dataset_id, version, content_hash, withdrawn from l2inv.dataset"):
+            known[row["dataset_id"]] = Known(row["version"], row["content_hash"], row["withdrawn"])
+    return Reading(connection, settings, run, known, progress=progress)
+
+
+def _last_complete(connection: Connection) -> datetime | None:
+    row = connection.execute(
+        """
+        select max(started_at) as started_at from l2inv.run
+        where stage = 'scan' and result -> 'complete' = 'true' and finished_at is not null
+        """
+    ).fetchone()
+    return row["started_at"] - OVERLAP if row and row["started_at"] else None
+
+
+def _read_all(reading: Reading, since: datetime | None) -> None:
+    """Reads until the store holds no more than was read. Raises Incomplete when it never comes to that."""
+    store = reading.settings.metadata_store
+    for _ in range(PASSES):
+        for page in metadata_store.dataset_pages(store, since):
+            _take(reading, page)
+        holds = metadata_store.record_count(store, since)
+        if holds is None or reading.records_read() >= holds:
+            return
+    raise Incomplete(
+        f"the store says it holds {holds} records, {reading.records_read()} were read in {PASSES} passes; "
+        "it may be changing: try again later"
+    )
+
+
+def _take(reading: Reading, page: Iterable[bytes | msgspec.Raw]) -> None:
+    """Keeps one page: sets aside what cannot be read, drops what was read before, as a page that shifted gives."""
     records, set_aside = [], []
     for raw in page:
         read = inventory.read(raw)
@@ -84,83 +158,65 @@ def _readable(
             set_aside.append(read)
             continue
         dataset_id = read.dataset.dataset_id
-        if dataset_id not in seen:
-            seen[dataset_id] = read.content_hash
+        if dataset_id not in reading.seen:
+            reading.seen[dataset_id] = read.content_hash
             records.append(read)
-        elif seen[dataset_id] != read.content_hash:
+        elif reading.seen[dataset_id] != read.content_hash:
             reason = "a second, different record of the same dataset in one scan"
             set_aside.append(inventory.Unreadable(dataset_id, reason, bytes(raw)))
     if set_aside:
-        _quarantine(connection, set_aside)
-    counts["seen"] += len(records) + len(set_aside)
-    counts["quarantined"] += len(set_aside)
-    return records
+        reading.set_aside |= quarantine.put(reading.connection, set_aside)
+        reading.unreadable_ids |= {u.dataset_id for u in set_aside if u.dataset_id}
+    _keep(reading, records)
+    reading.counts["seen"] = reading.records_read()
+    reading.counts["quarantined"] = len(reading.set_aside)
+    reading.progress(reading.counts["seen"])
 
 
-def _quarantine(connection: Connection, set_aside: list[inventory.Unreadable]) -> None:
-    rows = [(hashlib.sha256(u.raw).digest(), u.dataset_id, u.reason, u.raw) for u in set_aside]
-    with connection.cursor() as cursor:
-        cursor.executemany(
-            """
-            insert into l2inv.quarantine (raw_hash, dataset_id, reason, raw) values (%s, %s, %s, %s)
-            on conflict (raw_hash) do update set reason = excluded.reason, last_seen = clock_timestamp()
-            """,
-            rows,
-        )
-
-
-def _keep(
-    connection: Connection,
-    run: Run,
-    records: list[inventory.Record],
-    known: dict[str, Known],
-    changes: dict[str, Change],
-    instruments: Iterable[str],
-) -> None:
+def _keep(reading: Reading, records: list[inventory.Record]) -> None:
     """Adds a version for each record that is new or not what the database holds, and notes it for the OP's event."""
-    fresh = [r for r in records if _differs(r, known.get(r.dataset.dataset_id))]
-    before = _before(connection, [r.dataset.dataset_id for r in fresh if r.dataset.dataset_id in known])
+    fresh = [r for r in records if _differs(r, reading.known.get(r.dataset.dataset_id))]
+    before = _before(reading, [r.dataset.dataset_id for r in fresh if r.dataset.dataset_id in reading.known])
+    for r in records:
+        reading.ops.add(r.dataset.observing_program_execution_id)
+        reading.profile.count(r.dataset)
     for r in fresh:
-        _note(r.dataset, before.get(r.dataset.dataset_id), changes, set(instruments))
+        reading.profile.measure(r.dataset)
+        _note(reading, r.dataset, before.get(r.dataset.dataset_id))
     with (
-        connection.cursor() as cursor,
+        reading.connection.cursor() as cursor,
         cursor.copy(
             "copy l2inv.dataset_version (dataset_id, version, op_id, content_hash, record, run_id) from stdin"
         ) as copy,
     ):
         for r in fresh:
             dataset_id, op_id = r.dataset.dataset_id, r.dataset.observing_program_execution_id
-            version = known[dataset_id].version + 1 if dataset_id in known else 1
-            copy.write_row((dataset_id, version, op_id, r.content_hash, r.text.decode(), run.run_id))
-    counts = run.report["datasets"]
-    counts["new"] += len(fresh) - len(before)
-    counts["changed"] += len(before)
-    counts["unchanged"] += len(records) - len(fresh)
+            version = reading.known[dataset_id].version + 1 if dataset_id in reading.known else 1
+            copy.write_row((dataset_id, version, op_id, r.content_hash, r.text.decode(), reading.run.run_id))
+    reading.counts["new"] += len(fresh) - len(before)
+    reading.counts["changed"] += len(before)
+    reading.counts["unchanged"] += len(records) - len(fresh)
 
 
 def _differs(r: inventory.Record, known: Known | None) -> bool:
-    return known is None or known.content_hash != r.content_hash
+    return known is None or known.withdrawn or known.content_hash != r.content_hash
 
 
-def _before(connection: Connection, dataset_ids: list[str]) -> dict[str, inventory.Dataset]:
+def _before(reading: Reading, dataset_ids: list[str]) -> dict[str, inventory.Dataset]:
     if not dataset_ids:
         return {}
-    rows = connection.execute(
+    rows = reading.connection.execute(
         "select dataset_id, record::text from l2inv.dataset where dataset_id = any(%s)", [dataset_ids]
     )
     return {row["dataset_id"]: inventory.stored(row["record"]) for row in rows}
 
 
-def _note(
-    now: inventory.Dataset,
-    before: inventory.Dataset | None,
-    changes: dict[str, Change],
-    instruments: set[str],
-) -> None:
-    change = changes.setdefault(now.observing_program_execution_id, Change())
+def _note(reading: Reading, now: inventory.Dataset, before: inventory.Dataset | None) -> None:
+    instruments = set(reading.settings.qualification.instruments)
+    change = reading.changes.setdefault(now.observing_program_execution_id, Change())
     change.proposal_id = change.proposal_id or now.primary_proposal_id
     change.experiment_id = change.experiment_id or now.primary_experiment_id
-    if before is None:
+    if before is None or reading.known[now.dataset_id].withdrawn:
         change.new.append(now.dataset_id)
         change.affects_verdict |= now.instrument_name in instruments
         return
@@ -170,12 +226,88 @@ def _note(
     )
     change.affects_verdict |= affects
     if before.observing_program_execution_id == now.observing_program_execution_id:
-        change.changed[now.dataset_id] = fields
+        change.changed[now.dataset_id] = fields[:NOTED_FIELDS]
         return
     change.new.append(now.dataset_id)
-    former = changes.setdefault(before.observing_program_execution_id, Change())
+    former = reading.changes.setdefault(before.observing_program_execution_id, Change())
     former.left.append(now.dataset_id)
     former.affects_verdict |= affects
+
+
+def _withdraw(reading: Reading, allowed: bool) -> None:
+    """Records as withdrawn what the whole store, and the store asked by name, no longer holds.
+
+    Raises StoreError when that is more than the settings allow: rather a broken store than an empty Sun.
+    """
+    store = reading.settings.metadata_store
+    active = [dataset_id for dataset_id, known in reading.known.items() if not known.withdrawn]
+    missing = [d for d in active if d not in reading.seen and d not in reading.unreadable_ids]
+    nameless = len(reading.set_aside) - len(reading.unreadable_ids)
+    for page in metadata_store.datasets_by_id(store, missing):
+        _take(reading, page)
+    if len(reading.set_aside) - len(reading.unreadable_ids) > nameless:
+        raise Incomplete("the store gives records without an id for datasets asked for by id")
+    gone = [d for d in missing if d not in reading.seen and d not in reading.unreadable_ids]
+    limit = max(store.max_withdrawn, round(store.max_withdrawn_share * len(active)))
+    if len(gone) > limit and not allowed:
+        raise TooManyGone(
+            f"metadata store {store.url}: {len(gone)} of {len(active)} datasets are gone from it, more than {limit}; "
+            "nothing was written",
+            "if that is right: l2inv scan --allow-withdrawals",
+        )
+    if not gone:
+        return
+    rows = reading.connection.execute(
+        """
+        insert into l2inv.dataset_version (dataset_id, version, op_id, content_hash, record, run_id, withdrawn)
+            select dataset_id, version + 1, op_id, content_hash, record, %s, true
+            from l2inv.dataset where dataset_id = any(%s)
+        returning dataset_id, op_id, record ->> 'instrumentName' as instrument, record ->> 'productId' as product_id
+        """,
+        [reading.run.run_id, gone],
+    ).fetchall()
+    heirs = _heirs(reading.connection, [row["product_id"] for row in rows if row["product_id"]])
+    for row in rows:
+        change = reading.changes.setdefault(row["op_id"], Change())
+        change.withdrawn[row["dataset_id"]] = heirs.get(row["product_id"])
+        change.affects_verdict |= row["instrument"] in reading.settings.qualification.instruments
+    reading.counts["withdrawn"] = len(rows)
+
+
+class TooManyGone(L2invError):
+    """More datasets are gone than the settings let one scan withdraw."""
+
+
+def _heirs(connection: Connection, product_ids: list[str]) -> dict[str, str]:
+    """Gives the active dataset of each product: what supersedes a withdrawn one."""
+    rows = connection.execute(
+        """
+        select product_id, max(dataset_id) as dataset_id from l2inv.dataset
+        where product_id = any(%s) and not withdrawn group by product_id
+        """,
+        [product_ids],
+    )
+    return {row["product_id"]: row["dataset_id"] for row in rows}
+
+
+def _end(reading: Reading, whole: bool) -> None:
+    """Tells the OPs, settles the quarantine and compares with what earlier scans looked like."""
+    connection, report = reading.connection, reading.run.report
+    report["ops"] = {"seen": len(reading.ops)} | _tell(connection, reading.run, reading.changes)
+    quarantine.settle(connection, reading.run.run_id, list(reading.seen), whole)
+    earlier = _earlier_profile(connection)
+    report["warnings"] = drift.warnings(reading.profile, earlier, whole)
+    reading.run.notes["profile"] = reading.profile.plain(earlier, whole)
+
+
+def _earlier_profile(connection: Connection) -> drift.Plain | None:
+    row = connection.execute(
+        """
+        select result -> 'profile' as profile from l2inv.run
+        where stage = 'scan' and result -> 'profile' is not null order by run_id desc limit 1
+        """
+    ).fetchone()
+    return row["profile"] if row else None
 
 
 def _tell(connection: Connection, run: Run, changes: dict[str, Change]) -> dict[str, int]:
@@ -190,34 +322,29 @@ def _tell(connection: Connection, run: Run, changes: dict[str, Change]) -> dict[
     for op_id, change in changes.items():
         row = present.get(op_id)
         if row is None:
-            detail = {
-                "datasets": sorted(change.new),
-                "proposal_id": change.proposal_id,
-                "experiment_id": change.experiment_id,
-            }
-            new.append(record.Event(op_id, 0, "discovered", "discovered", detail))
-        else:
-            reopens = change.affects_verdict and row["state"] in (
-                "invertible",
-                "not_invertible",
-                "preprocessed",
-            )
-            detail = _detail(change)
-            changed.append(
-                record.Event(op_id, row["seq"], "datasets_changed", "discovered" if reopens else None, detail)
-            )
+            new.append(record.Event(op_id, 0, "discovered", "discovered", _first_detail(change)))
+            continue
+        reopens = change.affects_verdict and row["state"] in ("invertible", "not_invertible", "preprocessed")
+        state: Any = "discovered" if reopens else None
+        changed.append(record.Event(op_id, row["seq"], "datasets_changed", state, _detail(change)))
     for events in (new, changed):
         for start in range(0, len(events), 10_000):
             record.add(connection, events[start : start + 10_000], run.actor, run.run_id)
     return {"new": len(new), "changed": len(changed)}
 
 
+def _first_detail(change: Change) -> dict[str, Any]:
+    names = {"proposal_id": change.proposal_id, "experiment_id": change.experiment_id}
+    return {"datasets": sorted(change.new), **names}
+
+
 def _detail(change: Change) -> dict[str, Any]:
-    detail: dict[str, Any] = {"affects_verdict": change.affects_verdict}
-    if change.new:
-        detail["new"] = sorted(change.new)
-    if change.changed:
-        detail["changed"] = {key: change.changed[key] for key in sorted(change.changed)}
-    if change.left:
-        detail["left"] = sorted(change.left)
-    return detail
+    told = {
+        "new": sorted(change.new),
+        "changed": dict(sorted(change.changed.items())),
+        "left": sorted(change.left),
+        "withdrawn": dict(sorted(change.withdrawn.items())),
+    }
+    return {"affects_verdict": change.affects_verdict} | {
+        name: value for name, value in told.items() if value
+    }

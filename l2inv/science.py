@@ -94,9 +94,10 @@ def _inverted(
     """The event's detail: the ready event with its defaults filled in from the newest verdict."""
     judged = record.newest(connection, present.op_id, "judged") or {}
     programs = judged.get("verdict", {}).get("instrument_programs", [])
-    invertible = [p["instrument_program_id"] for p in programs if p["invertible"]]
+    invertible = record.invertible_programs(connection, present.op_id)
     rows = connection.execute(
-        "select dataset_id, instrument_program_id from l2inv.dataset where op_id = %s order by dataset_id",
+        "select dataset_id, instrument_program_id from l2inv.dataset where op_id = %s "
+        "and not withdrawn order by dataset_id",
         [present.op_id],
     ).fetchall()
     program_of = {row["dataset_id"]: row["instrument_program_id"] for row in rows}
@@ -107,9 +108,20 @@ def _inverted(
     }
     datasets = ready.datasets if ready.datasets is not None else sorted(qualifying)
     _must_be_known("dataset", datasets, set(program_of), present.op_id)
-    if not chosen or not datasets:
+    stray = sorted(d for d in datasets if program_of[d] not in chosen)
+    if stray:
         raise Refused(
-            f"OP {present.op_id}: no instrument program or dataset to speak of",
+            f"OP {present.op_id}: {', '.join(stray)} is in none of the instrument programs {', '.join(chosen)}",
+            "name its instrument program too: --instrument-program",
+        )
+    without = (
+        sorted(set(chosen) - {program_of[d] for d in datasets})
+        if chosen
+        else ["it has none that is invertible"]
+    )
+    if without:
+        raise Refused(
+            f"OP {present.op_id}: no dataset of an instrument program is named: {', '.join(without)}",
             "name them: --instrument-program and --dataset",
         )
     at = ready.inverted_at or now

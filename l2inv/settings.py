@@ -82,12 +82,18 @@ class MetadataStore(Struct, frozen=True):
     page_size: Annotated[int, Meta(ge=1, le=100_000)] = 500
     timeout_seconds: Seconds = 30.0
     retries: Annotated[int, Meta(ge=0, le=20)] = 5
+    total_timeout_seconds: Seconds = 3600.0
+    parallel_pages: Annotated[int, Meta(ge=1, le=16)] = 4
+    max_answer_mb: Annotated[int, Meta(ge=1, le=100_000)] = 256
+    max_withdrawn: Annotated[int, Meta(ge=0)] = 20
+    max_withdrawn_share: Share = 0.05
 
 
 class Completeness(Struct, frozen=True):
     """When an OP counts as complete."""
 
     quiet_days: Annotated[float, Meta(ge=0, le=36_525)] = 14.0  # a century: a date can still be counted back
+    processing_candidates: bool = False
 
 
 class Band(Struct, frozen=True):
@@ -111,6 +117,26 @@ _IN_ORDER = Must(
 _NAMED_APART = Must(lambda bands: len({b.name for b in bands}) == len(bands), "two bands have the same name")
 
 
+Stokes = Annotated[str, _like(r"(?!.*(.).*\1)[IQUV]+", "distinct letters of IQUV")]
+Bands = Annotated[list[Annotated[Band, _IN_ORDER]], _NAMED_APART]
+
+
+class InstrumentRules(Struct, frozen=True, omit_defaults=True):
+    """What is judged otherwise for one instrument; null is as for the others."""
+
+    instrument: Text
+    min_good_health: Share | None = None
+    min_open_gos: Share | None = None
+    min_ao_locked: Share | None = None
+    stokes: Stokes | None = None
+    on_disk: bool | None = None
+    band_coverage: Literal["center", "full"] | None = None
+    bands: Bands | None = None
+
+
+_ONE_EACH = Must(lambda rules: len({r.instrument for r in rules}) == len(rules), "names an instrument twice")
+
+
 class Qualification(Struct, frozen=True):
     """What makes an OP invertible; the shares are of a dataset's frames."""
 
@@ -118,10 +144,11 @@ class Qualification(Struct, frozen=True):
     min_good_health: Share = 0.75
     min_open_gos: Share = 1.0
     min_ao_locked: Share = 0.75
-    stokes: Annotated[str, _like(r"(?!.*(.).*\1)[IQUV]+", "distinct letters of IQUV")] = "IQUV"
+    stokes: Stokes = "IQUV"
     on_disk: bool = True
     band_coverage: Literal["center", "full"] = "center"
-    bands: Annotated[list[Annotated[Band, _IN_ORDER]], _NAMED_APART] = field(default_factory=_BANDS.copy)
+    bands: Bands = field(default_factory=_BANDS.copy)
+    per_instrument: Annotated[list[InstrumentRules], _ONE_EACH] = field(default_factory=list)
 
 
 class Preprocess(Struct, frozen=True):

@@ -29,6 +29,12 @@ EDGES: dict[str, Edges] = {
         ("preprocessed", "not_invertible"),
         *((state, None) for state in JUDGED),
     },
+    "overruled": {
+        ("not_invertible", "invertible"),
+        ("invertible", "not_invertible"),
+        ("preprocessed", "not_invertible"),
+        *((state, None) for state in JUDGED),
+    },
     "preprocessed": {("invertible", "preprocessed")},
     "claimed": {("preprocessed", "working")},
     "released": {("working", "preprocessed")},

@@ -7,7 +7,7 @@ from l2inv.database import Connection
 from l2inv.states import STATES
 
 _COLUMNS = """op_id, proposal_id, experiment_id, state, since, priority, assignee, instruments, datasets, start_time,
-              fried_parameter_med, bands, instrument_programs"""
+              fried_parameter_med, bands, instrument_programs, inputs_changed, overruled"""
 
 
 def next_ops(connection: Connection, limit: int) -> list[dict[str, Any]]:
@@ -15,7 +15,7 @@ def next_ops(connection: Connection, limit: int) -> list[dict[str, Any]]:
     return connection.execute(
         f"""
         select {_COLUMNS} from l2inv.op_overview
-        where state = 'preprocessed' order by priority desc, since, op_id limit %s
+        where state = 'preprocessed' and not inputs_changed order by priority desc, since, op_id limit %s
         """,  # noqa: S608 - columns of our own
         [limit],
     ).fetchall()
@@ -38,7 +38,9 @@ def show(connection: Connection, op_id: str) -> dict[str, Any]:
                 where e.op_id = o.op_id and e.kind = 'judged' order by e.seq desc limit 1) as verdict,
                (select e.detail from l2inv.event e
                 where e.op_id = o.op_id and e.kind = 'failed' and o.state = 'error' order by e.seq desc limit 1) as error,
-               (select max(v.recorded_at) from l2inv.dataset v where v.op_id = o.op_id) as newest_version_at
+               (select e.detail from l2inv.event e
+                where e.op_id = o.op_id and e.kind = 'overruled' and o.overruled order by e.seq desc limit 1)
+                    as overruled_by
         from l2inv.op_overview o where op_id = %s
         """,  # noqa: S608
         [op_id],
@@ -48,12 +50,25 @@ def show(connection: Connection, op_id: str) -> dict[str, Any]:
     row["datasets"] = connection.execute(
         """
         select dataset_id, version, product_id, instrument_program_id, instrument, bucket, create_date, start_time,
-               wavelength_min_nm, wavelength_max_nm, fried_parameter_med_m, record
+               wavelength_min_nm, wavelength_max_nm, fried_parameter_med_m, withdrawn, record
         from l2inv.dataset where op_id = %s order by instrument, dataset_id
         """,
         [op_id],
     ).fetchall()
     return row
+
+
+def held_with_changed_inputs(connection: Connection, actor: str | None) -> list[dict[str, Any]]:
+    """Gives the OPs in science's hands, or one person's, whose datasets changed since the verdict they go by."""
+    return connection.execute(
+        """
+        select op_id, state, assignee from l2inv.op_state
+        where state in ('working', 'inverted', 'published') and datasets_seq > verdict_seq
+            and (%s::text is null or assignee = %s)
+        order by op_id
+        """,
+        [actor, actor],
+    ).fetchall()
 
 
 def history(connection: Connection, op_id: str) -> dict[str, Any]:
@@ -75,7 +90,7 @@ def status(connection: Connection) -> dict[str, Any]:
     row = connection.execute(
         """
         select coalesce((select sum(seq) from l2inv.op_state), 0)::bigint as events,
-               (select count(*) from l2inv.quarantine) as quarantined
+               (select count(*) from l2inv.quarantine where resolved_at is null) as quarantined
         """
     ).fetchone()
     assert row is not None
@@ -89,13 +104,7 @@ def status(connection: Connection) -> dict[str, Any]:
         "states": {state: counted.get(state, 0) for state in STATES},
         "ops": sum(counted.values()),
         **row,
+        "inputs_changed": held_with_changed_inputs(connection, None),
         "runs": runs,
         "as_of": datetime.now(UTC),
     }
-
-
-def quarantined(connection: Connection) -> list[dict[str, Any]]:
-    """Gives the records that could not be read, those seen first at the top."""
-    return connection.execute(
-        "select dataset_id, reason, first_seen, last_seen from l2inv.quarantine order by first_seen, dataset_id"
-    ).fetchall()

@@ -36,6 +36,9 @@ returns boolean language sql immutable parallel safe as $$
         when 'judged' then from_state in ('discovered', 'invertible', 'not_invertible', 'preprocessed')
                 and to_state in ('invertible', 'not_invertible') and from_state <> to_state
             or from_state in ('invertible', 'not_invertible', 'preprocessed') and to_state is null
+        when 'overruled' then from_state in ('invertible', 'not_invertible', 'preprocessed') and to_state is null
+            or from_state = 'not_invertible' and to_state = 'invertible'
+            or from_state in ('invertible', 'preprocessed') and to_state = 'not_invertible'
         when 'preprocessed' then from_state = 'invertible' and to_state = 'preprocessed'
         when 'claimed' then from_state = 'preprocessed' and to_state = 'working'
         when 'released' then from_state = 'working' and to_state = 'preprocessed'
@@ -58,6 +61,7 @@ create table l2inv.op_state (
     datasets_seq       integer not null,      -- of the newest event that a verdict depends on
     verdict_seq        integer,               -- of the newest verdict
     criteria_version   text,                  -- of the newest verdict
+    overruled_seq      integer,               -- of the event that overrules the newest verdict, until its data change
     proposal_id        text,
     experiment_id      text,
     priority           integer not null default 0,
@@ -91,7 +95,7 @@ begin
         end if;
 
         insert into l2inv.op_state as s (op_id, seq, state, since, state_before_error, datasets_seq, verdict_seq,
-                                         criteria_version, proposal_id, experiment_id, assignee)
+                                         criteria_version, overruled_seq, proposal_id, experiment_id, assignee)
             select e.op_id, e.seq, coalesce(e.state, s.state),
                    case when e.state is null then s.since else e.recorded_at end,
                    case when e.state is null then s.state_before_error when e.state = 'error' then s.state end,
@@ -99,6 +103,9 @@ begin
                              and e.detail -> 'affects_verdict' = 'true' then e.seq else s.datasets_seq end,
                    case when e.kind = 'judged' then e.seq else s.verdict_seq end,
                    case when e.kind = 'judged' then e.detail ->> 'criteria_version' else s.criteria_version end,
+                   case when e.kind = 'overruled' then e.seq
+                        when e.kind = 'datasets_changed' and e.detail -> 'affects_verdict' = 'true' then null
+                        else s.overruled_seq end,
                    coalesce(e.detail ->> 'proposal_id', s.proposal_id),
                    coalesce(e.detail ->> 'experiment_id', s.experiment_id),
                    case e.kind when 'claimed' then e.detail ->> 'assignee' when 'released' then null
@@ -108,7 +115,7 @@ begin
         on conflict (op_id) do update set
             seq = excluded.seq, state = excluded.state, since = excluded.since,
             state_before_error = excluded.state_before_error, datasets_seq = excluded.datasets_seq,
-            verdict_seq = excluded.verdict_seq, criteria_version = excluded.criteria_version,
+            verdict_seq = excluded.verdict_seq, criteria_version = excluded.criteria_version, overruled_seq = excluded.overruled_seq,
             proposal_id = excluded.proposal_id, experiment_id = excluded.experiment_id,
             assignee = excluded.assignee;
         get diagnostics this_time = row_count;
@@ -124,6 +131,19 @@ begin
     end loop;
     return null;
 end $$;
+
+-- The trigger above is the only writer: whoever else writes is at depth 1.
+create function l2inv.refuse_direct_write() returns trigger language plpgsql as $$
+begin
+    if pg_trigger_depth() < 2 then
+        raise exception '%.% follows the events: % is refused', tg_table_schema, tg_table_name, tg_op
+            using errcode = 'L2INV', hint = 'record an event; it takes the state with it';
+    end if;
+    return null;
+end $$;
+
+create trigger derived_only before insert or update or delete or truncate on l2inv.op_state
+    for each statement execute function l2inv.refuse_direct_write();
 
 create trigger follow_events after insert on l2inv.event
     referencing new table as new_event for each statement execute function l2inv.follow_events();

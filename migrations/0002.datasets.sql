@@ -17,6 +17,7 @@ create table l2inv.dataset_version (
     record       jsonb not null,
     run_id       bigint not null,
     recorded_at  timestamptz not null default clock_timestamp(),
+    withdrawn    boolean not null default false,  -- the store no longer holds it; the record is the last one read
     primary key (dataset_id, version)
 );
 
@@ -26,12 +27,13 @@ create trigger append_only before update or delete or truncate on l2inv.dataset_
     for each statement execute function l2inv.refuse_change();
 
 create table l2inv.quarantine (
-    raw_hash   bytea primary key,  -- one row a record, however often it is read
-    dataset_id text,
-    reason     text not null,
-    raw        bytea not null,     -- as received: it may be no valid text
-    first_seen timestamptz not null default clock_timestamp(),
-    last_seen  timestamptz not null default clock_timestamp()
+    raw_hash    bytea primary key,  -- one row a record, however often it is read
+    dataset_id  text,
+    reason      text not null,
+    raw         bytea not null,     -- as received: it may be no valid text
+    first_seen  timestamptz not null default clock_timestamp(),
+    last_seen   timestamptz not null default clock_timestamp(),
+    resolved_at timestamptz  -- since when it is readable, or gone from the store
 );
 
 create table l2inv.criteria (

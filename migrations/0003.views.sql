@@ -15,7 +15,7 @@ create view l2inv.dataset as
            (v.record ->> 'wavelengthMin')::double precision as wavelength_min_nm,
            (v.record ->> 'wavelengthMax')::double precision as wavelength_max_nm,
            (v.record -> 'friedParameter' ->> 'med')::double precision as fried_parameter_med_m,
-           v.content_hash, v.run_id, v.recorded_at, v.record
+           v.content_hash, v.run_id, v.recorded_at, v.record, v.withdrawn
     from l2inv.dataset_version v
     where not exists (select from l2inv.dataset_version newer
                       where newer.dataset_id = v.dataset_id and newer.version > v.version);
@@ -24,14 +24,15 @@ create view l2inv.dataset as
 create view l2inv.op_overview as
     select s.op_id, s.proposal_id, s.experiment_id, s.state, s.since, s.priority, s.assignee,
            d.instruments, d.datasets, d.start_time, d.fried_parameter_med,
-           coalesce(v.bands, '[]') as bands, coalesce(v.instrument_programs, '[]') as instrument_programs, s.seq
+           coalesce(v.bands, '[]') as bands, coalesce(o.detail -> 'instrument_programs', v.instrument_programs, '[]') as instrument_programs,
+           s.datasets_seq > s.verdict_seq as inputs_changed, s.overruled_seq is not null as overruled
     from l2inv.op_state s
     left join lateral (
         select coalesce(array_agg(distinct instrument) filter (where instrument is not null), '{}') as instruments,
                count(*) as datasets,
                min(start_time) as start_time,
                percentile_cont(0.5) within group (order by fried_parameter_med_m) as fried_parameter_med
-        from l2inv.dataset where dataset.op_id = s.op_id
+        from l2inv.dataset where dataset.op_id = s.op_id and not dataset.withdrawn
     ) d on true
     left join lateral (
         select jsonb_agg(distinct substr(c ->> 'name', 6)) filter (where c ->> 'name' like 'band %' and c ->> 'result' = 'pass') as bands,
@@ -40,7 +41,8 @@ create view l2inv.op_overview as
              jsonb_array_elements(e.detail -> 'verdict' -> 'instrument_programs') p,
              jsonb_array_elements(p -> 'criteria') c
         where e.op_id = s.op_id and e.seq = s.verdict_seq
-    ) v on true;
+    ) v on true
+    left join l2inv.event o on o.op_id = s.op_id and o.seq = s.overruled_seq;
 
 -- What the metadata store aggregates: one row for each inversion that it was told of.
 create view l2inv.published_op as
@@ -55,7 +57,7 @@ create view l2inv.published_op as
            i ->> 'asdf_object_key' as asdf_object_key,
            i -> 'spectral_lines' as spectral_lines,
            i -> 'outputs' as outputs,
-           i -> 'software' as software,
+           nullif(i -> 'software', 'null') as software,
            (i ->> 'is_embargoed')::boolean as is_embargoed,
            (i ->> 'embargo_end_date')::timestamptz as embargo_end_date,
            i ->> 'criteria_version' as criteria_version,

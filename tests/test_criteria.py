@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from l2inv import criteria, inventory
 from l2inv.criteria import Criterion, Verdict, judge, newest_arrival, version
 from l2inv.inventory import Dataset
-from l2inv.settings import Band, Qualification
+from l2inv.settings import Band, InstrumentRules, Qualification
 from l2inv.solar import apparent_radius_arcsec
 
 RULES = Qualification()
@@ -139,6 +139,7 @@ def test_the_share_shown_never_contradicts_the_result(counts: tuple[int, int], r
     assert (shown["result"] == "pass") == meets
     assert isinstance(shown["measured"], float)
     assert (shown["measured"] >= required) == meets
+    assert ((criteria.margin(shown) or 0) >= 0) == meets
     assert shown["measured"] == pytest.approx(locked / frames, abs=1e-4)
 
 
@@ -344,6 +345,39 @@ def test_a_required_band_decides() -> None:
     only_ca = Qualification(bands=[Band("Ca II 854.2", 853.5, 854.2, 855.0, True)])
     assert says(dataset(nm=CA), rules=only_ca) == INVERTIBLE
     assert says(dataset(nm=CA), rules=Qualification(bands=[])) == INVERTIBLE
+
+
+def test_an_optional_band_says_so_and_no_other_criterion_does() -> None:
+    optional = [c["name"] for c in all_of(judge([dataset()], RULES)) if c.get("optional")]
+    assert optional == ["band Ca II 849.8"]
+    assert all("optional" not in c for c in all_of(judge([dataset()], RULES)) if c["name"] not in optional)
+
+
+# Margins
+
+
+def test_a_margin_is_what_there_is_to_spare_in_the_measured_unit() -> None:
+    radius = round(apparent_radius_arcsec(JULY), 2)
+    judged = dataset(
+        frame_count=1800, health={"good": 1800}, gos_status={"open": 1799}, ao_locked=1349,
+        bounding_box=f"({radius + 0.1:.2f},0),(800,0)",
+    )  # fmt: skip
+    margins = {c["name"]: criteria.margin(c) for c in all_of(judge([judged], RULES))}
+    assert margins == {
+        "health": 0.25, "gos": -0.0006, "ao": -0.0006, "on_disk": -0.1, "stokes": None,
+        "band Ca II 849.8": None, "band Ca II 854.2": None, "band Fe I 630.2": None,
+    }  # fmt: skip
+    near = outcome("on_disk", dataset(bounding_box=f"({radius - 0.07:.2f},0),(800,0)"))
+    assert criteria.margin(near) == 0.07
+
+
+def test_what_is_unknown_has_no_margin() -> None:
+    lost = dataset(frame_count=None, bounding_box=None, stokes_parameters=None, nm=(None, None))
+    contradicting = dataset(ao_locked=172)
+    for judged in (lost, contradicting, dataset(start_time=None)):
+        unknown = [c for c in all_of(judge([judged], RULES)) if c["result"] == "unknown"]
+        assert unknown
+        assert [criteria.margin(c) for c in unknown] == [None] * len(unknown)
 
 
 # Instrument programs and instruments
@@ -621,6 +655,22 @@ def test_the_named_inputs_are_those_that_a_verdict_depends_on() -> None:
         assert found(dataset(**{name: value})) != found(dataset()), name
     unread = set(Dataset.__struct_fields__) - criteria.INPUTS - {"dataset_id"}
     assert found(msgspec.structs.replace(dataset(), **dict.fromkeys(unread, object()))) == found(dataset())
+
+
+def test_an_instrument_may_have_rules_of_its_own_in_the_settings_alone() -> None:
+    band = Band("Si X 1430", 1429.0, 1430.1, 1431.0, True)
+    own = InstrumentRules("CRYO-NIRSP", min_ao_locked=0.5, on_disk=False, bands=[band])
+    rules = Qualification(instruments=["VISP", "CRYO-NIRSP"], per_instrument=[own])
+    half_locked = {"frame_count": 100, "health": {"good": 100}, "gos_status": {"open": 100}, "ao_locked": 50}
+    cryo = dataset("CRYOA", (1428.0, 1432.0), **half_locked, instrument_name="CRYO-NIRSP")
+    (program,) = judge([cryo], rules)["instrument_programs"]
+    assert [c["name"] for c in program["criteria"]] == ["health", "gos", "ao", "stokes", "band Si X 1430"]
+    assert program["invertible"]
+    visp = dataset("VISPA", (1428.0, 1432.0), **half_locked)
+    (program,) = judge([visp], rules)["instrument_programs"]
+    assert {c["name"] for c in program["criteria"] if c["result"] == "fail"} >= {"ao", "band Ca II 854.2"}
+    assert version(rules) != version(Qualification(instruments=["VISP", "CRYO-NIRSP"]))
+    assert version(Qualification(per_instrument=[])) == version(Qualification())
 
 
 # The guide

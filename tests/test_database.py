@@ -76,10 +76,7 @@ def test_a_migration_that_fails_leaves_no_trace_and_the_next_try_completes_it(
     with pytest.raises(psycopg.Error, match="division by zero"):
         migrated(empty_url)
     with psycopg.connect(empty_url) as connection:
-        assert connection.execute("select to_regclass('l2inv.half'), to_regclass('l2inv.op')").fetchone() == (
-            None,
-            None,
-        )
+        assert connection.execute("select to_regclass('l2inv.half')").fetchone() == (None,)
     last.write_text(whole)
     assert migrated(empty_url) == [last.stem]
 

@@ -1,5 +1,6 @@
 """The record: what the database itself refuses, and that it says the same as states.py."""
 
+import re
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,9 @@ def present(connection: Connection, op_id: str) -> dict[str, Any]:
 
 
 def kinds() -> list[str]:
-    return [*states.EDGES, "retried", "no such kind"]
+    """Every kind that the program or any migration speaks of, and one that none does."""
+    sql = "".join(path.read_text() for path in database.migrations_folder().glob("*.sql"))
+    return sorted({*states.EDGES, "retried", *re.findall(r"when '(\w+)' then", sql), "no such kind"})
 
 
 def test_the_database_allows_exactly_what_states_py_allows(connection: Connection) -> None:
@@ -96,6 +99,19 @@ def test_what_was_recorded_is_not_changed_even_by_the_owner(
     column = {"event": "op_id", "dataset_version": "dataset_id", "criteria": "criteria_version"}[table]
     with pytest.raises(psycopg.Error, match="append-only") as refusal:
         connection.execute(change.format(table, column, column))
+    assert refusal.value.sqlstate == "L2INV"
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["update l2inv.op_state set state = 'error'", "update l2inv.op set assignee = 'me'", "delete from l2inv.op_state",
+     "truncate l2inv.op_state", "insert into l2inv.op_state (op_id, seq, state, since, datasets_seq) "
+     "select 'new', seq, state, since, 1 from l2inv.op_state"],
+)  # fmt: skip
+def test_the_present_state_cannot_be_changed_without_an_event(connection: Connection, change: str) -> None:
+    insert(connection, "op", 1, "discovered", "discovered")
+    with pytest.raises(psycopg.Error) as refusal:
+        connection.execute(change)
     assert refusal.value.sqlstate == "L2INV"
 
 
@@ -205,6 +221,7 @@ def test_all_sql_stands_in_the_rooms_that_issue_it() -> None:
     """A newcomer finds every statement in the room of its stage; nothing below the commands or beside them has any."""
     rooms = {
         "database", "migrate", "record", "scan", "qualify", "preprocess", "science", "publish", "views", "demo",
+        "whatif", "verdicts", "quarantine", "verify",
     }  # fmt: skip
     package = Path(database.__file__).parent
     for path in package.rglob("*.py"):

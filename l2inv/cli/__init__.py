@@ -1,6 +1,6 @@
 """The command line: parses, calls, renders. What it calls knows nothing of it."""
 
-from l2inv.cli import operator, science, stages
+from l2inv.cli import operator, science, stages, verdicts
 from l2inv.cli.app import main
 
-__all__ = ["main", "operator", "science", "stages"]
+__all__ = ["main", "operator", "science", "stages", "verdicts"]

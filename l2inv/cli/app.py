@@ -162,7 +162,7 @@ class _Terminated(BaseException):
 
 
 def _terminated(*_: object) -> NoReturn:
-    raise _Terminated
+    raise _Terminated("stopped by SIGTERM")
 
 
 def _in_main_thread() -> bool:

@@ -50,21 +50,67 @@ def retry(app: App, ops: tuple[str, ...]) -> None:
 
 
 @command("quarantine")
+@click.argument("record", required=False)
+@click.option("--read-again", is_flag=True, help="Read them with this l2inv, as after an upgrade.")
 @json_option
-def quarantine(app: App) -> None:
-    """List the records of the metadata store that could not be read."""
-    from l2inv import render, views
+def quarantine(app: App, record: str | None, read_again: bool) -> None:
+    """List the records of the metadata store that could not be read; with a RECORD's key or dataset id, show it."""
+    from l2inv import quarantine, render, scan
+
+    if record and read_again:
+        raise click.UsageError("--read-again reads them all: name no record")
+    with app.connected() as (connection, settings):
+        if record:
+            shown = quarantine.shown(connection, record)
+            app.result({"records": shown}, lambda: _print_records(shown))
+            return
+        if read_again:
+            report = scan.read_again(connection, settings, app.actor)
+            app.result(report, lambda: app.summary(render.summary(report)))
+            return
+        records = quarantine.listed(connection)
+    rows = [
+        (
+            r["key"],
+            r["dataset_id"] or "-",
+            render.moment(r["first_seen"]),
+            render.moment(r["last_seen"]),
+            r["reason"],
+        )
+        for r in records
+    ]
+    columns = ("key", "dataset", "first seen (UTC)", "last seen (UTC)", "reason")
+    app.result({"records": records}, lambda: render.table(columns, rows))
+
+
+def _print_records(records: list[dict[str, Any]]) -> None:
+    from l2inv import render
+
+    for record in records:
+        resolved = render.moment(record["resolved_at"]) if record["resolved_at"] else "not yet"
+        render.fields([("key", record["key"]), ("reason", record["reason"]), ("resolved", resolved)])
+        click.echo(render.clean(record["raw"]))
+
+
+@command("verify")
+@click.argument("what", type=click.Choice(["verdicts"]), required=False)
+@json_option
+def verify(app: App, what: str | None) -> None:
+    """Check that the record agrees with itself: every verdict is judged again from the data of its time."""
+    from l2inv import verify
 
     with app.connected() as (connection, _):
-        records = views.quarantined(connection)
-    rows = (
-        (r["dataset_id"] or "-", render.moment(r["first_seen"]), render.moment(r["last_seen"]), r["reason"])
-        for r in records
-    )
-    app.result(
-        {"records": records},
-        lambda: render.table(("dataset", "first seen (UTC)", "last seen (UTC)", "reason"), rows),
-    )
+        found = verify.verdicts(connection)
+
+    def text() -> None:
+        for finding in found["findings"]:
+            app.warn(f"OP {finding['op_id']}, event {finding['event_id']}: {finding['detail']}")
+        checked = ", ".join(f"{count} {name}" for name, count in found["checked"].items())
+        app.summary(f"verify: {checked} checked, {len(found['findings'])} findings")
+
+    app.result(found, text)
+    if found["findings"]:
+        raise click.exceptions.Exit(5)
 
 
 @main.group("config")
@@ -101,9 +147,10 @@ def server_status(app: App) -> None:
     from l2inv import embedded
 
     folder = _server_folder(app)
-    document = {"folder": str(folder), "running": embedded.is_running(folder)}
-    said = "running" if document["running"] else "not running"
-    app.result(document, lambda: app.summary(f"embedded server: {said}, data in {folder}"))
+    url = embedded.start(folder) if embedded.is_running(folder) else None
+    document = {"folder": str(folder), "running": url is not None, "url": url}
+    said = f"running, for psql: {url}" if url else "not running"
+    app.result(document, lambda: app.summary(f"embedded server: {said}; data in {folder}"))
 
 
 @server.command("stop")

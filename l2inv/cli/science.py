@@ -22,7 +22,12 @@ def next_(app: App, limit: int) -> None:
 
     with app.connected() as (connection, _):
         ops = views.next_ops(connection, limit)
-    app.result({"ops": ops}, lambda: _print_next(ops))
+        changed = views.held_with_changed_inputs(connection, app.actor)
+    app.result({"ops": ops, "inputs_changed": changed}, lambda: _print_next(ops))
+    for op in changed:
+        app.warn(
+            f"{op['op_id']}, which you hold, was judged on other datasets; see: l2inv history {op['op_id']}"
+        )
 
 
 def _print_next(ops: list[dict[str, Any]]) -> None:
@@ -106,6 +111,17 @@ def _print_op(op: dict[str, Any]) -> None:
             ("r0", render.centimetres(op["fried_parameter_med"])),
             ("verdict", render.verdict_line(op["verdict"]) if op["verdict"] else "not judged yet"),
         ]
+        + (
+            [
+                (
+                    "overruled",
+                    f"invertible: {_yes(op['overruled_by']['invertible'])}: {op['overruled_by']['reason']}",
+                )
+            ]
+            if op["overruled_by"]
+            else []
+        )
+        + ([("inputs", "changed since the verdict; see: l2inv history")] if op["inputs_changed"] else [])
         + ([("error", f"{op['error']['stage']}: {op['error']['cause']}")] if op["error"] else [])
     )
     click.echo()
@@ -138,6 +154,35 @@ def _print_op(op: dict[str, Any]) -> None:
                 for c in program["criteria"]
             ),
         )
+
+
+def _yes(true: bool) -> str:
+    return "yes" if true else "no"
+
+
+@command("overrule")
+@op_argument
+@click.option("--invertible/--not-invertible", default=None, help="What the OP is to count as.")
+@click.option("--reason", required=True, help="Why the verdict does not hold.")
+@click.option(
+    "--instrument-program",
+    "programs",
+    multiple=True,
+    metavar="ID",
+    help="What is invertible (default: all that was judged).",
+)
+@json_option  # fmt: skip
+def overrule(app: App, op: str, invertible: bool | None, reason: str, programs: tuple[str, ...]) -> None:
+    """Set a verdict aside, until the OP's datasets change."""
+    from l2inv import qualify, record, views
+
+    if invertible is None:
+        raise click.UsageError("say which: --invertible or --not-invertible")
+    with app.connected() as (connection, _):
+        op_id = record.resolve(connection, op)
+        qualify.overrule(connection, op_id, invertible, reason, programs, app.actor)
+        found = views.show(connection, op_id)
+    app.result(found, lambda: app.summary(f"{op_id} is {found['state']}"))
 
 
 @command("history")
@@ -175,6 +220,9 @@ def status(app: App) -> None:
     def text() -> None:
         render.table(("state", "OPs"), [*found["states"].items(), ("all", found["ops"])], right=("OPs",))
         click.echo(f"\n{found['events']} events; {found['quarantined']} records set aside")
+        for op in found["inputs_changed"]:
+            said = f"{op['op_id']}, {op['state']}, held by {op['assignee']}: its datasets changed since the verdict"
+            click.echo(render.clean(said))
         if found["runs"]:
             click.echo()
             columns = ("stage", "run", "last started (UTC)", "by", "ended")

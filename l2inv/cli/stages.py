@@ -1,7 +1,9 @@
 """The stages that cron runs: scan, qualify, preprocess, publish."""
 
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import click
@@ -10,14 +12,25 @@ from l2inv.cli.app import App, command, json_option
 
 
 @command("scan")
+@click.option("--since-last", is_flag=True, help="Only what changed since the last complete scan.")
+@click.option("--allow-withdrawals", is_flag=True, help="Record datasets as gone, however many they are.")
 @json_option
-def scan(app: App) -> None:
+def scan(app: App, since_last: bool, allow_withdrawals: bool) -> None:
     """Read the metadata store's datasets and group them into OPs."""
     from l2inv.scan import scan
 
     with app.connected() as (connection, settings), app.progress("datasets") as progress:
-        report = scan(connection, settings, app.actor, progress)
+        report = scan(
+            connection,
+            settings,
+            app.actor,
+            since_last=since_last,
+            allow_withdrawals=allow_withdrawals,
+            progress=progress,
+        )
     _tell(app, report)
+    for warning in report["warnings"]:
+        app.warn(f"scan: {warning}")
     if set_aside := report["datasets"]["quarantined"]:
         app.warn(f"scan: {_records(set_aside)} could not be read and stand aside; see: l2inv quarantine")
     if not report["complete"]:
@@ -42,15 +55,51 @@ class Time(click.ParamType[datetime]):
 
 @command("qualify")
 @click.option("--as-of", type=Time(), help="Judge completeness as of this time (default: now).")
-@json_option
-def qualify(app: App, as_of: datetime | None) -> None:
+@click.option(
+    "--what-if",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write nothing: show what the criteria of another settings file would change.",
+)
+@json_option  # fmt: skip
+def qualify(app: App, as_of: datetime | None, what_if: Path | None) -> None:
     """Judge each quiet OP by the criteria of invertibility."""
     from l2inv.qualify import qualify
 
+    if what_if is not None:
+        if as_of is not None:
+            raise click.UsageError("--what-if judges complete OPs and others alike: leave out --as-of")
+        _what_if(app, what_if)
+        return
     with app.connected() as (connection, settings), app.progress("OPs") as progress:
         report = qualify(connection, settings, app.actor, as_of or datetime.now(UTC), progress)
     _tell(app, report)
+    if report.get("recipes", "known") != "known":
+        app.warn(
+            f"qualify: went by quiet days alone, since L1 does not say what it has finished: {report['recipes']}"
+        )
     _exit_with(app, report)
+
+
+def _what_if(app: App, file: Path) -> None:
+    from l2inv import render, settings
+    from l2inv.whatif import what_if
+
+    other = settings.load(file, os.environ).settings.qualification
+    with app.connected() as (connection, present), app.progress("OPs") as progress:
+        found = what_if(connection, present.qualification, other, progress)
+
+    def text() -> None:
+        for change in ("gained", "lost"):
+            for op_id in found[change]:
+                click.echo(f"{change:<7}{render.clean(op_id)}")
+        gained, lost = len(found["gained"]), len(found["lost"])
+        counts = f"{gained} OPs gained, {lost} lost, {found['unchanged']} unchanged"
+        app.summary(f"what if: {counts}; nothing written (criteria {found['criteria_version']})")
+
+    app.result(found, text)
+    if found["failed"]:
+        app.warn(f"qualify: {len(found['failed'])} OPs cannot be judged: {', '.join(found['failed'][:5])}")
 
 
 @command("preprocess")

@@ -1,0 +1,183 @@
+"""Why an OP is what it was judged to be, what would change it, and how long to wait before judging."""
+
+from typing import Any
+
+import click
+
+from l2inv.cli.app import App, command, json_option
+from l2inv.cli.science import op_argument
+
+BAR_COLUMNS = 40
+
+
+@command("explain")
+@op_argument
+@json_option
+def explain(app: App, op: str) -> None:
+    """Explain an OP's verdict: each criterion, what was measured, and by how much it passes or fails."""
+    from l2inv import record, verdicts
+
+    with app.connected() as (connection, _):
+        found = verdicts.explain(connection, record.resolve(connection, op))
+    app.result(found, lambda: _print_verdict(found))
+
+
+def _print_verdict(found: dict[str, Any]) -> None:
+    from l2inv import render
+
+    judged, overruled = found["judged_at"] is not None, found["overruled_by"]
+    pairs = [
+        ("OP", found["op_id"]),
+        ("state", found["state"]),
+        ("verdict", render.verdict_line(found) if judged else "not judged yet"),
+    ]
+    if judged:
+        pairs.append(
+            ("judged", f"{render.moment(found['judged_at'])} by criteria {found['criteria_version']}")
+        )
+    if overruled:
+        counts_as = "invertible" if overruled["invertible"] else "not invertible"
+        pairs.append(("overruled", f"{counts_as}: {overruled['reason']}"))
+    if found["inputs_changed"]:
+        pairs.append(("datasets", "changed since; see: l2inv history"))
+    render.fields(pairs)
+    for program in found["instrument_programs"]:
+        click.echo(f"\n{render.clean(program['instrument_program_id'])}:")
+        rows = [
+            (
+                c["name"] + (" (optional)" if c.get("optional") else ""),
+                c["result"],
+                c["dataset_id"] or "-",
+                render.value(c["measured"]),
+                render.value(c["required"]),
+                _signed(c["margin"]),
+            )
+            for c in program["criteria"]
+        ]
+        render.table(
+            ("criterion", "result", "dataset", "measured", "required", "margin"), rows, right=("margin",)
+        )
+
+
+def _signed(margin: float | None) -> str:
+    return "-" if margin is None else f"{margin:+.6g}"
+
+
+@command("near-misses")
+@json_option
+def near_misses(app: App) -> None:
+    """List the OPs that fail on exactly one criterion, and by how much."""
+    from l2inv import verdicts
+
+    with app.connected() as (connection, _):
+        found = verdicts.near_misses(connection)
+    app.result({"criteria": found}, lambda: _print_near_misses(found))
+
+
+def _print_near_misses(found: list[dict[str, Any]]) -> None:
+    from l2inv import render
+
+    if not found:
+        click.echo("no OP fails on exactly one criterion")
+    for criterion in found:
+        ops = criterion["ops"]
+        click.echo(f"{render.clean(criterion['name'])}: {len(ops)} {'OP' if len(ops) == 1 else 'OPs'}")
+        rows = [
+            (
+                op["op_id"],
+                op["instrument_program_id"] or "-",
+                render.value(op["measured"]),
+                render.value(op["required"]),
+                _signed(op["margin"]),
+            )
+            for op in ops
+        ]
+        render.table(("OP", "program", "measured", "required", "margin"), rows, right=("margin",))
+        click.echo()
+
+
+@command("criteria")
+@click.argument("pair", metavar="[OLD NEW]", nargs=-1)
+@json_option
+def criteria(app: App, pair: tuple[str, ...]) -> None:
+    """List the versions of the criteria that judged; with OLD and NEW, show what differs between the two."""
+    from l2inv import criteria, verdicts
+
+    if len(pair) not in (0, 2):
+        raise click.UsageError("name two versions, or none to list them")
+    with app.connected() as (connection, settings):
+        if pair:
+            old, new = (verdicts.version(connection, prefix) for prefix in pair)
+            differences = verdicts.differences(old["rules"], new["rules"])
+            document = {
+                "from": old["criteria_version"],
+                "to": new["criteria_version"],
+                "differences": differences,
+            }
+            app.result(document, lambda: _print_differences(differences))
+            return
+        versions = verdicts.versions(connection)
+    present = criteria.version(settings.qualification)
+    app.result({"versions": versions, "present": present}, lambda: _print_versions(versions, present))
+
+
+def _print_differences(differences: list[dict[str, Any]]) -> None:
+    from l2inv import render
+
+    for d in differences:
+        click.echo(render.clean(f"{d['path']}: {render.as_json(d['old'])} -> {render.as_json(d['new'])}"))
+    if not differences:
+        click.echo("no difference")
+
+
+def _print_versions(versions: list[dict[str, Any]], present: str) -> None:
+    from l2inv import render
+
+    rows = [
+        (
+            v["criteria_version"],
+            render.moment(v["first_used_at"]),
+            v["verdicts"],
+            v["ops"],
+            "the present settings" if v["criteria_version"] == present else "",
+        )
+        for v in versions
+    ]
+    columns = ("version", "first used (UTC)", "verdicts", "newest of OPs", "")
+    render.table(columns, rows, right=("verdicts", "newest of OPs"))
+    if all(v["criteria_version"] != present for v in versions):
+        click.echo(f"the present settings ({present}) have judged nothing yet")
+
+
+@command("completeness")
+@json_option
+def completeness(app: App) -> None:
+    """Show after how many quiet days no further dataset came, to choose quiet_days by."""
+    from l2inv import verdicts
+
+    with app.connected() as (connection, settings):
+        quiet_days = settings.completeness.quiet_days
+        found = verdicts.completeness(connection, settings.qualification.instruments, quiet_days)
+    app.result(found, lambda: _print_completeness(found, quiet_days))
+
+
+def _print_completeness(found: dict[str, Any], quiet_days: float) -> None:
+    from l2inv import render
+
+    if not found["ops"]:
+        click.echo("no dataset is recorded yet; run: l2inv scan")
+        return
+    click.echo("OPs without a late dataset after so many quiet days:\n")
+    days = [f"{share['quiet_days']:g}" for share in found["instruments"][0]["shares"]]
+    rows = [(i["name"], i["ops"], *(_percent(s["share"]) for s in i["shares"])) for i in found["instruments"]]
+    render.table(("", "OPs", *days), rows, right=("OPs", *days))
+    for group in found["instruments"][:2]:
+        click.echo(f"\n{render.clean(group['name'])}, {group['ops']} OPs:")
+        for day, s in zip(days, group["shares"], strict=True):
+            bar = "#" * round(s["share"] * BAR_COLUMNS)
+            mark = "  <- quiet_days" if s["quiet_days"] == quiet_days else ""
+            click.echo(f"{day:>8} {bar:<{BAR_COLUMNS}} {_percent(s['share']):>6}{mark}")
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share in (0, 1) else f"{share:.1%}"
