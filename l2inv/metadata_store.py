@@ -1,6 +1,7 @@
 """What l2inv asks of and tells the Data Center's metadata store: GraphQL over HTTP, or a saved answer in a file."""
 
 import gzip
+import json
 import os
 import random
 import ssl
@@ -15,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -130,7 +132,7 @@ def dataset_pages(store: MetadataStore, updated_since: datetime | None = None) -
     With `updated_since` (a time with an offset) only those whose updateDate is no earlier; one that was never
     updated has none. A saved file is given whole. A dataset may come twice: where the store changed meanwhile, or
     a page was too heavy and was asked for in halves. Raises ConfigError, and StoreError when the store cannot be
-    read to its end; the pages given until then are good.
+    read to its end, in time (what the caller takes for the pages counts too); those given until then are good.
     """
     if is_file(store):
         yield _saved(Path(store.url or ""))
@@ -194,6 +196,16 @@ def processing_candidates(store: MetadataStore) -> dict[str, Recipes]:
     }
 
 
+def check(store: MetadataStore) -> None:
+    """Raises ConfigError for what would keep every scan from even asking: a missing file, authority or token."""
+    if is_file(store):
+        if not Path(store.url or "").is_file():
+            raise ConfigError("metadata_store.url", [f"there is no saved answer {store.url}"])
+    elif store.url is not None:
+        with session(store):
+            pass
+
+
 @contextmanager
 def session(store: MetadataStore) -> Iterator["requests.Session"]:
     """Lends an HTTP session with the store's certificate authority and token.
@@ -204,7 +216,8 @@ def session(store: MetadataStore) -> Iterator["requests.Session"]:
 
     if store.url is None or is_file(store):
         raise ConfigError(
-            "metadata_store.url", [f"an http(s) URL of the metadata store is needed, not {store.url}"]
+            "metadata_store.url",
+            [f"an http(s) URL of the metadata store is needed; set is {store.url or 'none'}"],
         )
     with requests.Session() as http:
         # Neither a password from netrc nor an authority from the environment may outvote the settings.
@@ -224,6 +237,11 @@ def session(store: MetadataStore) -> Iterator["requests.Session"]:
                 raise ConfigError(
                     "metadata_store.token_env", [f"{store.token_env} is not set in the environment"]
                 )
+            if not (token.isascii() and token.isprintable()):
+                words = (
+                    f"{store.token_env} holds characters that no HTTP header takes, such as an end of line"
+                )
+                raise ConfigError("metadata_store.token_env", [words])
             http.auth = _bearer(token)
         yield http
 
@@ -348,7 +366,7 @@ def _ask(
     attempt = 0
     while True:
         try:
-            return _read(_content(http, store, query, variables, until), query, _name(store))
+            return _read(_content(http, store, query, variables, until), query, named(store))
         except _MayPass as problem:
             if not problem.again or attempt >= retries:
                 raise
@@ -387,7 +405,7 @@ def _content(
                 size += len(part)
                 if size > store.max_answer_mb * 1_000_000:
                     raise StoreError(
-                        f"{_name(store)}: an answer of more than {store.max_answer_mb} MB",
+                        f"{named(store)}: an answer of more than {store.max_answer_mb} MB",
                         "lower metadata_store.page_size, or raise metadata_store.max_answer_mb",
                     )
     except (requests.exceptions.RequestException, HTTPError, OSError, zlib.error) as problem:
@@ -398,10 +416,10 @@ def _content(
 
 def _check(store: MetadataStore, answer: "requests.Response") -> None:
     """Raises what the status says, and StoreError for a compression of which no limit is known here."""
-    status, said = answer.status_code, f"{_name(store)}: answers {answer.status_code} {answer.reason}"
+    status, said = answer.status_code, f"{named(store)}: answers {answer.status_code} {answer.reason}"
     if status in (401, 403):
         raise StoreError(
-            f"{_name(store)}: access denied ({status})",
+            f"{named(store)}: access denied ({status})",
             "set metadata_store.token_env to the variable that holds a valid token",
         )
     if status == 413:
@@ -413,7 +431,7 @@ def _check(store: MetadataStore, answer: "requests.Response") -> None:
         raise StoreError(said, hint)
     if (coding := answer.headers.get("Content-Encoding", "identity")) not in ("identity", "gzip"):
         raise StoreError(
-            f"{_name(store)}: the answer is encoded as {coding!r}",
+            f"{named(store)}: the answer is encoded as {coding!r}",
             "let the store send gzip, or nothing of it",
         )
 
@@ -441,26 +459,28 @@ def _fault(store: MetadataStore, problem: Exception, divisible: bool) -> StoreEr
             hint = "set metadata_store.url to the host name that the certificate is made out to"
         elif "expired" in words or "not yet valid" in words:
             hint = "ask who runs the metadata store to renew it, and check this machine's clock"
-        return StoreError(f"{_name(store)}: its certificate is not accepted: {words}", hint)
+        return StoreError(f"{named(store)}: its certificate is not accepted: {words}", hint)
     if isinstance(problem, Timeout) or isinstance(cause, ReadTimeoutError):
         words = f"no answer in {store.timeout_seconds:g} s"
         hint = "try again later, or raise metadata_store.timeout_seconds"
-        return _MayPass(f"{_name(store)}: {words}", hint, again=not divisible, less=divisible)
+        return _MayPass(f"{named(store)}: {words}", hint, again=not divisible, less=divisible)
     if not isinstance(problem, (ConnectionError, ChunkedEncodingError)):
-        return StoreError(f"{_name(store)}: {words}", hint)
-    return _MayPass(f"{_name(store)}: {words}", hint, less=isinstance(cause, ProtocolError))
+        return StoreError(f"{named(store)}: {words}", hint)
+    return _MayPass(f"{named(store)}: {words}", hint, less=isinstance(cause, ProtocolError))
 
 
 def _too_late(store: MetadataStore, last: StoreError | None = None) -> StoreError:
-    said = f"{_name(store)}: not read to its end in {store.total_timeout_seconds:g} s"
+    said = f"{named(store)}: not read to its end in {store.total_timeout_seconds:g} s"
     return StoreError(
-        said + (last.message.replace(_name(store), "; last", 1) if last else ""),
+        said + (last.message.replace(named(store), "; last", 1) if last else ""),
         "try again later, or raise metadata_store.total_timeout_seconds",
     )
 
 
-def _name(store: MetadataStore) -> str:
-    return f"metadata store {store.url}"
+def named(store: MetadataStore) -> str:
+    """Names the store without what its URL may hold of secrets: a user's password, a query."""
+    parts = urlsplit(store.url or "")
+    return f"metadata store {parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _read(content: bytes, query: _Query, where: str) -> Any:
@@ -473,11 +493,22 @@ def _read(content: bytes, query: _Query, where: str) -> Any:
             raise StoreError(f"{where}: the answer holds no {query.field}", "ask who runs the metadata store")
         return msgspec.json.decode((answer.data or {})[query.field], type=query.kind)
     except (msgspec.DecodeError, RecursionError, UnicodeError) as problem:
+        if query.kind is Page and (page := _loosely_read(content, query.field)) is not None:
+            return page
         start = content[:60].decode("utf-8", "replace")
         raise StoreError(
             f"{where}: the answer is not GraphQL's JSON ({problem}): {start!r}",
             "check that metadata_store.url is the GraphQL service itself",
         ) from problem
+
+
+def _loosely_read(content: bytes, field: str) -> Page | None:
+    """A page that strict JSON does not allow, such as one with a NaN: its good records read, the others not."""
+    try:
+        records = json.loads(content.decode("utf-8", "surrogateescape"))["data"][field]
+        return [msgspec.Raw(json.dumps(record).encode()) for record in records]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 def _saved(path: Path) -> Page:
@@ -500,8 +531,7 @@ def _short(problem: BaseException) -> str:
 
 def _innermost(problem: BaseException) -> BaseException:
     inner = problem.__cause__ or problem.__context__ or (problem.args[0] if problem.args else None)
-    if not isinstance(inner, BaseException) or isinstance(
-        inner, StoreError
-    ):  # an earlier failure is no cause
+    # While a failure is being handled, it is the context of the next one, but not its cause.
+    if not isinstance(inner, BaseException) or isinstance(inner, StoreError):
         return problem
     return _innermost(inner)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -17,6 +18,7 @@ from urllib.parse import quote, unquote
 
 from l2inv import record
 from l2inv.database import Connection, Run, stage_run
+from l2inv.errors import ConfigError
 from l2inv.settings import Preprocess, Settings
 
 DESCRIPTION, LOG = "op.json", "preprocess.log"
@@ -49,11 +51,30 @@ def preprocess(
         ).fetchall()
         ready = [(row["op_id"], row["seq"]) for row in rows if row["fresh"]]
         counts["skipped"] = len(rows) - len(ready)
+        check(settings.preprocess)
         if settings.preprocess.command is None:
             _not_needed(connection, run, ready)
         else:
             _run_all(connection, settings.preprocess, run, ready, progress)
     return run.report
+
+
+def check(settings: Preprocess) -> None:
+    """Raises ConfigError when no OP could be preprocessed: rather none is touched than all go to `error`."""
+    if settings.command is None:
+        return
+    mistakes = []
+    if shutil.which(settings.command[0]) is None:
+        mistakes.append(f"preprocess.command: there is no program {settings.command[0]}")
+    folder = work_folder(settings)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            mistakes.append(f"preprocess.work_dir: {folder} cannot be written to")
+    except OSError as problem:
+        mistakes.append(f"preprocess.work_dir: {folder}: {problem.strerror}")
+    if mistakes:
+        raise ConfigError("preprocess", mistakes)
 
 
 def _not_needed(connection: Connection, run: Run, ready: list[tuple[str, int]]) -> None:
@@ -209,9 +230,8 @@ def _run(argv: list[str], folder: Path, log: Any, timeout_seconds: float, stop: 
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    raise Failed(
-        "stopped with l2inv" if stop.is_set() else f"{argv[0]} took longer than {timeout_seconds:g} s"
-    )
+    why = "was stopped with l2inv" if stop.is_set() else f"took longer than {timeout_seconds:g} s"
+    raise Failed(f"{argv[0]} {why} (log: {folder / LOG})")
 
 
 def _last_line(log: Path) -> str:

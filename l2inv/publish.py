@@ -157,7 +157,7 @@ def _name(
         inversion["inversion_id"] = recorded["inversion_id"]
         return
     inversion["inversion_id"] = new_inversion_id()
-    while metadata_store.find_inversion(http, store, inversion["inversion_id"]):
+    while _held(http, store, {"inversionId": inversion["inversion_id"]}):
         inversion["inversion_id"] = new_inversion_id()
     _add(connection, run, op_id, "inversion_named", None, _key(inversion))
 
@@ -168,20 +168,36 @@ def new_inversion_id() -> str:
 
 
 def _tell(http: "requests.Session", store: MetadataStore, params: dict[str, Any]) -> dict[str, Any]:
-    """Gives what the store holds of the inversion after it was told at most once."""
-    held = metadata_store.find_inversion(http, store, params["inversionId"])
-    if held is None:
+    """Gives what the store holds of the inversion after it was told of it, or was found to know it already.
+
+    Raises StoreError when the store cannot be asked, StoreRefused and Unpublishable when it will not have this one.
+    """
+    held = _held(http, store, params)
+    tries = 0
+    while held is None:
+        tries += 1
         try:
             held = metadata_store.create_inversion(http, store, params)
-        except StoreError:
-            # The answer may be lost where the work was done: only the store knows.
-            held = metadata_store.find_inversion(http, store, params["inversionId"])
-            if held is None:
-                raise
+        except StoreRefused:
+            raise
+        except StoreError as problem:
+            # The answer may be lost where the work was done: only the store knows. Where it answers that it was
+            # not done, it is there, and what fails again is this inversion's alone.
+            held = _held(http, store, params)
+            if held is None and tries == 2:
+                raise Unpublishable(problem.message) from problem
     other = [name for name, value in params.items() if _comparable(held.get(name)) != _comparable(value)]
     if other:
         raise Unpublishable(f"the store holds another {', '.join(other)} under {params['inversionId']}")
     return held
+
+
+def _held(http: "requests.Session", store: MetadataStore, params: dict[str, Any]) -> dict[str, Any] | None:
+    """Asks what the store holds. A store that refuses to say refuses us, not the inversion: raises StoreError."""
+    try:
+        return metadata_store.find_inversion(http, store, params["inversionId"])
+    except StoreRefused as problem:
+        raise StoreError(problem.message, problem.hint) from problem
 
 
 def _comparable(value: Any) -> Any:

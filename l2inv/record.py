@@ -34,6 +34,7 @@ class Present(msgspec.Struct, frozen=True):
     since: str
     state_before_error: states.State | None
     verdict_seq: int | None
+    datasets_seq: int
     assignee: str | None
 
 
@@ -65,12 +66,21 @@ def add(connection: Connection, events: Sequence[Event], actor: str, run_id: int
             [event.after for event in events],
             [event.kind for event in events],
             [event.state for event in events],
-            [Jsonb(event.detail) for event in events],
+            [Jsonb(_storable(event.detail)) for event in events],
             actor,
             run_id,
         ],
     ).fetchall()
     return {row["op_id"] for row in rows}
+
+
+def _storable(value: Any) -> Any:
+    """What PostgreSQL's jsonb takes: NUL and halves of surrogate pairs are shown, not stored."""
+    if isinstance(value, str):
+        return value.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_storable(key): _storable(inner) for key, inner in value.items()}
+    return [_storable(inner) for inner in value] if isinstance(value, list) else value
 
 
 def add_one(
@@ -94,7 +104,7 @@ def locked(connection: Connection, op_id: str) -> Present:
     row = connection.execute(
         """
         select op_id, seq, state, to_char(since at time zone 'UTC', 'YYYY-MM-DD HH24:MI "UTC"') as since,
-               state_before_error, verdict_seq, assignee
+               state_before_error, verdict_seq, datasets_seq, assignee
         from l2inv.op_state where op_id = %s for update
         """,
         [op_id],

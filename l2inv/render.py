@@ -5,11 +5,12 @@ import re
 import sys
 from collections.abc import Iterable, Sequence, Sized
 from datetime import UTC, date, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.padding import Padding
+    from rich.table import Table
 
 # Control characters, and those that hide or reorder what stands beside them.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
@@ -61,16 +62,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], right: Seque
 
     grid = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
     for name in columns:
-        grid.add_column(name, justify="right" if name in right else "left", overflow="fold")
+        whole = name == "OP"  # an id that is broken over two lines cannot be copied
+        justify: Literal["right", "left"] = "right" if name in right else "left"
+        grid.add_column(name, justify=justify, overflow="fold", no_wrap=whole)
     for row in rows:
         grid.add_row(*(Text(clean(cell), style=STYLE.get(str(cell), "")) for cell in row))
-    if sys.stdout.isatty():
-        console().print(grid)
-        return
-    with (out := console()).capture() as captured:
-        out.print(grid)
-    for line in captured.get().splitlines():
-        print(line.rstrip())  # noqa: T201 - stdout is where the result goes
+    _print(grid)
 
 
 def cards(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -118,7 +115,17 @@ def fields(pairs: Iterable[tuple[str, object]]) -> None:
     grid.add_column(overflow="fold")
     for name, value in pairs:
         grid.add_row(name, Text(clean(value), style=STYLE.get(str(value), "")))
-    console().print(grid)
+    _print(grid)
+
+
+def _print(grid: "Table") -> None:
+    if sys.stdout.isatty():
+        console().print(grid)
+        return
+    with (out := console()).capture() as captured:
+        out.print(grid)
+    for line in captured.get().splitlines():
+        print(line.rstrip())  # noqa: T201 - stdout is where the result goes
 
 
 def centimetres(metres: float | None) -> str:

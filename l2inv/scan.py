@@ -251,7 +251,7 @@ def _withdraw(reading: Reading, allowed: bool) -> None:
     limit = max(store.max_withdrawn, round(store.max_withdrawn_share * len(active)))
     if len(gone) > limit and not allowed:
         raise TooManyGone(
-            f"metadata store {store.url}: {len(gone)} of {len(active)} datasets are gone from it, more than {limit}; "
+            f"{metadata_store.named(store)}: {len(gone)} of {len(active)} datasets are gone from it, more than {limit}; "
             "nothing was written",
             "if that is right: l2inv scan --allow-withdrawals",
         )

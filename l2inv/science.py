@@ -49,6 +49,15 @@ def claim(connection: Connection, op_id: str, actor: str) -> bool:
         present = record.locked(connection, op_id)
         if present.state == "working" and present.assignee == actor:
             return False
+        if present.state == "working":
+            raise Refused(
+                f"OP {op_id} is held by {present.assignee} since {present.since}",
+                f"take another (l2inv next), or ask {present.assignee} to release it",
+            )
+        if present.state == "preprocessed" and present.datasets_seq > (present.verdict_seq or 0):
+            raise Refused(
+                f"OP {op_id}: its datasets changed since its verdict", "l2inv qualify judges it again"
+            )
         record.add_one(connection, present, "claimed", "working", actor, {"assignee": actor})
     return True
 

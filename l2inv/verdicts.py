@@ -173,7 +173,7 @@ def completeness(connection: Connection, instruments: list[str], quiet_days: flo
         from longest, unnest(%s::float8[]) quiet_days
         group by place, name, quiet_days order by place, name, quiet_days
         """,
-        [instruments, sorted({*QUIET_DAYS, quiet_days})],
+        [instruments, sorted({*map(float, QUIET_DAYS), quiet_days})],
     ).fetchall()
     groups: dict[tuple[int, str], dict[str, Any]] = {}
     for row in rows:

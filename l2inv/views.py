@@ -4,8 +4,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from l2inv.database import Connection
+from l2inv.inventory import Dataset
 from l2inv.states import STATES
 
+_SNAKE = dict(zip(Dataset.__struct_encode_fields__, Dataset.__struct_fields__, strict=True))
 _COLUMNS = """op_id, proposal_id, experiment_id, state, since, priority, assignee, instruments, datasets, start_time,
               fried_parameter_med, bands, instrument_programs, inputs_changed, overruled"""
 
@@ -55,6 +57,8 @@ def show(connection: Connection, op_id: str) -> dict[str, Any]:
         """,
         [op_id],
     ).fetchall()
+    for dataset in row["datasets"]:
+        dataset["record"] = {_SNAKE[name]: value for name, value in dataset["record"].items()}
     return row
 
 

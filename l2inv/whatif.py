@@ -25,19 +25,17 @@ def what_if(
     with connection.transaction():
         connection.execute("set transaction isolation level repeatable read, read only")
         ops = _count(connection)
-        for number, (op_id, records) in enumerate(
-            _ops(connection, {*present.instruments, *other.instruments}), 1
-        ):
+        for done, (op_id, records) in enumerate(_ops(connection, [*present.instruments, *other.instruments])):
+            if done % 1000 == 0:
+                progress(done, ops)
             try:
                 datasets = [inventory.stored(record) for record in records]
                 now, then = (criteria.judge(datasets, rules)["invertible"] for rules in (present, other))
-            except Exception:  # whatever it is, it is this OP's alone: qualify says what
+            except Exception:  # whatever it is, it is this OP's alone: the others are judged
                 found["failed"].append(op_id)
                 continue
             if now != then:
                 found["gained" if then else "lost"].append(op_id)
-            if number % 1000 == 0:
-                progress(number, ops)
     unchanged = ops - sum(map(len, found.values()))
     return {**found, "unchanged": unchanged, "criteria_version": criteria.version(other)}
 
@@ -51,7 +49,7 @@ def _count(connection: Connection) -> int:
     return ops
 
 
-def _ops(connection: Connection, instruments: set[str]) -> Iterator[tuple[str, list[str]]]:
+def _ops(connection: Connection, instruments: list[str]) -> Iterator[tuple[str, list[str]]]:
     """Streams the OPs with a dataset of these instruments, and its records. The others are invertible by no rule."""
     with connection.cursor("what_if") as cursor:
         cursor.itersize = 5000
@@ -60,7 +58,7 @@ def _ops(connection: Connection, instruments: set[str]) -> Iterator[tuple[str, l
             select op_id, (record - 'experimentDescription')::text as record from l2inv.dataset
             where instrument = any(%s) and not withdrawn order by op_id
             """,
-            [list(instruments)],
+            [instruments],
         )
         for op_id, rows in groupby(cursor, key=itemgetter("op_id")):
             yield op_id, [row["record"] for row in rows]

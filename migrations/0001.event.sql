@@ -2,7 +2,7 @@
 
 create table l2inv.event (
     event_id    bigint generated always as identity primary key,
-    op_id       text collate "C" not null,
+    op_id       text collate "C" not null check (op_id <> '' and length(op_id) <= 200),
     seq         integer not null,
     kind        text not null,
     state       text check (state in ('discovered', 'invertible', 'not_invertible', 'preprocessed',
@@ -11,7 +11,8 @@ create table l2inv.event (
     recorded_at timestamptz not null default clock_timestamp(),
     run_id      bigint,  -- no foreign key: an event outlives all that it names
     detail      jsonb not null default '{}' check (jsonb_typeof(detail) = 'object'),
-    unique (op_id, seq)
+    unique (op_id, seq),
+    check (kind <> 'claimed' or coalesce(detail ->> 'assignee', '') <> '')
 );
 
 comment on table l2inv.event is 'Append-only: what happened to each OP, in order; state is null where the state stayed';
@@ -24,6 +25,7 @@ end $$;
 
 create trigger append_only before update or delete or truncate on l2inv.event
     for each statement execute function l2inv.refuse_change();
+alter table l2inv.event enable always trigger append_only;  -- whatever session_replication_role says
 
 -- Which event may happen to an OP in which state. l2inv/states.py says the same in Python; a test compares the two
 -- over every combination.
@@ -144,6 +146,8 @@ end $$;
 
 create trigger derived_only before insert or update or delete or truncate on l2inv.op_state
     for each statement execute function l2inv.refuse_direct_write();
+alter table l2inv.op_state enable always trigger derived_only;
 
 create trigger follow_events after insert on l2inv.event
     referencing new table as new_event for each statement execute function l2inv.follow_events();
+alter table l2inv.event enable always trigger follow_events;

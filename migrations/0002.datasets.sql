@@ -25,6 +25,7 @@ create index dataset_version_op on l2inv.dataset_version (op_id);
 
 create trigger append_only before update or delete or truncate on l2inv.dataset_version
     for each statement execute function l2inv.refuse_change();
+alter table l2inv.dataset_version enable always trigger append_only;
 
 create table l2inv.quarantine (
     raw_hash    bytea primary key,  -- one row a record, however often it is read
@@ -44,3 +45,4 @@ create table l2inv.criteria (
 
 create trigger append_only before update or delete or truncate on l2inv.criteria
     for each statement execute function l2inv.refuse_change();
+alter table l2inv.criteria enable always trigger append_only;

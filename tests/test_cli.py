@@ -17,9 +17,9 @@ from l2inv.cli import main
 READS = [
     ["status"], ["next"], ["list"], ["list", "--state", "preprocessed"], ["quarantine"], ["config", "check"],
     ["migrate"], ["migrate", "--dry-run"], ["retry"], ["scan"], ["qualify"], ["preprocess"], ["publish"],
-    ["server", "status"],
+    ["server", "status"], ["near-misses"], ["criteria"], ["completeness"],
 ]  # fmt: skip
-ABOUT_AN_OP = ["show", "history", "claim", "mark-working", "release"]
+ABOUT_AN_OP = ["show", "explain", "history", "claim", "mark-working", "release"]
 
 
 def all_commands(group: click.Group = main, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -116,6 +116,30 @@ def test_the_actor_is_the_environments_or_the_users_of_the_system(
     monkeypatch.setenv("L2INV_ACTOR", "from-env")
     assert CliRunner().invoke(main, [*config, "claim", ready[1]]).exit_code == 0
     assert l2inv.json("show", ready[1])["assignee"] == "from-env"
+
+
+def test_what_is_typed_outvotes_the_environment_before_and_after_the_command(
+    l2inv: Commands, ready: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("L2INV_ACTOR", "cron")
+    monkeypatch.setenv("L2INV_CONFIG", "/nowhere/config.yaml")
+    l2inv("claim", ready[0], actor="han")
+    assert l2inv.json("show", ready[0])["assignee"] == "han"
+    assert l2inv.json("claim", ready[1], "--actor", "ann")["assignee"] == "ann"
+
+
+@pytest.mark.parametrize("argv", [["claim"], ["list", "--state", "lost"], ["nonsense"]], ids=" ".join)
+def test_wrong_usage_under_json_is_a_document_too(l2inv: Commands, argv: list[str]) -> None:
+    answer = l2inv(*argv, "--json", expect=2)
+    assert answer.json["error"]["code"] == 2
+
+
+def test_a_full_disk_under_the_output_is_one_line(l2inv: Commands, ready: list[str]) -> None:
+    command = [sys.executable, "-m", "l2inv", "--config", str(l2inv.config), "list", "--json"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "l2inv: No space left on device; mend that and run it again\n"
 
 
 def test_an_unexpected_failure_is_one_line_and_a_traceback_only_with_vv(

@@ -245,6 +245,13 @@ def test_a_store_that_is_down_is_not_asked_for_smaller_pages(settings: Settings,
     assert len(filters(store, "Count")) == 1 + 3
 
 
+def test_a_store_that_is_busy_is_not_asked_for_smaller_pages(settings: Settings, store: Store) -> None:
+    on_pages(store, lambda asked: Fault(status=429))
+    with pytest.raises(StoreError, match="answers 429"):
+        read(settings(parallel_pages=1))
+    assert sizes(store) == [40] * 3
+
+
 # Limits
 
 

@@ -91,12 +91,36 @@ def test_a_command_that_fails_puts_its_op_into_error_and_the_rest_go_on(
     assert l2inv.json("history", unlucky)["events"][-1]["detail"]["attempt"] == 2
 
 
-def test_a_command_that_does_not_exist_is_the_cause(l2inv: Commands, invertible: list[str]) -> None:
-    l2inv.settings["preprocess"]["command"] = ["/nowhere/prepare"]
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"command": ["/nowhere/prepare"]}, "there is no program /nowhere/prepare"),
+        ({"command": ["true"], "work_dir": "/dev/null/work"}, "preprocess.work_dir"),
+    ],
+)
+def test_what_would_fail_for_every_op_is_a_mistake_of_the_settings_and_touches_none(
+    l2inv: Commands, invertible: list[str], change: dict[str, object], said: str
+) -> None:
+    l2inv.settings["preprocess"] |= change
     l2inv.save()
-    assert l2inv("preprocess", "--json", expect=4).json["ops"]["failed"] == len(invertible)
-    cause = l2inv.json("history", invertible[0])["events"][-1]["detail"]["cause"]
-    assert cause == "/nowhere/prepare cannot be started: No such file or directory"
+    assert said in l2inv("preprocess", expect=10).stderr
+    assert l2inv.json("status")["states"]["invertible"] == len(invertible)
+
+
+def test_output_and_file_names_that_are_no_text_fail_or_pass_like_any_other(
+    l2inv: Commands, invertible: list[str]
+) -> None:
+    command(
+        l2inv,
+        "import os, sys; os.chdir(sys.argv[1]); open(b'bad\\xff', 'w').close();"
+        f"os.write(1, b'boom \\0 \\xff'); sys.exit(sys.argv[3] == {invertible[0]!r})",
+    )
+    assert l2inv("preprocess", "--json", expect=4).json["ops"] == {
+        "done": len(invertible) - 1, "failed": 1, "skipped": 0,
+    }  # fmt: skip
+    assert "boom \\x00" in l2inv.json("history", invertible[0])["events"][-1]["detail"]["cause"]
+    files = l2inv.json("history", invertible[1])["events"][-1]["detail"]["files"]
+    assert "bad\\udcff" in [file["path"] for file in files]
 
 
 def is_running(pid: int) -> bool:

@@ -100,15 +100,35 @@ def test_a_lost_answer_and_a_store_gone_after_it_are_settled_by_the_next_run(
     assert creates(store) == len(store.inversions) == 1
 
 
-def test_a_request_that_never_arrived_is_made_by_the_next_run_under_the_same_id(
+def test_a_request_that_never_arrived_is_made_again_under_the_same_id(
     l2inv: Commands, inverted: str, store: Store
 ) -> None:
-    store.fault = lambda operation, nth: Fault(drop="before") if operation == "Create" else None
-    l2inv("publish", expect=1)
-    named = l2inv.json("history", inverted)["events"][-1]["detail"]["inversion_id"]
-    store.fault = None
+    store.fault = lambda operation, nth: Fault(drop="before") if operation == "Create" and nth == 1 else None
     l2inv("publish")
-    assert list(store.inversions) == [named]
+    events = l2inv.json("history", inverted)["events"]
+    assert [e["kind"] for e in events][-3:] == ["inversion_named", "inversion_created", "published"]
+    assert list(store.inversions) == [events[-3]["detail"]["inversion_id"]]
+
+
+def test_a_store_that_fails_on_one_inversion_alone_does_not_keep_the_others_waiting(
+    l2inv: Commands, ready: list[str], inverted: str, store: Store
+) -> None:
+    l2inv("claim", ready[1])
+    l2inv("mark-inverted", ready[1])
+    store.fault = lambda operation, nth: Fault(status=500) if operation == "Create" and nth < 3 else None
+    assert l2inv("publish", "--json", expect=4).json["ops"] == {"done": 1, "failed": 1, "skipped": 0}
+    named = [e for e in l2inv.json("history", inverted)["events"] if e["kind"] == "inversion_named"]
+    l2inv("retry", inverted)
+    l2inv("publish")
+    assert named[0]["detail"]["inversion_id"] in store.inversions
+
+
+def test_a_store_that_refuses_us_altogether_puts_no_op_into_error(
+    l2inv: Commands, inverted: str, store: Store
+) -> None:
+    store.fault = lambda operation, nth: Fault(body=b'{"errors": [{"message": "token expired"}]}')
+    assert "token expired" in l2inv("publish", expect=1).stderr
+    assert l2inv.json("show", inverted)["state"] == "inverted"
 
 
 def test_what_the_store_refuses_goes_to_error_with_its_words_and_the_others_go_on(
@@ -143,10 +163,12 @@ def test_datasets_in_two_buckets_cannot_be_one_inversion(
 def test_another_inversion_under_the_same_id_is_not_taken_for_ours(
     l2inv: Commands, inverted: str, store: Store
 ) -> None:
-    store.fault = lambda operation, nth: Fault(drop="before") if operation == "Create" else None
-    l2inv("publish", expect=1)
+    store.fault = lambda operation, nth: Fault(status=500) if operation == "Create" else None
+    l2inv("publish", expect=4)
     store.fault = None
-    named = l2inv.json("history", inverted)["events"][-1]["detail"]["inversion_id"]
+    l2inv("retry")
+    events = l2inv.json("history", inverted)["events"]
+    named = next(e for e in events if e["kind"] == "inversion_named")["detail"]["inversion_id"]
     other = store.datasets[0]
     store.inversions[named] = {
         "inversionId": named, "primaryProposalId": "pid_other", "instrumentProgramExecutionId": "id.1.1",

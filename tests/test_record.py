@@ -30,6 +30,8 @@ WAY["error"] = [*WAY["working"], ("failed", "error")]
 
 
 def insert(connection: Connection, op_id: str, seq: int, kind: str, state: str | None, **detail: Any) -> None:
+    if kind == "claimed":
+        detail = {"assignee": "han"} | detail
     connection.execute(
         "insert into l2inv.event (op_id, seq, kind, state, actor, detail) values (%s, %s, %s, %s, 'test', %s)",
         [op_id, seq, kind, state, Jsonb(detail)],
@@ -121,6 +123,33 @@ def test_a_sequence_number_that_is_not_the_next_is_refused(connection: Connectio
     with pytest.raises(psycopg.Error):
         insert(connection, "op", seq, "judged", "invertible")
     assert present(connection, "op")["seq"] == 1
+
+
+def test_a_claim_for_nobody_and_an_op_without_a_name_are_refused(connection: Connection) -> None:
+    bring(connection, "op", "preprocessed")
+    with pytest.raises(psycopg.errors.CheckViolation):
+        insert(connection, "op", 4, "claimed", "working", assignee="")
+    for op_id in ("", "x" * 201):
+        with pytest.raises(psycopg.errors.CheckViolation):
+            insert(connection, op_id, 1, "discovered", "discovered")
+
+
+@pytest.mark.parametrize("change", ["delete from l2inv.event", "update l2inv.op_state set state = 'error'"])
+def test_not_even_a_replicas_session_changes_the_record(connection: Connection, change: str) -> None:
+    insert(connection, "op", 1, "discovered", "discovered")
+    connection.execute("set session_replication_role = replica")
+    with pytest.raises(psycopg.Error) as refusal:
+        connection.execute(change)
+    assert refusal.value.sqlstate == "L2INV"
+
+
+def test_text_that_postgresql_cannot_keep_is_kept_as_it_can_be_shown(connection: Connection) -> None:
+    bring(connection, "op", "preprocessed")
+    hostile = {"assignee": "han", "note": "a\0b\ud800c", "list": ["\0"], "\0": {"inner": "\udcff"}}
+    record.add(connection, [record.Event("op", 3, "claimed", "working", hostile)], "han", None)
+    assert record.newest(connection, "op", "claimed") == {
+        "assignee": "han", "note": "a\\x00b\\ud800c", "list": ["\\x00"], "\\x00": {"inner": "\\udcff"},
+    }  # fmt: skip
 
 
 def test_several_events_of_one_op_in_one_insert_follow_each_other(connection: Connection) -> None:

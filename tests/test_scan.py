@@ -210,6 +210,39 @@ def test_a_store_that_fails_is_one_line_and_exit_code_1_and_writes_nothing(
     assert said in l2inv("scan", "--json", expect=1).json["error"]["message"]
 
 
+@pytest.mark.parametrize("bad", ['{"datasetId": "BADONE", "aoLocked": NaN}', '{"datasetId": "B\\ud800"}'])
+def test_one_record_that_is_no_json_sinks_no_page(
+    l2inv: Commands, store: Store, tmp_path: Path, bad: str
+) -> None:
+    answer = json.dumps({"data": {"datasetInventories": [*store.datasets, "PLACE"]}}).replace('"PLACE"', bad)
+    path = tmp_path / "answer.json"
+    path.write_text(answer)
+    l2inv.settings["metadata_store"] = {"url": str(path)}
+    l2inv.save()
+    report = l2inv.json("scan")
+    assert report["datasets"]["new"] == len(store.datasets) - 3
+    assert report["datasets"]["quarantined"] == 4
+
+
+def test_secrets_in_the_stores_url_or_a_spoilt_token_are_never_shown(
+    l2inv: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    l2inv.settings["metadata_store"] = {
+        "url": "http://user:secretpw@127.0.0.1:9/graphql?token=secretpw",
+        "retries": 0,
+    }
+    l2inv.save()
+    for answer in (l2inv("-vv", "scan", expect=None), l2inv("scan", "--json", expect=None), l2inv("status")):
+        assert "secretpw" not in answer.stdout + answer.stderr
+    monkeypatch.setenv("L2INV_TEST_TOKEN", "secrettoken\n")
+    l2inv.settings["metadata_store"] = {"url": "http://127.0.0.1:9/", "token_env": "L2INV_TEST_TOKEN"}
+    l2inv.save()
+    for argv in (["-vv", "scan"], ["config", "check"], ["scan", "--json"]):
+        answer = l2inv(*argv, expect=10)
+        assert "no HTTP header takes" in answer.stdout + answer.stderr
+        assert "secrettoken" not in answer.stdout + answer.stderr
+
+
 def test_an_unreachable_store_is_one_line_and_exit_code_1(l2inv: Commands) -> None:
     l2inv.settings["metadata_store"] = {"url": "http://127.0.0.1:9/graphql", "retries": 0}
     l2inv.save()

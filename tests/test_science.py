@@ -8,6 +8,7 @@ from conftest import Commands, Connection
 
 from l2inv import database, record, science
 from l2inv.errors import Refused
+from l2inv.sample.server import Store
 from l2inv.settings import Database, Settings
 
 
@@ -63,12 +64,24 @@ def test_eight_who_claim_one_op_at_once_give_one_winner_every_time(
                     if science.claim(connection, op, actor):
                         won.append(op)
                 except Refused as refusal:
-                    assert "held by" in refusal.hint
+                    assert "is held by" in refusal.message
         return won
 
     with ThreadPoolExecutor(8) as pool:
         won = list(pool.map(claim, [f"person-{n}" for n in range(8)]))
     assert sorted(op for ops in won for op in ops) == sorted(ready)
+
+
+def test_an_op_whose_datasets_changed_since_its_verdict_is_not_claimed(
+    l2inv: Commands, ready: list[str], store: Store
+) -> None:
+    l2inv("claim", ready[0])
+    for dataset in store.datasets:
+        if dataset["observingProgramExecutionId"] == ready[0]:
+            dataset["aoLocked"] = 0
+    l2inv("scan")
+    l2inv("release", ready[0])
+    assert "its datasets changed since its verdict" in l2inv("claim", ready[0], actor="eve", expect=3).stderr
 
 
 def test_eight_processes_that_claim_one_op_give_one_winner(l2inv: Commands, ready: list[str]) -> None:

@@ -1,12 +1,15 @@
 """What all commands share: the common options, the connection, the report, and how errors come out."""
 
+import io
 import os
+import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -18,6 +21,9 @@ from l2inv.errors import L2invError
 if TYPE_CHECKING:
     from l2inv.database import Connection
     from l2inv.settings import Loaded, Settings
+
+# What a URL in a traceback may hold of secrets: user and password, and the values of its query.
+_SECRET = re.compile(r"(://(?=[^/@\s]*@)|[?&]\w+=)[^@&\s'\"]+")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -75,6 +81,13 @@ class App:
 
         click.echo(f"l2inv: {clean(line)}", err=True)
 
+    def warn_lines(self, text: str) -> None:
+        """Tells several lines on stderr: what -vv asked for."""
+        from l2inv.render import clean
+
+        for line in text.splitlines():
+            click.echo(clean(line), err=True)
+
     @contextmanager
     def progress(self, what: str) -> Iterator[Callable[..., None]]:
         """Lends a function that shows how far a stage has come, on a terminal alone."""
@@ -114,13 +127,18 @@ def _less(ctx: click.Context, param: click.Parameter, value: int) -> None:
     _common("verbosity")(ctx, param, -value)
 
 
-def common_options(command: F) -> F:
-    """Adds the options that every command takes, before or after its name."""
+def common_options(command: F, *, from_environment: bool = False) -> F:
+    """Adds the options that every command takes, before or after its name.
+
+    Only those before it may come from the environment: there, they must not outvote what was typed.
+    """
+    config = click.Path(path_type=Path, readable=False)  # the settings say what is wrong with a file
+    env = {"actor": "L2INV_ACTOR", "config": "L2INV_CONFIG"} if from_environment else {}
     for option in (
         click.option("-q", "quiet", count=True, expose_value=False, callback=_less, help="Only what somebody must look at."),
         click.option("-v", "verbose", count=True, expose_value=False, callback=_common("verbosity"), help="Say more; -vv adds tracebacks."),
-        click.option("--actor", type=Actor(), envvar="L2INV_ACTOR", expose_value=False, callback=_common("given_actor"), help="Who acts (L2INV_ACTOR; default: the OS user)."),
-        click.option("--config", type=click.Path(path_type=Path), envvar="L2INV_CONFIG", expose_value=False, callback=_common("config"), help="The settings file (L2INV_CONFIG)."),
+        click.option("--actor", type=Actor(), envvar=env.get("actor"), expose_value=False, callback=_common("given_actor"), help="Who acts (L2INV_ACTOR; default: the OS user)."),
+        click.option("--config", type=config, envvar=env.get("config"), expose_value=False, callback=_common("config"), help="The settings file (L2INV_CONFIG)."),
     ):  # fmt: skip
         command = option(command)
     return command
@@ -136,33 +154,58 @@ def json_option(command: F) -> F:
 class Group(click.Group):
     """A group whose errors come out as the contract says: one line, or JSON, and the exit code of what happened."""
 
+    def main(self, args: Sequence[str] | None = None, *more: Any, **how: Any) -> Any:
+        """Runs a command line; a usage error under --json is a JSON document too."""
+        given = sys.argv[1:] if args is None else list(args)
+        if "--json" not in given:
+            return super().main(given, *more, **how)
+        try:
+            code = super().main(given, *more, **(how | {"standalone_mode": False}))
+        except click.ClickException as problem:
+            _say_json(problem.exit_code, problem.format_message(), "see --help")
+            code = problem.exit_code
+        sys.exit(code if isinstance(code, int) else 0)
+
     def invoke(self, ctx: click.Context) -> Any:
         if ctx.parent is not None:
             return super().invoke(ctx)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # a poor terminal shows what it can
         app = ctx.ensure_object(App)
-        before = signal.signal(signal.SIGTERM, _terminated) if _in_main_thread() else None
+        before = (
+            {s: signal.signal(s, _terminated) for s in (signal.SIGTERM, signal.SIGHUP)}
+            if _in_main_thread()
+            else {}
+        )
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            if sys.stdout:
+                sys.stdout.flush()
+            return result
         except L2invError as problem:
             _report(app, problem.exit_code, problem.message, problem.hint)
         except (click.exceptions.Exit, click.ClickException, BrokenPipeError):
             raise
         except (KeyboardInterrupt, click.Abort, _Terminated):
             _report(app, 1, "stopped", "run it again: nothing was left half-written")
+        except OSError as problem:
+            where = f"{problem.filename}: " if problem.filename else ""
+            _report(app, 1, f"{where}{problem.strerror or problem}", "mend that and run it again")
         except Exception as problem:
             text = " ".join(f"{type(problem).__name__}: {problem}".split())
             _report(app, 1, f"unexpected: {text}", "run again with -vv and report what it prints")
         finally:
-            if before is not None:
-                signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 class _Terminated(BaseException):
-    """SIGTERM, made to unwind like Ctrl-C."""
+    """SIGTERM or SIGHUP, made to unwind like Ctrl-C."""
 
 
-def _terminated(*_: object) -> NoReturn:
-    raise _Terminated("stopped by SIGTERM")
+def _terminated(number: int, _: object) -> NoReturn:
+    raise _Terminated(f"stopped by {signal.Signals(number).name}")
 
 
 def _in_main_thread() -> bool:
@@ -173,14 +216,23 @@ def _in_main_thread() -> bool:
 
 def _report(app: App, code: int, message: str, hint: str) -> NoReturn:
     if app.verbosity > 1:
-        traceback.print_exc()
-    if app.json:
-        from l2inv.render import as_json
-
-        click.echo(as_json({"error": {"code": code, "message": message, "hint": hint}}))
-    else:
+        app.warn_lines(_SECRET.sub(r"\1***", traceback.format_exc()))
+    try:
+        if app.json:
+            _say_json(code, message, hint)
+        sys.stdout.flush()
+    except OSError:  # stdout takes nothing more; tried again at exit, it would end in a traceback
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        app.json = False
+    if not app.json:
         app.warn(f"{message}; {hint}" if hint else message)
     raise click.exceptions.Exit(code)
+
+
+def _say_json(code: int, message: str, hint: str) -> None:
+    from l2inv.render import as_json
+
+    click.echo(as_json({"error": {"code": code, "message": message, "hint": hint}}))
 
 
 def _os_user() -> str:
@@ -194,7 +246,7 @@ def _os_user() -> str:
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="l2inv")
-@common_options
+@partial(common_options, from_environment=True)
 def main() -> None:
     """From Level 1 datasets in the metadata store to published Level 2 inversions.
 

@@ -124,9 +124,12 @@ def config() -> None:
 @click.pass_obj
 def check(app: App) -> None:
     """Check the settings: every mistake at once, each with its path in the file."""
+    from l2inv import metadata_store, preprocess
     from l2inv.settings import to_plain
 
     loaded = app.loaded()
+    metadata_store.check(loaded.settings.metadata_store)
+    preprocess.check(loaded.settings.preprocess)
     document = {"path": str(loaded.path) if loaded.path else None, "settings": to_plain(loaded.settings)}
     app.result(
         document, lambda: app.summary(f"config: {loaded.path or 'no file: the built-in defaults'}: good")

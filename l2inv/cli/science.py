@@ -132,8 +132,8 @@ def _print_op(op: dict[str, Any]) -> None:
             d["instrument"] or "-",
             d["instrument_program_id"] or "-",
             f"{d['wavelength_min_nm'] or 0:.1f}-{d['wavelength_max_nm'] or 0:.1f}",
-            d["record"].get("stokesParameters") or "-",
-            d["record"].get("frameCount", "-"),
+            d["record"].get("stokes_parameters") or "-",
+            d["record"].get("frame_count", "-"),
             render.day(d["create_date"]),
         )
         for d in op["datasets"]

@@ -28,6 +28,12 @@ def scan(app: App, since_last: bool, allow_withdrawals: bool) -> None:
             allow_withdrawals=allow_withdrawals,
             progress=progress,
         )
+    if not report["complete"]:
+        report["error"] = {
+            "code": 1,
+            "message": f"scan: incomplete: {report['failed']}",
+            "hint": "scan again",
+        }
     _tell(app, report)
     for warning in report["warnings"]:
         app.warn(f"scan: {warning}")
