@@ -73,6 +73,8 @@ def test_status_always_names_all_eight_states(l2inv: Commands) -> None:
         ["no-such-command"], ["scan", "--no-such-option"], ["claim"], ["next", "-n", "0"], ["next", "-n", "many"],
         ["list", "--state", "lost"], ["qualify", "--as-of", "yesterday"], ["--actor", "a\nb", "status"],
         ["mark-inverted", "op", "--software-version", "1"],
+        ["mark-inverted", "op", "--output", " "],
+        ["show", "\udcff"],
     ],
 )  # fmt: skip
 def test_wrong_usage_is_exit_code_2(l2inv: Commands, argv: list[str]) -> None:

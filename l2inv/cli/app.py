@@ -114,6 +114,21 @@ class Actor(click.ParamType[str]):
         return value.strip()
 
 
+class Words(click.ParamType[str]):
+    """Text that says something, in characters that can be kept."""
+
+    name = "text"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            self.fail("is no UTF-8 text", param, ctx)
+        if not value.strip():
+            self.fail("is empty", param, ctx)
+        return value
+
+
 def _common(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
     def keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
         if value not in (None, 0, False):

@@ -5,10 +5,10 @@ from typing import Any
 
 import click
 
-from l2inv.cli.app import App, command, json_option
+from l2inv.cli.app import App, Words, command, json_option
 from l2inv.states import STATES
 
-op_argument = click.argument("op", metavar="OP")
+op_argument = click.argument("op", metavar="OP", type=Words())
 
 
 @command("next")
@@ -163,9 +163,9 @@ def _yes(true: bool) -> str:
 @command("overrule")
 @op_argument
 @click.option("--invertible/--not-invertible", default=None, help="What the OP is to count as.")
-@click.option("--reason", required=True, help="Why the verdict does not hold.")
+@click.option("--reason", type=Words(), required=True, help="Why the verdict does not hold.")
 @click.option(
-    "--instrument-program",
+    "--instrument-program", type=Words(),
     "programs",
     multiple=True,
     metavar="ID",
@@ -274,7 +274,7 @@ def mark_working(app: App, op: str) -> None:
 
 @command("release")
 @op_argument
-@click.option("--reason", help="Why it is given back.")
+@click.option("--reason", type=Words(), help="Why it is given back.")
 @json_option
 def release(app: App, op: str, reason: str | None) -> None:
     """Give a claimed OP back for others to take."""
@@ -290,29 +290,29 @@ def release(app: App, op: str, reason: str | None) -> None:
 @command("mark-inverted")
 @op_argument
 @click.option(
-    "--output", "outputs", multiple=True, metavar="LOCATION", help="Where an output lies; may be repeated."
+    "--output", type=Words(), "outputs", multiple=True, metavar="LOCATION", help="Where an output lies; may be repeated."
 )
-@click.option("--software", metavar="NAME", help="The inversion code.")
-@click.option("--software-version", metavar="VERSION", help="Its version or commit.")
+@click.option("--software", type=Words(), metavar="NAME", help="The inversion code.")
+@click.option("--software-version", type=Words(), metavar="VERSION", help="Its version or commit.")
 @click.option(
-    "--instrument-program",
+    "--instrument-program", type=Words(),
     "programs",
     multiple=True,
     metavar="ID",
     help="What was inverted (default: what the verdict found invertible).",
 )
 @click.option(
-    "--dataset",
+    "--dataset", type=Words(),
     "datasets",
     multiple=True,
     metavar="ID",
     help="A dataset used (default: the qualifying ones).",
 )
 @click.option(
-    "--line", "lines", multiple=True, metavar="LINE", help="A spectral line inverted; may be repeated."
+    "--line", type=Words(), "lines", multiple=True, metavar="LINE", help="A spectral line inverted; may be repeated."
 )
-@click.option("--asdf-object-key", metavar="KEY", help="The L2 metadata file's key in its bucket.")
-@click.option("--note", help="A word for the record.")
+@click.option("--asdf-object-key", type=Words(), metavar="KEY", help="The L2 metadata file's key in its bucket.")
+@click.option("--note", type=Words(), help="A word for the record.")
 @json_option  # fmt: skip
 def mark_inverted(
     app: App,
