@@ -9,6 +9,7 @@ import msgspec
 from l2inv.criteria import Criterion, InstrumentProgramVerdict, margin
 from l2inv.database import Connection
 from l2inv.errors import Refused
+from l2inv.settings import Qualification
 
 QUIET_DAYS = (1, 3, 7, 14, 30, 60, 90, 180)
 
@@ -109,7 +110,10 @@ def versions(connection: Connection) -> list[dict[str, Any]]:
 
 
 def version(connection: Connection, prefix: str) -> dict[str, Any]:
-    """Gives the id and the rules of the version whose id begins so. Raises Refused where none or several do."""
+    """Gives the id of the version that begins so, and its rules with every key that there is today.
+
+    Raises Refused where none or several begin so.
+    """
     found = connection.execute(
         "select criteria_version, rules from l2inv.criteria where starts_with(criteria_version, %s) order by 1",
         [prefix],
@@ -119,13 +123,14 @@ def version(connection: Connection, prefix: str) -> dict[str, Any]:
     if len(found) > 1:
         fitting = ", ".join(row["criteria_version"] for row in found)
         raise Refused(f"{prefix!r} fits several criteria: {fitting}", "give more of the version")
-    return found[0]
+    rules = msgspec.convert(found[0]["rules"], Qualification)
+    return {"criteria_version": found[0]["criteria_version"], "rules": msgspec.to_builtins(rules)}
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[dict[str, Any]]:
     """Gives what differs between two rule sets, each with its dotted path; null is what one of them lacks.
 
-    Bands are told apart by their names, and their order makes no difference, nor that of the instruments.
+    Bands and instruments are told apart by their names: their order makes no difference.
     """
     old, new = _unordered(old), _unordered(new)
     if not (isinstance(old, dict) and isinstance(new, dict)):
@@ -139,9 +144,11 @@ def differences(old: Any, new: Any, path: str = "") -> list[dict[str, Any]]:
 
 
 def _unordered(value: Any) -> Any:
-    if isinstance(value, list) and all(isinstance(one, dict) and "name" in one for one in value):
-        return {one["name"]: {k: v for k, v in one.items() if k != "name"} for one in value}
-    return sorted(set(value)) if isinstance(value, list) else value
+    if not isinstance(value, list):
+        return value
+    if value and isinstance(value[0], str):
+        return sorted(set(value))
+    return {one.get("name") or one["instrument"]: one for one in value}
 
 
 def completeness(connection: Connection, instruments: list[str], quiet_days: float) -> dict[str, Any]:

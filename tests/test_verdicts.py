@@ -5,6 +5,7 @@ import pty
 import subprocess
 import sys
 from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +244,7 @@ def test_two_versions_are_compared_by_what_they_say(l2inv: Commands) -> None:
     new = l2inv.json(*AS_OF)["criteria_version"]
     found = l2inv.json("criteria", PRESENT[:7], new)
     assert (found["from"], found["to"]) == (PRESENT, new)
-    gone = {"min_nm": 849.3, "center_nm": 849.8, "max_nm": 850.2, "required": False}
+    gone = {"name": "Ca II 849.8", "min_nm": 849.3, "center_nm": 849.8, "max_nm": 850.2, "required": False}
     assert found["differences"] == [
         {"path": "bands.Ca II 849.8", "old": gone, "new": None},
         {"path": "bands.Ca II 854.2.required", "old": True, "new": False},
@@ -252,6 +253,27 @@ def test_two_versions_are_compared_by_what_they_say(l2inv: Commands) -> None:
     ]
     assert "min_ao_locked: 0.75 -> 0.5\n" in l2inv("criteria", PRESENT, new).stdout
     assert l2inv("criteria", new, new).stdout == "no difference\n"
+
+
+def test_rules_for_one_instrument_are_compared_by_its_name(l2inv: Commands, connection: Connection) -> None:
+    judged(l2inv)
+    before_it_could_be_set = connection.execute("select rules - 'per_instrument' as rules from l2inv.criteria").fetchone()  # fmt: skip
+    assert before_it_could_be_set is not None
+    connection.execute(
+        "insert into l2inv.criteria (criteria_version, rules) values ('older', %s)",
+        [Jsonb(before_it_could_be_set["rules"])],
+    )
+    assert l2inv.json("criteria", "older", PRESENT)["differences"] == []
+    versions = [PRESENT]
+    for stokes in ("I", "IQ"):
+        own = {"instrument": "CRYO-NIRSP", "stokes": stokes}
+        l2inv.settings["qualification"] = {"per_instrument": [own]}
+        l2inv.save()
+        versions.append(l2inv.json(*AS_OF)["criteria_version"])
+    path = "per_instrument.CRYO-NIRSP"
+    added, changed = (l2inv.json("criteria", *pair)["differences"] for pair in pairwise(versions))
+    assert added == [{"path": path, "old": None, "new": {"instrument": "CRYO-NIRSP", "stokes": "I"}}]
+    assert changed == [{"path": f"{path}.stokes", "old": "I", "new": "IQ"}]
 
 
 def test_the_order_of_bands_and_instruments_is_no_difference() -> None:

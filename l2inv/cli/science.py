@@ -165,8 +165,9 @@ def _yes(true: bool) -> str:
 @click.option("--invertible/--not-invertible", default=None, help="What the OP is to count as.")
 @click.option("--reason", type=Words(), required=True, help="Why the verdict does not hold.")
 @click.option(
-    "--instrument-program", type=Words(),
+    "--instrument-program",
     "programs",
+    type=Words(),
     multiple=True,
     metavar="ID",
     help="What is invertible (default: all that was judged).",
@@ -290,28 +291,42 @@ def release(app: App, op: str, reason: str | None) -> None:
 @command("mark-inverted")
 @op_argument
 @click.option(
-    "--output", type=Words(), "outputs", multiple=True, metavar="LOCATION", help="Where an output lies; may be repeated."
+    "--output",
+    "outputs",
+    type=Words(),
+    multiple=True,
+    metavar="LOCATION",
+    help="Where an output lies; may be repeated.",
 )
 @click.option("--software", type=Words(), metavar="NAME", help="The inversion code.")
 @click.option("--software-version", type=Words(), metavar="VERSION", help="Its version or commit.")
 @click.option(
-    "--instrument-program", type=Words(),
+    "--instrument-program",
     "programs",
+    type=Words(),
     multiple=True,
     metavar="ID",
     help="What was inverted (default: what the verdict found invertible).",
 )
 @click.option(
-    "--dataset", type=Words(),
+    "--dataset",
     "datasets",
+    type=Words(),
     multiple=True,
     metavar="ID",
     help="A dataset used (default: the qualifying ones).",
 )
 @click.option(
-    "--line", type=Words(), "lines", multiple=True, metavar="LINE", help="A spectral line inverted; may be repeated."
+    "--line",
+    "lines",
+    type=Words(),
+    multiple=True,
+    metavar="LINE",
+    help="A spectral line inverted; may be repeated.",
 )
-@click.option("--asdf-object-key", type=Words(), metavar="KEY", help="The L2 metadata file's key in its bucket.")
+@click.option(
+    "--asdf-object-key", type=Words(), metavar="KEY", help="The L2 metadata file's key in its bucket."
+)
 @click.option("--note", type=Words(), help="A word for the record.")
 @json_option  # fmt: skip
 def mark_inverted(
