@@ -1,10 +1,6 @@
 """What l2inv asks of and tells the Data Center's metadata store: GraphQL over HTTP, or a saved answer in a file."""
 
 import gzip
-import json
-import os
-import random
-import ssl
 import threading
 import time
 import zlib
@@ -16,37 +12,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
-from urllib.parse import urlsplit
 
 import msgspec
 
-from l2inv.errors import ConfigError, StoreError, StoreRefused
+from l2inv.errors import ConfigError, StoreError
+from l2inv.graphql import MayPass, Page, Query, ask, is_file, read, session, short, too_late
 from l2inv.inventory import SUBFIELDS, Dataset
 from l2inv.settings import MetadataStore
 
 if TYPE_CHECKING:
     import requests
 
-BACKOFF_SECONDS = 0.2  # before the first retry, doubled before each further one
-LONGEST_BACKOFF_SECONDS = 60.0
 IDS_AT_ONCE = 200
-CHUNK_BYTES = 16_384  # gzip inflates a chunk to a thousandfold at most: so much is held before it is counted
 
 _INVERSION = "inversionId primaryProposalId instrumentProgramExecutionId bucket asdfObjectKey datasetIds spectralLines createDate"
 _FIELDS = " ".join(
     f"{name} {{ {' '.join(SUBFIELDS[name])} }}" if name in SUBFIELDS else name
     for name in Dataset.__struct_encode_fields__
 )
-Page = list[msgspec.Raw]  # the JSON text of each record
-
-
-class _Error(msgspec.Struct):
-    message: str = "no message"
-
-
-class _Answer(msgspec.Struct):
-    data: dict[str, msgspec.Raw] | None = None
-    errors: list[_Error] | None = None
 
 
 class Recipes(msgspec.Struct, frozen=True):
@@ -66,50 +49,32 @@ class _Count(msgspec.Struct, rename="camel"):
     record_count: Annotated[int, msgspec.Meta(ge=0)]
 
 
-class _Query(NamedTuple):
-    """What is asked, the one field of the answer that counts, and as what that is read."""
-
-    text: str
-    field: str
-    kind: Any
-
-
-DATASETS = _Query(
+DATASETS = Query(
     f"query Datasets($filter: DatasetInventoriesRequest) {{ datasetInventories(filterParams: $filter) {{ {_FIELDS} }} }}",
     "datasetInventories",
     Page,
 )
-COUNT = _Query(
+COUNT = Query(
     "query Count($filter: DatasetInventoryRecordCountRequest) { datasetInventoriesRecordCount(filterParams: $filter) { recordCount } }",
     "datasetInventoriesRecordCount",
     _Count,
 )
-CREATE = _Query(
+CREATE = Query(
     f"mutation Create($params: L2InversionInventory!) {{ createL2InversionInventory(createParams: $params) {{ {_INVERSION} }} }}",
     "createL2InversionInventory",
     dict[str, Any],
 )
-FIND = _Query(
+FIND = Query(
     f"query Find($id: String) {{ l2Inversions(filterParams: {{inversionId: $id}}) {{ {_INVERSION} }} }}",
     "l2Inversions",
     list[dict[str, Any]] | None,
 )
-CANDIDATES = _Query(
+CANDIDATES = Query(
     "query Candidates { processingCandidates(filterParams: {}) "
     "{ observingProgramExecutionId plannedRecipeCount completeRecipeInstanceCount } }",
     "processingCandidates",
     list[_Candidate],
 )
-
-
-class _MayPass(StoreError):
-    """May go well when the same is asked `again`, not before `after_seconds`, or when `less` is asked for."""
-
-    def __init__(
-        self, message: str, hint: str, *, again: bool = True, less: bool = False, after_seconds: float = 0
-    ) -> None:
-        super().__init__(message, hint)
-        self.again, self.less, self.after_seconds = again, less, after_seconds
 
 
 class _Reading(NamedTuple):
@@ -119,11 +84,6 @@ class _Reading(NamedTuple):
     sessions: "SimpleQueue[requests.Session]"
     until: float
     over: threading.Event
-
-
-def is_file(store: MetadataStore) -> bool:
-    """Says whether the settings name a saved answer rather than a service."""
-    return store.url is not None and not store.url.startswith(("http://", "https://"))
 
 
 def dataset_pages(store: MetadataStore, updated_since: datetime | None = None) -> Iterator[Page]:
@@ -172,7 +132,7 @@ def create_inversion(
 
     Raises StoreError; find_inversion says whether the store took it all the same.
     """
-    held: dict[str, Any] = _ask(http, store, CREATE, {"params": params})
+    held: dict[str, Any] = ask(http, store, CREATE, {"params": params})
     return held
 
 
@@ -180,14 +140,14 @@ def find_inversion(
     http: "requests.Session", store: MetadataStore, inversion_id: str
 ) -> dict[str, Any] | None:
     """Gives what the store holds under an inversionId, or None. Raises StoreError."""
-    found = _ask(http, store, FIND, {"id": inversion_id})
+    found = ask(http, store, FIND, {"id": inversion_id})
     return found[0] if found else None
 
 
 def processing_candidates(store: MetadataStore) -> dict[str, Recipes]:
     """Gives for each OP id what L1 plans and has finished of it. Raises ConfigError, and StoreError when denied."""
     with session(store) as http:
-        found = _ask(http, store, CANDIDATES, {})
+        found = ask(http, store, CANDIDATES, {})
     return {
         c.observing_program_execution_id: Recipes(
             c.planned_recipe_count or 0, c.complete_recipe_instance_count or 0
@@ -204,54 +164,6 @@ def check(store: MetadataStore) -> None:
     elif store.url is not None:
         with session(store):
             pass
-
-
-@contextmanager
-def session(store: MetadataStore) -> Iterator["requests.Session"]:
-    """Lends an HTTP session with the store's certificate authority and token.
-
-    Raises ConfigError when no service is set, its token is not in the environment, or the authority's file is none.
-    """
-    import requests
-
-    if store.url is None or is_file(store):
-        raise ConfigError(
-            "metadata_store.url",
-            [f"an http(s) URL of the metadata store is needed; set is {store.url or 'none'}"],
-        )
-    with requests.Session() as http:
-        # Neither a password from netrc nor an authority from the environment may outvote the settings.
-        http.trust_env = False
-        http.proxies.update(requests.utils.get_environ_proxies(store.url))
-        http.headers.update({"Accept": "application/json", "Accept-Encoding": "gzip"})
-        if store.ca_bundle:
-            try:
-                ssl.create_default_context(cafile=store.ca_bundle)
-            except OSError as problem:
-                words = f"{store.ca_bundle} is no readable PEM file: {_short(problem)}"
-                raise ConfigError("metadata_store.ca_bundle", [words]) from problem
-            http.verify = store.ca_bundle
-        if store.token_env:
-            token = os.environ.get(store.token_env, "")
-            if not token:
-                raise ConfigError(
-                    "metadata_store.token_env", [f"{store.token_env} is not set in the environment"]
-                )
-            if not (token.isascii() and token.isprintable()):
-                words = (
-                    f"{store.token_env} holds characters that no HTTP header takes, such as an end of line"
-                )
-                raise ConfigError("metadata_store.token_env", [words])
-            http.auth = _bearer(token)
-        yield http
-
-
-def _bearer(token: str) -> Any:
-    def sign(request: "requests.PreparedRequest") -> "requests.PreparedRequest":
-        request.headers["Authorization"] = f"Bearer {token}"
-        return request
-
-    return sign
 
 
 def _since(moment: datetime | None) -> dict[str, Any]:
@@ -287,7 +199,7 @@ def _pages(reading: _Reading, filters: Mapping[str, Any]) -> Iterator[Page]:
                     if len(page) != size:  # the store's own size then: it may number the pages by that
                         size = len(page)
                         break
-        except _MayPass as problem:
+        except MayPass as problem:
             if not problem.less or size == 1:
                 raise
             # This fails where the store is down: there no smaller page would come either.
@@ -324,21 +236,21 @@ def _count(reading: _Reading, filters: Mapping[str, Any]) -> int:
 
 
 def _asked(
-    reading: _Reading, query: _Query, variables: Mapping[str, Any], given_up: threading.Event
+    reading: _Reading, query: Query, variables: Mapping[str, Any], given_up: threading.Event
 ) -> "Future[Any]":
     """The answer to come, from a daemon thread: an executor's would keep Ctrl-C waiting for what is in flight."""
     future: Future[Any] = Future()
 
-    def ask() -> None:
+    def answer() -> None:
         http = reading.sessions.get()
         try:
-            future.set_result(_ask(http, reading.store, query, variables, reading.until, given_up))
+            future.set_result(ask(http, reading.store, query, variables, reading.until, given_up))
         except BaseException as problem:
             future.set_exception(problem)
         finally:
             reading.sessions.put(http)
 
-    threading.Thread(target=ask, name="l2inv-request", daemon=True).start()
+    threading.Thread(target=answer, name="l2inv-request", daemon=True).start()
     return future
 
 
@@ -346,169 +258,7 @@ def _got(reading: _Reading, future: "Future[Any]") -> Any:
     try:
         return future.result(max(0.0, reading.until - time.monotonic()))
     except TimeoutError:  # an answer may trickle in, so that no wait for its next byte is ever too long
-        raise _too_late(reading.store) from None
-
-
-def _ask(
-    http: "requests.Session",
-    store: MetadataStore,
-    query: _Query,
-    variables: Mapping[str, Any],
-    until: float | None = None,
-    given_up: threading.Event | None = None,
-) -> Any:
-    """Gives what the query asks for; asks again, unless it is a mutation, after a fault that may pass.
-
-    Not with urllib3's Retry: it does not see a body that is cut short, and its waits know neither limit nor end.
-    """
-    until = until or time.monotonic() + store.total_timeout_seconds
-    retries = 0 if query is CREATE else store.retries
-    attempt = 0
-    while True:
-        try:
-            return _read(_content(http, store, query, variables, until), query, named(store))
-        except _MayPass as problem:
-            if not problem.again or attempt >= retries:
-                raise
-            backoff_seconds = min(BACKOFF_SECONDS * 2**attempt, LONGEST_BACKOFF_SECONDS)
-            wait_seconds = max(problem.after_seconds, backoff_seconds * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
-            if wait_seconds > until - time.monotonic():
-                raise _too_late(store, problem) from problem
-            if (given_up or threading.Event()).wait(wait_seconds):
-                raise
-            attempt += 1
-
-
-def _content(
-    http: "requests.Session", store: MetadataStore, query: _Query, variables: Mapping[str, Any], until: float
-) -> bytes:
-    """Gives an answer's body. A redirect is refused: a token goes to one host only."""
-    import requests
-    from urllib3.exceptions import HTTPError
-
-    assert store.url is not None
-    left_seconds = until - time.monotonic()
-    if left_seconds <= 0:
-        raise _too_late(store)
-    parts, size = [], 0
-    try:
-        with http.post(
-            store.url,
-            json={"query": query.text, "variables": variables},
-            timeout=min(store.timeout_seconds, left_seconds),
-            allow_redirects=False,
-            stream=True,
-        ) as answer:
-            _check(store, answer)
-            for part in answer.iter_content(CHUNK_BYTES):
-                parts.append(part)
-                size += len(part)
-                if size > store.max_answer_mb * 1_000_000:
-                    raise StoreError(
-                        f"{named(store)}: an answer of more than {store.max_answer_mb} MB",
-                        "lower metadata_store.page_size, or raise metadata_store.max_answer_mb",
-                    )
-    except (requests.exceptions.RequestException, HTTPError, OSError, zlib.error) as problem:
-        divisible = variables.get("filter", {}).get("pageSize", 1) > 1
-        raise _fault(store, problem, divisible) from problem
-    return b"".join(parts)
-
-
-def _check(store: MetadataStore, answer: "requests.Response") -> None:
-    """Raises what the status says, and StoreError for a compression of which no limit is known here."""
-    status, said = answer.status_code, f"{named(store)}: answers {answer.status_code} {answer.reason}"
-    if status in (401, 403):
-        raise StoreError(
-            f"{named(store)}: access denied ({status})",
-            "set metadata_store.token_env to the variable that holds a valid token",
-        )
-    if status == 413:
-        raise _MayPass(said, "lower metadata_store.page_size", again=False, less=True)
-    if status == 429 or status >= 500:
-        raise _MayPass(said, "try again later", less=status != 429, after_seconds=_retry_after(answer))
-    if status != 200:
-        hint = "set metadata_store.url to where it redirects" if answer.is_redirect else "try again later"
-        raise StoreError(said, hint)
-    if (coding := answer.headers.get("Content-Encoding", "identity")) not in ("identity", "gzip"):
-        raise StoreError(
-            f"{named(store)}: the answer is encoded as {coding!r}",
-            "let the store send gzip, or nothing of it",
-        )
-
-
-def _retry_after(answer: "requests.Response") -> float:
-    from urllib3.exceptions import InvalidHeader
-    from urllib3.util import Retry
-
-    try:
-        return Retry().get_retry_after(answer.raw) or 0
-    except (InvalidHeader, ValueError, OverflowError):
-        return 0
-
-
-def _fault(store: MetadataStore, problem: Exception, divisible: bool) -> StoreError:
-    """What a failed request means; a page that takes too long is not asked for again when half of it can be."""
-    from requests.exceptions import ChunkedEncodingError, ConnectionError, SSLError, Timeout
-    from urllib3.exceptions import ProtocolError, ReadTimeoutError
-
-    cause, words = problem.args[0] if problem.args else None, _short(problem)
-    hint = "check metadata_store.url and the network"
-    if isinstance(problem, SSLError) and isinstance(_innermost(problem), ssl.CertificateError):
-        hint = "set metadata_store.ca_bundle to the PEM file of the authority that signed it"
-        if "match" in words:
-            hint = "set metadata_store.url to the host name that the certificate is made out to"
-        elif "expired" in words or "not yet valid" in words:
-            hint = "ask who runs the metadata store to renew it, and check this machine's clock"
-        return StoreError(f"{named(store)}: its certificate is not accepted: {words}", hint)
-    if isinstance(problem, Timeout) or isinstance(cause, ReadTimeoutError):
-        words = f"no answer in {store.timeout_seconds:g} s"
-        hint = "try again later, or raise metadata_store.timeout_seconds"
-        return _MayPass(f"{named(store)}: {words}", hint, again=not divisible, less=divisible)
-    if not isinstance(problem, (ConnectionError, ChunkedEncodingError)):
-        return StoreError(f"{named(store)}: {words}", hint)
-    return _MayPass(f"{named(store)}: {words}", hint, less=isinstance(cause, ProtocolError))
-
-
-def _too_late(store: MetadataStore, last: StoreError | None = None) -> StoreError:
-    said = f"{named(store)}: not read to its end in {store.total_timeout_seconds:g} s"
-    return StoreError(
-        said + (last.message.replace(named(store), "; last", 1) if last else ""),
-        "try again later, or raise metadata_store.total_timeout_seconds",
-    )
-
-
-def named(store: MetadataStore) -> str:
-    """Names the store without what its URL may hold of secrets: a user's password, a query."""
-    parts = urlsplit(store.url or "")
-    return f"metadata store {parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-def _read(content: bytes, query: _Query, where: str) -> Any:
-    """Gives what was asked for out of the answer. Raises StoreRefused when the answer tells of errors."""
-    try:
-        answer = msgspec.json.decode(content, type=_Answer)
-        if answer.errors:
-            raise StoreRefused(f"{where}: {answer.errors[0].message}", "ask who runs the metadata store")
-        if query.field not in (answer.data or {}):
-            raise StoreError(f"{where}: the answer holds no {query.field}", "ask who runs the metadata store")
-        return msgspec.json.decode((answer.data or {})[query.field], type=query.kind)
-    except (msgspec.DecodeError, RecursionError, UnicodeError) as problem:
-        if query.kind is Page and (page := _loosely_read(content, query.field)) is not None:
-            return page
-        start = content[:60].decode("utf-8", "replace")
-        raise StoreError(
-            f"{where}: the answer is not GraphQL's JSON ({problem}): {start!r}",
-            "check that metadata_store.url is the GraphQL service itself",
-        ) from problem
-
-
-def _loosely_read(content: bytes, field: str) -> Page | None:
-    """A page that strict JSON does not allow, such as one with a NaN: its good records read, the others not."""
-    try:
-        records = json.loads(content.decode("utf-8", "surrogateescape"))["data"][field]
-        return [msgspec.Raw(json.dumps(record).encode()) for record in records]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
+        raise too_late(reading.store) from None
 
 
 def _saved(path: Path) -> Page:
@@ -517,21 +267,6 @@ def _saved(path: Path) -> Page:
         if path.suffix == ".gz":
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as problem:
-        raise StoreError(f"saved answer {path}: {_short(problem)}", "check metadata_store.url") from problem
-    page: Page = _read(content, DATASETS, f"saved answer {path}")
+        raise StoreError(f"saved answer {path}: {short(problem)}", "check metadata_store.url") from problem
+    page: Page = read(content, DATASETS, f"saved answer {path}")
     return page
-
-
-def _short(problem: BaseException) -> str:
-    """The innermost cause: what the layers above it say about it helps nobody."""
-    inner = _innermost(problem)
-    words = getattr(inner, "verify_message", None) or getattr(inner, "strerror", None) or inner
-    return " ".join(str(words).split()) or type(inner).__name__
-
-
-def _innermost(problem: BaseException) -> BaseException:
-    inner = problem.__cause__ or problem.__context__ or (problem.args[0] if problem.args else None)
-    # While a failure is being handled, it is the context of the next one, but not its cause.
-    if not isinstance(inner, BaseException) or isinstance(inner, StoreError):
-        return problem
-    return _innermost(inner)

@@ -9,7 +9,7 @@ import string
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from l2inv import metadata_store, record, states
+from l2inv import graphql, metadata_store, record, states
 from l2inv.database import Connection, Run, stage_run
 from l2inv.errors import Refused, StoreError, StoreRefused
 from l2inv.settings import MetadataStore, Settings
@@ -41,7 +41,7 @@ def publish(
             "select op_id from l2inv.op_state where state = 'inverted' order by priority desc, since, op_id"
         ).fetchall()
         if rows:
-            with metadata_store.session(settings.metadata_store) as http:
+            with graphql.session(settings.metadata_store) as http:
                 for done, row in enumerate(rows, 1):
                     counts[_try_op(connection, http, settings.metadata_store, run, row["op_id"])] += 1
                     progress(done, len(rows))

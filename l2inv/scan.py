@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from l2inv import drift, inventory, metadata_store, quarantine, record
+from l2inv import drift, graphql, inventory, metadata_store, quarantine, record
 from l2inv.criteria import INPUTS
 from l2inv.database import Connection, Run, stage_run
 from l2inv.errors import L2invError, StoreError
@@ -251,7 +251,7 @@ def _withdraw(reading: Reading, allowed: bool) -> None:
     limit = max(store.max_withdrawn, round(store.max_withdrawn_share * len(active)))
     if len(gone) > limit and not allowed:
         raise TooManyGone(
-            f"{metadata_store.named(store)}: {len(gone)} of {len(active)} datasets are gone from it, more than {limit}; "
+            f"{graphql.named(store)}: {len(gone)} of {len(active)} datasets are gone from it, more than {limit}; "
             "nothing was written",
             "if that is right: l2inv scan --allow-withdrawals",
         )

@@ -21,7 +21,7 @@ import msgspec
 import pytest
 import trustme
 
-from l2inv import metadata_store
+from l2inv import graphql, metadata_store
 from l2inv.errors import ConfigError, StoreError, StoreRefused
 from l2inv.sample import server
 from l2inv.sample.server import Fault, Store, serving
@@ -33,7 +33,7 @@ Settings = Callable[..., MetadataStore]
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metadata_store, "BACKOFF_SECONDS", 0.002)
+    monkeypatch.setattr(graphql, "BACKOFF_SECONDS", 0.002)
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_a_fault_that_passes_is_asked_again_and_nothing_is_missing(
 def test_each_wait_is_longer_than_the_one_before_and_no_two_clients_wait_the_same(
     settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metadata_store, "BACKOFF_SECONDS", 0.05)
+    monkeypatch.setattr(graphql, "BACKOFF_SECONDS", 0.05)
     random.seed(0)  # the same waits every time
     times: list[float] = []
 
@@ -186,7 +186,7 @@ def test_a_mutation_is_never_sent_twice(settings: Settings, store: Store) -> Non
     for fault in (Fault(status=503), Fault(drop="after"), Fault(status=429)):
         store.requests.clear()
         store.fault = lambda name, nth, fault=fault: fault
-        with metadata_store.session(settings()) as http, pytest.raises(StoreError):
+        with graphql.session(settings()) as http, pytest.raises(StoreError):
             metadata_store.create_inversion(http, settings(), given)
         assert [name for name, _ in store.requests] == ["Create"]
 
@@ -362,7 +362,7 @@ def test_pages_before_one_that_fails_are_given_first(settings: Settings, store: 
 def test_a_reading_that_is_left_early_asks_for_nothing_more(
     settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metadata_store, "BACKOFF_SECONDS", 10.0)
+    monkeypatch.setattr(graphql, "BACKOFF_SECONDS", 10.0)
     on_pages(store, lambda asked: Fault(status=503) if asked["pageNumber"] > 1 else None)
     began = time.monotonic()
     for _ in metadata_store.dataset_pages(settings(retries=20)):
@@ -382,7 +382,7 @@ def test_ctrl_c_ends_a_reading_with_pages_in_flight(settings: Settings, store: S
 
     store.fault = fault
     script = (
-        "import sys; from l2inv import metadata_store; from l2inv.settings import MetadataStore\n"
+        "import sys; from l2inv import graphql, metadata_store; from l2inv.settings import MetadataStore\n"
         "list(metadata_store.dataset_pages(MetadataStore(url=sys.argv[1], page_size=10)))"
     )
     reader = subprocess.Popen(

@@ -187,3 +187,12 @@ def test_publishing_needs_a_service_and_says_which_setting(l2inv: Commands, inve
     l2inv.save()
     assert "metadata_store.url" in l2inv("publish", expect=10).stderr
     assert l2inv.json("show", inverted)["state"] == "inverted"
+
+
+def test_the_words_of_a_service_that_refuses_with_400_are_kept(
+    l2inv: Commands, inverted: str, store: Store
+) -> None:
+    words = b'{"errors": [{"message": "no such proposal"}]}'
+    store.fault = lambda operation, nth: Fault(status=400, body=words) if operation == "Create" else None
+    l2inv("publish", expect=4)
+    assert "no such proposal" in l2inv.json("history", inverted)["events"][-1]["detail"]["cause"]
