@@ -103,6 +103,7 @@ def scan(
 def read_again(connection: Connection, settings: Settings, actor: str) -> dict[str, Any]:
     """Reads what is in quarantine with the reader of this l2inv, and gives a scan's report of it."""
     with stage_run(connection, "scan", actor) as run, connection.transaction():
+        run.notes["read_again"] = True
         reading = _begun(connection, settings, run, lambda seen: None)
         _take(reading, quarantine.open_records(connection))
         _end(reading, whole=False)
@@ -128,7 +129,7 @@ def _last_complete(connection: Connection) -> datetime | None:
     row = connection.execute(
         """
         select max(started_at) as started_at from l2inv.run
-        where stage = 'scan' and result -> 'complete' = 'true' and finished_at is not null
+        where stage = 'scan' and result -> 'complete' = 'true' and result -> 'read_again' is null
         """
     ).fetchone()
     return row["started_at"] - OVERLAP if row and row["started_at"] else None

@@ -64,6 +64,11 @@ def test_after_an_upgrade_what_was_set_aside_is_read_again(
     assert "LATER" in [d["dataset_id"] for d in l2inv.json("show", op)["datasets"]]
 
 
+def test_reading_the_quarantine_again_is_no_scan_of_the_store(l2inv: Commands) -> None:
+    l2inv("quarantine", "--read-again")
+    assert l2inv.json("scan", "--since-last")["since"] is None
+
+
 def test_every_null_that_the_schema_allows_is_survived(l2inv: Commands, store: Store) -> None:
     needed = {"datasetId", "observingProgramExecutionId", "createDate", "status", "bucket", "productId"}
     needed |= {"primaryProposalId", "frameCount"}
