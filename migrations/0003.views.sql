@@ -25,7 +25,7 @@ create view l2inv.op_overview as
     select s.op_id, s.proposal_id, s.experiment_id, s.state, s.since, s.priority, s.assignee,
            d.instruments, d.datasets, d.start_time, d.fried_parameter_med,
            coalesce(v.bands, '[]') as bands, coalesce(o.detail -> 'instrument_programs', v.instrument_programs, '[]') as instrument_programs,
-           s.datasets_seq > s.verdict_seq as inputs_changed, s.overruled_seq is not null as overruled
+           coalesce(s.datasets_seq > s.verdict_seq, false) as inputs_changed, s.overruled_seq is not null as overruled
     from l2inv.op_state s
     left join lateral (
         select coalesce(array_agg(distinct instrument) filter (where instrument is not null), '{}') as instruments,
