@@ -171,6 +171,10 @@ def what_happened(event: dict[str, Any]) -> str:
         case "overruled":
             is_now = "invertible" if detail["invertible"] else "not invertible"
             return f"{is_now} all the same: {detail['reason']}"
+        case "prioritized":
+            return f"priority {detail['priority']}: {detail['reason']}"
+        case "noted":
+            return str(detail["note"])
         case "preprocessed":
             if not detail.get("needed"):
                 return "nothing to run"

@@ -71,6 +71,22 @@ def release(connection: Connection, op_id: str, actor: str, reason: str | None) 
         record.add_one(connection, present, "released", "preprocessed", actor, detail)
 
 
+def prioritize(connection: Connection, op_id: str, priority: int, reason: str, actor: str) -> None:
+    """Says how soon an OP is to be worked on: `next` offers the highest priority first; 0 is everybody's. Raises Refused."""
+    with connection.transaction():
+        present = record.locked(connection, op_id)
+        record.add_one(
+            connection, present, "prioritized", None, actor, {"priority": priority, "reason": reason}
+        )
+
+
+def note(connection: Connection, op_id: str, text: str, actor: str) -> None:
+    """Adds a word to an OP's history. Raises Refused."""
+    with connection.transaction():
+        present = record.locked(connection, op_id)
+        record.add_one(connection, present, "noted", None, actor, {"note": text})
+
+
 def mark_inverted(connection: Connection, ready: Ready, actor: str, now: datetime) -> bool:
     """Takes science's ready event for an OP that the actor holds. False if just this was said before.
 

@@ -42,6 +42,8 @@ EDGES: dict[str, Edges] = {
     "inversion_named": {("inverted", None)},
     "inversion_created": {("inverted", None)},
     "published": {("inverted", "published")},
+    "prioritized": {(state, None) for state in STATES},
+    "noted": {(state, None) for state in STATES},
     "failed": {(state, "error") for state in STATES if state not in ("error", "published")},
 }
 

@@ -12,6 +12,7 @@ create table l2inv.event (
     run_id      bigint,  -- no foreign key: an event outlives all that it names
     detail      jsonb not null default '{}' check (jsonb_typeof(detail) = 'object'),
     unique (op_id, seq),
+    check (kind <> 'prioritized' or jsonb_typeof(detail -> 'priority') is not distinct from 'number'),
     check (kind <> 'claimed' or coalesce(detail ->> 'assignee', '') <> '')
 );
 
@@ -48,6 +49,8 @@ returns boolean language sql immutable parallel safe as $$
         when 'inversion_named' then from_state = 'inverted' and to_state is null
         when 'inversion_created' then from_state = 'inverted' and to_state is null
         when 'published' then from_state = 'inverted' and to_state = 'published'
+        when 'prioritized' then from_state is not null and to_state is null
+        when 'noted' then from_state is not null and to_state is null
         when 'failed' then from_state not in ('error', 'published') and to_state = 'error'
         when 'retried' then from_state = 'error' and to_state = state_before_error
     end, false)
@@ -97,7 +100,7 @@ begin
         end if;
 
         insert into l2inv.op_state as s (op_id, seq, state, since, state_before_error, datasets_seq, verdict_seq,
-                                         criteria_version, overruled_seq, proposal_id, experiment_id, assignee)
+                                         criteria_version, overruled_seq, proposal_id, experiment_id, assignee, priority)
             select e.op_id, e.seq, coalesce(e.state, s.state),
                    case when e.state is null then s.since else e.recorded_at end,
                    case when e.state is null then s.state_before_error when e.state = 'error' then s.state end,
@@ -111,7 +114,9 @@ begin
                    coalesce(e.detail ->> 'proposal_id', s.proposal_id),
                    coalesce(e.detail ->> 'experiment_id', s.experiment_id),
                    case e.kind when 'claimed' then e.detail ->> 'assignee' when 'released' then null
-                        else s.assignee end
+                        else s.assignee end,
+                   case when e.kind = 'prioritized' then (e.detail ->> 'priority')::integer
+                        else coalesce(s.priority, 0) end
             from new_event e left join l2inv.op_state s using (op_id)
             where e.seq = coalesce(s.seq, 0) + 1
         on conflict (op_id) do update set
@@ -119,7 +124,7 @@ begin
             state_before_error = excluded.state_before_error, datasets_seq = excluded.datasets_seq,
             verdict_seq = excluded.verdict_seq, criteria_version = excluded.criteria_version, overruled_seq = excluded.overruled_seq,
             proposal_id = excluded.proposal_id, experiment_id = excluded.experiment_id,
-            assignee = excluded.assignee;
+            assignee = excluded.assignee, priority = excluded.priority;
         get diagnostics this_time = row_count;
 
         if this_time = 0 then

@@ -30,8 +30,8 @@ WAY["error"] = [*WAY["working"], ("failed", "error")]
 
 
 def insert(connection: Connection, op_id: str, seq: int, kind: str, state: str | None, **detail: Any) -> None:
-    if kind == "claimed":
-        detail = {"assignee": "han"} | detail
+    needed = {"claimed": {"assignee": "han"}, "prioritized": {"priority": 1}}
+    detail = needed.get(kind, {}) | detail
     connection.execute(
         "insert into l2inv.event (op_id, seq, kind, state, actor, detail) values (%s, %s, %s, %s, 'test', %s)",
         [op_id, seq, kind, state, Jsonb(detail)],

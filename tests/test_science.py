@@ -95,6 +95,29 @@ def test_eight_processes_that_claim_one_op_give_one_winner(l2inv: Commands, read
     assert l2inv.json("show", ready[0])["assignee"] == winner
 
 
+def test_the_highest_priority_is_offered_first_with_its_reason_on_record(
+    l2inv: Commands, ready: list[str]
+) -> None:
+    last = ready[-1]
+    assert l2inv.json("prioritize", last, "--priority", "5", "--reason", "eclipse campaign")["priority"] == 5
+    assert l2inv.json("next")["ops"][0]["op_id"] == last
+    event = l2inv.json("history", last)["events"][-1]
+    assert (event["kind"], event["state"]) == ("prioritized", None)
+    assert event["detail"] == {"priority": 5, "reason": "eclipse campaign"}
+    l2inv("claim", last)
+    l2inv("release", last)
+    assert l2inv.json("next")["ops"][0]["op_id"] == last
+    l2inv("prioritize", last, "--priority", "-1", "--reason", "later")
+    assert l2inv.json("next", "-n", "100")["ops"][-1]["op_id"] == last
+    l2inv("prioritize", last, "--priority", "5", expect=2)
+
+
+def test_a_note_stands_in_the_history(l2inv: Commands, ready: list[str]) -> None:
+    l2inv("note", ready[0], "seeing was best after 19:00")
+    assert "seeing was best after 19:00" in l2inv("history", ready[0]).stdout
+    assert l2inv.json("show", ready[0])["state"] == "preprocessed"
+
+
 def test_a_release_gives_it_back_with_its_reason(l2inv: Commands, ready: list[str]) -> None:
     l2inv("claim", ready[0])
     assert l2inv.json("release", ready[0], "--reason", "clouds")["assignee"] is None

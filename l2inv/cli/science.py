@@ -273,6 +273,38 @@ def mark_working(app: App, op: str) -> None:
     _claim(app, op)
 
 
+@command("prioritize")
+@op_argument
+@click.option(
+    "--priority", type=click.IntRange(-1000, 1000), required=True, help="Higher is sooner; 0 is usual."
+)
+@click.option("--reason", type=Words(), required=True, help="Why it is to come sooner or later.")
+@json_option
+def prioritize(app: App, op: str, priority: int, reason: str) -> None:
+    """Say how soon an OP is to be worked on: next offers the highest priority first."""
+    from l2inv import record, science, views
+
+    with app.connected() as (connection, _):
+        op_id = record.resolve(connection, op)
+        science.prioritize(connection, op_id, priority, reason, app.actor)
+        found = views.show(connection, op_id)
+    app.result(found, lambda: app.summary(f"{op_id} has priority {priority}"))
+
+
+@command("note")
+@op_argument
+@click.argument("text", type=Words())
+@json_option
+def note(app: App, op: str, text: str) -> None:
+    """Add a word to an OP's history."""
+    from l2inv import record, science
+
+    with app.connected() as (connection, _):
+        op_id = record.resolve(connection, op)
+        science.note(connection, op_id, text, app.actor)
+    app.result({"op_id": op_id, "note": text}, lambda: app.summary(f"noted on {op_id}"))
+
+
 @command("release")
 @op_argument
 @click.option("--reason", type=Words(), help="Why it is given back.")
