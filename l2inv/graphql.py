@@ -241,6 +241,8 @@ def too_late(store: MetadataStore, last: StoreError | None = None) -> StoreError
 
 def named(store: MetadataStore) -> str:
     """Names the store without what its URL may hold of secrets: a user's password, a query."""
+    if is_file(store):
+        return f"saved answer {store.url}"
     parts = urlsplit(store.url or "")
     return f"metadata store {parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 

@@ -105,7 +105,7 @@ def read(raw: bytes | msgspec.Raw) -> Record | Unreadable:
     except (msgspec.DecodeError, UnicodeError, RecursionError, OverflowError) as problem:
         return Unreadable(_id_of(raw), _reason(problem), bytes(raw))
     if _NUL.search(text):
-        return Unreadable(dataset.dataset_id, "holds a NUL character", bytes(raw))
+        return Unreadable(_without_nul(dataset.dataset_id), "holds a NUL character", bytes(raw))
     return Record(dataset, text, hashlib.sha256(text).digest())
 
 
@@ -129,9 +129,13 @@ def _in_utc(dataset: Dataset) -> Dataset:
 
 def _id_of(raw: bytes | msgspec.Raw) -> str | None:
     try:
-        return msgspec.json.decode(raw, type=_OnlyId).dataset_id
+        return _without_nul(msgspec.json.decode(raw, type=_OnlyId).dataset_id)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return None
+
+
+def _without_nul(dataset_id: str) -> str | None:
+    return None if "\0" in dataset_id else dataset_id
 
 
 class _OnlyId(msgspec.Struct, rename="camel"):

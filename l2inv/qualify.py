@@ -13,6 +13,7 @@ from psycopg.types.json import Jsonb
 from l2inv import criteria, inventory, metadata_store, record, states
 from l2inv.database import Connection, Run, stage_run
 from l2inv.errors import Refused, StoreError
+from l2inv.graphql import is_file
 from l2inv.metadata_store import Recipes
 from l2inv.settings import Settings
 
@@ -26,6 +27,7 @@ class Candidate(msgspec.Struct):
     seq: int
     state: str
     verdict: criteria.Verdict | None
+    same_data: bool  # as the newest verdict was on
     versions: dict[str, int]
     records: list[str]
 
@@ -62,6 +64,9 @@ def qualify(
 def _recipes(settings: Settings, run: Run) -> dict[str, Recipes]:
     """What L1 plans and has finished of each OP; nothing where the store does not tell, which the report then says."""
     run.report["outstanding"] = {}
+    if is_file(settings.metadata_store):
+        run.report["recipes"] = "a saved answer does not tell"
+        return {}
     try:
         recipes = metadata_store.processing_candidates(settings.metadata_store)
     except StoreError as problem:
@@ -135,7 +140,8 @@ def _judge_batch(
 def _candidates(connection: Connection, op_ids: Sequence[str]) -> list[Candidate]:
     rows = connection.execute(
         """
-        select s.op_id, s.seq, s.state, e.detail -> 'verdict' as verdict
+        select s.op_id, s.seq, s.state, e.detail -> 'verdict' as verdict,
+               coalesce(s.verdict_seq > s.datasets_seq, false) as same_data
         from l2inv.op_state s left join l2inv.event e on e.op_id = s.op_id and e.seq = s.verdict_seq
         where s.op_id = any(%s) order by s.op_id
         """,
@@ -165,6 +171,7 @@ def _event(
     state: states.State = "invertible" if verdict["invertible"] else "not_invertible"
     same = candidate.state == state or (
         candidate.state == "preprocessed"
+        and candidate.same_data
         and candidate.verdict is not None
         and _invertible_programs(candidate.verdict) == _invertible_programs(verdict) != []
     )
@@ -196,9 +203,11 @@ def overrule(
     with connection.transaction():
         present = record.locked(connection, op_id)
         judged = record.newest(connection, op_id, "judged")
-        if judged is None or present.state not in states.JUDGED:
+        stale = present.datasets_seq > (present.verdict_seq or 0)
+        if judged is None or present.state not in states.JUDGED or stale:
             raise Refused(
-                f"OP {op_id} is {present.state}: there is no verdict to overrule", f"see: l2inv show {op_id}"
+                f"OP {op_id} is {present.state}: there is no verdict on its present datasets to overrule",
+                f"see: l2inv show {op_id}",
             )
         verdict = judged["verdict"]
         known = [p["instrument_program_id"] for p in verdict["instrument_programs"]]
@@ -209,11 +218,13 @@ def overrule(
             )
             raise Refused(f"the verdict on OP {op_id} knows {what}", f"see: l2inv explain {op_id}")
         state: states.State = "invertible" if invertible else "not_invertible"
-        stays = present.state == state or (invertible and present.state == "preprocessed")
+        chosen = (list(programs) or known) if invertible else []
+        prepared = present.state == "preprocessed" and chosen == record.invertible_programs(connection, op_id)
+        stays = present.state == state or (invertible and prepared)
         detail = {
             "invertible": invertible,
             "reason": reason,
-            "instrument_programs": (list(programs) or known) if invertible else [],
+            "instrument_programs": chosen,
             "criteria_version": judged["criteria_version"],
             "verdict_seq": present.verdict_seq,
             "verdict": verdict,

@@ -37,9 +37,12 @@ def settle(connection: Connection, run_id: int, readable_ids: list[str], gone_to
 
 
 def open_records(connection: Connection) -> list[bytes]:
-    """Gives each unresolved record as it was received."""
+    """Gives each unresolved record as it was received, but for those that another of the same dataset stands for."""
     rows = connection.execute(
-        "select raw from l2inv.quarantine where resolved_at is null order by first_seen"
+        """
+        select raw from l2inv.quarantine
+        where resolved_at is null and not starts_with(reason, 'a second, different record') order by first_seen
+        """
     )
     return [row["raw"] for row in rows]
 

@@ -48,6 +48,7 @@ class Reading:
     run: Run
     known: dict[str, Known]
     seen: dict[str, bytes] = field(default_factory=dict)  # dataset id -> content hash
+    updated: dict[str, datetime | None] = field(default_factory=dict)  # dataset id -> updateDate
     set_aside: set[bytes] = field(default_factory=set)  # hashes of what could not be read
     unreadable_ids: set[str] = field(default_factory=set)
     ops: set[str] = field(default_factory=set)
@@ -138,12 +139,17 @@ def _last_complete(connection: Connection) -> datetime | None:
 def _read_all(reading: Reading, since: datetime | None) -> None:
     """Reads until the store holds no more than was read. Raises Incomplete when it never comes to that."""
     store = reading.settings.metadata_store
+    held = metadata_store.record_count(store, since)
     for _ in range(PASSES):
+        rows = 0
         for page in metadata_store.dataset_pages(store, since):
+            rows += len(page)
             _take(reading, page)
         holds = metadata_store.record_count(store, since)
-        if holds is None or reading.records_read() >= holds:
+        # What came or went meanwhile moved the others over the pages' edges. Rows, too: a store may hold duplicates.
+        if holds is None or (holds == held and max(reading.records_read(), rows) >= holds):
             return
+        held = holds
     raise Incomplete(
         f"the store says it holds {holds} records, {reading.records_read()} were read in {PASSES} passes; "
         "it may be changing: try again later"
@@ -152,15 +158,17 @@ def _read_all(reading: Reading, since: datetime | None) -> None:
 
 def _take(reading: Reading, page: Iterable[bytes | msgspec.Raw]) -> None:
     """Keeps one page: sets aside what cannot be read, drops what was read before, as a page that shifted gives."""
-    records, set_aside = [], []
+    records: list[inventory.Record] = []
+    set_aside: list[inventory.Unreadable] = []
     for raw in page:
         read = inventory.read(raw)
         if isinstance(read, inventory.Unreadable):
             set_aside.append(read)
             continue
         dataset_id = read.dataset.dataset_id
-        if dataset_id not in reading.seen:
+        if dataset_id not in reading.seen or _is_newer(read, reading, records):
             reading.seen[dataset_id] = read.content_hash
+            reading.updated[dataset_id] = read.dataset.update_date
             records.append(read)
         elif reading.seen[dataset_id] != read.content_hash:
             reason = "a second, different record of the same dataset in one scan"
@@ -172,6 +180,14 @@ def _take(reading: Reading, page: Iterable[bytes | msgspec.Raw]) -> None:
     reading.counts["seen"] = reading.records_read()
     reading.counts["quarantined"] = len(reading.set_aside)
     reading.progress(reading.counts["seen"])
+
+
+def _is_newer(read: inventory.Record, reading: Reading, page: list[inventory.Record]) -> bool:
+    """Whether the store changed a dataset since this scan read it, on an earlier page."""
+    dataset_id = read.dataset.dataset_id
+    before, now = reading.updated[dataset_id], read.dataset.update_date
+    on_this_page = any(r.dataset.dataset_id == dataset_id for r in page)
+    return before is not None and now is not None and now > before and not on_this_page
 
 
 def _keep(reading: Reading, records: list[inventory.Record]) -> None:
@@ -194,6 +210,7 @@ def _keep(reading: Reading, records: list[inventory.Record]) -> None:
             dataset_id, op_id = r.dataset.dataset_id, r.dataset.observing_program_execution_id
             version = reading.known[dataset_id].version + 1 if dataset_id in reading.known else 1
             copy.write_row((dataset_id, version, op_id, r.content_hash, r.text.decode(), reading.run.run_id))
+            reading.known[dataset_id] = Known(version, r.content_hash, False)
     reading.counts["new"] += len(fresh) - len(before)
     reading.counts["changed"] += len(before)
     reading.counts["unchanged"] += len(records) - len(fresh)

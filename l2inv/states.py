@@ -33,6 +33,7 @@ EDGES: dict[str, Edges] = {
         ("not_invertible", "invertible"),
         ("invertible", "not_invertible"),
         ("preprocessed", "not_invertible"),
+        ("preprocessed", "invertible"),
         *((state, None) for state in JUDGED),
     },
     "preprocessed": {("invertible", "preprocessed")},

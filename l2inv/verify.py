@@ -72,7 +72,16 @@ def _differs(
         return f"dataset {', '.join(missing)} is not kept"
     judged = criteria.judge([versions[used] for used in row["datasets"].items()], rules[version])
     again = {"criteria_version": version, **judged}
-    if again == recorded:
+    if _numbers_as_floats(again) == _numbers_as_floats(recorded):
         return None
     parts = sorted(name for name in again if again[name] != recorded.get(name))
     return f"judged again, {', '.join(parts)} differ: recorded invertible={recorded['invertible']}, now {judged['invertible']}"
+
+
+def _numbers_as_floats(value: Any) -> Any:
+    """jsonb gives a large float back as the integer with the same digits."""
+    if isinstance(value, dict):
+        return {key: _numbers_as_floats(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_numbers_as_floats(inner) for inner in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value

@@ -42,6 +42,7 @@ returns boolean language sql immutable parallel safe as $$
         when 'overruled' then from_state in ('invertible', 'not_invertible', 'preprocessed') and to_state is null
             or from_state = 'not_invertible' and to_state = 'invertible'
             or from_state in ('invertible', 'preprocessed') and to_state = 'not_invertible'
+            or from_state = 'preprocessed' and to_state = 'invertible'
         when 'preprocessed' then from_state = 'invertible' and to_state = 'preprocessed'
         when 'claimed' then from_state = 'preprocessed' and to_state = 'working'
         when 'released' then from_state = 'working' and to_state = 'preprocessed'
@@ -109,6 +110,7 @@ begin
                    case when e.kind = 'judged' then e.seq else s.verdict_seq end,
                    case when e.kind = 'judged' then e.detail ->> 'criteria_version' else s.criteria_version end,
                    case when e.kind = 'overruled' then e.seq
+                        when e.kind = 'judged' then null
                         when e.kind = 'datasets_changed' and e.detail -> 'affects_verdict' = 'true' then null
                         else s.overruled_seq end,
                    coalesce(e.detail ->> 'proposal_id', s.proposal_id),

@@ -69,7 +69,7 @@ def test_what_has_no_verdict_or_is_in_sciences_hands_is_not_overruled(
     l2inv("claim", ready[0])
     for op in (waiting, ready[0]):
         assert (
-            "no verdict to overrule"
+            "no verdict on its present datasets"
             in l2inv("overrule", op, "--invertible", "--reason", "x", expect=3).stderr
         )
     l2inv("overrule", ready[1], "--reason", "x", expect=2)
@@ -95,6 +95,39 @@ def test_every_verdict_is_the_same_when_it_is_judged_again(
     assert found["findings"] == []
     judged = [e for op in l2inv.json("list")["ops"] for e in l2inv.json("history", op["op_id"])["events"]]
     assert found["checked"] == {"verdicts": sum(e["kind"] == "judged" for e in judged)}
+
+
+def test_a_verdict_on_former_datasets_is_not_overruled(
+    l2inv: Commands, ready: list[str], store: Store
+) -> None:
+    l2inv("claim", ready[0])
+    visp(store, ready[0])[0]["aoLocked"] = 1
+    l2inv("scan")
+    l2inv("release", ready[0])
+    l2inv("overrule", ready[0], "--invertible", "--reason", "x", expect=3)
+    l2inv(*AS_OF)
+    assert l2inv.json("show", ready[0])["state"] == "not_invertible"
+
+
+def test_what_changed_while_it_was_held_is_preprocessed_again(
+    l2inv: Commands, ready: list[str], store: Store
+) -> None:
+    l2inv("claim", ready[0])
+    visp(store, ready[0])[0]["aoLocked"] -= 1
+    l2inv("scan")
+    l2inv("release", ready[0])
+    l2inv(*AS_OF)
+    assert l2inv.json("show", ready[0])["state"] == "invertible"
+    assert l2inv.json("preprocess")["ops"]["done"] == 1
+
+
+def test_numbers_too_large_for_a_sun_do_not_make_a_verdict_differ(l2inv: Commands, store: Store) -> None:
+    next(d for d in store.datasets if d["instrumentName"] == "VISP")["boundingBox"] = (
+        "(1e308,1e308),(1e308,1e308)"
+    )
+    l2inv("scan")
+    l2inv(*AS_OF)
+    assert l2inv.json("verify")["findings"] == []
 
 
 @pytest.mark.parametrize(

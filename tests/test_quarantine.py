@@ -64,6 +64,11 @@ def test_after_an_upgrade_what_was_set_aside_is_read_again(
     assert "LATER" in [d["dataset_id"] for d in l2inv.json("show", op)["datasets"]]
 
 
+def test_an_id_that_holds_a_nul_is_set_aside_like_any_other(l2inv: Commands, store: Store) -> None:
+    store.datasets[5]["datasetId"] = "AB\0C"
+    assert l2inv.json("scan")["datasets"]["quarantined"] == 4
+
+
 def test_reading_the_quarantine_again_is_no_scan_of_the_store(l2inv: Commands) -> None:
     l2inv("quarantine", "--read-again")
     assert l2inv.json("scan", "--since-last")["since"] is None

@@ -136,6 +136,27 @@ def test_a_page_that_shifts_while_it_is_read_loses_nothing(
     assert l2inv.json("scan")["datasets"]["withdrawn"] == 1
 
 
+def test_a_page_that_shifts_on_the_first_scan_is_read_again(l2inv: Commands, store: Store) -> None:
+    l2inv.settings["metadata_store"] |= {"page_size": 50, "parallel_pages": 1}
+    l2inv.save()
+
+    def leave(operation: str, nth: int) -> Fault | None:
+        if operation == "Datasets" and nth == 2:
+            store.datasets.sort(key=lambda d: d["createDate"])
+            del store.datasets[0]
+        return None
+
+    store.fault = leave
+    report = l2inv.json("scan")
+    assert (report["complete"], report["datasets"]["seen"]) == (True, len(store.datasets) + 1)
+
+
+def test_a_store_that_holds_duplicates_is_read_whole_all_the_same(l2inv: Commands, store: Store) -> None:
+    store.datasets.append(dict(store.datasets[3]))
+    report = l2inv.json("scan")
+    assert (report["complete"], report["datasets"]["seen"]) == (True, len(store.datasets) - 1)
+
+
 def test_a_store_that_never_holds_still_gives_an_incomplete_scan_that_keeps_what_it_read(
     l2inv: Commands, store: Store
 ) -> None:
