@@ -48,6 +48,12 @@ def in_schema(query: str, schema: str) -> str:
     return query if schema == "l2inv" else _SCHEMA.sub(f'"{schema}".', query)
 
 
+def server_folder(settings: Settings) -> Path:
+    """Gives the folder of the embedded server that the settings name."""
+    folder = settings.database.embedded_folder
+    return Path(folder) if folder else embedded.default_folder()
+
+
 def open_connection(settings: Settings) -> Connection:
     """Gives a connection in autocommit mode, the embedded server started if it is what the settings name.
 
@@ -55,8 +61,7 @@ def open_connection(settings: Settings) -> Connection:
     """
     url = settings.database.url
     if url == "embedded":
-        folder = settings.database.embedded_folder
-        url = embedded.start(Path(folder) if folder else embedded.default_folder())
+        url = embedded.start(server_folder(settings))
     timeout_seconds = None if "connect_timeout" in url else 10
     try:
         connection = psycopg.connect(
@@ -139,6 +144,16 @@ def applied_migrations(connection: Connection) -> set[str]:
     return {row["migration_id"] for row in rows}
 
 
+def ahead(applied: set[str], schema: str) -> DatabaseError | None:
+    """Gives the error that a schema with migrations unknown to this l2inv is, or None."""
+    extra = ", ".join(sorted(applied - shipped_migrations()))
+    return (
+        DatabaseError(f"schema {schema} is ahead of this l2inv: it has {extra}", "upgrade l2inv")
+        if extra
+        else None
+    )
+
+
 def _mend_of(connection: Connection, schema: str) -> DatabaseError | None:
     applied, shipped = applied_migrations(connection), shipped_migrations()
     if not applied:
@@ -148,10 +163,7 @@ def _mend_of(connection: Connection, schema: str) -> DatabaseError | None:
         return DatabaseError(
             f"schema {schema} is behind this l2inv: it lacks {missing}", "run: l2inv migrate"
         )
-    if applied - shipped:
-        extra = ", ".join(sorted(applied - shipped))
-        return DatabaseError(f"schema {schema} is ahead of this l2inv: it has {extra}", "upgrade l2inv")
-    return None
+    return ahead(applied, schema)
 
 
 @dataclass

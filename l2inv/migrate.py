@@ -8,8 +8,14 @@ from yoyo import read_migrations
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import DatabaseURI
 
-from l2inv.database import Connection, applied_migrations, in_schema, migrations_folder, shipped_migrations
-from l2inv.errors import DatabaseError
+from l2inv.database import (
+    Connection,
+    ahead,
+    applied_migrations,
+    in_schema,
+    migrations_folder,
+    shipped_migrations,
+)
 
 
 class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
@@ -58,11 +64,10 @@ def pending_sql(connection: Connection, schema: str) -> Iterator[tuple[str, str]
 
 
 def _pending(connection: Connection, schema: str) -> list[str]:
-    applied, shipped = applied_migrations(connection), shipped_migrations()
-    if applied - shipped:
-        extra = ", ".join(sorted(applied - shipped))
-        raise DatabaseError(f"schema {schema} is ahead of this l2inv: it has {extra}", "upgrade l2inv")
-    return sorted(shipped - applied)
+    applied = applied_migrations(connection)
+    if problem := ahead(applied, schema):
+        raise problem
+    return sorted(shipped_migrations() - applied)
 
 
 def _apply_all(connection: Connection, schema: str, pending: list[str]) -> None:

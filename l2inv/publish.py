@@ -69,7 +69,7 @@ def _publish_op(
     inversions = _inversions(connection, op_id)
     for inversion in inversions:
         _name(connection, http, store, run, op_id, inversion)
-        if not _is_recorded(connection, op_id, "inversion_created", inversion):
+        if not _recorded(connection, op_id, "inversion_created", inversion):
             held = _tell(http, store, _params(inversion))
             detail = _key(inversion) | {"create_date": held.get("createDate")}
             _add(connection, run, op_id, "inversion_created", None, detail)
@@ -152,7 +152,7 @@ def _name(
     inversion: dict[str, Any],
 ) -> None:
     """Gives the inversion the id recorded for it, or else records a new one that the store does not know yet."""
-    recorded = _is_recorded(connection, op_id, "inversion_named", inversion)
+    recorded = _recorded(connection, op_id, "inversion_named", inversion)
     if recorded:
         inversion["inversion_id"] = recorded["inversion_id"]
         return
@@ -208,7 +208,7 @@ def _key(inversion: dict[str, Any]) -> dict[str, Any]:
     return {name: inversion[name] for name in ("cycle", "instrument_program_id", "inversion_id")}
 
 
-def _is_recorded(
+def _recorded(
     connection: Connection, op_id: str, kind: str, inversion: dict[str, Any]
 ) -> dict[str, Any] | None:
     row = connection.execute(

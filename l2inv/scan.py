@@ -12,6 +12,7 @@ from l2inv.criteria import INPUTS
 from l2inv.database import Connection, Run, stage_run
 from l2inv.errors import L2invError, StoreError
 from l2inv.settings import Settings
+from l2inv.states import JUDGED
 
 PASSES = 3  # over the whole store, while it changes under the reader
 OVERLAP = timedelta(days=1)  # an incremental scan reads this much again, for what the store dated late
@@ -80,8 +81,8 @@ def scan(
     it can be read, what was read is kept, the report says `complete: false`, and `failed` names the cause. Only a
     complete scan of the whole store finds datasets withdrawn. `warnings` names what looks like drift.
 
-    Raises Busy, DatabaseError, and StoreError when nothing could be read at all, or when more datasets would be
-    withdrawn than the settings allow; then nothing is written.
+    Raises Busy, DatabaseError, and StoreError when nothing could be read at all, and TooManyGone when more datasets
+    would be withdrawn than the settings allow; then nothing is written.
     """
     with stage_run(connection, "scan", actor) as run, connection.transaction():
         reading = _begun(connection, settings, run, progress)
@@ -255,7 +256,7 @@ def _note(reading: Reading, now: inventory.Dataset, before: inventory.Dataset | 
 def _withdraw(reading: Reading, allowed: bool) -> None:
     """Records as withdrawn what the whole store, and the store asked by name, no longer holds.
 
-    Raises StoreError when that is more than the settings allow: rather a broken store than an empty Sun.
+    Raises TooManyGone when that is more than the settings allow: rather a broken store than an empty Sun.
     """
     store = reading.settings.metadata_store
     active = [dataset_id for dataset_id, known in reading.known.items() if not known.withdrawn]
@@ -342,7 +343,7 @@ def _tell(connection: Connection, run: Run, changes: dict[str, Change]) -> dict[
         if row is None:
             new.append(record.Event(op_id, 0, "discovered", "discovered", _first_detail(change)))
             continue
-        reopens = change.affects_verdict and row["state"] in ("invertible", "not_invertible", "preprocessed")
+        reopens = change.affects_verdict and row["state"] in JUDGED
         state: Any = "discovered" if reopens else None
         changed.append(record.Event(op_id, row["seq"], "datasets_changed", state, _detail(change)))
     for events in (new, changed):

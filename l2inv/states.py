@@ -11,7 +11,6 @@ State = Literal[
 STATES: tuple[State, ...] = get_args(State)
 
 # Until science holds it, new data or new rules may change what an OP is judged to be.
-JUDGEABLE: tuple[State, ...] = ("discovered", "invertible", "not_invertible", "preprocessed")
 JUDGED: tuple[State, ...] = ("invertible", "not_invertible", "preprocessed")
 
 # Kind of event -> the edges it may take: (state before, state after). Before None: the OP is new.

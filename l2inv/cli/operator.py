@@ -1,6 +1,5 @@
 """The operator's commands: the database's schema, retries, the settings, the embedded server, the demo."""
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -147,9 +146,9 @@ def server() -> None:
 @click.pass_obj
 def server_status(app: App) -> None:
     """Say whether the embedded server runs, and where its data are."""
-    from l2inv import embedded
+    from l2inv import database, embedded
 
-    folder = _server_folder(app)
+    folder = database.server_folder(app.settings)
     url = embedded.start(folder) if embedded.is_running(folder) else None
     document = {"folder": str(folder), "running": url is not None, "url": url}
     said = f"running, for psql: {url}" if url else "not running"
@@ -162,20 +161,13 @@ def server_status(app: App) -> None:
 @click.pass_obj
 def server_stop(app: App) -> None:
     """Stop the embedded server; the next command that needs it starts it again."""
-    from l2inv import embedded
+    from l2inv import database, embedded
 
-    stopped = embedded.stop(_server_folder(app))
+    stopped = embedded.stop(database.server_folder(app.settings))
     app.result(
         {"stopped": stopped},
         lambda: app.summary("embedded server: " + ("stopped" if stopped else "was not running")),
     )
-
-
-def _server_folder(app: App) -> Path:
-    from l2inv import embedded
-
-    folder = app.settings.database.embedded_folder
-    return Path(folder) if folder else embedded.default_folder()
 
 
 @command("demo")
