@@ -30,7 +30,17 @@ WAY["error"] = [*WAY["working"], ("failed", "error")]
 
 
 def insert(connection: Connection, op_id: str, seq: int, kind: str, state: str | None, **detail: Any) -> None:
-    needed = {"claimed": {"assignee": "han"}, "prioritized": {"priority": 1}}
+    past = "2020-01-01T00:00:00Z"
+    needed = {
+        "claimed": {"assignee": "han", "due_at": past},
+        "handed_over": {"assignee": "ann", "due_at": past},
+        "taken_over": {"assignee": "ann", "due_at": past, "reason": "overdue"},
+        "extended": {"due_at": past},
+        "put_on_hold": {"reason": "why"},
+        "reopened": {"reason": "why"},
+        "withdrawn": {"reason": "why", "inversion_ids": []},
+        "prioritized": {"priority": 1},
+    }
     detail = needed.get(kind, {}) | detail
     connection.execute(
         "insert into l2inv.event (op_id, seq, kind, state, actor, detail) values (%s, %s, %s, %s, 'test', %s)",
@@ -228,9 +238,11 @@ def test_whatever_is_tried_the_derived_state_is_what_the_events_say(
     connection: Connection, tries: list[tuple[str, states.State | None]]
 ) -> None:
     with connection.transaction(force_rollback=True):
-        seq, state, before_error = 0, None, None
+        seq, state, before_error, on_hold = 0, None, None, False
         for kind, after in [("discovered", "discovered"), *tries]:
-            allowed = states.is_allowed(kind, state, after, before_error)
+            allowed = states.is_allowed(kind, state, after, before_error) and not (
+                kind == "claimed" and on_hold
+            )
             try:
                 with connection.transaction():
                     insert(connection, "op", seq + 1, kind, after, assignee="han")
@@ -239,18 +251,20 @@ def test_whatever_is_tried_the_derived_state_is_what_the_events_say(
                 continue
             assert allowed
             seq += 1
+            on_hold = kind == "put_on_hold" or (on_hold and kind != "taken_off_hold")
             if after is not None:
                 before_error = state if after == "error" else None
                 state = after
         row = present(connection, "op")
         assert (row["seq"], row["state"], row["state_before_error"]) == (seq, state, before_error)
+        assert (row["on_hold_seq"] is not None) == on_hold
 
 
 def test_all_sql_stands_in_the_rooms_that_issue_it() -> None:
     """A newcomer finds every statement in the room of its stage; nothing below the commands or beside them has any."""
     rooms = {
         "database", "migrate", "record", "scan", "qualify", "preprocess", "science", "publish", "views", "demo",
-        "whatif", "verdicts", "quarantine", "verify",
+        "whatif", "verdicts", "quarantine", "verify", "deadlines", "export", "inbox", "clean",
     }  # fmt: skip
     package = Path(database.__file__).parent
     for path in package.rglob("*.py"):
