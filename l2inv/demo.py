@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from l2inv import database, embedded, publish, qualify, record, render, scan, science, views
+from l2inv import database, embedded, handoff, publish, qualify, record, render, scan, science, views
 from l2inv import preprocess as preprocessing
 from l2inv.errors import Busy
 from l2inv.sample import inventory
@@ -133,13 +133,13 @@ def _pipeline(
     chosen = offered[0]["op_id"]
     science.claim(connection, chosen, HAN)
     did(f"claim {chosen}", f"claimed for {HAN}", HAN)
-    ready = science.Ready(
+    ready = handoff.Ready(
         op_id=chosen,
-        software=science.Software("DeSIRe", "4.1"),
-        outputs=[science.Output("globus://science/l2/" + chosen)],
+        software=handoff.Software("DeSIRe", "4.1"),
+        outputs=[handoff.Output("globus://science/l2/" + chosen)],
         note="sample inversion",
     )
-    science.mark_inverted(connection, ready, HAN, datetime.now(UTC))
+    handoff.mark_inverted(connection, ready, HAN, datetime.now(UTC))
     did(f"mark-inverted {chosen} --software DeSIRe …", "marked inverted", HAN)
     stages.append(stage(publish.publish(connection, settings, CRON)))
 

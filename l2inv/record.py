@@ -5,6 +5,7 @@ nothing; the database refuses what the states do not allow.
 """
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, cast
 
 import msgspec
@@ -36,6 +37,8 @@ class Present(msgspec.Struct, frozen=True):
     verdict_seq: int | None
     datasets_seq: int
     assignee: str | None
+    due_at: datetime | None
+    on_hold: bool
 
 
 def add(connection: Connection, events: Sequence[Event], actor: str, run_id: int | None) -> set[str]:
@@ -104,7 +107,7 @@ def locked(connection: Connection, op_id: str) -> Present:
     row = connection.execute(
         """
         select op_id, seq, state, to_char(since at time zone 'UTC', 'YYYY-MM-DD HH24:MI "UTC"') as since,
-               state_before_error, verdict_seq, datasets_seq, assignee
+               state_before_error, verdict_seq, datasets_seq, assignee, due_at, on_hold_seq is not null as on_hold
         from l2inv.op_state where op_id = %s for update
         """,
         [op_id],

@@ -32,6 +32,8 @@ Name = Annotated[str, like("[A-Za-z_][A-Za-z0-9_]*", "the name of an environment
 Share = Annotated[float, Meta(ge=0, le=1)]
 Nanometres = Annotated[float, Meta(gt=0)]
 Seconds = Annotated[float, Meta(gt=0, le=2_000_000)]  # poll(2) counts milliseconds in 31 bits: 24 days
+Word = Annotated[str, like(r"[\w.@%+-]+", "one word")]
+Days = Annotated[float, Meta(gt=0, le=36_525)]  # a century: a date can still be counted back
 NOT_EMPTY = Must(bool, "must not be empty")
 DatabaseUrl = Annotated[
     str,
@@ -44,6 +46,10 @@ DatabaseUrl = Annotated[
 StoreUrl = Annotated[
     str, like(f"{_HTTP}|(?!~|.*://).+", "an http(s):// URL or the path of a file"), PathUnless(_HTTP)
 ]
+
+
+PingUrl = Annotated[str, like(_HTTP, "an http(s):// URL")]
+NAMED_ONCE = Must(lambda people: len({p.name for p in people}) == len(people), "names somebody twice")
 
 
 class Database(Struct, frozen=True):
@@ -135,25 +141,94 @@ class Qualification(Struct, frozen=True):
     per_instrument: Annotated[list[InstrumentRules], _ONE_EACH] = field(default_factory=list)
 
 
+class Slurm(Struct, frozen=True):
+    """What sbatch is asked for; null leaves it to the cluster. A null time_minutes: preprocess.timeout_seconds."""
+
+    partition: Word | None = None
+    account: Word | None = None
+    qos: Word | None = None
+    time_minutes: Annotated[int, Meta(ge=1, le=525_600)] | None = None
+    memory_mb: Annotated[int, Meta(ge=1)] | None = None
+    cpus: Annotated[int, Meta(ge=1, le=4096)] | None = None
+    array_throttle: Annotated[int, Meta(ge=1)] | None = None
+    max_requeues: Annotated[int, Meta(ge=0, le=100)] = 2
+
+
 class Preprocess(Struct, frozen=True):
-    """The command that prepares an OP. A null work_dir: "work" in the user's data folder."""
+    """The command that prepares an OP, and where it runs. A null work_dir: "work" in the user's data folder."""
 
     command: Annotated[list[Text], NOT_EMPTY] | None = None
+    executor: Literal["local", "slurm"] = "local"
     work_dir: File | None = None
     timeout_seconds: Seconds = 3600.0
     parallel: Annotated[int, Meta(ge=1, le=64)] = 2
+    slurm: Slurm = Slurm()
+    globus_source: Word | None = None
+    globus_destination: Annotated[str, like(r"[^\s:]+:/.*", "ENDPOINT:/FOLDER")] | None = None
+
+
+class Next(Struct, frozen=True):
+    """In which order OPs of the same priority are offered."""
+
+    rank_by: Literal["age", "fried_parameter", "proposal"] = "age"
+
+
+class Mount(Struct, frozen=True):
+    """Where what begins with a URI can be looked at from here."""
+
+    uri: Text
+    path: File
 
 
 class Publish(Struct, frozen=True):
-    """Nothing to set yet."""
+    """Where science's outputs can be looked at, so that they are checked."""
+
+    mounts: list[Mount] = field(default_factory=list)
+
+
+class Owners(Struct, frozen=True):
+    """Who sees to it that an OP does not stay in a state; of a claim that is its assignee."""
+
+    discovered: Text = "operator"
+    invertible: Text = "operator"
+    not_invertible: Text = "operator"
+    preprocessed: Text = "science"
+    inverted: Text = "operator"
+    error: Text = "operator"
 
 
 class Deadlines(Struct, frozen=True):
-    """Nothing to set yet."""
+    """How many days an OP may stay in a state; null: for ever. working_days is how long a claim is for."""
+
+    discovered_days: Days | None = None
+    invertible_days: Days | None = 2.0
+    not_invertible_days: Days | None = None
+    preprocessed_days: Days | None = 60.0
+    working_days: Days = 21.0
+    inverted_days: Days | None = 2.0
+    error_days: Days | None = 1.0
+    due_soon_days: Days = 3.0
+    owners: Owners = Owners()
 
 
 class Monitoring(Struct, frozen=True):
-    """Nothing to set yet."""
+    """Who is told that a stage began and how it ended; {stage} in the URL is its name."""
+
+    ping_url: PingUrl | None = None
+    ping_timeout_seconds: Annotated[float, Meta(gt=0, le=60)] = 5.0
+
+
+class Person(Struct, frozen=True):
+    """Where an owner or assignee is reached: the notification library's URLs, such as mailto://."""
+
+    name: Text
+    addresses: list[Text]
+
+
+class Notifications(Struct, frozen=True):
+    """Who is reached where by the digest."""
+
+    people: Annotated[list[Person], NAMED_ONCE] = field(default_factory=list)
 
 
 class Settings(Struct, frozen=True):
@@ -164,9 +239,11 @@ class Settings(Struct, frozen=True):
     completeness: Completeness = Completeness()
     qualification: Qualification = field(default_factory=Qualification)
     preprocess: Preprocess = Preprocess()
-    publish: Publish = Publish()
+    next: Next = Next()
+    publish: Publish = field(default_factory=Publish)
     deadlines: Deadlines = Deadlines()
     monitoring: Monitoring = Monitoring()
+    notifications: Notifications = field(default_factory=Notifications)
 
 
 class Loaded(Struct, frozen=True):
@@ -207,12 +284,21 @@ def _usual_places() -> list[Path]:
 
 
 def to_plain(settings: Settings) -> dict[str, Any]:
-    """Gives the settings as JSON knows them, with *** for the passwords in the two URLs."""
+    """Gives the settings as JSON knows them, with *** for the passwords in the two URLs and what else is secret."""
     plain: dict[str, Any] = msgspec.to_builtins(settings)
+    if plain["monitoring"]["ping_url"]:
+        plain["monitoring"]["ping_url"] = _origin(plain["monitoring"]["ping_url"])
+    for person in plain["notifications"]["people"]:
+        person["addresses"] = [address.partition("://")[0] + "://***" for address in person["addresses"]]
     for section in (plain["database"], plain["metadata_store"]):
         for start, end in reversed(_secrets(section["url"] or "")):
             section["url"] = section["url"][:start] + "***" + section["url"][end:]
     return plain
+
+
+def _origin(url: str) -> str:
+    """Who is pinged, or written to, without the key that its path is."""
+    return re.sub(r"(://)([^/@]*@)?([^/?#]+).*", r"\1\3/***", url)
 
 
 def redact(text: str, settings: Settings, env: Mapping[str, str] = os.environ) -> str:

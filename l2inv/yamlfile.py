@@ -157,8 +157,9 @@ def _struct(kind: type[Struct], raw: Any, path: str, reading: _Reading) -> Any:
             values[name] = _value(known[name].type, inner, _join(path, name), reading)
         else:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)
-            hint = f"the nearest known one is {nearest[0]}" if nearest else "nothing can be set here yet"
-            reading.mistakes.append(f"{_join(path, name)}: unknown key, {hint}")
+            reading.mistakes.append(
+                f"{_join(path, name)}: unknown key, the nearest known one is {nearest[0]}"
+            )
     missing = [name for name, one in known.items() if one.required and name not in raw]
     reading.mistakes.extend(f"{_join(path, name)}: missing" for name in missing)
     return kind(**values) if len(reading.mistakes) == before else _WRONG

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 from conftest import Commands, Connection
 
-from l2inv import database, record, science
+from l2inv import database, handoff, record, science
 from l2inv.errors import Refused
 from l2inv.sample.server import Store
 from l2inv.settings import Database, Settings
@@ -216,8 +216,8 @@ def test_the_time_that_science_names_stands_beside_the_time_of_the_record(
 ) -> None:
     l2inv("claim", ready[0])
     at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-    said = science.Ready(op_id=ready[0], inverted_at=at, inverted_by="ann")
-    assert science.mark_inverted(connection, said, "han", datetime.now(UTC)) is True
-    assert science.mark_inverted(connection, said, "han", datetime.now(UTC)) is False
+    said = handoff.Ready(op_id=ready[0], inverted_at=at, inverted_by="ann")
+    assert handoff.mark_inverted(connection, said, "han", datetime.now(UTC)) is True
+    assert handoff.mark_inverted(connection, said, "han", datetime.now(UTC)) is False
     detail = l2inv.json("history", ready[0])["events"][-1]["detail"]
     assert (detail["inverted_at"], detail["inverted_by"]) == ("2026-01-02T03:04:05Z", "ann")

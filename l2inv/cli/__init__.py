@@ -1,6 +1,6 @@
 """The command line: parses, calls, renders. What it calls knows nothing of it."""
 
-from l2inv.cli import operator, science, stages, verdicts
+from l2inv.cli import handoff, operator, science, stages, verdicts, views
 from l2inv.cli.app import main
 
-__all__ = ["main", "operator", "science", "stages", "verdicts"]
+__all__ = ["handoff", "main", "operator", "science", "stages", "verdicts", "views"]

@@ -129,6 +129,9 @@ class Words(click.ParamType[str]):
         return value
 
 
+op_argument = click.argument("op", metavar="OP", type=Words())
+
+
 def _common(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
     def keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
         if value not in (None, 0, False):

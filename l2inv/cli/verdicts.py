@@ -4,8 +4,7 @@ from typing import Any
 
 import click
 
-from l2inv.cli.app import App, command, json_option
-from l2inv.cli.science import op_argument
+from l2inv.cli.app import App, Words, command, json_option, op_argument
 
 BAR_COLUMNS = 40
 
@@ -181,3 +180,29 @@ def _print_completeness(found: dict[str, Any], quiet_days: float) -> None:
 
 def _percent(share: float) -> str:
     return f"{share:.0%}" if share in (0, 1) else f"{share:.1%}"
+
+
+@command("overrule")
+@op_argument
+@click.option("--invertible/--not-invertible", default=None, help="What the OP is to count as.")
+@click.option("--reason", type=Words(), required=True, help="Why the verdict does not hold.")
+@click.option(
+    "--instrument-program",
+    "programs",
+    type=Words(),
+    multiple=True,
+    metavar="ID",
+    help="What is invertible (default: all that was judged).",
+)
+@json_option  # fmt: skip
+def overrule(app: App, op: str, invertible: bool | None, reason: str, programs: tuple[str, ...]) -> None:
+    """Set a verdict aside, until the OP's datasets change."""
+    from l2inv import qualify, record, views
+
+    if invertible is None:
+        raise click.UsageError("say which: --invertible or --not-invertible")
+    with app.connected() as (connection, _):
+        op_id = record.resolve(connection, op)
+        qualify.overrule(connection, op_id, invertible, reason, programs, app.actor)
+        found = views.show(connection, op_id)
+    app.result(found, lambda: app.summary(f"{op_id} is {found['state']}"))
