@@ -7,12 +7,12 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event
 from typing import Any
 
-from l2inv import database, embedded, handoff, publish, qualify, record, render, scan, science, views
+from l2inv import database, embedded, handoff, offers, publish, qualify, record, render, scan, science, views
 from l2inv import preprocess as preprocessing
 from l2inv.errors import Busy
 from l2inv.sample import inventory
@@ -127,11 +127,11 @@ def _pipeline(
     did(f"retry {unlucky}", f"invertible again, after: {failed['cause']}")
     stages.append(stage(preprocessing.preprocess(connection, settings, CRON)))
 
-    offered = views.next_ops(connection, 3)
+    offered = offers.offered(connection, settings.next.rank_by, 3)
     lines = [f"{op['op_id']}  r0 {render.centimetres(op['fried_parameter_med'])}" for op in offered]
     did("next -n 3", "\n  ".join(lines), HAN)
     chosen = offered[0]["op_id"]
-    science.claim(connection, chosen, HAN)
+    science.claim(connection, chosen, HAN, now + timedelta(days=settings.deadlines.working_days))
     did(f"claim {chosen}", f"claimed for {HAN}", HAN)
     ready = handoff.Ready(
         op_id=chosen,

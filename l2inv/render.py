@@ -179,10 +179,14 @@ def what_happened(event: dict[str, Any]) -> str:
             if not detail.get("needed"):
                 return "nothing to run"
             return f"in {detail['seconds']:.1f} s, {_count(detail['files'], 'file')} in {detail['folder']}"
-        case "claimed":
-            return f"for {detail['assignee']}"
+        case "claimed" | "extended":
+            return f"for {detail['assignee']}{_due(detail)}"
+        case "handed_over" | "taken_over":
+            return f"from {detail['from']} to {detail['assignee']}{_due(detail)}{_reason(detail)}"
+        case "put_on_hold" | "taken_off_hold" | "reopened":
+            return str(detail.get("reason") or "")
         case "released":
-            return f"by {detail['assignee']}" + (f": {detail['reason']}" if detail.get("reason") else "")
+            return f"by {detail['assignee']}{_reason(detail)}"
         case "inverted":
             software = detail.get("software") or {}
             with_what = " ".join(str(v) for v in (software.get("name"), software.get("version")) if v)
@@ -199,6 +203,14 @@ def what_happened(event: dict[str, Any]) -> str:
         case "retried":
             return f"{detail.get('stage')}, after attempt {detail.get('attempt')}"
     return json.dumps(detail, ensure_ascii=False)
+
+
+def _due(detail: dict[str, Any]) -> str:
+    return f", due {moment(detail['due_at'])[:10]}" if detail.get("due_at") else ""
+
+
+def _reason(detail: dict[str, Any]) -> str:
+    return f": {detail['reason']}" if detail.get("reason") else ""
 
 
 def verdict_line(verdict: dict[str, Any]) -> str:

@@ -1,30 +1,57 @@
 """Who works on which OP, and when it is due: exactly one person holds one that is claimed."""
 
-from l2inv import record
+from datetime import datetime
+from typing import Any
+
+from l2inv import offers, record
 from l2inv.database import Connection
 from l2inv.errors import Refused
 
 
-def claim(connection: Connection, op_id: str, actor: str) -> bool:
-    """Gives the OP to the actor: exactly one of all who try gets it. False if the actor held it already.
+def claim(connection: Connection, op_id: str, actor: str, due_at: datetime, *, extend: bool = False) -> bool:
+    """Gives the OP to the actor until `due_at`: exactly one of all who try gets it.
 
+    Gives False if the actor held it already; then `extend` says whether the claim becomes due at another time.
     Raises Refused when another holds it, saying who and since when, and when it is not ready to be worked on.
     """
     with connection.transaction():
         present = record.locked(connection, op_id)
         if present.state == "working" and present.assignee == actor:
+            if extend:
+                detail = {"assignee": actor, "due_at": due_at.isoformat()}
+                record.add_one(connection, present, "extended", None, actor, detail)
             return False
         if present.state == "working":
             raise Refused(
-                f"OP {op_id} is held by {present.assignee} since {present.since}",
-                f"take another (l2inv next), or ask {present.assignee} to release it",
+                f"OP {op_id} is held by {present.assignee} since {present.since}, due {_day(present.due_at)}",
+                f"take another (l2inv next), or ask {present.assignee} to release it;"
+                " once it is overdue: l2inv take-over",
             )
+        if present.state == "preprocessed" and present.on_hold:
+            held = record.newest(connection, op_id, "put_on_hold") or {}
+            raise Refused(f"OP {op_id} is on hold: {held.get('reason')}", f"see: l2inv history {op_id}")
         if present.state == "preprocessed" and present.datasets_seq > (present.verdict_seq or 0):
             raise Refused(
                 f"OP {op_id}: its datasets changed since its verdict", "l2inv qualify judges it again"
             )
-        record.add_one(connection, present, "claimed", "working", actor, {"assignee": actor})
+        _claim(connection, present, actor, due_at)
     return True
+
+
+def claim_first(
+    connection: Connection, rank_by: str, wanted: offers.Wanted, actor: str, due_at: datetime
+) -> str | None:
+    """Gives the first OP that is offered to the actor, in one step, and its id; None when none is."""
+    with connection.transaction():
+        op_id = offers.take_first(connection, rank_by, wanted)
+        if op_id is not None:
+            _claim(connection, record.locked(connection, op_id), actor, due_at)
+    return op_id
+
+
+def _claim(connection: Connection, present: record.Present, actor: str, due_at: datetime) -> None:
+    detail = {"assignee": actor, "due_at": due_at.isoformat()}
+    record.add_one(connection, present, "claimed", "working", actor, detail)
 
 
 def release(connection: Connection, op_id: str, actor: str, reason: str | None) -> None:
@@ -36,13 +63,69 @@ def release(connection: Connection, op_id: str, actor: str, reason: str | None) 
         record.add_one(connection, present, "released", "preprocessed", actor, detail)
 
 
+def hand_over(
+    connection: Connection, op_id: str, to: str, actor: str, due_at: datetime | None, reason: str | None
+) -> None:
+    """Gives an OP that the actor holds to somebody else, due as before unless `due_at` says otherwise. Raises Refused."""
+    with connection.transaction():
+        present = record.locked(connection, op_id)
+        must_hold(present, actor)
+        if present.state == "working" and to == present.assignee:
+            raise Refused(f"OP {op_id} is held by {to} already", "name somebody else: --to")
+        due = due_at or present.due_at
+        detail = {"assignee": to, "from": present.assignee, "due_at": due.isoformat() if due else None}
+        record.add_one(connection, present, "handed_over", None, actor, detail | _given(reason=reason))
+
+
+def take_over(
+    connection: Connection, op_id: str, actor: str, reason: str, due_at: datetime, now: datetime
+) -> None:
+    """Gives the actor an OP whose holder let it become overdue. Raises Refused, naming holder and due date."""
+    with connection.transaction():
+        present = record.locked(connection, op_id)
+        if present.state == "working":
+            if present.assignee == actor:
+                raise Refused(f"OP {op_id} is yours already", f"for more time: l2inv claim {op_id} --for 21d")
+            if present.due_at is not None and present.due_at > now:
+                raise Refused(
+                    f"OP {op_id} is held by {present.assignee} and not overdue: due {_day(present.due_at)}",
+                    f"ask {present.assignee} to hand it over or to release it",
+                )
+        detail = {
+            "assignee": actor,
+            "from": present.assignee,
+            "was_due_at": present.due_at.isoformat() if present.due_at else None,
+            "due_at": due_at.isoformat(),
+            "reason": reason,
+        }
+        record.add_one(connection, present, "taken_over", None, actor, detail)
+
+
+def hold(connection: Connection, op_id: str, reason: str, actor: str) -> None:
+    """Keeps an OP from being offered, prepared or published until it is taken off hold. Raises Refused."""
+    with connection.transaction():
+        present = record.locked(connection, op_id)
+        if present.on_hold:
+            held = record.newest(connection, op_id, "put_on_hold") or {}
+            raise Refused(f"OP {op_id} is on hold already: {held.get('reason')}", f"l2inv unhold {op_id}")
+        record.add_one(connection, present, "put_on_hold", None, actor, {"reason": reason})
+
+
+def unhold(connection: Connection, op_id: str, reason: str | None, actor: str) -> None:
+    """Lets an OP that was put on hold go on from where it is. Raises Refused."""
+    with connection.transaction():
+        present = record.locked(connection, op_id)
+        if not present.on_hold:
+            raise Refused(f"OP {op_id} is not on hold", "nothing to do")
+        record.add_one(connection, present, "taken_off_hold", None, actor, _given(reason=reason))
+
+
 def prioritize(connection: Connection, op_id: str, priority: int, reason: str, actor: str) -> None:
     """Says how soon an OP is to be worked on: `next` offers the highest priority first; 0 is everybody's. Raises Refused."""
     with connection.transaction():
         present = record.locked(connection, op_id)
-        record.add_one(
-            connection, present, "prioritized", None, actor, {"priority": priority, "reason": reason}
-        )
+        detail = {"priority": priority, "reason": reason}
+        record.add_one(connection, present, "prioritized", None, actor, detail)
 
 
 def note(connection: Connection, op_id: str, text: str, actor: str) -> None:
@@ -59,3 +142,11 @@ def must_hold(present: record.Present, actor: str) -> None:
             f"OP {present.op_id} is held by {present.assignee} since {present.since}, not by {actor}",
             f"ask {present.assignee}, or act as the holder with --actor",
         )
+
+
+def _given(**what: str | None) -> dict[str, Any]:
+    return {name: value for name, value in what.items() if value is not None}
+
+
+def _day(due_at: datetime | None) -> str:
+    return f"{due_at:%Y-%m-%d}" if due_at else "at no set date"

@@ -8,25 +8,14 @@ from l2inv.inventory import Dataset
 from l2inv.states import STATES
 
 _SNAKE = dict(zip(Dataset.__struct_encode_fields__, Dataset.__struct_fields__, strict=True))
-_COLUMNS = """op_id, proposal_id, experiment_id, state, since, priority, assignee, instruments, datasets, start_time,
-              fried_parameter_med, bands, instrument_programs, inputs_changed, overruled"""
-
-
-def next_ops(connection: Connection, limit: int) -> list[dict[str, Any]]:
-    """Gives the OPs that science can claim, the one to do first at the top: by priority, then longest waiting."""
-    return connection.execute(
-        f"""
-        select {_COLUMNS} from l2inv.op_overview
-        where state = 'preprocessed' and not inputs_changed order by priority desc, since, op_id limit %s
-        """,  # noqa: S608 - columns of our own
-        [limit],
-    ).fetchall()
+COLUMNS = """op_id, proposal_id, experiment_id, state, since, priority, assignee, instruments, datasets, start_time,
+              fried_parameter_med, bands, instrument_programs, inputs_changed, overruled, due_at, on_hold, is_embargoed"""
 
 
 def list_ops(connection: Connection, state: str | None) -> list[dict[str, Any]]:
     """Gives every OP, or those in one state, in the order of their ids."""
     return connection.execute(
-        f"select {_COLUMNS} from l2inv.op_overview where %s::text is null or state = %s order by op_id",  # noqa: S608
+        f"select {COLUMNS} from l2inv.op_overview where %s::text is null or state = %s order by op_id",  # noqa: S608
         [state, state],
     ).fetchall()
 
@@ -35,14 +24,16 @@ def show(connection: Connection, op_id: str) -> dict[str, Any]:
     """Gives all that is known of one OP: its line of the list, its datasets in full and its newest verdict."""
     row = connection.execute(
         f"""
-        select {_COLUMNS},
+        select {COLUMNS},
                (select e.detail -> 'verdict' from l2inv.event e
                 where e.op_id = o.op_id and e.kind = 'judged' order by e.seq desc limit 1) as verdict,
                (select e.detail from l2inv.event e
                 where e.op_id = o.op_id and e.kind = 'failed' and o.state = 'error' order by e.seq desc limit 1) as error,
                (select e.detail from l2inv.event e
                 where e.op_id = o.op_id and e.kind = 'overruled' and o.overruled order by e.seq desc limit 1)
-                    as overruled_by
+                    as overruled_by,
+               (select e.detail ->> 'reason' from l2inv.event e
+                where e.op_id = o.op_id and e.kind = 'put_on_hold' and o.on_hold order by e.seq desc limit 1) as hold_reason
         from l2inv.op_overview o where op_id = %s
         """,  # noqa: S608
         [op_id],
@@ -60,6 +51,19 @@ def show(connection: Connection, op_id: str) -> dict[str, Any]:
     for dataset in row["datasets"]:
         dataset["record"] = {_SNAKE[name]: value for name, value in dataset["record"].items()}
     return row
+
+
+def held_by(connection: Connection, actor: str) -> list[dict[str, Any]]:
+    """Gives the OPs that somebody holds, the one that is due first at the top; one in error comes back to him."""
+    return connection.execute(
+        f"""
+        select {COLUMNS} from l2inv.op_overview o
+        where assignee = %s and (state = 'working' or state = 'error' and exists (
+            select from l2inv.op_state s where s.op_id = o.op_id and s.state_before_error = 'working'))
+        order by due_at nulls last, op_id
+        """,  # noqa: S608
+        [actor],
+    ).fetchall()
 
 
 def held_with_changed_inputs(connection: Connection, actor: str | None) -> list[dict[str, Any]]:

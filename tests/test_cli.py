@@ -183,7 +183,7 @@ def test_the_history_reads_on_a_terminal_and_in_a_pipe(l2inv: Commands, ready: l
     l2inv("claim", ready[0])
     lines = l2inv("history", ready[0]).stdout.splitlines()
     assert len(lines) == 5
-    assert lines[-1].endswith("for han")
+    assert "for han, due 20" in lines[-1]
     assert ready[1] in l2inv("next", "-n", "100").stdout
     assert ready[0] in l2inv("list").stdout
 

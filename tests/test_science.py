@@ -61,7 +61,7 @@ def test_eight_who_claim_one_op_at_once_give_one_winner_every_time(
         with database.connected(Settings(database=Database(url=url))) as connection:
             for op in ready:
                 try:
-                    if science.claim(connection, op, actor):
+                    if science.claim(connection, op, actor, datetime.now(UTC)):
                         won.append(op)
                 except Refused as refusal:
                     assert "is held by" in refusal.message

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -127,6 +128,24 @@ class Words(click.ParamType[str]):
         if not value.strip():
             self.fail("is empty", param, ctx)
         return value
+
+
+class Duration(click.ParamType[timedelta]):
+    """A length of time: a number and d, h, m or w; a bare number counts days."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        if isinstance(value, timedelta):
+            return value
+        found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([mhdw]?)", value, re.ASCII)
+        if not found or float(found[1]) == 0:
+            self.fail(f"{value!r} is no length of time, such as 21d, 12h or 2w", param, ctx)
+        minutes = {"m": 1, "h": 60, "d": 1440, "w": 10_080, "": 1440}[found[2]]
+        length = timedelta(minutes=float(found[1]) * minutes)
+        if length > timedelta(days=36_525):
+            self.fail(f"{value!r} is more than a century", param, ctx)
+        return length
 
 
 op_argument = click.argument("op", metavar="OP", type=Words())

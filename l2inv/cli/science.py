@@ -1,23 +1,75 @@
 """Science's commands: what is next, who holds it, when it is due."""
 
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from l2inv.cli.app import App, Words, command, json_option, op_argument
+from l2inv.cli.app import Actor, App, Duration, Words, command, json_option, op_argument
+
+if TYPE_CHECKING:
+    from l2inv.settings import Settings
+
+NOTHING = "nothing is ready to be claimed; see: l2inv status"
 
 
 @command("next")
 @click.option(
     "-n", "limit", type=click.IntRange(1, 100_000), default=10, show_default=True, help="How many at most."
 )
-@json_option
-def next_(app: App, limit: int) -> None:
-    """Show the OPs to invert next: by priority, then the longest waiting."""
-    from l2inv import views
+@click.option("--claim", "claims", is_flag=True, help="Take the first of them, in one step.")
+@click.option(
+    "--for",
+    "duration",
+    type=Duration(),
+    metavar="DURATION",
+    help="With --claim: how long you need it, such as 21d.",
+)
+@click.option("--proposal", type=Words(), metavar="ID", help="Only OPs of this proposal.")
+@click.option(
+    "--band", type=Words(), metavar="NAME", help="Only with this band observed; a part of its name is enough."
+)
+@click.option(
+    "--instrument", type=Words(), metavar="NAME", help="Only with datasets of this instrument, such as VBI."
+)
+@click.option(
+    "--min-r0-cm",
+    type=click.FloatRange(0, 1000),
+    metavar="CM",
+    help="Only with a Fried parameter of at least so many cm.",
+)
+@click.option(
+    "--embargoed/--not-embargoed", default=None, help="Only with, or only without, data under embargo."
+)
+@json_option  # fmt: skip
+def next_(
+    app: App,
+    limit: int,
+    claims: bool,
+    duration: timedelta | None,
+    proposal: str | None,
+    band: str | None,
+    instrument: str | None,
+    min_r0_cm: float | None,
+    embargoed: bool | None,
+) -> None:
+    """Show the OPs to invert next: by priority, then as next.rank_by says. Each tells why it stands where it does."""
+    from l2inv import offers, science, views
 
-    with app.connected() as (connection, _):
-        ops = views.next_ops(connection, limit)
+    if duration and not claims:
+        raise click.UsageError("--for needs --claim")
+    min_r0_m = None if min_r0_cm is None else min_r0_cm / 100
+    wanted = offers.Wanted(proposal, band, instrument, min_r0_m, embargoed)
+    with app.connected() as (connection, settings):
+        rank_by = settings.next.rank_by
+        if claims:
+            due_at = _due(settings, duration)
+            op_id = science.claim_first(connection, rank_by, wanted, app.actor, due_at)
+            found = views.show(connection, op_id) if op_id else None
+            said = f"claimed {op_id} for {app.actor}, due {due_at:%Y-%m-%d}" if op_id else NOTHING
+            app.result({"claimed": found}, lambda: app.summary(said))
+            return
+        ops = offers.offered(connection, rank_by, limit, wanted)
         changed = views.held_with_changed_inputs(connection, app.actor)
     app.result({"ops": ops, "inputs_changed": changed}, lambda: _print_next(ops))
     for op in changed:
@@ -26,11 +78,18 @@ def next_(app: App, limit: int) -> None:
         )
 
 
+def _due(settings: "Settings", duration: timedelta | None) -> datetime:
+    """When a claim of that length is due; the settings say how long one is that names none."""
+    return datetime.now(UTC).replace(microsecond=0) + (
+        duration or timedelta(days=settings.deadlines.working_days)
+    )
+
+
 def _print_next(ops: list[dict[str, Any]]) -> None:
     from l2inv import render
 
     if not ops:
-        click.echo("nothing is ready to be claimed; see: l2inv status")
+        click.echo(NOTHING)
         return
     columns = (
         "OP",
@@ -40,8 +99,7 @@ def _print_next(ops: list[dict[str, Any]]) -> None:
         "r0",
         "datasets",
         "instruments",
-        "waiting since",
-        "priority",
+        "why",
     )
     rows = [
         (
@@ -52,39 +110,150 @@ def _print_next(ops: list[dict[str, Any]]) -> None:
             render.centimetres(op["fried_parameter_med"]),
             op["datasets"],
             ", ".join(op["instruments"]),
-            render.day(op["since"]),
-            op["priority"],
+            op["why"],
         )
         for op in ops
     ]
     render.cards(columns, rows)
 
 
-def _claim(app: App, op: str) -> None:
-    from l2inv import record, science, views
+@command("mine")
+@json_option
+def mine(app: App) -> None:
+    """Show what you hold, what is due first at the top."""
+    from l2inv import render, views
 
     with app.connected() as (connection, _):
+        ops = views.held_by(connection, app.actor)
+    now = datetime.now(UTC)
+    for op in ops:
+        op["overdue"] = op["due_at"] is not None and op["due_at"] <= now
+
+    def text() -> None:
+        if not ops:
+            click.echo(f"{app.actor} holds no OP; see: l2inv next")
+            return
+        columns = ("OP", "state", "since", "due", "proposal", "inputs")
+        rows = (
+            (
+                op["op_id"],
+                op["state"],
+                render.day(op["since"]),
+                render.day(op["due_at"]) + (" overdue" if op["overdue"] else ""),
+                op["proposal_id"] or "-",
+                "changed" if op["inputs_changed"] else "-",
+            )
+            for op in ops
+        )
+        render.table(columns, rows)
+
+    app.result({"ops": ops}, text)
+
+
+def _claim(app: App, op: str, duration: timedelta | None) -> None:
+    from l2inv import record, science, views
+
+    with app.connected() as (connection, settings):
         op_id = record.resolve(connection, op)
-        claimed = science.claim(connection, op_id, app.actor)
+        due_at = _due(settings, duration)
+        claimed = science.claim(connection, op_id, app.actor, due_at, extend=duration is not None)
         found = views.show(connection, op_id)
     said = f"claimed {op_id} for {app.actor}" if claimed else f"{op_id} is yours already"
-    app.result(found, lambda: app.summary(said))
+    due = f", due {found['due_at']:%Y-%m-%d}" if found["due_at"] else ""
+    app.result(found, lambda: app.summary(said + due))
+
+
+for_option = click.option(
+    "--for", "duration", type=Duration(), metavar="DURATION", help="How long you need it, such as 21d or 6w."
+)
 
 
 @command("claim")
 @op_argument
+@for_option
 @json_option
-def claim(app: App, op: str) -> None:
-    """Take an OP to work on. Exactly one person gets it."""
-    _claim(app, op)
+def claim(app: App, op: str, duration: timedelta | None) -> None:
+    """Take an OP to work on. Exactly one person gets it; with --for, the holder may extend it."""
+    _claim(app, op, duration)
 
 
 @command("mark-working")
 @op_argument
+@for_option
 @json_option
-def mark_working(app: App, op: str) -> None:
+def mark_working(app: App, op: str, duration: timedelta | None) -> None:
     """Say that the actor works on an OP: the stage form of claim."""
-    _claim(app, op)
+    _claim(app, op, duration)
+
+
+@command("hand-over")
+@op_argument
+@click.option("--to", type=Actor(), required=True, help="Who is to hold it.")
+@click.option("--reason", type=Words(), help="Why.")
+@for_option
+@json_option
+def hand_over(app: App, op: str, to: str, reason: str | None, duration: timedelta | None) -> None:
+    """Give an OP that you hold to somebody else."""
+    from l2inv import record, science, views
+
+    with app.connected() as (connection, settings):
+        op_id = record.resolve(connection, op)
+        due_at = _due(settings, duration) if duration else None
+        science.hand_over(connection, op_id, to, app.actor, due_at, reason)
+        found = views.show(connection, op_id)
+    app.result(found, lambda: app.summary(f"{op_id} is held by {to}, due {_day(found)}"))
+
+
+@command("take-over")
+@op_argument
+@click.option("--reason", type=Words(), required=True, help="Why it goes on with you.")
+@for_option
+@json_option
+def take_over(app: App, op: str, reason: str, duration: timedelta | None) -> None:
+    """Take an OP whose holder let it become overdue."""
+    from l2inv import record, science, views
+
+    with app.connected() as (connection, settings):
+        op_id = record.resolve(connection, op)
+        science.take_over(connection, op_id, app.actor, reason, _due(settings, duration), datetime.now(UTC))
+        found = views.show(connection, op_id)
+    app.result(found, lambda: app.summary(f"{op_id} is held by {app.actor}, due {_day(found)}"))
+
+
+def _day(op: dict[str, Any]) -> str:
+    from l2inv import render
+
+    return render.day(op["due_at"])
+
+
+@command("hold")
+@op_argument
+@click.option("--reason", type=Words(), required=True, help="Why it is not to go on.")
+@json_option
+def hold(app: App, op: str, reason: str) -> None:
+    """Put an OP on hold: it is not prepared, offered or published until it is taken off."""
+    from l2inv import record, science, views
+
+    with app.connected() as (connection, _):
+        op_id = record.resolve(connection, op)
+        science.hold(connection, op_id, reason, app.actor)
+        found = views.show(connection, op_id)
+    app.result(found, lambda: app.summary(f"{op_id} is on hold"))
+
+
+@command("unhold")
+@op_argument
+@click.option("--reason", type=Words(), help="Why it may go on.")
+@json_option
+def unhold(app: App, op: str, reason: str | None) -> None:
+    """Take an OP off hold: it goes on from where it is."""
+    from l2inv import record, science, views
+
+    with app.connected() as (connection, _):
+        op_id = record.resolve(connection, op)
+        science.unhold(connection, op_id, reason, app.actor)
+        found = views.show(connection, op_id)
+    app.result(found, lambda: app.summary(f"{op_id} is off hold: {found['state']}"))
 
 
 @command("prioritize")

@@ -18,7 +18,13 @@ def list_(app: App, state: str | None) -> None:
     with app.connected() as (connection, _):
         ops = views.list_ops(connection, state)
     rows = (
-        (op["op_id"], op["state"], render.day(op["since"]), op["datasets"], op["assignee"] or "-")
+        (
+            op["op_id"],
+            op["state"] + (", on hold" if op["on_hold"] else ""),
+            render.day(op["since"]),
+            op["datasets"],
+            op["assignee"] or "-",
+        )
         for op in ops
     )
     app.result(
@@ -47,7 +53,10 @@ def _print_op(op: dict[str, Any]) -> None:
             ("OP", op["op_id"]),
             ("state", op["state"]),
             ("since", render.moment(op["since"])),
-            ("assignee", op["assignee"] or "-"),
+            (
+                "assignee",
+                (op["assignee"] or "-") + (f", due {render.day(op['due_at'])}" if op["due_at"] else ""),
+            ),
             ("proposal", op["proposal_id"] or "-"),
             ("experiment", op["experiment_id"] or "-"),
             ("priority", op["priority"]),
@@ -66,6 +75,7 @@ def _print_op(op: dict[str, Any]) -> None:
             else []
         )
         + ([("inputs", "changed since the verdict; see: l2inv history")] if op["inputs_changed"] else [])
+        + ([("on hold", op["hold_reason"])] if op["on_hold"] else [])
         + ([("error", f"{op['error']['stage']}: {op['error']['cause']}")] if op["error"] else [])
     )
     click.echo()
