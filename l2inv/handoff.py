@@ -1,124 +1,276 @@
 """Science's ready event: what was inverted, with what, and where it lies; checked before it is recorded."""
 
-from datetime import datetime
-from typing import Any
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
-from l2inv import record
+from l2inv import outputs, record, yamlfile
 from l2inv.database import Connection
 from l2inv.errors import Refused
 from l2inv.science import must_hold
+from l2inv.settings import Mount
+from l2inv.yamlfile import Must, like
+
+MOST_MISTAKES = 20  # named of one file
+CLOCKS_DIFFER = timedelta(minutes=5)
+
+Text = Annotated[str, like(r"(?=.*\S)[^\0]*", "text that says something")]
+_URIS_ONCE = Must(lambda found: len({o.uri for o in found}) == len(found), "names a URI twice")
+_NOT_LONG_AGO = Must(lambda time: time.year >= 2000, "must be a time since the year 2000")
 
 
 class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A file or folder of the inversion, where science put it."""
 
-    uri: str
-    size_bytes: int | None = None
-    sha256: str | None = None
+    uri: Text
+    size_bytes: Annotated[int, Meta(ge=0)] | None = None
+    sha256: Annotated[str, like("[0-9a-fA-F]{64}", "64 hexadecimal digits")] | None = None
 
 
 class Software(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The inversion code."""
+    """The inversion code; its version may be a commit."""
 
-    name: str
-    version: str | None = None
+    name: Text
+    version: Text | None = None
 
 
 class Ready(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Science's ready event: what was inverted, with what, and where it lies."""
 
-    op_id: str
-    instrument_programs: list[str] | None = None  # null: those that the verdict found invertible
-    datasets: list[str] | None = None  # null: the qualifying ones of those
+    op_id: Text
+    instrument_programs: list[Text] | None = None  # null: those that the verdict found invertible
+    datasets: list[Text] | None = None  # null: the qualifying ones of those
     software: Software | None = None
-    outputs: list[Output] = []
-    lines: list[str] = []
-    asdf_object_key: str | None = None
-    inverted_by: str | None = None
-    inverted_at: datetime | None = None
-    note: str | None = None
+    outputs: Annotated[list[Output], _URIS_ONCE] = []
+    lines: list[Text] = []
+    asdf_object_key: Text | None = None
+    inverted_by: Text | None = None
+    inverted_at: Annotated[datetime, _NOT_LONG_AGO] | None = None  # UTC where it names no offset
+    note: Text | None = None
 
 
-def mark_inverted(connection: Connection, ready: Ready, actor: str, now: datetime) -> bool:
+def read(content: bytes, name: str) -> Ready:
+    """Gives what a ready file of that name says. Raises Refused with every mistake in it."""
+    if name.endswith(".json"):
+        content = _ESCAPES.sub(_as_yaml, content)
+    ready, mistakes = yamlfile.read(Ready, content, Path(), env=None)
+    if mistakes:
+        more = len(mistakes) - MOST_MISTAKES
+        named = mistakes[:MOST_MISTAKES] + ([f"and {more} more"] if more > 0 else [])
+        raise Refused(f"{name}: {'; '.join(named)}", "mend the file")
+    return ready
+
+
+_ESCAPES = re.compile(rb"\\(?:u(d[89ab]..)\\u(d[c-f]..)|.)", re.IGNORECASE | re.DOTALL)
+
+
+def _as_yaml(escape: re.Match[bytes]) -> bytes:
+    """JSON is YAML but for this: it escapes a character beyond the first 65,536 as a pair of surrogates."""
+    try:
+        pair = bytes.fromhex(f"{(escape[1] or b'').decode()}{(escape[2] or b'').decode()}")
+        return b"\\U%08x" % ord(pair.decode("utf-16-be"))
+    except (ValueError, TypeError):  # any other escape stays
+        return escape[0]
+
+
+def mark_inverted(
+    connection: Connection,
+    ready: Ready,
+    actor: str,
+    now: datetime,
+    *,
+    mounts: Sequence[Mount] = (),
+    accepted_because: str | None = None,
+    for_holder: bool = False,
+    run_id: int | None = None,
+) -> bool:
     """Takes science's ready event for an OP that the actor holds. False if just this was said before.
 
-    Raises Refused when another holds the OP, its state does not allow it, or the event names an instrument program
-    or dataset that is not the OP's.
+    With for_holder the actor only hands on what the holder says: `inverted_by`, or else the OP's assignee. A reason
+    why superseded datasets are accepted stands in the record beside them.
+
+    Raises Refused when another holds the OP, its state does not allow it, the event names an instrument program or
+    dataset that is not the OP's, a dataset was superseded without that being accepted, or an output that can be
+    looked at is not as it says. Raises L2invError when a mount is not there.
     """
-    with connection.transaction():
+
+    def checked() -> tuple[record.Present, dict[str, Any]] | None:
         present = record.locked(connection, ready.op_id)
-        detail = _inverted(connection, present, ready, actor, now)
-        if present.state in ("inverted", "published") and _same(
-            record.newest(connection, present.op_id, "inverted"), detail, ready
-        ):
+        holder = (ready.inverted_by or present.assignee or actor) if for_holder else actor
+        if _is_said(connection, present, _given(ready, ready.inverted_by or holder)):
+            return None
+        must_hold(present, holder)
+        record.must_allow(present, "inverted", "inverted")
+        return present, _detail(
+            connection, present, ready, ready.inverted_by or holder, now, accepted_because
+        )
+
+    # Reading the outputs takes long, and is done while no row is locked: so what comes before is looked at twice.
+    with connection.transaction():
+        if checked() is None:
             return False
-        must_hold(present, actor)
-        record.add_one(connection, present, "inverted", "inverted", actor, detail)
+    plain = msgspec.to_builtins(ready.outputs)
+    if wrong := outputs.problems(plain, mounts):
+        raise Refused(
+            f"OP {ready.op_id}: outputs: {'; '.join(wrong)}", "mend what is named, or the ready event"
+        )
+    with connection.transaction():
+        again = checked()
+        if again is None:
+            return False
+        present, detail = again
+        if looked_at := [o.uri for o in ready.outputs if outputs.mounted(o.uri, mounts)]:
+            detail["outputs_checked"] = looked_at
+        record.add_one(connection, present, "inverted", "inverted", actor, detail, run_id)
     return True
 
 
-def _inverted(
-    connection: Connection, present: record.Present, ready: Ready, actor: str, now: datetime
+def _given(ready: Ready, inverted_by: str) -> dict[str, Any]:
+    """What a ready event says, as the record keeps it, without what it leaves to its defaults."""
+    given = {
+        "software": msgspec.to_builtins(ready.software),
+        "outputs": [
+            o | {"sha256": o["sha256"].lower()} if "sha256" in o else o
+            for o in msgspec.to_builtins(ready.outputs)
+        ],
+        "lines": list(dict.fromkeys(ready.lines)),
+        "asdf_object_key": ready.asdf_object_key,
+        "inverted_by": inverted_by,
+        "note": ready.note,
+    }
+    if ready.instrument_programs is not None:
+        given["instrument_programs"] = sorted(set(ready.instrument_programs))
+    if ready.datasets is not None:
+        given["datasets"] = sorted(set(ready.datasets))
+    if ready.inverted_at is not None:
+        at = ready.inverted_at
+        in_utc = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+        given["inverted_at"] = msgspec.to_builtins(in_utc)
+    return given
+
+
+def _is_said(connection: Connection, present: record.Present, given: dict[str, Any]) -> bool:
+    """Whether this cycle's ready event said the same. What is left to its default says nothing else."""
+    said = record.newest(connection, present.op_id, "inverted")
+    if said is None or (present.state_before_error or present.state) not in ("inverted", "published"):
+        return False
+    said = said | {name: sorted(said[name]) for name in ("instrument_programs", "datasets")}
+    return said | given == said
+
+
+def _detail(
+    connection: Connection,
+    present: record.Present,
+    ready: Ready,
+    inverted_by: str,
+    now: datetime,
+    accepted_because: str | None,
 ) -> dict[str, Any]:
     """The event's detail: the ready event with its defaults filled in from the newest verdict."""
-    judged = record.newest(connection, present.op_id, "judged") or {}
+    op_id = present.op_id
+    judged = record.newest(connection, op_id, "judged") or {}
     programs = judged.get("verdict", {}).get("instrument_programs", [])
-    invertible = record.invertible_programs(connection, present.op_id)
-    rows = connection.execute(
-        "select dataset_id, instrument_program_id from l2inv.dataset where op_id = %s "
-        "and not withdrawn order by dataset_id",
-        [present.op_id],
-    ).fetchall()
-    program_of = {row["dataset_id"]: row["instrument_program_id"] for row in rows}
-    chosen = ready.instrument_programs if ready.instrument_programs is not None else invertible
-    _must_be_known("instrument program", chosen, set(program_of.values()), present.op_id)
-    qualifying = {c["dataset_id"] for p in programs for c in p["criteria"]} & {
-        d for d, program in program_of.items() if program in chosen
-    }
-    datasets = ready.datasets if ready.datasets is not None else sorted(qualifying)
-    _must_be_known("dataset", datasets, set(program_of), present.op_id)
-    stray = sorted(d for d in datasets if program_of[d] not in chosen)
-    if stray:
-        raise Refused(
-            f"OP {present.op_id}: {', '.join(stray)} is in none of the instrument programs {', '.join(chosen)}",
-            "name its instrument program too: --instrument-program",
-        )
-    without = (
-        sorted(set(chosen) - {program_of[d] for d in datasets})
-        if chosen
-        else ["it has none that is invertible"]
+    given = {"instrument_programs": record.invertible_programs(connection, op_id)} | _given(
+        ready, inverted_by
     )
-    if without:
+    chosen = given["instrument_programs"]
+    known = _datasets(connection, op_id)
+    program_of = {row["dataset_id"]: row["instrument_program_id"] for row in known}
+    qualifying = {c["dataset_id"] for p in programs for c in p["criteria"]}
+    datasets = given.get(
+        "datasets", sorted(d for d, program in program_of.items() if d in qualifying and program in chosen)
+    )
+    _must_be_the_ops(connection, op_id, chosen, datasets, program_of)
+    superseded = _superseded(connection, op_id, [row for row in known if row["dataset_id"] in datasets])
+    if superseded and accepted_because is None:
+        words = "; ".join(f"dataset {dataset}: {why}" for dataset, why in superseded.items())
         raise Refused(
-            f"OP {present.op_id}: no dataset of an instrument program is named: {', '.join(without)}",
-            "name them: --instrument-program and --dataset",
+            f"OP {op_id}: {words}",
+            "invert it again, or if it is good all the same: "
+            "l2inv mark-inverted --from FILE --accept-superseded --reason WHY",
         )
-    at = ready.inverted_at or now
-    return {
-        "instrument_programs": chosen,
-        "datasets": {d: program_of[d] for d in datasets},
-        "software": msgspec.to_builtins(ready.software),
-        "outputs": msgspec.to_builtins(ready.outputs),
-        "lines": ready.lines,
-        "asdf_object_key": ready.asdf_object_key,
-        "inverted_by": ready.inverted_by or actor,
-        "inverted_at": msgspec.to_builtins(at),
-        "note": ready.note,
-        "criteria_version": judged.get("criteria_version"),
-    }
+    defaults = {"inverted_at": msgspec.to_builtins(now), "criteria_version": judged.get("criteria_version")}
+    detail = defaults | given | {"datasets": {d: program_of[d] for d in datasets}}
+    if datetime.fromisoformat(detail["inverted_at"]) > now + CLOCKS_DIFFER:
+        raise Refused(f"OP {op_id}: inverted_at {detail['inverted_at']} is yet to come", "mend the time")
+    if superseded:
+        detail["accepted"] = {"superseded": superseded, "reason": accepted_because}
+    return detail
 
 
-def _must_be_known(what: str, named: list[str], known: set[str], op_id: str) -> None:
-    unknown = sorted(set(named) - known)
-    if unknown:
-        raise Refused(f"OP {op_id} has no {what} {', '.join(unknown)}", f"see: l2inv show {op_id}")
+def _datasets(connection: Connection, op_id: str) -> list[dict[str, Any]]:
+    """Every dataset that is or was the OP's, as it was last, with the newer one of the same product there is of it."""
+    return connection.execute(
+        """
+        select distinct on (v.dataset_id) v.dataset_id, d.op_id as present_op, d.withdrawn,
+               v.record ->> 'instrumentProgramExecutionId' as instrument_program_id,
+               (select heir.dataset_id from l2inv.dataset heir
+                where heir.op_id = v.op_id and not heir.withdrawn
+                    and heir.product_id = v.record ->> 'productId'
+                    and heir.create_date > (v.record ->> 'createDate')::timestamptz
+                order by heir.create_date desc, heir.dataset_id limit 1) as heir
+        from l2inv.dataset_version v join l2inv.dataset d using (dataset_id)
+        where v.op_id = %s order by v.dataset_id, v.version desc
+        """,
+        [op_id],
+    ).fetchall()
 
 
-def _same(said: dict[str, Any] | None, detail: dict[str, Any], ready: Ready) -> bool:
-    """Whether an earlier ready event said the same; the time counts only where science gave one."""
-    if said is None:
-        return False
-    given = detail if ready.inverted_at else detail | {"inverted_at": said["inverted_at"]}
-    return said == given
+def _must_be_the_ops(
+    connection: Connection, op_id: str, chosen: list[str], datasets: list[str], program_of: dict[str, str]
+) -> None:
+    hint = f"see: l2inv show {op_id}"
+    if unknown := sorted(set(chosen) - set(program_of.values())):
+        raise Refused(f"OP {op_id} has no instrument program {', '.join(unknown)}", hint)
+    if unknown := sorted(set(datasets) - set(program_of)):
+        rows = connection.execute(
+            "select dataset_id, op_id from l2inv.dataset where dataset_id = any(%s)", [unknown]
+        )
+        others = {row["dataset_id"]: f" (of OP {row['op_id']})" for row in rows}
+        named = ", ".join(f"{d}{others.get(d, '')}" for d in unknown)
+        raise Refused(f"OP {op_id} has no dataset {named}", hint)
+    if stray := [d for d in datasets if program_of[d] not in chosen]:
+        raise Refused(
+            f"OP {op_id}: {', '.join(stray)} is in none of the instrument programs {', '.join(chosen)}",
+            "name its instrument program too",
+        )
+    without = sorted(set(chosen) - {program_of[d] for d in datasets})
+    if without or not chosen:
+        named = ", ".join(without) or "it has none that is invertible"
+        raise Refused(
+            f"OP {op_id}: no dataset of an instrument program is named: {named}",
+            "name the instrument programs and the datasets used",
+        )
+
+
+def _superseded(connection: Connection, op_id: str, used: list[dict[str, Any]]) -> dict[str, str]:
+    """What happened to datasets used that makes what was inverted from them old, by dataset."""
+    since_claim: dict[str, str] = {}
+    for row in connection.execute(
+        """
+        select detail from l2inv.event
+        where op_id = %s and kind = 'datasets_changed' and detail -> 'affects_verdict' = 'true'
+            and seq > (select max(seq) from l2inv.event where op_id = %s and kind = 'claimed')
+        order by seq
+        """,
+        [op_id, op_id],
+    ):
+        for what in ("changed", "left", "withdrawn"):
+            since_claim |= dict.fromkeys(row["detail"].get(what, ()), f"{what} since it was claimed")
+    found = {}
+    for row in used:
+        why = since_claim.get(row["dataset_id"])
+        if row["present_op"] != op_id:
+            why = f"now of OP {row['present_op']}"
+        elif row["withdrawn"]:
+            why = "withdrawn"
+        if row["heir"]:
+            why = ", ".join(filter(None, (why, f"superseded by {row['heir']}")))
+        if why:
+            found[row["dataset_id"]] = why
+    return found

@@ -69,6 +69,12 @@ FIND = Query(
     "l2Inversions",
     list[dict[str, Any]] | None,
 )
+FIND_BY_DATASETS = Query(
+    "query FindByDatasets($ids: [String!]) { l2Inversions(filterParams: {datasetIds: $ids}) "
+    f"{{ {_INVERSION} }} }}",
+    "l2Inversions",
+    list[dict[str, Any]] | None,
+)
 CANDIDATES = Query(
     "query Candidates { processingCandidates(filterParams: {}) "
     "{ observingProgramExecutionId plannedRecipeCount completeRecipeInstanceCount } }",
@@ -142,6 +148,13 @@ def find_inversion(
     """Gives what the store holds under an inversionId, or None. Raises StoreError."""
     found = ask(http, store, FIND, {"id": inversion_id})
     return found[0] if found else None
+
+
+def inversions_of(
+    http: "requests.Session", store: MetadataStore, dataset_ids: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Gives the inversions that the store holds of any of the datasets. Raises StoreError."""
+    return ask(http, store, FIND_BY_DATASETS, {"ids": list(dataset_ids)}) or []
 
 
 def processing_candidates(store: MetadataStore) -> dict[str, Recipes]:

@@ -1,31 +1,25 @@
-"""preprocess: runs the configured command once for each invertible OP, in a folder of the OP's own."""
+"""preprocess: gives each invertible OP its input bundle and runs the configured command, in a folder of the OP's own.
 
-import hashlib
-import json
+That a job begins is recorded before it does; what it left in the OP's folder (jobs.py) tells a later run what became of
+it. So a job that a killed l2inv left running, or finished, is picked up, and one on the cluster is collected.
+"""
+
 import os
-import re
 import shutil
-import signal
-import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from threading import Event as Flag
 from typing import Any
-from urllib.parse import quote, unquote
 
-from l2inv import record
-from l2inv.database import Connection, Run, stage_run
+import msgspec
+
+from l2inv import attempts, cluster, jobs
+from l2inv.attempts import Failed, MovedOn, Op, Stage, Start
+from l2inv.bundle import work_folder
+from l2inv.database import Connection, stage_run
 from l2inv.errors import ConfigError
 from l2inv.settings import Preprocess, Settings
-
-DESCRIPTION, LOG = "op.json", "preprocess.log"
-
-
-class Failed(Exception):
-    """The command did not do its work for this OP; the text is the cause."""
 
 
 def preprocess(
@@ -37,34 +31,42 @@ def preprocess(
     """Preprocesses what is invertible and gives the report of the contract.
 
     An OP whose command fails goes to `error`; one whose datasets changed since its verdict is skipped until it is
-    judged again. Without a command, the state moves on and the event says that none was needed. Stopped by a
-    signal, it ends the commands that run; their OPs stay invertible for the next run. Raises Busy, DatabaseError.
+    judged again, and one on hold until that ends. Without a command, the state moves on with the bundle alone. Stopped
+    by a signal, it ends the commands that run here; their OPs stay invertible for the next run. On the cluster, `jobs`
+    says what was submitted and what runs. Raises Busy, ConfigError, DatabaseError, and L2invError when the cluster
+    refuses.
     """
     with stage_run(connection, "preprocess", actor) as run:
-        counts = {"done": 0, "failed": 0, "skipped": 0}
-        run.report["ops"] = counts
-        rows = connection.execute(
-            """
-            select op_id, seq, verdict_seq > datasets_seq as fresh from l2inv.op_state
-            where state = 'invertible' order by priority desc, since, op_id
-            """
-        ).fetchall()
-        ready = [(row["op_id"], row["seq"]) for row in rows if row["fresh"]]
-        counts["skipped"] = len(rows) - len(ready)
+        run.report |= {"ops": {"done": 0, "failed": 0, "skipped": 0}, "warnings": []}
         check(settings.preprocess)
-        if settings.preprocess.command is None:
-            _not_needed(connection, run, ready)
-        else:
-            _run_all(connection, settings.preprocess, run, ready, progress)
+        stage = Stage(connection, settings, run)
+        ops = attempts.candidates(connection)
+        in_use = _end_stale(stage, [op for op in ops if op.started and not op.is_open])
+        invertible = [op for op in ops if op.state == "invertible"]
+        due = [op for op in invertible if op.fresh and not op.on_hold and op.op_id not in in_use]
+        stage.count("skipped", len(invertible) - len(due))
+        begun = [op for op in due if op.is_open]
+        here = [op for op in begun if (op.started or {})["executor"] == "local"]
+        lost = [op for op in here if jobs.ended(*op.job) is None and not jobs.is_running(*op.job)]
+        starts = [Start(op) for op in due if not op.is_open] + [attempts.again(op, "LOST") for op in lost]
+        waited = [op for op in here if op not in lost]
+        distant = [op for op in begun if op not in here]
+        if distant or settings.preprocess.executor == "slurm":
+            run.report["jobs"] = {"submitted": 0, "running": 0}
+            starts = cluster.run(stage, distant, starts)
+        _here(stage, waited, starts, progress)
     return run.report
 
 
 def check(settings: Preprocess) -> None:
     """Raises ConfigError when no OP could be preprocessed: rather none is touched than all go to `error`."""
-    if settings.command is None:
-        return
     mistakes = []
-    if shutil.which(settings.command[0]) is None:
+    if settings.executor == "slurm":
+        if settings.command is None:
+            mistakes.append("preprocess.command: executor slurm needs one")
+        if shutil.which("sbatch") is None:
+            mistakes.append("preprocess.executor: slurm needs sbatch, which is not on PATH")
+    elif settings.command and shutil.which(settings.command[0]) is None:
         mistakes.append(f"preprocess.command: there is no program {settings.command[0]}")
     folder = work_folder(settings)
     try:
@@ -77,165 +79,73 @@ def check(settings: Preprocess) -> None:
         raise ConfigError("preprocess", mistakes)
 
 
-def _not_needed(connection: Connection, run: Run, ready: list[tuple[str, int]]) -> None:
-    events = [
-        record.Event(op_id, seq, "preprocessed", "preprocessed", {"needed": False}) for op_id, seq in ready
-    ]
-    done = record.add(connection, events, run.actor, run.run_id)
-    run.report["ops"]["done"] += len(done)
-    run.report["ops"]["skipped"] += len(ready) - len(done)
+def _end_stale(stage: Stage, ops: Sequence[Op]) -> set[str]:
+    """Ends the jobs of verdicts that hold no longer; gives the OPs whose folder such a job may still write to."""
+    stale = [op for op in ops if op.job[0].exists() and jobs.ended(*op.job) is None]
+    distant = [op for op in stale if (op.started or {})["executor"] == "slurm"]
+    in_use = cluster.end(stage, distant)
+    for op in stale:
+        if op not in distant and not jobs.kill(*op.job):
+            in_use.add(op.op_id)
+            stage.warn(f"OP {op.op_id}: job {op.job[1]} is no longer wanted, but runs on, on another host")
+        if op.op_id not in in_use:
+            jobs.give_up(*op.job)
+    return in_use
 
 
-def _run_all(
-    connection: Connection,
-    settings: Preprocess,
-    run: Run,
-    ready: list[tuple[str, int]],
-    progress: Callable[[int, int], None],
-) -> None:
-    counts = run.report["ops"]
+def _here(stage: Stage, waited: list[Op], starts: list[Start], progress: Callable[[int, int], None]) -> None:
+    """Waits for the jobs that a killed run left on this machine, starts others, and records how they end."""
     stop = Flag()
-    with ThreadPoolExecutor(settings.parallel) as pool, _stopping(pool, stop):
-        jobs = {
-            pool.submit(run_command, settings, op_id, describe(connection, op_id), stop): (op_id, seq)
-            for op_id, seq in ready
-        }
-        for done, job in enumerate(as_completed(jobs), 1):
-            op_id, seq = jobs[job]
-            try:
-                event = record.Event(op_id, seq, "preprocessed", "preprocessed", job.result())
-                added = bool(record.add(connection, [event], run.actor, run.run_id))
-                counts["done" if added else "skipped"] += 1
-            except (Failed, OSError) as problem:
-                record.fail(connection, op_id, seq, "preprocess", str(problem), run.actor, run.run_id)
-                counts["failed"] += 1
-            progress(done, len(jobs))
+    with ThreadPoolExecutor(stage.settings.preprocess.parallel) as pool, _stopping(pool, stop, waited):
+        running = {pool.submit(_finished, stage, op, stop): op for op in waited}
+        running |= {pool.submit(_started_and_finished, stage, start, stop): start.op for start in starts}
+        for done, one in enumerate(as_completed(running), 1):
+            attempts.settle(stage, running[one], one.result)
+            progress(done, len(running))
 
 
 @contextmanager
-def _stopping(pool: ThreadPoolExecutor, stop: Flag) -> Iterator[None]:
-    """Ends what runs and what waits when the caller is interrupted, so that no command outlives its l2inv."""
+def _stopping(pool: ThreadPoolExecutor, stop: Flag, waited: Sequence[Op]) -> Iterator[None]:
+    """Ends what runs and what waits when the caller is interrupted: only a killed l2inv leaves commands behind."""
     try:
         yield
     except BaseException:
         stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
+        for op in waited:  # those whose turn to be waited for had not come
+            jobs.kill(*op.job)
         raise
 
 
-def describe(connection: Connection, op_id: str) -> dict[str, Any]:
-    """Gives what a command needs to know of an OP: its verdict and the newest version of each dataset in full."""
-    row = connection.execute(
-        """
-        select s.op_id, s.proposal_id, s.experiment_id, e.detail -> 'verdict' as verdict,
-               (select jsonb_agg(d.record || jsonb_build_object('version', d.version) order by d.dataset_id)
-                from l2inv.dataset d where d.op_id = s.op_id and not d.withdrawn) as datasets
-        from l2inv.op_state s left join l2inv.event e on e.op_id = s.op_id and e.seq = s.verdict_seq
-        where s.op_id = %s
-        """,
-        [op_id],
-    ).fetchone()
-    assert row is not None
-    return dict(row)
-
-
-def folder_name(op_id: str) -> str:
-    """Gives a name for an OP's folder that is safe whatever the id holds; unquoted() gives the id back."""
-    name = quote(op_id, safe="")
-    return f"%{ord(name[0]):02X}{name[1:]}" if name[0] in ".-~" else name
-
-
-def unquoted(name: str) -> str:
-    """Gives the OP id of a folder's name."""
-    return unquote(name)
-
-
-def run_command(settings: Preprocess, op_id: str, description: dict[str, Any], stop: Flag) -> dict[str, Any]:
-    """Runs the command for one OP and gives the event's detail: how it ended, its log and the files it made.
-
-    Each part of the command may hold {op_id}, {folder} and {description}. Raises Failed and OSError with the cause.
-    """
-    assert settings.command is not None
-    folder = work_folder(settings) / folder_name(op_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1, ensure_ascii=False), encoding="utf-8")
-    values = {"op_id": op_id, "folder": str(folder), "description": str(folder / DESCRIPTION)}
-    argv = [_filled(part, values) for part in settings.command]
-    before = {path: path.stat().st_mtime_ns for path in _files(folder)}
-    started = time.monotonic()
-    with (folder / LOG).open("wb") as log:
-        exit_code = _run(argv, folder, log, settings.timeout_seconds, stop)
-    if exit_code != 0:
-        how = (
-            f"was killed by {signal.Signals(-exit_code).name}"
-            if exit_code < 0
-            else f"ended with exit code {exit_code}"
-        )
-        raise Failed(f"{settings.command[0]} {how}: {_last_line(folder / LOG)} (log: {folder / LOG})")
-    made = [path for path in _files(folder) if before.get(path) != path.stat().st_mtime_ns]
-    return {
-        "needed": True,
-        "command": argv,
-        "exit_code": exit_code,
-        "seconds": round(time.monotonic() - started, 3),
-        "folder": str(folder),
-        "log": LOG,
-        "files": [describe_file(path, folder) for path in made],
-    }
-
-
-def work_folder(settings: Preprocess) -> Path:
-    """Gives the folder that holds a folder for each OP."""
-    if settings.work_dir:
-        return Path(settings.work_dir)
-    from platformdirs import user_data_path
-
-    return user_data_path("l2inv") / "work"
-
-
-def describe_file(path: Path, folder: Path) -> dict[str, Any]:
-    """Gives a file's path below the folder, its size and its SHA-256."""
-    with path.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
-    return {"path": str(path.relative_to(folder)), "size_bytes": path.stat().st_size, "sha256": digest}
-
-
-def _filled(part: str, values: dict[str, str]) -> str:
-    return re.sub(r"\{(op_id|folder|description)\}", lambda found: values[found[1]], part)
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-
-
-def _run(argv: list[str], folder: Path, log: Any, timeout_seconds: float, stop: Flag) -> int:
+def _started_and_finished(stage: Stage, start: Start, stop: Flag) -> dict[str, Any]:
+    """Does an OP's work on this machine and gives the detail of `preprocessed`. Raises Failed, MovedOn, OSError."""
+    folder = attempts.bundled(stage, start.op.op_id)
+    if stage.settings.preprocess.command is None:
+        return {"needed": False, "folder": str(folder), "files": attempts.described(folder)}
+    if stop.is_set():
+        raise jobs.Stopped
+    job = attempts.job_of(stage.settings.preprocess, start.op.op_id, folder, attempts.new_name())
+    if not attempts.begin(stage, [(start, job, None)]):
+        raise MovedOn
+    process = jobs.start(job)
     try:
-        process = subprocess.Popen(  # noqa: S603 - an argv of the settings, and never a shell
-            argv,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    except OSError as problem:
-        raise Failed(f"{argv[0]} cannot be started: {problem.strerror}") from problem
-    deadline = time.monotonic() + timeout_seconds
-    try:
-        while not stop.is_set() and time.monotonic() < deadline:
-            with suppress(subprocess.TimeoutExpired):
-                return process.wait(timeout=min(0.2, max(0.0, deadline - time.monotonic())))
+        op = msgspec.structs.replace(start.op, started=attempts.started(start, job, None))
+        return _finished(stage, op, stop)
     finally:
-        # What the command left running in its group ends with it.
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    why = "was stopped with l2inv" if stop.is_set() else f"took longer than {timeout_seconds:g} s"
-    raise Failed(f"{argv[0]} {why} (log: {folder / LOG})")
 
 
-def _last_line(log: Path) -> str:
-    with log.open("rb") as content:
-        content.seek(max(0, log.stat().st_size - 2000))
-        lines = content.read().decode("utf-8", "replace").strip().splitlines()
-    return lines[-1][:300] if lines else "it printed nothing"
+def _finished(stage: Stage, op: Op, stop: Flag) -> dict[str, Any]:
+    """Waits for a job on this machine. What is no longer waited for, for whatever reason, is ended."""
+    seconds = stage.settings.preprocess.timeout_seconds
+    try:
+        end = jobs.wait(*op.job, seconds, stop)
+    except BaseException as problem:
+        ended = jobs.kill(*op.job)
+        if isinstance(problem, jobs.TookTooLong):
+            more = "" if ended else ", and runs on, on another host"
+            raise Failed(
+                f"{attempts.command_of(op)} took longer than {seconds:g} s{more} ({attempts.log_of(op)})"
+            ) from None
+        raise
+    return attempts.outcome(op, end or jobs.Ended())

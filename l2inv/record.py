@@ -96,10 +96,15 @@ def add_one(
     run_id: int | None = None,
 ) -> None:
     """Adds one event to an OP whose row locked() holds. Raises Refused when its state does not allow it."""
-    if not states.is_allowed(kind, present.state, state, present.state_before_error):
-        raise Refused(f"OP {present.op_id} is {present.state}: it cannot be {kind}", _way_on(present))
+    must_allow(present, kind, state)
     added = add(connection, [Event(present.op_id, present.seq, kind, state, detail)], actor, run_id)
     assert added == {present.op_id}, "the row is locked"
+
+
+def must_allow(present: Present, kind: str, state: states.State | None) -> None:
+    """Raises Refused when an OP's state does not allow an event."""
+    if not states.is_allowed(kind, present.state, state, present.state_before_error):
+        raise Refused(f"OP {present.op_id} is {present.state}: it cannot be {kind}", _way_on(present))
 
 
 def locked(connection: Connection, op_id: str) -> Present:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # Control characters, and those that hide or reorder what stands beside them.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 STYLE = {"error": "red", "working": "yellow", "preprocessed": "cyan", "published": "green"}  # of states
-STYLE |= {"pass": "green", "fail": "red", "unknown": "yellow"}  # of criteria
+STYLE |= {"pass": "green", "fail": "red", "warn": "yellow", "unknown": "yellow"}  # of criteria
 
 
 def clean(value: object) -> str:
@@ -150,7 +150,11 @@ def summary(report: dict[str, Any]) -> str:
                 f"qualify: {n['judged']} OPs judged ({n['invertible']} invertible, {n['not_invertible']} not), "
                 f"{n['waiting']} waiting{more}, {n['unchanged']} unchanged, {n['failed']} failed, {seconds}"
             )
-    return f"{stage}: {_count(range(n['done']), 'OP')} done, {n['failed']} failed, {n['skipped']} skipped, {seconds}"
+    jobs = report.get("jobs")
+    more = f" ({jobs['submitted']} submitted, {jobs['running']} on the cluster already)" if jobs else ""
+    return (
+        f"{stage}: {_count(range(n['done']), 'OP')} done, {n['failed']} failed, {n['skipped']} skipped{more}, {seconds}"
+    )
 
 
 def what_happened(event: dict[str, Any]) -> str:
@@ -175,9 +179,14 @@ def what_happened(event: dict[str, Any]) -> str:
             return f"priority {detail['priority']}: {detail['reason']}"
         case "noted":
             return str(detail["note"])
+        case "preprocess_started":
+            again = f", after {detail['after']}" if detail.get("after") else ""
+            return f"as job {detail['job']} ({detail['executor']}), attempt {detail['attempt']}{again}"
+        case "cleaned":
+            return f"{detail['files']} files, {detail['bytes']} bytes removed with {detail['folder']}"
         case "preprocessed":
             if not detail.get("needed"):
-                return "nothing to run"
+                return "nothing to run" + (f"; bundle in {detail['folder']}" if detail.get("folder") else "")
             return f"in {detail['seconds']:.1f} s, {_count(detail['files'], 'file')} in {detail['folder']}"
         case "claimed" | "extended":
             return f"for {detail['assignee']}{_due(detail)}"
@@ -198,6 +207,10 @@ def what_happened(event: dict[str, Any]) -> str:
             return f"{told} {detail['inversion_id']} for {detail['instrument_program_id']}"
         case "published":
             return "as " + ", ".join(i["inversion_id"] for i in detail["inversions"])
+        case "reopened":
+            return f"after cycle {detail['cycle']}{_reason(detail)}"
+        case "withdrawn":
+            return ", ".join(detail["inversion_ids"]) + _reason(detail)
         case "failed":
             return f"{detail['stage']}, attempt {detail['attempt']}: {detail['cause']}"
         case "retried":

@@ -49,6 +49,7 @@ StoreUrl = Annotated[
 
 
 PingUrl = Annotated[str, like(_HTTP, "an http(s):// URL")]
+Address = Annotated[str, like(r"[A-Za-z][\w+.-]*://\S+", "a URL of the notification library")]
 NAMED_ONCE = Must(lambda people: len({p.name for p in people}) == len(people), "names somebody twice")
 
 
@@ -222,7 +223,7 @@ class Person(Struct, frozen=True):
     """Where an owner or assignee is reached: the notification library's URLs, such as mailto://."""
 
     name: Text
-    addresses: list[Text]
+    addresses: list[Address]
 
 
 class Notifications(Struct, frozen=True):
@@ -287,7 +288,7 @@ def to_plain(settings: Settings) -> dict[str, Any]:
     """Gives the settings as JSON knows them, with *** for the passwords in the two URLs and what else is secret."""
     plain: dict[str, Any] = msgspec.to_builtins(settings)
     if plain["monitoring"]["ping_url"]:
-        plain["monitoring"]["ping_url"] = _origin(plain["monitoring"]["ping_url"])
+        plain["monitoring"]["ping_url"] = origin(plain["monitoring"]["ping_url"])
     for person in plain["notifications"]["people"]:
         person["addresses"] = [address.partition("://")[0] + "://***" for address in person["addresses"]]
     for section in (plain["database"], plain["metadata_store"]):
@@ -296,22 +297,29 @@ def to_plain(settings: Settings) -> dict[str, Any]:
     return plain
 
 
-def _origin(url: str) -> str:
+def origin(url: str) -> str:
     """Who is pinged, or written to, without the key that its path is."""
     return re.sub(r"(://)([^/@]*@)?([^/?#]+).*", r"\1\3/***", url)
 
 
 def redact(text: str, settings: Settings, env: Mapping[str, str] = os.environ) -> str:
-    """Gives the text with *** for the passwords in both URLs (as written and as meant) and the token."""
+    """Gives the text with *** for the passwords in the URLs (as written and as meant), the token, and what stands
+    behind the host in the URL that is pinged and behind the kind of the addresses."""
     from urllib.parse import quote, unquote
 
+    addresses = [address for person in settings.notifications.people for address in person.addresses]
+    ping_url = settings.monitoring.ping_url or ""
     forms = {env.get(settings.metadata_store.token_env or "", "").strip()}
-    for url in (settings.database.url, settings.metadata_store.url or ""):
+    forms |= {address.partition("://")[2] for address in addresses}
+    for url in (settings.database.url, settings.metadata_store.url or "", ping_url, *addresses):
         for start, end in _secrets(url):
             bare = re.sub(r"\\(.)", r"\1", url[start:end].removeprefix("'").removesuffix("'"))
             forms |= {url[start:end], bare, unquote(bare), quote(unquote(bare), safe="")}
-    longest_first = sorted(forms - {"", "''"}, key=len, reverse=True)
-    return re.sub("|".join(map(re.escape, longest_first)), "***", text) if longest_first else text
+    patterns = [re.escape(form) for form in sorted(forms - {"", "''"}, key=len, reverse=True)]
+    key = re.sub(r"\w+://[^/?#]*", "", ping_url)
+    if key not in ("", "/"):
+        patterns.insert(0, re.escape(key).replace(re.escape("{stage}"), "[a-z]+"))
+    return re.sub("|".join(patterns), "***", text) if patterns else text
 
 
 def _secrets(url: str) -> list[tuple[int, int]]:

@@ -11,6 +11,11 @@ alter table l2inv.op_state
     add on_hold_seq integer;      -- of the event that put it on hold, until it is taken off
 
 create index event_told on l2inv.event (op_id, event_id) where kind in ('published', 'withdrawn');
+create index event_told_after on l2inv.event (event_id) where kind in ('published', 'withdrawn');
+drop index l2inv.event_published;  -- the two do its work
+-- So that the newest job of an OP is found without reading its history.
+create index event_job on l2inv.event (op_id, seq) where kind = 'preprocess_started';
+create index event_named on l2inv.event ((detail ->> 'inversion_id')) where kind = 'inversion_named';
 
 create or replace function l2inv.is_allowed(kind text, from_state text, to_state text, state_before_error text)
 returns boolean language sql immutable parallel safe as $$

@@ -264,7 +264,8 @@ def test_all_sql_stands_in_the_rooms_that_issue_it() -> None:
     """A newcomer finds every statement in the room of its stage; nothing below the commands or beside them has any."""
     rooms = {
         "database", "migrate", "record", "scan", "qualify", "preprocess", "science", "publish", "views", "demo",
-        "whatif", "verdicts", "quarantine", "verify", "deadlines", "export", "inbox", "clean", "handoff", "offers",
+        "whatif", "verdicts", "quarantine", "verify", "deadlines", "export", "inbox", "attempts", "clean", "handoff", "offers",
+        "preflight", "cycles",
     }  # fmt: skip
     package = Path(database.__file__).parent
     for path in package.rglob("*.py"):

@@ -37,6 +37,7 @@ class App:
     given_actor: str | None = None
     verbosity: int = 0
     json: bool = False
+    warned: str = ""  # the newest warning: what a stage that ends with an exit code says of it
 
     @property
     def actor(self) -> str:
@@ -80,7 +81,8 @@ class App:
         """Tells on stderr what somebody must look at, also under -q."""
         from l2inv.render import clean
 
-        click.echo(f"l2inv: {clean(line)}", err=True)
+        self.warned = clean(line)
+        click.echo(f"l2inv: {self.warned}", err=True)
 
     def warn_lines(self, text: str) -> None:
         """Tells several lines on stderr: what -vv asked for."""
@@ -88,6 +90,41 @@ class App:
 
         for line in text.splitlines():
             click.echo(clean(line), err=True)
+
+    @contextmanager
+    def monitored(self, stage: str) -> Iterator[None]:
+        """Tells the monitor of the settings, where there is one, that a stage begins and how it ended."""
+        settings = self.settings
+        if settings.monitoring.ping_url is None:
+            yield
+            return
+        import uuid
+
+        from l2inv import monitoring
+        from l2inv.settings import redact
+
+        run_id = str(uuid.uuid4())
+        silent = monitoring.ping(settings.monitoring, stage, run_id, "start")
+        code, said = 1, "stopped"
+        try:
+            yield
+            code, said = 0, ""
+        except click.exceptions.Exit as end:
+            code, said = end.exit_code, self.warned
+            raise
+        except L2invError as problem:
+            code, said = problem.exit_code, problem.message
+            raise
+        except Exception as problem:
+            said = f"unexpected: {type(problem).__name__}"
+            raise
+        finally:
+            word = monitoring.word_for(code)
+            silent = (
+                monitoring.ping(settings.monitoring, stage, run_id, word, redact(said, settings)) or silent
+            )
+            if silent:
+                self.warn(silent)
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Callable[..., None]]:

@@ -1,14 +1,26 @@
-"""Science's hand-off: the ready event as a command."""
+"""Science's hand-off: the ready event as a command, and as files in a folder."""
 
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from l2inv.cli.app import App, Words, command, json_option, op_argument
+from l2inv.cli.app import App, Words, command, json_option
+
+if TYPE_CHECKING:
+    from l2inv.handoff import Ready
 
 
 @command("mark-inverted")
-@op_argument
+@click.argument("op", metavar="[OP]", type=Words(), required=False)
+@click.option(
+    "--from",
+    "file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The ready event as YAML, or JSON in *.json; alone says what was inverted.",
+)
 @click.option(
     "--output",
     "outputs",
@@ -47,10 +59,17 @@ from l2inv.cli.app import App, Words, command, json_option, op_argument
     "--asdf-object-key", type=Words(), metavar="KEY", help="The L2 metadata file's key in its bucket."
 )
 @click.option("--note", type=Words(), help="A word for the record.")
+@click.option(
+    "--accept-superseded",
+    is_flag=True,
+    help="Take it although datasets used were superseded; needs --reason.",
+)
+@click.option("--reason", type=Words(), help="Why superseded datasets are good all the same.")
 @json_option  # fmt: skip
 def mark_inverted(
     app: App,
-    op: str,
+    op: str | None,
+    file: Path | None,
     outputs: tuple[str, ...],
     software: str | None,
     software_version: str | None,
@@ -59,24 +78,89 @@ def mark_inverted(
     lines: tuple[str, ...],
     asdf_object_key: str | None,
     note: str | None,
+    accept_superseded: bool,
+    reason: str | None,
 ) -> None:
     """Science's ready event: the OP that the actor holds is inverted."""
-    from l2inv import handoff, record, views
+    from msgspec.structs import replace
 
+    from l2inv import handoff, record, views
+    from l2inv.errors import Refused
+
+    described = (outputs, software, software_version, programs, datasets, lines, asdf_object_key, note)
+    if file and any(described):
+        raise click.UsageError("--from says what was inverted: leave out what else describes it")
+    if accept_superseded != bool(reason):
+        raise click.UsageError("--accept-superseded and --reason go together")
     if software_version and not software:
         raise click.UsageError("--software-version needs --software")
-    with app.connected() as (connection, _):
+    if file:
+        ready = _from_file(file)
+    elif op:
         ready = handoff.Ready(
-            op_id=record.resolve(connection, op),
+            op_id=op,
             instrument_programs=list(programs) or None,
             datasets=list(datasets) or None,
             software=handoff.Software(software, software_version) if software else None,
-            outputs=[handoff.Output(uri) for uri in outputs],
+            outputs=[handoff.Output(uri) for uri in dict.fromkeys(outputs)],
             lines=list(lines),
             asdf_object_key=asdf_object_key,
             note=note,
         )
-        marked = handoff.mark_inverted(connection, ready, app.actor, datetime.now(UTC))
+    else:
+        raise click.UsageError("name the OP, or a ready file with --from")
+    with app.connected() as (connection, settings):
+        ready = replace(ready, op_id=record.resolve(connection, ready.op_id))
+        if op and record.resolve(connection, op) != ready.op_id:
+            raise Refused(
+                f"{file} is of OP {ready.op_id}, not of {op}", "leave out the OP, or name another file"
+            )
+        marked = handoff.mark_inverted(
+            connection,
+            ready,
+            app.actor,
+            datetime.now(UTC),
+            mounts=settings.publish.mounts,
+            accepted_because=reason,
+        )
         found = views.show(connection, ready.op_id)
     said = f"marked {ready.op_id} inverted" if marked else f"{ready.op_id} was marked so already"
     app.result(found, lambda: app.summary(said))
+
+
+def _from_file(file: Path) -> "Ready":
+    from l2inv import handoff, yamlfile
+    from l2inv.errors import L2invError
+
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(yamlfile.MAX_BYTES + 1)
+    except OSError as problem:
+        raise L2invError(f"{file}: cannot be read: {problem.strerror}", "name a ready file") from problem
+    return handoff.read(content, str(file))
+
+
+@command("inbox")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@json_option
+def inbox(app: App, folder: Path) -> None:
+    """Take the ready files (*.yaml, *.yml, *.json) that science drops into a folder.
+
+    Each is filed under done/, or under rejected/ with the reason beside it. One that is still being written waits for the next run.
+    """
+    from l2inv.inbox import inbox
+
+    with app.connected() as (connection, settings):
+        report = inbox(
+            connection,
+            settings,
+            folder,
+            app.actor,
+            datetime.now(UTC),
+            lambda file, reason: app.warn(f"inbox: {file} rejected: {reason}"),
+        )
+    files = report["files"]
+    counts = ", ".join(f"{files[name]} {name}" for name in ("done", "rejected", "waiting"))
+    app.result(report, lambda: app.summary(f"inbox: files: {counts}, {report['seconds']:.1f} s"))
+    if files["rejected"]:
+        raise click.exceptions.Exit(4)

@@ -17,6 +17,11 @@ from l2inv.cli.app import App, command, json_option
 @json_option
 def scan(app: App, since_last: bool, allow_withdrawals: bool) -> None:
     """Read the metadata store's datasets and group them into OPs."""
+    with app.monitored("scan"):
+        _scan(app, since_last, allow_withdrawals)
+
+
+def _scan(app: App, since_last: bool, allow_withdrawals: bool) -> None:
     from l2inv.scan import scan
 
     with app.connected() as (connection, settings), app.progress("datasets") as progress:
@@ -70,15 +75,20 @@ class Time(click.ParamType[datetime]):
 @json_option  # fmt: skip
 def qualify(app: App, as_of: datetime | None, what_if: Path | None) -> None:
     """Judge each quiet OP by the criteria of invertibility."""
-    from l2inv.qualify import qualify
-
     if what_if is not None:
         if as_of is not None:
             raise click.UsageError("--what-if judges complete OPs and others alike: leave out --as-of")
         _what_if(app, what_if)
         return
+    with app.monitored("qualify"):
+        _qualify(app, as_of or datetime.now(UTC))
+
+
+def _qualify(app: App, as_of: datetime) -> None:
+    from l2inv.qualify import qualify
+
     with app.connected() as (connection, settings), app.progress("OPs") as progress:
-        report = qualify(connection, settings, app.actor, as_of or datetime.now(UTC), progress)
+        report = qualify(connection, settings, app.actor, as_of, progress)
     _tell(app, report)
     if report.get("recipes", "known") != "known":
         app.warn(
@@ -114,22 +124,55 @@ def preprocess(app: App) -> None:
     """Run the configured command for each invertible OP."""
     from l2inv.preprocess import preprocess
 
-    _run_stage(app, preprocess)
+    with app.monitored("preprocess"):
+        _run_stage(app, preprocess)
 
 
 @command("publish")
-@json_option
-def publish(app: App) -> None:
+@click.option("--dry-run", is_flag=True, help="Tell and write nothing: show what would be told, and what is against it.")
+@json_option  # fmt: skip
+def publish(app: App, dry_run: bool) -> None:
     """Tell the metadata store of each inversion, exactly once."""
     from l2inv.publish import publish
 
-    _run_stage(app, publish)
+    if dry_run:
+        _dry_run(app)
+        return
+    with app.monitored("publish"):
+        _run_stage(app, publish)
+
+
+def _dry_run(app: App) -> None:
+    from l2inv import preflight, render
+
+    with app.connected() as (connection, settings):
+        op_ids = preflight.inverted_ops(connection)
+        ops = [preflight.preflight(connection, settings, op_id) for op_id in op_ids]
+
+    def text() -> None:
+        for op in ops:
+            click.echo(f"{render.clean(op['op_id'])}: {_readiness(op)}")
+            rows = [(check["name"], check["result"], check["detail"]) for check in op["checks"]]
+            render.table(("check", "result", ""), rows)
+            click.echo()
+        app.summary(f"publish: {sum(op['ready'] for op in ops)} of {len(ops)} OPs ready; nothing written")
+
+    app.result({"ops": ops}, text)
+
+
+def _readiness(op: dict[str, Any]) -> str:
+    if op["on_hold"]:
+        return "on hold, will be skipped"
+    told = ", ".join(i["inversion_id"] or "a new id" for i in op["inversions"])
+    return f"ready, as {told}" if op["ready"] else "not ready, will go to error"
 
 
 def _run_stage(app: App, stage: Callable[..., dict[str, Any]]) -> None:
     with app.connected() as (connection, settings), app.progress("OPs") as progress:
         report = stage(connection, settings, app.actor, progress)
     _tell(app, report)
+    for warning in report.get("warnings", ()):
+        app.warn(f"{report['stage']}: {warning}")
     _exit_with(app, report)
 
 

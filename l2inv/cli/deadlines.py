@@ -1,0 +1,144 @@
+"""What is overdue, and each owner's own list of what to know."""
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from l2inv import render
+from l2inv.cli.app import App, command, json_option
+from l2inv.cli.stages import Time
+
+if TYPE_CHECKING:
+    from l2inv.database import Connection
+    from l2inv.settings import Settings
+
+SHOWN = 10  # items of a section; the rest are counted
+Sections = dict[str, list[dict[str, Any]]]
+
+
+@command("overdue")
+@click.option("--as-of", type=Time(), help="What is overdue at this time (default: now).")
+@json_option
+def overdue(app: App, as_of: datetime | None) -> None:
+    """Show the OPs past their deadline, by owner; nothing when none is. An OP on hold is not overdue."""
+    from l2inv import deadlines
+
+    with app.connected() as (connection, settings):
+        ops = deadlines.overdue(connection, settings.deadlines, as_of or datetime.now(UTC))
+    owners = deadlines.by_owner(ops)
+
+    def text() -> None:
+        for owner, owned in owners.items():
+            click.echo(f"{render.clean(owner)}:")
+            for op in owned:
+                click.echo(f"  {_due(op)}")
+
+    app.result({"owners": [{"owner": owner, "ops": owned} for owner, owned in owners.items()]}, text)
+
+
+@command("digest")
+@click.option("--send", is_flag=True, help="Send each owner's list to the addresses of the settings.")
+@click.option("--dry-run", is_flag=True, help="Show the lists and send nothing, as without --send.")
+@json_option
+def digest(app: App, send: bool, dry_run: bool) -> None:
+    """Show or send each owner's own list: overdue, due soon, failed, quarantined, superseded inputs, new."""
+    if not send or dry_run:
+        with app.connected() as (connection, settings):
+            _show(app, _collected(connection, settings))
+        return
+    with app.monitored("digest"):
+        _send(app)
+
+
+def _collected(connection: "Connection", settings: "Settings") -> dict[str, Any]:
+    from l2inv import deadlines
+
+    now = datetime.now(UTC)
+    since = deadlines.last_digest(connection, now)
+    lists = deadlines.digest(connection, settings.deadlines, since, now)
+    owners = [{"owner": owner, "sections": sections, "sent": None} for owner, sections in lists.items()]
+    return {"owners": owners, "since": since, "as_of": now}
+
+
+def _show(app: App, found: dict[str, Any]) -> None:
+    def text() -> None:
+        for list_ in found["owners"]:
+            click.echo(f"{render.clean(list_['owner'])}:\n{_letter(list_['sections'])}")
+        if not found["owners"]:
+            app.summary("digest: nothing to tell anybody")
+
+    app.result(found, text)
+
+
+def _send(app: App) -> None:
+    from l2inv import database, notify
+
+    unreached, problems = [], []
+    with app.connected() as (connection, settings):
+        addresses = {person.name: person.addresses for person in settings.notifications.people}
+        with database.stage_run(connection, "digest", app.actor) as run:
+            found = _collected(connection, settings)
+            for list_ in found["owners"]:
+                owner, sections = list_["owner"], list_["sections"]
+                if not addresses.get(owner):
+                    unreached.append(owner)
+                    continue
+                why = notify.send(addresses[owner], _title(owner, sections), _letter(sections))
+                problems += [f"digest: {owner}: {reason}" for reason in why]
+                list_["sent"] = not why
+            run.report["sent"] = {list_["owner"]: list_["sent"] for list_ in found["owners"]}
+    sent = [list_["owner"] for list_ in found["owners"] if list_["sent"]]
+    app.result(found, lambda: app.summary(f"digest: sent to {', '.join(sent) or 'nobody'}"))
+    for problem in problems:
+        app.warn(problem)
+    if unreached:
+        app.warn(f"digest: notifications.people has no address of {', '.join(unreached)}; see: l2inv digest")
+
+
+def _title(owner: str, sections: Sections) -> str:
+    counts = ", ".join(f"{len(items)} {_words(name)}" for name, items in sections.items() if items)
+    return render.clean(f"l2inv: {counts} ({owner})")
+
+
+def _letter(sections: Sections) -> str:
+    lines = []
+    for name, items in sections.items():
+        if items:
+            lines.append(f"  {_words(name)}:")
+            lines += [f"    {_LINES[name](item)}" for item in items[:SHOWN]]
+            lines += [f"    and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
+    return "\n".join(lines)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _due(op: dict[str, Any]) -> str:
+    days = abs(op["days_over"])
+    length = f"{days:.0f} days" if days >= 2 else f"{days * 24:.0f} h"
+    how = f"{length} over" if op["days_over"] > 0 else f"in {length}"
+    return render.clean(f"{op['op_id']}  {op['state']}  due {render.day(op['due_at'])}, {how}")
+
+
+def _failed(op: dict[str, Any]) -> str:
+    return render.clean(f"{op['op_id']}  {op['stage']}: {op['cause']}")
+
+
+def _set_aside(record: dict[str, Any]) -> str:
+    return render.clean(f"{record['dataset_id'] or '(no dataset id)'}  {record['reason']}")
+
+
+def _op(op: dict[str, Any]) -> str:
+    return render.clean(f"{op['op_id']}  {op['state']}")
+
+
+_LINES = {
+    "overdue": _due,
+    "due_soon": _due,
+    "failed": _failed,
+    "quarantined": _set_aside,
+    "superseded_inputs": _op,
+    "new": _op,
+}

@@ -1,0 +1,54 @@
+"""The intermediate files of preprocess: listed, and swept."""
+
+from datetime import UTC, datetime, timedelta
+
+import click
+
+from l2inv.cli.app import App, Duration, command, json_option, op_argument
+
+
+@command("files")
+@op_argument
+@json_option
+def files(app: App, op: str) -> None:
+    """List the intermediate files of an OP and compare each with what was recorded of it."""
+    from l2inv import clean, record, render
+
+    with app.connected() as (connection, _):
+        found = clean.files(connection, record.resolve(connection, op))
+    rows = [(file["standing"], file["size_bytes"], file["sha256"], file["path"]) for file in found["files"]]
+
+    def text() -> None:
+        if rows:
+            render.table(("", "bytes", "sha256", "file"), rows, right=("bytes",))
+        app.summary(f"{found['op_id']}: {len(rows)} files in {found['folder'] or 'no folder yet'}")
+
+    app.result(found, text)
+
+
+@command("clean")
+@click.option(
+    "--older-than", type=Duration(), required=True, help="Since when an OP must be published, such as 90d."
+)
+@click.option("--dry-run", is_flag=True, help="Remove and write nothing: show what would go.")
+@json_option  # fmt: skip
+def clean(app: App, older_than: timedelta, dry_run: bool) -> None:
+    """Remove the intermediate files of the OPs that were published long enough ago."""
+    from l2inv import clean, render
+
+    with app.connected() as (connection, settings):
+        report = clean.clean(connection, settings, app.actor, older_than, datetime.now(UTC), dry_run)
+    rows = [(op["op_id"], op["files"], op["bytes"], op["folder"]) for op in report["ops"]]
+
+    def text() -> None:
+        if rows:
+            render.table(("OP", "files", "bytes", "folder"), rows, right=("files", "bytes"))
+        size = sum(op["bytes"] for op in report["ops"])
+        done = "would be removed" if dry_run else "removed"
+        app.summary(f"clean: {len(rows)} folders {done}, {size} bytes")
+
+    app.result(report, text)
+    for failure in report["failed"]:
+        app.warn(f"clean: OP {failure['op_id']}: {failure['cause']}")
+    if report["failed"]:
+        raise click.exceptions.Exit(1)

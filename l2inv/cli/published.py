@@ -1,0 +1,84 @@
+"""What was published: invert it again, take it back, hand it to others."""
+
+import os
+import sys
+from contextlib import closing
+
+import click
+
+from l2inv.cli.app import App, Words, command, json_option, op_argument
+
+
+@command("reopen")
+@op_argument
+@click.option("--reason", type=Words(), required=True, help="Why it is to be inverted again.")
+@json_option
+def reopen(app: App, op: str, reason: str) -> None:
+    """Start a new cycle of an OP that is inverted or published: it is judged and inverted again."""
+    from l2inv import cycles, record, views
+
+    with app.connected() as (connection, settings):
+        op_id = record.resolve(connection, op)
+        cycles.reopen(connection, settings, op_id, reason, app.actor)
+        found = views.show(connection, op_id)
+    app.result(found, lambda: app.summary(f"{op_id} is {found['state']} again"))
+
+
+@command("withdraw")
+@op_argument
+@click.option("--reason", type=Words(), required=True, help="What is bad about it.")
+@click.option(
+    "--inversion",
+    "inversion_ids",
+    type=Words(),
+    multiple=True,
+    metavar="ID",
+    help="Which; may be repeated (default: all of the newest cycle).",
+)
+@json_option  # fmt: skip
+def withdraw(app: App, op: str, reason: str, inversion_ids: tuple[str, ...]) -> None:
+    """Mark published inversions of an OP as bad, for whoever reads published_op or the export."""
+    from l2inv import cycles, record
+
+    with app.connected() as (connection, _):
+        op_id = record.resolve(connection, op)
+        told = cycles.withdraw(connection, op_id, reason, inversion_ids, app.actor)
+    app.result(
+        {"op_id": op_id, "withdrawn": told}, lambda: app.summary(f"withdrew {', '.join(told)} of {op_id}")
+    )
+
+
+@command("export")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["ndjson", "csv"]),
+    default="ndjson",
+    show_default=True,
+    help="One JSON object a line, or a table.",
+)
+@click.option(
+    "--after",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    metavar="EVENT_ID",
+    help="Only what was told after this event (default: all).",
+)
+@json_option  # fmt: skip
+def export(app: App, form: str, after: int) -> None:
+    """Print every inversion that the metadata store was told of; read on from the last event_id with --after."""
+    from l2inv import export
+
+    with app.connected() as (connection, _), closing(export.inversions(connection, after)) as rows:
+        if app.json:
+            found = list(rows)
+            newest = found[-1]["event_id"] if found else after
+            app.result({"inversions": found, "after": newest}, lambda: None)
+            return
+        try:
+            export.FORMATS[form](rows, sys.stdout)
+            sys.stdout.flush()
+        except (
+            BrokenPipeError
+        ):  # the reader has seen enough; tried again at exit, it would end in a traceback
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

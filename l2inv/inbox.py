@@ -1,0 +1,148 @@
+"""inbox: takes the ready files that science drops into a folder, each once, and files them under done/ or rejected/.
+
+A ready event is recorded before its file is moved. Whoever is killed in between leaves a file that the next run finds
+said already.
+"""
+
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Callable
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from l2inv import handoff, record, render
+from l2inv.database import Connection, Run, stage_run
+from l2inv.errors import L2invError, Refused
+from l2inv.settings import Mount, Settings
+from l2inv.yamlfile import MAX_BYTES
+
+SUFFIXES = (".yaml", ".yml", ".json")
+OPEN_SECONDS = 3600  # some network file systems call every file open: what is unchanged for so long is read
+LONGEST_NAME = 150  # bytes: room for a number and the reason's suffix, where file systems end at 255
+
+
+class _Waiting(Exception):
+    """The file is still being written, or was replaced: the next run looks at it."""
+
+
+def inbox(
+    connection: Connection,
+    settings: Settings,
+    folder: Path,
+    actor: str,
+    now: datetime,
+    rejected: Callable[[str, str], None] = lambda file, reason: None,
+) -> dict[str, Any]:
+    """Takes each ready file of the folder, gives the report of the stage, and tells of each file as it is rejected.
+
+    A file is rejected with its reason beside it when its ready event is refused. Raises Busy, DatabaseError,
+    L2invError when the folder or a mount is not there, and OSError when a file cannot be moved; the file at hand and
+    those after it then stay for the next run.
+    """
+    if not folder.is_dir():
+        raise L2invError(f"{folder}: no such folder", "name the folder that ready files are dropped into")
+    with stage_run(connection, "inbox", actor) as run:
+        counts = {"done": 0, "rejected": 0, "waiting": 0}
+        run.report |= {"files": counts, "rejected": []}
+        for place in ("done", "rejected"):
+            (folder / place).mkdir(exist_ok=True)
+        for path in _ready_files(folder):
+            try:
+                was = _identity(path.lstat())
+                reason = _refusal(connection, settings.publish.mounts, run, path, was, now)
+                _move(path, folder / ("rejected" if reason else "done"), was, reason)
+            except (_Waiting, FileNotFoundError):
+                counts["waiting"] += 1
+                continue
+            counts["rejected" if reason else "done"] += 1
+            if reason:
+                told = {"file": render.clean(path.name), "reason": reason}
+                run.report["rejected"].append(told)
+                rejected(told["file"], reason)
+    return run.report
+
+
+def _ready_files(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix in SUFFIXES
+        and not path.name.startswith(".")
+        and path.is_file()
+        and not path.is_symlink()
+    )
+
+
+def _refusal(
+    connection: Connection, mounts: list[Mount], run: Run, path: Path, was: tuple[int, ...], now: datetime
+) -> str | None:
+    """Records what a file says, for who holds the OP; gives why it is refused, or None."""
+    try:
+        ready = handoff.read(_content(path, was), path.name)
+        ready = msgspec.structs.replace(ready, op_id=record.resolve(connection, ready.op_id))
+        handoff.mark_inverted(
+            connection, ready, run.actor, now, mounts=mounts, for_holder=True, run_id=run.run_id
+        )
+    except Refused as refusal:
+        return render.clean(f"{refusal.message}; {refusal.hint}")
+    return None
+
+
+def _content(path: Path, was: tuple[int, ...]) -> bytes:
+    """Reads a file, one byte beyond the limit at most. Raises _Waiting when it is not whole, Refused and OSError."""
+    try:
+        # A link would lead elsewhere, and opening a pipe waits for its writer.
+        number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except PermissionError as problem:
+        raise Refused(f"{path.name}: cannot be read: {problem.strerror}", "make it readable") from problem
+    with os.fdopen(number, "rb") as file:
+        if _is_open_for_writing(number) and time.time() - os.fstat(number).st_mtime < OPEN_SECONDS:
+            raise _Waiting
+        content = file.read(MAX_BYTES + 1)
+        if _identity(os.fstat(number)) != was:
+            raise _Waiting
+    return content
+
+
+def _is_open_for_writing(number: int) -> bool:
+    """Whether some process has the file open for writing, which no read lease is given on (fcntl(2), F_SETLEASE)."""
+    fcntl.fcntl(
+        number, fcntl.F_SETSIG, signal.SIGURG
+    )  # tells of a writer to come: SIGIO would end this process
+    try:
+        fcntl.fcntl(number, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except BlockingIOError:
+        return True
+    except OSError:  # another's file, or a file system without leases: the rename is trusted
+        return False
+    fcntl.fcntl(number, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return False
+
+
+def _identity(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _move(path: Path, folder: Path, was: tuple[int, ...], reason: str | None) -> None:
+    """Moves the file that was read to a free name, its reason written first. Raises _Waiting when it was replaced."""
+    target = _free(folder, path.name)
+    if reason:
+        (folder / f"{target.name}.reason.txt").write_text(f"{reason}\n", encoding="utf-8")
+    path.rename(target)
+    if _identity(target.lstat()) != was:
+        target.rename(_free(path.parent, path.name))
+        raise _Waiting
+
+
+def _free(folder: Path, name: str) -> Path:
+    """Gives a path that nothing has yet: the name, or the name with a number. The stage's lock keeps it free."""
+    path = folder / name
+    stem = os.fsdecode(os.fsencode(path.stem)[:LONGEST_NAME])
+    names = (f"{stem}{f'.{n}' if n else ''}{path.suffix}" for n in count())
+    return next(folder / free for free in names if not os.path.lexists(folder / free))
