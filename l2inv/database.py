@@ -200,7 +200,9 @@ def stage_run(connection: Connection, stage: str, actor: str) -> Iterator[Run]:
     with stage_lock(connection, stage, "nothing to do: it will do the work"):
         started = time.monotonic()
         run_id = _one(
-            connection, "insert into l2inv.run (stage, actor) values (%s, %s) returning run_id", [stage, actor]
+            connection,
+            "insert into l2inv.run (stage, actor) values (%s, %s) returning run_id",
+            [stage, actor],
         )
         run = Run(run_id, stage, actor, {"run_id": run_id, "stage": stage})
         try:

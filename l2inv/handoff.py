@@ -1,7 +1,8 @@
 """Science's ready event: what was inverted, with what, and where it lies; checked before it is recorded."""
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from l2inv import outputs, record, yamlfile
+from l2inv.criteria import INPUTS
 from l2inv.database import Connection
 from l2inv.errors import Refused
 from l2inv.science import must_hold
@@ -19,9 +21,9 @@ from l2inv.yamlfile import Must, like
 MOST_MISTAKES = 20  # named of one file
 CLOCKS_DIFFER = timedelta(minutes=5)
 
-Text = Annotated[str, like(r"(?=.*\S)[^\0]*", "text that says something")]
+Text = Annotated[str, like(r"(?=.*\S)[^\0\ud800-\udfff]*", "text that says something")]
 _URIS_ONCE = Must(lambda found: len({o.uri for o in found}) == len(found), "names a URI twice")
-_NOT_LONG_AGO = Must(lambda time: time.year >= 2000, "must be a time since the year 2000")
+_CREDIBLE = Must(lambda time: 2000 <= time.year < 3000, "must be a time between the years 2000 and 3000")
 
 
 class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -50,7 +52,7 @@ class Ready(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     lines: list[Text] = []
     asdf_object_key: Text | None = None
     inverted_by: Text | None = None
-    inverted_at: Annotated[datetime, _NOT_LONG_AGO] | None = None  # UTC where it names no offset
+    inverted_at: Annotated[datetime, _CREDIBLE] | None = None  # UTC where it names no offset
     note: Text | None = None
 
 
@@ -66,16 +68,15 @@ def read(content: bytes, name: str) -> Ready:
     return ready
 
 
-_ESCAPES = re.compile(rb"\\(?:u(d[89ab]..)\\u(d[c-f]..)|.)", re.IGNORECASE | re.DOTALL)
+_ESCAPES = re.compile(rb"\\(?:u(d[89ab][0-9a-f]{2})\\ud[c-f][0-9a-f]{2}|.)", re.IGNORECASE | re.DOTALL)
 
 
 def _as_yaml(escape: re.Match[bytes]) -> bytes:
     """JSON is YAML but for this: it escapes a character beyond the first 65,536 as a pair of surrogates."""
-    try:
-        pair = bytes.fromhex(f"{(escape[1] or b'').decode()}{(escape[2] or b'').decode()}")
-        return b"\\U%08x" % ord(pair.decode("utf-16-be"))
-    except (ValueError, TypeError):  # any other escape stays
+    if escape[1] is None:  # any other escape stays
         return escape[0]
+    character: str = json.loads(b'"%s"' % escape[0])
+    return character.encode()
 
 
 def mark_inverted(
@@ -102,13 +103,12 @@ def mark_inverted(
     def checked() -> tuple[record.Present, dict[str, Any]] | None:
         present = record.locked(connection, ready.op_id)
         holder = (ready.inverted_by or present.assignee or actor) if for_holder else actor
-        if _is_said(connection, present, _given(ready, ready.inverted_by or holder)):
+        given = _given(ready, ready.inverted_by or holder)
+        if _is_said(connection, present, given):
             return None
         must_hold(present, holder)
         record.must_allow(present, "inverted", "inverted")
-        return present, _detail(
-            connection, present, ready, ready.inverted_by or holder, now, accepted_because
-        )
+        return present, _detail(connection, ready.op_id, given, now, accepted_because)
 
     # Reading the outputs takes long, and is done while no row is locked: so what comes before is looked at twice.
     with connection.transaction():
@@ -159,43 +159,37 @@ def _is_said(connection: Connection, present: record.Present, given: dict[str, A
     said = record.newest(connection, present.op_id, "inverted")
     if said is None or (present.state_before_error or present.state) not in ("inverted", "published"):
         return False
-    said = said | {name: sorted(said[name]) for name in ("instrument_programs", "datasets")}
+    said = said | {name: sorted(said[name], key=str) for name in ("instrument_programs", "datasets")}
     return said | given == said
 
 
 def _detail(
-    connection: Connection,
-    present: record.Present,
-    ready: Ready,
-    inverted_by: str,
-    now: datetime,
-    accepted_because: str | None,
+    connection: Connection, op_id: str, given: dict[str, Any], now: datetime, accepted_because: str | None
 ) -> dict[str, Any]:
-    """The event's detail: the ready event with its defaults filled in from the newest verdict."""
-    op_id = present.op_id
+    """The event's detail: what was given, with its defaults filled in from the newest verdict."""
     judged = record.newest(connection, op_id, "judged") or {}
-    programs = judged.get("verdict", {}).get("instrument_programs", [])
-    given = {"instrument_programs": record.invertible_programs(connection, op_id)} | _given(
-        ready, inverted_by
-    )
-    chosen = given["instrument_programs"]
+    chosen = given.get("instrument_programs", record.invertible_programs(connection, op_id))
+    qualifying = {
+        criterion["dataset_id"]
+        for program in judged.get("verdict", {}).get("instrument_programs", [])
+        if program["instrument_program_id"] in chosen
+        for criterion in program["criteria"]
+    }
+    datasets = given.get("datasets", sorted(qualifying - {None}))
     known = _datasets(connection, op_id)
     program_of = {row["dataset_id"]: row["instrument_program_id"] for row in known}
-    qualifying = {c["dataset_id"] for p in programs for c in p["criteria"]}
-    datasets = given.get(
-        "datasets", sorted(d for d, program in program_of.items() if d in qualifying and program in chosen)
-    )
     _must_be_the_ops(connection, op_id, chosen, datasets, program_of)
     superseded = _superseded(connection, op_id, [row for row in known if row["dataset_id"] in datasets])
     if superseded and accepted_because is None:
         words = "; ".join(f"dataset {dataset}: {why}" for dataset, why in superseded.items())
         raise Refused(
             f"OP {op_id}: {words}",
-            "invert it again, or if it is good all the same: "
+            "invert what is new, or name the datasets used; if it is good all the same: "
             "l2inv mark-inverted --from FILE --accept-superseded --reason WHY",
         )
     defaults = {"inverted_at": msgspec.to_builtins(now), "criteria_version": judged.get("criteria_version")}
-    detail = defaults | given | {"datasets": {d: program_of[d] for d in datasets}}
+    used = {"instrument_programs": chosen, "datasets": {d: program_of[d] for d in datasets}}
+    detail = defaults | given | used
     if datetime.fromisoformat(detail["inverted_at"]) > now + CLOCKS_DIFFER:
         raise Refused(f"OP {op_id}: inverted_at {detail['inverted_at']} is yet to come", "mend the time")
     if superseded:
@@ -222,30 +216,36 @@ def _datasets(connection: Connection, op_id: str) -> list[dict[str, Any]]:
 
 
 def _must_be_the_ops(
-    connection: Connection, op_id: str, chosen: list[str], datasets: list[str], program_of: dict[str, str]
+    connection: Connection,
+    op_id: str,
+    chosen: list[str],
+    datasets: list[str],
+    program_of: dict[str, str | None],
 ) -> None:
     hint = f"see: l2inv show {op_id}"
-    if unknown := sorted(set(chosen) - set(program_of.values())):
-        raise Refused(f"OP {op_id} has no instrument program {', '.join(unknown)}", hint)
-    if unknown := sorted(set(datasets) - set(program_of)):
+    if unknown := set(chosen) - set(program_of.values()):
+        raise Refused(f"OP {op_id} has no instrument program {_named(unknown)}", hint)
+    if unknown := set(datasets) - set(program_of):
         rows = connection.execute(
-            "select dataset_id, op_id from l2inv.dataset where dataset_id = any(%s)", [unknown]
+            "select dataset_id, op_id from l2inv.dataset where dataset_id = any(%s)", [list(unknown)]
         )
-        others = {row["dataset_id"]: f" (of OP {row['op_id']})" for row in rows}
-        named = ", ".join(f"{d}{others.get(d, '')}" for d in unknown)
-        raise Refused(f"OP {op_id} has no dataset {named}", hint)
+        others = {row["dataset_id"]: f" (it belongs to OP {row['op_id']})" for row in rows}
+        raise Refused(f"OP {op_id} has no dataset {_named(d + others.get(d, '') for d in unknown)}", hint)
     if stray := [d for d in datasets if program_of[d] not in chosen]:
         raise Refused(
-            f"OP {op_id}: {', '.join(stray)} is in none of the instrument programs {', '.join(chosen)}",
+            f"OP {op_id}: {_named(stray)} is in none of the instrument programs {_named(chosen)}",
             "name its instrument program too",
         )
-    without = sorted(set(chosen) - {program_of[d] for d in datasets})
+    without = set(chosen) - {program_of[d] for d in datasets}
     if without or not chosen:
-        named = ", ".join(without) or "it has none that is invertible"
         raise Refused(
-            f"OP {op_id}: no dataset of an instrument program is named: {named}",
+            f"OP {op_id}: no dataset of an instrument program is named: {_named(without) or 'nor a program'}",
             "name the instrument programs and the datasets used",
         )
+
+
+def _named(things: Iterable[str | None]) -> str:
+    return ", ".join(sorted(map(str, things)))
 
 
 def _superseded(connection: Connection, op_id: str, used: list[dict[str, Any]]) -> dict[str, str]:
@@ -260,8 +260,12 @@ def _superseded(connection: Connection, op_id: str, used: list[dict[str, Any]]) 
         """,
         [op_id, op_id],
     ):
-        for what in ("changed", "left", "withdrawn"):
-            since_claim |= dict.fromkeys(row["detail"].get(what, ()), f"{what} since it was claimed")
+        detail = row["detail"]
+        changed = [d for d, fields in detail.get("changed", {}).items() if INPUTS.intersection(fields)]
+        since_claim |= dict.fromkeys(changed, "changed since it was claimed")
+        # Also of one that came back: nothing says that it came back as it was.
+        for what in ("left", "withdrawn"):
+            since_claim |= dict.fromkeys(detail.get(what, ()), f"{what} since it was claimed")
     found = {}
     for row in used:
         why = since_claim.get(row["dataset_id"])

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import os
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ def _mount_of(uri: str, mounts: Sequence[Mount]) -> Mount | None:
 def _inside(uri: str, mount: Mount) -> str:
     rest = uri[len(mount.uri) :]
     # A URI is percent-encoded, a path is not; surrogates stand for bytes of a name that are no UTF-8.
-    return (unquote(rest, errors="surrogateescape") if "://" in uri else rest).lstrip("/")
+    return (unquote(rest, errors="surrogateescape") if "://" in mount.uri else rest).lstrip("/")
 
 
 def _problem(output: Mapping[str, Any], mounts: Sequence[Mount]) -> str | None:
@@ -51,7 +52,7 @@ def _problem(output: Mapping[str, Any], mounts: Sequence[Mount]) -> str | None:
     path = mounted(output["uri"], mounts)
     if path is None:
         return "must not hold .."
-    if not Path(mount.path).is_dir():
+    if not os.path.isdir(mount.path):  # noqa: PTH112 - Path.is_dir raises PermissionError
         raise L2invError(f"publish.mounts: {mount.path} is no folder that can be read", "mount it again")
     try:
         return _differs(path, output.get("size_bytes"), output.get("sha256"))

@@ -192,7 +192,7 @@ def what_happened(event: dict[str, Any]) -> str:
             return f"for {detail['assignee']}{_due(detail)}"
         case "handed_over" | "taken_over":
             return f"from {detail['from']} to {detail['assignee']}{_due(detail)}{_reason(detail)}"
-        case "put_on_hold" | "taken_off_hold" | "reopened":
+        case "put_on_hold" | "taken_off_hold":
             return str(detail.get("reason") or "")
         case "released":
             return f"by {detail['assignee']}{_reason(detail)}"
@@ -201,7 +201,9 @@ def what_happened(event: dict[str, Any]) -> str:
             with_what = " ".join(str(v) for v in (software.get("name"), software.get("version")) if v)
             note = f": {detail['note']}" if detail.get("note") else ""
             outputs = _count(detail["outputs"], "output")
-            return f"{outputs}{f' with {with_what}' if with_what else ''} by {detail['inverted_by']}{note}"
+            old = detail.get("accepted")
+            accepted = f"; accepted {_some(old['superseded'])} as superseded: {old['reason']}" if old else ""
+            return f"{outputs}{f' with {with_what}' if with_what else ''} by {detail['inverted_by']}{note}{accepted}"
         case "inversion_named" | "inversion_created":
             told = "the store is to be told of" if event["kind"] == "inversion_named" else "the store holds"
             return f"{told} {detail['inversion_id']} for {detail['instrument_program_id']}"

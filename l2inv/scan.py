@@ -245,7 +245,8 @@ def _note(reading: Reading, now: inventory.Dataset, before: inventory.Dataset | 
     )
     change.affects_verdict |= affects
     if before.observing_program_execution_id == now.observing_program_execution_id:
-        change.changed[now.dataset_id] = fields[:NOTED_FIELDS]
+        # What the verdict depends on is never among those that are not noted.
+        change.changed[now.dataset_id] = sorted(fields, key=lambda name: name not in INPUTS)[:NOTED_FIELDS]
         return
     change.new.append(now.dataset_id)
     former = reading.changes.setdefault(before.observing_program_execution_id, Change())

@@ -29,8 +29,9 @@ _DOWN = re.compile(
 )
 _NO_ACCOUNTING = "accounting storage is disabled"
 # Lines of another form are of jobs that are no task of an array, or name the cluster.
-_LIVE = re.compile(r"^(\S+) +(\d+) +(\d+) +([A-Z_]+) +(\d+) *$", re.ASCII | re.MULTILINE)
+_LIVE = re.compile(r"^(\S+) +(\d+) +(\d+) +([A-Z_]+) +(\d+) +(\S.*?)? *$", re.ASCII | re.MULTILINE)
 _PAST = re.compile(r"^([^|\n]+)\|(\d+)_(\d+)\|([A-Z_]+)[^|\n]*\|(\d+):(\d+)$", re.ASCII | re.MULTILINE)
+_REFUSED = ("FAILED", "BadConstraints")  # what sbatch refused stays with the controller as a job that failed
 
 _Task = tuple[str, int, int, "Standing"]  # job name, array index, id of the array, what is known
 
@@ -103,8 +104,9 @@ def standing(names: Collection[str]) -> dict[tuple[str, int], Standing]:
     """Gives for each job name and array index the newest that is known; a task that is not known is absent.
 
     The controller knows what waits and runs, and for a while (MinJobAge, 5 minutes by default) what ended; the
-    accounting, where there is one, knows the rest. Raises SlurmDown when either does not answer: only then does
-    absence not mean that there is no such task.
+    accounting, where there is one, knows the rest, but says 128 too little of an exit code above 127. Of an array that
+    is known, what is absent was cancelled while it waited, or is forgotten. Raises SlurmDown when either does not
+    answer.
     """
     if not names:
         return {}
@@ -125,11 +127,12 @@ def cancel(name: str, index: int) -> None:
 
 def _live(names: Collection[str]) -> list[_Task]:
     """What the controller knows."""
-    columns = "Name:80,ArrayJobID:20,ArrayTaskID:20,State:20,exit_code:20"
+    columns = "Name:80,ArrayJobID:20,ArrayTaskID:20,State:20,exit_code:20,Reason:40"
     text = _answer(["squeue", *_ours(names), "--noheader", "--array", "--states=all", f"--Format={columns}"])
     return [
         (name, int(task), int(job), _standing(state, os.WEXITSTATUS(int(status)), os.WTERMSIG(int(status))))
-        for name, job, task, state, status in _LIVE.findall(text)
+        for name, job, task, state, status, reason in _LIVE.findall(text)
+        if (state, reason) != _REFUSED
     ]
 
 

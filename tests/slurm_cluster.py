@@ -8,6 +8,7 @@ import os
 import pwd
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -42,12 +43,12 @@ DefMemPerCPU=10
 JobAcctGatherType=jobacct_gather/none
 MessageTimeout=2
 KillWait=2
-ReturnToService=2
+ReturnToService=1
 SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=1,sched_min_interval=0,bf_interval=1,batch_sched_delay=0
 PreemptType=preempt/partition_prio
 PreemptMode=CANCEL
-NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=100
+NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 CPUs=32 RealMemory=1000
 PartitionName=main Nodes={node} Default=YES PriorityTier=1
 PartitionName=urgent Nodes={node} PriorityTier=2
 """
@@ -94,30 +95,54 @@ class Cluster:
     def __init__(self, folder: Path, node: str) -> None:
         self.folder = folder
         self.node = node
-        self._controller: subprocess.Popen[bytes] | None = None
+        self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str, *options: object) -> None:
+        """Starts a daemon in the foreground; its words are in NAME.log in the folder."""
+        argv = [name, *map(str, options)]
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self._daemons[name] = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def stop(self, name: str) -> None:
+        """Stops a daemon, if it runs."""
+        if name in self._daemons:
+            daemon = self._daemons.pop(name)
+            daemon.terminate()
+            daemon.wait(30)
+
+    def start_controller(self, *options: str) -> None:
+        """Starts slurmctld and waits until the node takes jobs; -c forgets all jobs."""
+        self.start("slurmctld", "-D", *options)
+        ready = ("idle", "mixed", "allocated")
+        until(lambda: self.asked("sinfo", "--noheader", "--format=%T") in ready, "the node takes jobs")
+
+    def stop_controller(self) -> None:
+        """Stops slurmctld."""
+        self.stop("slurmctld")
+
+    @contextmanager
+    def frozen_controller(self) -> Iterator[None]:
+        """Lets slurmctld listen and say nothing."""
+        self._daemons["slurmctld"].send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._daemons["slurmctld"].send_signal(signal.SIGCONT)
+
+    def cancel_all(self) -> None:
+        """Ends every job and waits until it has."""
+        for user in ("root", "nobody"):
+            self.tell("scancel", "--quiet", f"--user={user}")
+        until(lambda: self.tell("squeue", "--noheader") == "", "all jobs have ended")
 
     def tell(self, *argv: str) -> str:
         """Runs a command of Slurm's, which must succeed, and gives what it printed."""
         return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
 
-    def start_controller(self, *options: str) -> None:
-        """Starts slurmctld and waits until the node takes jobs; -c forgets all jobs."""
-        self._controller = self.daemon("slurmctld", "-D", *options)
-        until(lambda: self.asked("sinfo", "--noheader", "--format=%T") == "idle", "the node is idle")
-
-    def stop_controller(self) -> None:
-        """Stops slurmctld."""
-        if self._controller is not None:
-            self._controller.terminate()
-            self._controller.wait(30)
-            self._controller = None
-
-    def daemon(self, *argv: str) -> "subprocess.Popen[bytes]":
-        """Starts a daemon in the foreground; its words are in NAME.log in the folder."""
-        with (self.folder / f"{argv[0]}.log").open("ab") as log:
-            return subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+    def show_words(self, failed: type[BaseException] | None, *_: object) -> None:
+        """Prints what the daemons said last, when something failed."""
+        for log in sorted(self.folder.glob("*.log")) if failed else []:
+            print(log.name, *log.read_text(errors="replace").splitlines()[-15:], sep="\n  ")
 
     def asked(self, *argv: str) -> str:
         """Runs a command of Slurm's, which may fail, and gives what it printed."""
@@ -141,6 +166,7 @@ def running(accounting: bool = False, memory_limits: bool = False) -> Iterator[C
     cluster = Cluster(folder, f"l2inv{ports['node_port']}")  # the node's name is also its cgroup's
     with ExitStack() as at_the_end:
         at_the_end.callback(shutil.rmtree, folder, ignore_errors=True)
+        at_the_end.push(cluster.show_words)
         folder.chmod(0o755)
         for name in ("state", "spool"):
             (folder / name).mkdir()
@@ -160,10 +186,11 @@ def running(accounting: bool = False, memory_limits: bool = False) -> Iterator[C
         _start_munged(cluster, at_the_end)
         if accounting:
             _start_accounting(cluster, at_the_end, values)
-        at_the_end.callback(_stop, cluster.daemon("slurmd", "-D", "-N", cluster.node))
+        at_the_end.callback(cluster.stop, "slurmd")
+        cluster.start("slurmd", "-D", "-N", cluster.node)
         at_the_end.callback(cluster.stop_controller)
         cluster.start_controller()
-        at_the_end.callback(_cancel_all, cluster)
+        at_the_end.callback(cluster.cancel_all)
         yield cluster
 
 
@@ -174,8 +201,8 @@ def _start_munged(cluster: Cluster, at_the_end: ExitStack) -> None:
     key.write_bytes(secrets.token_bytes(128))
     files = {"key-file": key, "socket": folder / "munge", "seed-file": folder / "munge.seed"}
     files |= {"pid-file": folder / "munged.pid", "log-file": folder / "munge.words"}
-    munged = cluster.daemon("munged", "--foreground", *[f"--{name}={path}" for name, path in files.items()])
-    at_the_end.callback(_stop, munged)
+    at_the_end.callback(cluster.stop, "munged")
+    cluster.start("munged", "--foreground", *[f"--{name}={path}" for name, path in files.items()])
     until((folder / "munge").exists, "munged listens")
 
 
@@ -188,12 +215,14 @@ def _start_accounting(cluster: Cluster, at_the_end: ExitStack, values: dict[str,
     cluster.tell("mariadb-install-db", *where, "--auth-root-authentication-method=normal", "--skip-test-db")
     network = [f"--port={values['database_port']}", "--bind-address=127.0.0.1"]
     network += [f"--socket={data}/socket", f"--pid-file={data}/pid"]
-    at_the_end.callback(_stop, cluster.daemon("mariadbd", *where, *network))
+    at_the_end.callback(cluster.stop, "mariadbd")
+    cluster.start("mariadbd", *where, *network)
     configuration = folder / "slurmdbd.conf"  # slurmdbd looks beside SLURM_CONF
     configuration.touch(mode=0o600)
     configuration.write_text(_SLURMDBD_CONF.format(**values))
     until((data / "socket").exists, "MariaDB listens", 60)
-    at_the_end.callback(_stop, cluster.daemon("slurmdbd", "-D"))
+    at_the_end.callback(cluster.stop, "slurmdbd")
+    cluster.start("slurmdbd", "-D")
     until(
         lambda: bool(cluster.asked("sacctmgr", "--noheader", "--parsable2", "list", "user")),
         "slurmdbd answers",
@@ -209,21 +238,10 @@ def _free_ports(*names: str) -> dict[str, int]:
         return {name: one.getsockname()[1] for name, one in zip(names, sockets, strict=True)}
 
 
-def _cancel_all(cluster: Cluster) -> None:
-    """No job outlives the cluster."""
-    cluster.tell("scancel", "--user=root", "--quiet")
-    until(lambda: not cluster.asked("squeue", "--noheader"), "all jobs have ended")
-
-
 def _remove_cgroup(folder: Path) -> None:
     for one in sorted(folder.rglob("*/"), reverse=True):
         one.rmdir()
     folder.rmdir()
-
-
-def _stop(daemon: "subprocess.Popen[bytes]") -> None:
-    daemon.terminate()
-    daemon.wait(30)
 
 
 def _set_back(before: str | None) -> None:

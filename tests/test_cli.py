@@ -18,8 +18,9 @@ READS = [
     ["status"], ["next"], ["list"], ["list", "--state", "preprocessed"], ["quarantine"], ["config", "check"],
     ["migrate"], ["migrate", "--dry-run"], ["retry"], ["scan"], ["qualify"], ["preprocess"], ["publish"],
     ["server", "status"], ["near-misses"], ["criteria"], ["completeness"],
+    ["overdue"], ["digest"], ["mine"], ["verify"], ["export"], ["publish", "--dry-run"], ["clean", "--older-than", "1d"],
 ]  # fmt: skip
-ABOUT_AN_OP = ["show", "explain", "history", "claim", "mark-working", "release"]
+ABOUT_AN_OP = ["files", "show", "explain", "history", "claim", "mark-working", "release"]
 
 
 def all_commands(group: click.Group = main, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -74,6 +75,11 @@ def test_status_always_names_all_eight_states(l2inv: Commands) -> None:
         ["list", "--state", "lost"], ["qualify", "--as-of", "yesterday"], ["--actor", "a\nb", "status"],
         ["mark-inverted", "op", "--software-version", "1"],
         ["mark-inverted", "op", "--output", " "],
+        ["mark-inverted"],
+        ["mark-inverted", "--from", "ready.yaml", "--note", "fine"],
+        ["mark-inverted", "op", "--from", "ready.yaml", "--output", "globus://a"],
+        ["mark-inverted", "op", "--reason", "as good"],
+        ["mark-inverted", "op", "--accept-superseded"],
         ["show", "\udcff"],
     ],
 )  # fmt: skip

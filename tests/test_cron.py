@@ -66,10 +66,10 @@ def folder() -> Iterator[Path]:
     """A folder that the user owns, its path open to the user."""
     folder = Path(tempfile.mkdtemp(prefix="l2inv-cron-"))
     user = pwd.getpwnam(USER)
-    for name in ("mail", "sbin", "spool", "none", "open", "work", "inbox"):
+    for name in ("mail", "sbin", "spool", "none", "open", "work", "inbox", "server", "ops"):
         (folder / name).mkdir()
     (folder / "open").chmod(0o711)
-    for path in (folder, folder / "mail", folder / "inbox"):
+    for path in (folder, *(folder / name for name in ("mail", "inbox", "server", "ops"))):
         os.chown(path, user.pw_uid, user.pw_gid)
     yield folder
     embedded.stop(folder / "server")
@@ -157,15 +157,13 @@ def test_the_example_crontab_does_the_work_and_mails_only_what_somebody_must_loo
                 "notifications": {"people": everybody},
             },
         )
-        user = pwd.getpwnam(USER)
-        (folder / "server").mkdir()
-        os.chown(folder / "server", user.pw_uid, user.pw_gid)
         for stage in ("scan", "qualify", "preprocess"):
             l2inv(stage)
         good, bad = (op["op_id"] for op in l2inv.json("next", "-n", "2")["ops"])
         for op in (good, bad):
             l2inv("claim", op)
             l2inv("mark-inverted", op)
+        (folder / "inbox/wrong.yaml").write_text("op_id: no-such-op\n")
         before = l2inv.json("status")
         store.datasets = whole
         refusal = Fault(body=b'{"errors": [{"message": "no"}], "data": null}')
@@ -193,7 +191,11 @@ def test_the_example_crontab_does_the_work_and_mails_only_what_somebody_must_loo
 
     told = mails(folder)
     nightly, publish, overdue = "l2inv -q scan && l2inv -q qualify", "l2inv -q publish", "l2inv -q overdue"
-    assert set(told) == {nightly, publish, overdue}
+    inbox = f"l2inv -q inbox {folder / 'inbox'}"
+    assert set(told) == {nightly, publish, overdue, inbox}
+    assert told[inbox] == {
+        ("l2inv: inbox: wrong.yaml rejected: OP 'no-such-op' is unknown; see: l2inv list",)
+    }
     (lines,) = told[nightly]
     assert len(lines) == 1
     assert "stand aside; see: l2inv quarantine" in lines[0]

@@ -15,6 +15,7 @@ from conftest import Commands, Connection, Listener
 
 from l2inv import monitoring
 from l2inv.sample.server import Fault, Store
+from l2inv.settings import Monitoring, Notifications, Person, Settings, redact
 
 KEY = "s3cr3t-key"
 
@@ -191,3 +192,14 @@ def test_a_monitor_that_refuses_is_told_of(l2inv: Commands, watched: Listener) -
 )
 def test_the_word_goes_behind_the_path_and_the_query_stays(url: str, word: str, asked: str) -> None:
     assert monitoring.address(url, "scan", "1", word) == asked
+
+
+def test_the_key_of_the_url_and_the_addresses_are_hidden_wherever_they_turn_up() -> None:
+    settings = Settings(
+        monitoring=Monitoring(ping_url="https://me:pw1@hc.example.org/ping/k3y/l2inv-{stage}"),
+        notifications=Notifications([Person("han", ["mailto://han:pw2@example.org?to=x"])]),
+    )
+    said = "pw1 pw2 GET /ping/k3y/l2inv-scan/start mailto://han:pw2@example.org?to=x"
+    assert redact(said, settings, {}) == "*** *** GET ***/start mailto://***"
+    assert "hc.example.org" in redact("hc.example.org", settings, {})
+    assert redact("a/b", Settings(monitoring=Monitoring(ping_url="https://h/")), {}) == "a/b"

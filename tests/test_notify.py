@@ -123,7 +123,7 @@ def test_a_missing_library_warns_how_to_get_it(
 ) -> None:
     people(l2inv, science=["json://127.0.0.1:1"])
     monkeypatch.setitem(sys.modules, "apprise", None)
-    assert notify.send(["json://h"], "t", "b") == [notify.INSTALL]
+    assert f"l2inv: digest: science: {notify.INSTALL}\n" in l2inv("digest", "--send").stderr
 
 
 def test_a_mail_shows_text_from_outside_and_never_obeys_it(mails: tuple[int, list[str]]) -> None:

@@ -1,4 +1,4 @@
-"""Science: what is next, exactly one holder, and the ready event."""
+"""Science: what is next, and exactly one holder."""
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 from conftest import Commands, Connection
 
-from l2inv import database, handoff, record, science
+from l2inv import database, record, science
 from l2inv.errors import Refused
 from l2inv.sample.server import Store
 from l2inv.settings import Database, Settings
@@ -128,58 +128,6 @@ def test_a_release_gives_it_back_with_its_reason(l2inv: Commands, ready: list[st
     l2inv("claim", ready[0], actor="ann")
 
 
-def test_the_ready_event_is_kept_whole_with_its_defaults_from_the_verdict(
-    l2inv: Commands, ready: list[str]
-) -> None:
-    l2inv("claim", ready[0])
-    l2inv(
-        "mark-inverted", ready[0], "--output", "globus://a", "--output", "globus://b", "--software", "DeSIRe",
-        "--software-version", "4.1", "--line", "Fe I 630.2", "--asdf-object-key", "pid/x.asdf", "--note", "fine",
-    )  # fmt: skip
-    detail = l2inv.json("history", ready[0])["events"][-1]["detail"]
-    found = l2inv.json("show", ready[0])
-    assert detail["instrument_programs"] == found["instrument_programs"]
-    qualifying = {
-        d["dataset_id"]: d["instrument_program_id"]
-        for d in found["datasets"]
-        if d["instrument_program_id"] in found["instrument_programs"] and d["instrument"] == "VISP"
-    }
-    assert detail["datasets"] == qualifying
-    assert [o["uri"] for o in detail["outputs"]] == ["globus://a", "globus://b"]
-    assert detail["software"] == {"name": "DeSIRe", "version": "4.1"}
-    assert (detail["lines"], detail["asdf_object_key"], detail["note"]) == (
-        ["Fe I 630.2"],
-        "pid/x.asdf",
-        "fine",
-    )
-    assert detail["inverted_by"] == "han"
-
-
-def test_saying_the_same_again_is_fine_and_saying_something_else_is_refused(
-    l2inv: Commands, ready: list[str]
-) -> None:
-    l2inv("claim", ready[0])
-    l2inv("mark-inverted", ready[0], "--output", "globus://a")
-    events = l2inv.json("status")["events"]
-    assert "already" in l2inv("mark-inverted", ready[0], "--output", "globus://a").stdout
-    l2inv("mark-inverted", ready[0], "--output", "globus://other", expect=3)
-    assert l2inv.json("status")["events"] == events
-    l2inv("publish")
-    assert "already" in l2inv("mark-inverted", ready[0], "--output", "globus://a").stdout
-
-
-@pytest.mark.parametrize(
-    ("option", "named"),
-    [("--dataset", "no dataset NOSUCH"), ("--instrument-program", "no instrument program NOSUCH")],
-)
-def test_a_ready_event_for_what_is_not_the_ops_is_refused_by_name(
-    l2inv: Commands, ready: list[str], option: str, named: str
-) -> None:
-    l2inv("claim", ready[0])
-    assert named in l2inv("mark-inverted", ready[0], option, "NOSUCH", expect=3).stderr
-    assert l2inv.json("show", ready[0])["state"] == "working"
-
-
 @pytest.mark.parametrize(
     "command", ["claim", "release", "mark-inverted", "history", "show", "retry", "mark-working"]
 )
@@ -209,15 +157,3 @@ def test_an_op_in_error_keeps_its_holder_and_comes_back_to_him(
     assert l2inv.json("show", ready[0])["error"]["cause"] == "no convergence"
     assert l2inv.json("retry", ready[0])["ops"] == [{"op_id": ready[0], "state": "working"}]
     assert l2inv.json("show", ready[0])["assignee"] == "han"
-
-
-def test_the_time_that_science_names_stands_beside_the_time_of_the_record(
-    l2inv: Commands, ready: list[str], connection: Connection
-) -> None:
-    l2inv("claim", ready[0])
-    at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-    said = handoff.Ready(op_id=ready[0], inverted_at=at, inverted_by="ann")
-    assert handoff.mark_inverted(connection, said, "han", datetime.now(UTC)) is True
-    assert handoff.mark_inverted(connection, said, "han", datetime.now(UTC)) is False
-    detail = l2inv.json("history", ready[0])["events"][-1]["detail"]
-    assert (detail["inverted_at"], detail["inverted_by"]) == ("2026-01-02T03:04:05Z", "ann")

@@ -150,17 +150,18 @@ def inbox(app: App, folder: Path) -> None:
     """
     from l2inv.inbox import inbox
 
-    with app.connected() as (connection, settings):
-        report = inbox(
-            connection,
-            settings,
-            folder,
-            app.actor,
-            datetime.now(UTC),
-            lambda file, reason: app.warn(f"inbox: {file} rejected: {reason}"),
-        )
-    files = report["files"]
-    counts = ", ".join(f"{files[name]} {name}" for name in ("done", "rejected", "waiting"))
-    app.result(report, lambda: app.summary(f"inbox: files: {counts}, {report['seconds']:.1f} s"))
-    if files["rejected"]:
-        raise click.exceptions.Exit(4)
+    with app.monitored("inbox"):
+        with app.connected() as (connection, settings):
+            report = inbox(
+                connection,
+                settings,
+                folder,
+                app.actor,
+                datetime.now(UTC),
+                lambda file, reason: app.warn(f"inbox: {file} rejected: {reason}"),
+            )
+        files = report["files"]
+        counts = ", ".join(f"{files[name]} {name}" for name in ("done", "rejected", "waiting"))
+        app.result(report, lambda: app.summary(f"inbox: files: {counts}, {report['seconds']:.1f} s"))
+        if files["rejected"]:
+            raise click.exceptions.Exit(4)

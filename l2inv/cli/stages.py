@@ -129,7 +129,9 @@ def preprocess(app: App) -> None:
 
 
 @command("publish")
-@click.option("--dry-run", is_flag=True, help="Tell and write nothing: show what would be told, and what is against it.")
+@click.option(
+    "--dry-run", is_flag=True, help="Tell and write nothing: show what would be told, and what is against it."
+)
 @json_option  # fmt: skip
 def publish(app: App, dry_run: bool) -> None:
     """Tell the metadata store of each inversion, exactly once."""
