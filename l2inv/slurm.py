@@ -28,12 +28,13 @@ _DOWN = re.compile(
     re.IGNORECASE,
 )
 _NO_ACCOUNTING = "accounting storage is disabled"
-# Lines of another form are of jobs that are no task of an array, or name the cluster.
-_LIVE = re.compile(r"^(\S+) +(\d+) +(\d+) +([A-Z_]+) +(\d+) +(\S.*?)? *$", re.ASCII | re.MULTILINE)
-_PAST = re.compile(r"^([^|\n]+)\|(\d+)_(\d+)\|([A-Z_]+)[^|\n]*\|(\d+):(\d+)$", re.ASCII | re.MULTILINE)
+# Lines of another form are of jobs that are no array, or name the cluster.
+_LIVE = re.compile(r"^(\S+) +(\d+) +(\d+|N/A) +([A-Z_]+) +(\d+) +(\S.*?)? *$", re.ASCII | re.MULTILINE)
+_PAST = re.compile(r"^([^|\n]+)\|(\d+)(?:_(\d+))?\|([A-Z_]+)[^|\n]*\|(\d+):(\d+)$", re.ASCII | re.MULTILINE)
 _REFUSED = ("FAILED", "BadConstraints")  # what sbatch refused stays with the controller as a job that failed
 
-_Task = tuple[str, int, int, "Standing"]  # job name, array index, id of the array, what is known
+# Job name, array index (None: what was left to begin of an array that was cancelled), id of the array, what is known.
+_Task = tuple[str, int | None, int, "Standing"]
 
 
 class SlurmDown(Exception):
@@ -104,18 +105,22 @@ def standing(names: Collection[str]) -> dict[tuple[str, int], Standing]:
     """Gives for each job name and array index the newest that is known; a task that is not known is absent.
 
     The controller knows what waits and runs, and for a while (MinJobAge, 5 minutes by default) what ended; the
-    accounting, where there is one, knows the rest, but says 128 too little of an exit code above 127. Of an array that
-    is known, what is absent was cancelled while it waited, or is forgotten. Raises SlurmDown when either does not
-    answer.
+    accounting, where there is one, knows the rest, but says 128 too little of an exit code above 127. A task that
+    was cancelled while it waited is absent as well: see has_heard_of(). Raises SlurmDown when either does not answer.
     """
-    if not names:
-        return {}
-    live = _live(names)  # asked first: what ends and is forgotten meanwhile is in the accounting
     found: dict[tuple[str, int], tuple[int, Standing]] = {}
-    for name, task, job, known in [*_past(names), *live]:
-        if job >= found.get((name, task), (0,))[0]:
+    for name, task, job, known in _known(names):
+        if task is not None and job >= found.get((name, task), (0,))[0]:
             found[name, task] = job, known
     return {key: known for key, (_, known) in found.items()}
+
+
+def has_heard_of(names: Collection[str]) -> set[str]:
+    """Gives those names of which the cluster was given an array, also if it was cancelled before it began.
+
+    A task of such an array that never began, and that standing() does not know, was cancelled. Raises SlurmDown.
+    """
+    return {name for name, *_ in _known(names)}
 
 
 def cancel(name: str, index: int) -> None:
@@ -125,12 +130,25 @@ def cancel(name: str, index: int) -> None:
             _answer(["scancel", "--quiet", f"{job}_{task}"])
 
 
+def _known(names: Collection[str]) -> list[_Task]:
+    """What the accounting knows, and then what the controller does."""
+    if not names:
+        return []
+    live = _live(names)  # asked first: what ends and is forgotten meanwhile is in the accounting
+    return _past(names) + live
+
+
 def _live(names: Collection[str]) -> list[_Task]:
     """What the controller knows."""
     columns = "Name:80,ArrayJobID:20,ArrayTaskID:20,State:20,exit_code:20,Reason:40"
     text = _answer(["squeue", *_ours(names), "--noheader", "--array", "--states=all", f"--Format={columns}"])
     return [
-        (name, int(task), int(job), _standing(state, os.WEXITSTATUS(int(status)), os.WTERMSIG(int(status))))
+        (
+            name,
+            _index(task),
+            int(job),
+            _standing(state, os.WEXITSTATUS(int(status)), os.WTERMSIG(int(status))),
+        )
         for name, job, task, state, status, reason in _LIVE.findall(text)
         if (state, reason) != _REFUSED
     ]
@@ -145,10 +163,14 @@ def _past(names: Collection[str]) -> list[_Task]:
     if done.returncode != 0:
         raise SlurmDown(_one_line(done.stderr))
     return [
-        (name, int(task), int(job), _standing(state, int(code), int(by_signal)))
+        (name, _index(task), int(job), _standing(state, int(code), int(by_signal)))
         for name, job, task, state, code, by_signal in _PAST.findall(done.stdout)
         if state in ENDED
     ]
+
+
+def _index(text: str) -> int | None:
+    return int(text) if text.isdigit() else None
 
 
 def _standing(state: str, code: int, by_signal: int) -> Standing:

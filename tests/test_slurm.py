@@ -73,7 +73,10 @@ def down(cluster: Cluster) -> None:
 
 def out_of_time(cluster: Cluster, name: str) -> None:
     """Ends the time of a job: Slurm counts it in minutes, and looks every 30 s."""
-    for job in set(cluster.tell("squeue", "--noheader", "--array", f"--name={name}", "--format=%A").split()):
+    running = cluster.tell(
+        "squeue", "--noheader", "--array", "--states=R", f"--name={name}", "--format=%F_%K"
+    )
+    for job in running.split():
         cluster.tell("scontrol", "update", f"JobId={job}", "EndTime=now")
 
 
@@ -104,7 +107,7 @@ def test_a_cancelled_task_is_told_and_the_others_run_on(cluster: Cluster, tmp_pa
     assert (name, 2) not in slurm.standing([name])  # an array forgets what never began
     slurm.cancel(name, 3)
     slurm.cancel(name, 1)
-    assert [standing.state for standing in ended(name, 1, 3)] == ["CANCELLED", "CANCELLED"]
+    assert [standing.state for standing in ended(name, 1)] == ["CANCELLED"]
     assert Path(f"{scripts[1]}.told").exists()
     assert not Path(f"{scripts[2]}.began").exists()
     assert not Path(f"{scripts[3]}.began").exists()
@@ -114,13 +117,31 @@ def test_a_cancelled_task_is_told_and_the_others_run_on(cluster: Cluster, tmp_pa
     slurm.cancel(name, 77)
 
 
+def test_an_array_that_was_cancelled_before_it_began_has_been_heard_of(
+    cluster: Cluster, tmp_path: Path, name: str
+) -> None:
+    names = [f"{name}-{what}" for what in ("whole", "part", "refused", "none")]
+    cluster.tell("scontrol", "update", f"NodeName={cluster.node}", "State=DRAIN", "Reason=test")
+    try:
+        for one in names[:2]:
+            submitted(tmp_path, one, "exit 0", "exit 0")
+        with pytest.raises(slurm.SlurmRefused):
+            submitted(tmp_path, names[2], "exit 0", memory_mb=1_000_000)
+        cluster.tell("scancel", f"--name={names[0]}")
+        slurm.cancel(names[1], 0)
+        assert set(slurm.standing(names)) == {(names[1], 1)}
+        assert slurm.has_heard_of(names) == set(names[:2])
+    finally:
+        cluster.tell("scontrol", "update", f"NodeName={cluster.node}", "State=RESUME")
+
+
 def test_a_node_that_fails_is_told_from_a_command_that_does(
     cluster: Cluster, tmp_path: Path, name: str
 ) -> None:
     (script,) = submitted(tmp_path, name, ENDLESS)
     began(script)
     down(cluster)
-    assert ended(name, 0) == [Standing("NODE_FAIL", 0)]
+    assert [standing.state for standing in ended(name, 0)] == ["NODE_FAIL"]
 
 
 def test_what_makes_room_for_others_is_preempted(cluster: Cluster, tmp_path: Path, name: str) -> None:
@@ -267,6 +288,9 @@ def test_the_accounting_remembers_what_the_controller_forgot(tmp_path: Path, nam
         began(scripts[4])
         slurm.cancel(name, 3)
         out_of_time(cluster, name)
+        (tmp_path / "waited").mkdir()
+        submitted(tmp_path / "waited", f"{name}-waited", "exit 0", cpus=32)
+        slurm.cancel(f"{name}-waited", 0)
         assert [standing.state for standing in ended(name, 3, 4)] == ["CANCELLED", "TIMEOUT"]
         cluster.stop_controller()
         cluster.start_controller("-c")
@@ -274,6 +298,7 @@ def test_the_accounting_remembers_what_the_controller_forgot(tmp_path: Path, nam
         remembered = slurm.standing([name])
         assert [remembered[name, task] for task in range(3)] == seen
         assert [remembered[name, task].state for task in (3, 4)] == ["CANCELLED", "TIMEOUT"]
+        assert slurm.has_heard_of([name, f"{name}-waited"]) == {name, f"{name}-waited"}
         cluster.stop("slurmdbd")
         with pytest.raises(slurm.SlurmDown, match="Connection refused"):  # it might know the job
             slurm.standing([name])
@@ -355,7 +380,7 @@ def test_what_a_failing_node_cut_off_begins_again_so_often_and_then_is_an_error(
         assert l2inv.json("preprocess")["jobs"]["submitted"] == len(invertible)
         until(lambda n=attempt: runs(tmp_path / "work") == n * len(invertible), "all run")
         down(cluster)
-    assert l2inv.json("preprocess")["ops"]["failed"] == len(invertible)
+    assert l2inv.json("preprocess", expect=4)["ops"]["failed"] == len(invertible)
     assert causes(l2inv, invertible) == {"NODE_FAIL"}
     started = [
         event["detail"]
