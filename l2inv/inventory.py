@@ -89,6 +89,10 @@ class Unreadable(msgspec.Struct, frozen=True):
 
 
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")  # PostgreSQL stores no such character
+_CAMEL = {"health": "health", "gos_status": "gosStatus"}
+_PLACE = {
+    name: (0, str(at)) for counts in ("health", "gosStatus") for at, name in enumerate(SUBFIELDS[counts])
+}
 _decoder = msgspec.json.Decoder(Dataset)
 _encoder = msgspec.json.Encoder()
 
@@ -101,12 +105,22 @@ def read(raw: bytes | msgspec.Raw) -> Record | Unreadable:
     """
     try:
         dataset = _in_utc(_decoder.decode(raw))
-        text = _encoder.encode(dataset)
+        text = kept(dataset)
     except (msgspec.DecodeError, UnicodeError, RecursionError, OverflowError) as problem:
         return Unreadable(_id_of(raw), _reason(problem), bytes(raw))
     if _NUL.search(text):
         return Unreadable(_without_nul(dataset.dataset_id), "holds a NUL character", bytes(raw))
     return Record(dataset, text, hashlib.sha256(text).digest())
+
+
+def kept(dataset: Dataset) -> bytes:
+    """Gives the one text of a dataset, the counts of frames in the order in which they are asked for."""
+    counts = {
+        name: dict(sorted(value.items(), key=lambda item: _PLACE.get(item[0], (1, item[0]))))
+        for name in ("health", "gos_status")
+        if (value := getattr(dataset, name)) and tuple(value) != SUBFIELDS[_CAMEL[name]]
+    }
+    return _encoder.encode(msgspec.structs.replace(dataset, **counts) if counts else dataset)
 
 
 def stored(text: bytes | str) -> Dataset:

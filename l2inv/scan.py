@@ -35,6 +35,7 @@ class Change:
     changed: dict[str, list[str]] = field(default_factory=dict)  # dataset id -> fields
     left: list[str] = field(default_factory=list)
     withdrawn: dict[str, str | None] = field(default_factory=dict)  # dataset id -> the one that supersedes it
+    versions: dict[str, str] = field(default_factory=dict)
     affects_verdict: bool = False
     proposal_id: str | None = None
     experiment_id: str | None = None
@@ -212,6 +213,7 @@ def _keep(reading: Reading, records: list[inventory.Record]) -> None:
             version = reading.known[dataset_id].version + 1 if dataset_id in reading.known else 1
             copy.write_row((dataset_id, version, op_id, r.content_hash, r.text.decode(), reading.run.run_id))
             reading.known[dataset_id] = Known(version, r.content_hash, False)
+            reading.changes[op_id].versions[dataset_id] = _pin(version, r.content_hash)
     reading.counts["new"] += len(fresh) - len(before)
     reading.counts["changed"] += len(before)
     reading.counts["unchanged"] += len(records) - len(fresh)
@@ -282,7 +284,8 @@ def _withdraw(reading: Reading, allowed: bool) -> None:
         insert into l2inv.dataset_version (dataset_id, version, op_id, content_hash, record, run_id, withdrawn)
             select dataset_id, version + 1, op_id, content_hash, record, %s, true
             from l2inv.dataset where dataset_id = any(%s)
-        returning dataset_id, op_id, record ->> 'instrumentName' as instrument, record ->> 'productId' as product_id
+        returning dataset_id, op_id, version, content_hash, record ->> 'instrumentName' as instrument,
+                  record ->> 'productId' as product_id
         """,
         [reading.run.run_id, gone],
     ).fetchall()
@@ -290,8 +293,14 @@ def _withdraw(reading: Reading, allowed: bool) -> None:
     for row in rows:
         change = reading.changes.setdefault(row["op_id"], Change())
         change.withdrawn[row["dataset_id"]] = heirs.get(row["product_id"])
+        change.versions[row["dataset_id"]] = _pin(row["version"], row["content_hash"])
         change.affects_verdict |= row["instrument"] in reading.settings.qualification.instruments
     reading.counts["withdrawn"] = len(rows)
+
+
+def _pin(version: int, content_hash: bytes) -> str:
+    """What the event says of a version, so that the record of the OP holds its datasets to what was read."""
+    return f"{version}:{content_hash.hex()[:16]}"
 
 
 class TooManyGone(L2invError):
@@ -355,7 +364,7 @@ def _tell(connection: Connection, run: Run, changes: dict[str, Change]) -> dict[
 
 def _first_detail(change: Change) -> dict[str, Any]:
     names = {"proposal_id": change.proposal_id, "experiment_id": change.experiment_id}
-    return {"datasets": sorted(change.new), **names}
+    return {"datasets": sorted(change.new), **names, "versions": dict(sorted(change.versions.items()))}
 
 
 def _detail(change: Change) -> dict[str, Any]:
@@ -364,6 +373,7 @@ def _detail(change: Change) -> dict[str, Any]:
         "changed": dict(sorted(change.changed.items())),
         "left": sorted(change.left),
         "withdrawn": dict(sorted(change.withdrawn.items())),
+        "versions": dict(sorted(change.versions.items())),
     }
     return {"affects_verdict": change.affects_verdict} | {
         name: value for name, value in told.items() if value

@@ -1,23 +1,211 @@
-"""verify: judges again what was judged, from the dataset versions and the criteria of its time."""
+"""verify: whether the record still says what it said, and whether all that is derived from it agrees.
 
+Every check reads one snapshot in a stream, so that memory stays flat and nobody is kept waiting.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from l2inv import criteria, inventory
 from l2inv.database import Connection
+from l2inv.errors import L2invError
 from l2inv.settings import Qualification
 
-BATCH = 1000  # verdicts at a time
+BATCH = 1000  # verdicts, datasets or heads at a time
+MOST = 1000  # findings named one by one
+
+Finding = dict[str, Any]
 
 
-def verdicts(connection: Connection) -> dict[str, Any]:
-    """Judges every recorded verdict again and gives how many were checked, and one finding for each that differs."""
+def verify(connection: Connection, what: str | None = None) -> dict[str, Any]:
+    """Checks events, state, verdicts and datasets, or one of them: how many of each, and one finding for each fault."""
+    checked, findings = {}, []
+    with connection.transaction():
+        connection.execute("set transaction isolation level repeatable read, read only")
+        for name, check in CHECKS.items():
+            if what in (None, name):
+                checked[name], found = check(connection)
+                findings += found
+    return {"checked": checked, "findings": findings[:MOST], "found": len(findings)}
+
+
+def events(connection: Connection) -> tuple[int, list[Finding]]:
+    """Checks every OP's chain: seq without holes, and each hash that of the content and of the hash before it."""
+    with connection.cursor("verify_events") as cursor:
+        cursor.execute(
+            """
+            select event_id, op_id, seq, previous_seq,
+                   hash = l2inv.event_hash(previous_hash, event_id, op_id, seq, kind, state, actor, recorded_at,
+                                           run_id, detail) as holds
+            from (select *, lag(hash) over chain as previous_hash, coalesce(lag(seq) over chain, 0) as previous_seq
+                  from l2inv.event window chain as (partition by op_id order by seq)) e
+            """
+        )
+        checked, findings = 0, []
+        for row in cursor:
+            checked += 1
+            if row["seq"] != row["previous_seq"] + 1:
+                gone = f"event {row['previous_seq'] + 1} is missing before event {row['seq']}"
+                findings.append(_finding("event", row, gone))
+            elif not row["holds"]:
+                findings.append(_finding("event", row, f"event {row['seq']} is not what was recorded"))
+    return checked, findings
+
+
+def state(connection: Connection) -> tuple[int, list[Finding]]:
+    """Compares each OP's present state with what its events say, the hash of the newest among it."""
+    rows = connection.execute(
+        """
+        select coalesce(s.op_id, e.op_id) as op_id, to_jsonb(s) as kept, to_jsonb(e) as told
+        from l2inv.op_state s full join l2inv.op_state_by_events e using (op_id)
+        where to_jsonb(s) is distinct from to_jsonb(e)
+        """
+    ).fetchall()
+    findings = []
+    for row in rows:
+        kept, told = row["kept"] or {}, row["told"] or {}
+        names = sorted(name for name in told | kept if kept.get(name) != told.get(name))
+        missing = (
+            "there are no events of it" if not told else "it has events and no state" if not kept else None
+        )
+        said = missing or f"{', '.join(names)} differ from what the events say: l2inv verify events says more"
+        findings.append({"what": "state", "event_id": None, "op_id": row["op_id"], "detail": said})
+    counted = connection.execute("select count(*) as ops from l2inv.op_state").fetchone()
+    assert counted is not None
+    return counted["ops"], findings
+
+
+def datasets(connection: Connection) -> tuple[int, list[Finding]]:
+    """Hashes every kept dataset version again, and compares the versions there are with those that events name."""
+    with connection.cursor("verify_datasets") as cursor:
+        cursor.execute(
+            """
+            select dataset_id, op_id, version, content_hash, record::text as record,
+                   coalesce(lag(version) over (partition by dataset_id order by version), 0) as previous
+            from l2inv.dataset_version
+            """
+        )
+        checked, findings = 0, []
+        for row in cursor:
+            checked += 1
+            name = f"dataset {row['dataset_id']} version {row['version']}"
+            if row["version"] != row["previous"] + 1:
+                findings.append(
+                    _finding("dataset", row, f"version {row['previous'] + 1} is missing before {name}")
+                )
+            if _hash_of(row["record"]) != row["content_hash"]:
+                findings.append(_finding("dataset", row, f"{name} is not what was read"))
+    return checked, findings + _pinned(connection)
+
+
+def _pinned(connection: Connection) -> list[Finding]:
+    """Where the versions that are kept and those that the events name are not the same."""
+    rows = connection.execute(
+        """
+        with pin as materialized (
+            select e.event_id, e.op_id, p.key as dataset_id, split_part(p.value, ':', 1)::integer as version,
+                   split_part(p.value, ':', 2) as hash
+            from l2inv.event e, jsonb_each_text(e.detail -> 'versions') p
+            where e.kind in ('discovered', 'datasets_changed')
+        )
+        select p.event_id, p.op_id, p.dataset_id, p.version,
+               case when v.version is null then 'is missing' else 'is not what its event names' end as said
+        from pin p left join l2inv.dataset_version v using (dataset_id, version)
+        where v.version is null or left(encode(v.content_hash, 'hex'), 16) <> p.hash
+        union all
+        select null, v.op_id, v.dataset_id, v.version, 'is told of by no event'
+        from l2inv.dataset_version v
+        join (select dataset_id, max(version) as version from pin group by dataset_id) newest using (dataset_id)
+        where v.version > newest.version
+        """
+    ).fetchall()
+    return [
+        _finding("dataset", row, f"dataset {row['dataset_id']} version {row['version']} {row['said']}")
+        for row in rows
+    ]
+
+
+def _hash_of(record: str) -> bytes | None:
+    try:
+        return hashlib.sha256(inventory.kept(inventory.stored(record))).digest()
+    except msgspec.ValidationError:
+        return None
+
+
+def _finding(what: str, row: dict[str, Any], detail: str) -> Finding:
+    return {"what": what, "event_id": row.get("event_id"), "op_id": row["op_id"], "detail": detail}
+
+
+def anchor(connection: Connection, path: Path) -> dict[str, Any]:
+    """Checks that the newest event of each OP that the file names is still there, and its hash the same.
+
+    Gives how many, and one finding for each that is not. A file that is not there yet names none.
+    Raises L2invError when it cannot be read.
+    """
+    checked, findings = 0, []
+    try:
+        for heads in _anchored(path) if path.exists() else ():
+            checked += len(heads)
+            rows = connection.execute(
+                """
+                select op_id, seq, e.event_id
+                from unnest(%s::text[], %s::integer[], %s::text[]) as head (op_id, seq, hash)
+                left join l2inv.event e using (op_id, seq)
+                where encode(e.hash, 'hex') is distinct from head.hash
+                """,
+                [list(column) for column in zip(*heads, strict=True)],
+            ).fetchall()
+            for row in rows:
+                gone = "is missing" if row["event_id"] is None else "is not what was anchored"
+                findings.append(_finding("anchor", row, f"event {row['seq']} {gone}"))
+    except (OSError, ValueError, msgspec.DecodeError) as problem:
+        raise L2invError(f"anchor {path}: {problem}", "name a file that verify --anchor wrote") from problem
+    return {"checked": {"anchored": checked}, "findings": findings[:MOST], "found": len(findings)}
+
+
+def write_anchor(connection: Connection, path: Path) -> int:
+    """Writes each OP's newest event and its hash to a file, one JSON array a line, in place of the one before.
+
+    Gives how many. Keep it where whoever can write to the database cannot. Raises OSError.
+    """
+    new = path.with_name(path.name + ".new")
+    count = 0
+    with (
+        connection.transaction(),
+        connection.cursor("heads") as cursor,
+        new.open("w", encoding="utf-8") as file,
+    ):
+        cursor.execute("select op_id, seq, encode(hash, 'hex') as hash from l2inv.op_state order by op_id")
+        for count, row in enumerate(cursor, 1):  # noqa: B007 - how many there were
+            file.write(json.dumps([row["op_id"], row["seq"], row["hash"]]) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+    return count
+
+
+def _anchored(path: Path) -> Iterator[list[tuple[str, int, str]]]:
+    with path.open(encoding="utf-8") as lines:
+        while batch := [
+            msgspec.json.decode(line, type=tuple[str, int, str]) for line in islice(lines, BATCH)
+        ]:
+            yield batch
+
+
+def verdicts(connection: Connection) -> tuple[int, list[Finding]]:
+    """Judges every recorded verdict again, on the dataset versions and by the criteria that it names."""
     rules = {
         row["criteria_version"]: msgspec.convert(row["rules"], Qualification)
         for row in connection.execute("select criteria_version, rules from l2inv.criteria")
     }
-    findings: list[dict[str, Any]] = []
+    findings: list[Finding] = []
     checked = 0
     after = 0
     while rows := _batch(connection, after):
@@ -30,7 +218,7 @@ def verdicts(connection: Connection) -> dict[str, Any]:
                 findings.append(
                     {"what": "verdict", "event_id": row["event_id"], "op_id": row["op_id"], "detail": problem}
                 )
-    return {"checked": {"verdicts": checked}, "findings": findings}
+    return checked, findings
 
 
 def _batch(connection: Connection, after: int) -> list[dict[str, Any]]:
@@ -85,3 +273,6 @@ def _numbers_as_floats(value: Any) -> Any:
     if isinstance(value, list):
         return [_numbers_as_floats(inner) for inner in value]
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+CHECKS = {"events": events, "state": state, "verdicts": verdicts, "datasets": datasets}

@@ -151,8 +151,8 @@ def test_a_verdict_that_differs_is_found_and_named(
             connection.execute(f"alter table l2inv.{table} disable trigger user")
         connection.execute(tamper, [judged["event_id"]])
     answer = l2inv("verify", "--json", expect=5)
-    finding = next(f for f in answer.json["findings"] if f["op_id"] == ready[0])
-    assert (finding["event_id"], finding["what"]) == (judged["event_id"], "verdict")
+    finding = next(f for f in answer.json["findings"] if (f["op_id"], f["what"]) == (ready[0], "verdict"))
+    assert finding["event_id"] == judged["event_id"]
     assert said in finding["detail"]
     assert said in l2inv("verify", expect=5).stderr
 

@@ -168,7 +168,7 @@ def test_several_events_of_one_op_in_one_insert_follow_each_other(connection: Co
         insert into l2inv.event (op_id, seq, kind, state, actor)
         select op, seq, kind, state, 'test' from unnest(array['a', 'b']) op, (values
             (3, 'preprocessed', 'preprocessed'), (1, 'discovered', 'discovered'), (2, 'judged', 'invertible')
-        ) as e (seq, kind, state)
+        ) as e (seq, kind, state) order by op, seq
         """
     )
     for op in ("a", "b"):
@@ -258,13 +258,15 @@ def test_whatever_is_tried_the_derived_state_is_what_the_events_say(
         row = present(connection, "op")
         assert (row["seq"], row["state"], row["state_before_error"]) == (seq, state, before_error)
         assert (row["on_hold_seq"] is not None) == on_hold
+        by_events = connection.execute("select * from l2inv.op_state_by_events where op_id = 'op'").fetchone()
+        assert by_events == row
 
 
 def test_all_sql_stands_in_the_rooms_that_issue_it() -> None:
     """A newcomer finds every statement in the room of its stage; nothing below the commands or beside them has any."""
     rooms = {
         "database", "migrate", "record", "scan", "qualify", "preprocess", "science", "publish", "views", "demo",
-        "whatif", "verdicts", "quarantine", "verify", "deadlines", "export", "inbox", "attempts", "clean", "handoff", "offers",
+        "whatif", "verdicts", "quarantine", "verify", "deadlines", "export", "inbox", "attempts", "clean", "handoff", "offers", "roles", "backup",
         "preflight", "cycles",
     }  # fmt: skip
     package = Path(database.__file__).parent

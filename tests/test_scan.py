@@ -75,6 +75,7 @@ def test_a_changed_dataset_is_a_new_version_and_its_op_gets_an_event_that_says_w
     assert report["ops"]["changed"] == 1
     event = l2inv.json("history", op)["events"][-1]
     assert (event["kind"], event["state"], event["actor"]) == ("datasets_changed", "discovered", "han")
+    assert event["detail"].pop("versions").keys() == {dataset["datasetId"]}
     assert event["detail"] == {"affects_verdict": True, "changed": {dataset["datasetId"]: ["ao_locked"]}}
     versions = connection.execute(
         "select version, record -> 'aoLocked' as ao from l2inv.dataset_version where dataset_id = %s order by 1",

@@ -32,7 +32,12 @@ def test_a_dataset_that_left_the_store_is_a_version_and_not_a_deletion(
     assert [(v["version"], v["withdrawn"]) for v in versions] == [(1, False), (2, True)]
     event = last_event(l2inv, ready[0])
     assert (event["kind"], event["state"]) == ("datasets_changed", "discovered")
-    assert event["detail"] == {"affects_verdict": True, "withdrawn": {gone["datasetId"]: None}}
+    pin = f"2:{versions[1]['content_hash'].hex()[:16]}"
+    assert event["detail"] == {
+        "affects_verdict": True,
+        "withdrawn": {gone["datasetId"]: None},
+        "versions": {gone["datasetId"]: pin},
+    }
     l2inv(*AS_OF)
     assert gone["datasetId"] not in last_event(l2inv, ready[0])["detail"]["datasets"]
     assert l2inv.json("scan")["datasets"]["withdrawn"] == 0

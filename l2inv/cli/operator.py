@@ -1,10 +1,11 @@
 """The operator's commands: the database's schema, retries, the settings, the embedded server, the demo."""
 
+from pathlib import Path
 from typing import Any
 
 import click
 
-from l2inv.cli.app import App, command, common_options, json_option, main
+from l2inv.cli.app import App, Words, command, common_options, json_option, main
 
 
 @command("migrate")
@@ -92,20 +93,34 @@ def _print_records(records: list[dict[str, Any]]) -> None:
 
 
 @command("verify")
-@click.argument("what", type=click.Choice(["verdicts"]), required=False)
+@click.argument("what", type=click.Choice(["events", "state", "verdicts", "datasets"]), required=False)
+@click.option(
+    "--anchor",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Check against what an earlier run wrote there; when nothing is wrong, write it anew.",
+)
 @json_option
-def verify(app: App, what: str | None) -> None:
-    """Check that the record agrees with itself: every verdict is judged again from the data of its time."""
+def verify(app: App, what: str | None, anchor: Path | None) -> None:
+    """Check the record: its chain of hashes, the present states, every verdict judged again, the dataset versions."""
     from l2inv import verify
 
     with app.connected() as (connection, _):
-        found = verify.verdicts(connection)
+        found = verify.verify(connection, what)
+        if anchor:
+            against = verify.anchor(connection, anchor)
+            found["checked"] |= against["checked"]
+            found["findings"] += against["findings"]
+            found["found"] += against["found"]
+            if not found["findings"]:
+                found["anchored"] = verify.write_anchor(connection, anchor)
 
     def text() -> None:
         for finding in found["findings"]:
-            app.warn(f"OP {finding['op_id']}, event {finding['event_id']}: {finding['detail']}")
+            event = f", event {finding['event_id']}" if finding["event_id"] else ""
+            app.warn(f"OP {finding['op_id']}{event}: {finding['detail']}")
         checked = ", ".join(f"{count} {name}" for name, count in found["checked"].items())
-        app.summary(f"verify: {checked} checked, {len(found['findings'])} findings")
+        app.summary(f"verify: {checked} checked, {found['found']} findings")
 
     app.result(found, text)
     if found["findings"]:
@@ -188,3 +203,68 @@ def demo(app: App, store: bool, port: int) -> None:
         return
     document: dict[str, Any] = demo.run(lambda line: None if app.json else click.echo(line), port)
     app.result(document, lambda: None)
+
+
+@command("roles")
+@click.option(
+    "--owner",
+    type=Words(),
+    default="l2inv_owner",
+    show_default=True,
+    help="Who owns and migrates the schema.",
+)
+@click.option(
+    "--writer", type=Words(), default="l2inv_writer", show_default=True, help="Who cron and science are."
+)
+@click.option(
+    "--reader", type=Words(), default="l2inv_reader", show_default=True, help="Who reads the views alone."
+)
+@click.option("--apply", "applies", is_flag=True, help="Run it, all or nothing; else it is printed.")
+@json_option  # fmt: skip
+def roles(app: App, owner: str, writer: str, reader: str, applies: bool) -> None:
+    """Print, or make, the database's roles and their rights. Run it again after a migration."""
+    from l2inv.roles import Roles, apply, statements
+
+    names = Roles(owner, writer, reader)
+    if len(set(names)) < len(names):
+        raise click.UsageError("owner, writer and reader are three roles")
+    with app.connected() as (connection, _):
+        done = apply(connection, names) if applies else statements(connection, names)
+    said = f"roles: {owner} owns, {writer} writes, {reader} reads; grant them to those who log in"
+    app.result(
+        {"statements": done, "applied": applies},
+        lambda: app.summary(said) if applies else click.echo("\n".join(done)),
+    )
+
+
+@command("backup")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@json_option
+def backup(app: App, file: Path) -> None:
+    """Write everything recorded, as of one moment, to a compressed FILE that restore reads on any PostgreSQL."""
+    from l2inv import backup
+
+    with app.connected() as (connection, _):
+        done = backup.backup(connection, file)
+    app.result(done, lambda: app.summary(f"backup: {_rows(done)}, {done['bytes']} bytes in {file}"))
+
+
+@command("restore")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--check", "checks", is_flag=True, help="Only read the file to its end and check its checksum.")
+@json_option
+def restore(app: App, file: Path, checks: bool) -> None:
+    """Fill an empty schema from a backup FILE, all or nothing, and verify it."""
+    from l2inv import backup
+
+    if checks:
+        done: dict[str, Any] = {"file": str(file), "rows": backup.check(file)}
+        app.result(done, lambda: app.summary(f"restore: {file} is whole: {_rows(done)}"))
+        return
+    with app.connected() as (connection, _):
+        done = backup.restore(connection, file)
+    app.result(done, lambda: app.summary(f"restore: {_rows(done)} from {file}"))
+
+
+def _rows(done: dict[str, Any]) -> str:
+    return ", ".join(f"{count} {table}" for table, count in done["rows"].items())

@@ -53,7 +53,8 @@ returns boolean language sql immutable parallel safe as $$
     end, false)
 $$;
 
-create or replace function l2inv.follow_events() returns trigger language plpgsql set work_mem = '64MB' as $$
+create or replace function l2inv.follow_events() returns trigger language plpgsql
+    security definer set search_path = pg_catalog, pg_temp set work_mem = '64MB' as $$
 declare
     wrong     record;
     expected  bigint;
@@ -88,7 +89,7 @@ begin
 
         insert into l2inv.op_state as s (op_id, seq, state, since, state_before_error, datasets_seq, verdict_seq,
                                          criteria_version, overruled_seq, proposal_id, experiment_id, assignee, due_at,
-                                         on_hold_seq, priority)
+                                         on_hold_seq, hash, priority)
             select e.op_id, e.seq, coalesce(e.state, s.state),
                    case when e.state is null then s.since else e.recorded_at end,
                    case when e.state is null then s.state_before_error when e.state = 'error' then s.state end,
@@ -110,6 +111,7 @@ begin
                         when e.kind in ('released', 'inverted', 'reopened') then null
                         else s.due_at end,
                    case e.kind when 'put_on_hold' then e.seq when 'taken_off_hold' then null else s.on_hold_seq end,
+                   e.hash,
                    case when e.kind = 'prioritized' then (e.detail ->> 'priority')::integer
                         else coalesce(s.priority, 0) end
             from new_event e left join l2inv.op_state s using (op_id)
@@ -120,7 +122,7 @@ begin
             verdict_seq = excluded.verdict_seq, criteria_version = excluded.criteria_version, overruled_seq = excluded.overruled_seq,
             proposal_id = excluded.proposal_id, experiment_id = excluded.experiment_id,
             assignee = excluded.assignee, due_at = excluded.due_at, on_hold_seq = excluded.on_hold_seq,
-            priority = excluded.priority;
+            hash = excluded.hash, priority = excluded.priority;
         get diagnostics this_time = row_count;
 
         if this_time = 0 then
@@ -200,3 +202,31 @@ create or replace view l2inv.published_op as
                 and w.detail -> 'inversion_ids' ? (i ->> 'inversion_id')) as withdrawn_at
     from l2inv.event e, jsonb_array_elements(e.detail -> 'inversions') i
     where e.kind = 'published';
+
+-- What op_state should be by the events alone: to compare it with, and never read otherwise.
+create view l2inv.op_state_by_events as
+    select e.op_id, max(e.seq) as seq,
+           (array_agg(e.state order by e.seq desc) filter (where e.state is not null))[1] as state,
+           (array_agg(e.recorded_at order by e.seq desc) filter (where e.state is not null))[1] as since,
+           case when (array_agg(e.state order by e.seq desc) filter (where e.state is not null))[1] = 'error'
+                then (array_agg(e.state order by e.seq desc) filter (where e.state is not null))[2] end as state_before_error,
+           max(e.seq) filter (where e.kind in ('discovered', 'reopened')
+                              or e.kind = 'datasets_changed' and e.detail -> 'affects_verdict' = 'true') as datasets_seq,
+           max(e.seq) filter (where e.kind = 'judged') as verdict_seq,
+           (array_agg(e.detail ->> 'criteria_version' order by e.seq desc) filter (where e.kind = 'judged'))[1] as criteria_version,
+           nullif(max(e.seq) filter (where e.kind in ('overruled', 'judged', 'reopened')
+                                     or e.kind = 'datasets_changed' and e.detail -> 'affects_verdict' = 'true'),
+                  max(e.seq) filter (where e.kind in ('judged', 'reopened')
+                                     or e.kind = 'datasets_changed' and e.detail -> 'affects_verdict' = 'true')) as overruled_seq,
+           (array_agg(e.detail ->> 'proposal_id' order by e.seq desc) filter (where e.detail ->> 'proposal_id' is not null))[1] as proposal_id,
+           (array_agg(e.detail ->> 'experiment_id' order by e.seq desc) filter (where e.detail ->> 'experiment_id' is not null))[1] as experiment_id,
+           coalesce((array_agg((e.detail ->> 'priority')::integer order by e.seq desc) filter (where e.kind = 'prioritized'))[1], 0) as priority,
+           (array_agg(case when e.kind in ('claimed', 'handed_over', 'taken_over') then e.detail ->> 'assignee' end order by e.seq desc)
+               filter (where e.kind in ('claimed', 'handed_over', 'taken_over', 'released', 'reopened')))[1] as assignee,
+           (array_agg(case when e.kind in ('claimed', 'handed_over', 'taken_over', 'extended') then (e.detail ->> 'due_at')::timestamptz end
+                      order by e.seq desc)
+               filter (where e.kind in ('claimed', 'handed_over', 'taken_over', 'extended', 'released', 'inverted', 'reopened')))[1] as due_at,
+           nullif(max(e.seq) filter (where e.kind in ('put_on_hold', 'taken_off_hold')),
+                  max(e.seq) filter (where e.kind = 'taken_off_hold')) as on_hold_seq,
+           (array_agg(e.hash order by e.seq desc))[1] as hash
+    from l2inv.event e group by e.op_id;

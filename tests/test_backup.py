@@ -1,0 +1,134 @@
+"""backup and restore: whole, checked, into nothing but an empty schema, by any later l2inv."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Commands, Connection
+
+KEPT = Path(__file__).parent / "data"
+TABLES = ("criteria", "run", "quarantine", "dataset_version", "event", "op_state")
+
+
+@pytest.fixture
+def lived(l2inv: Commands, ready: list[str]) -> str:
+    l2inv("claim", ready[0])
+    l2inv("mark-inverted", ready[0], "--note", "a\nb \x1b[31m \u202e 'x' \\ \"")
+    l2inv("publish")
+    l2inv("hold", ready[1], "--reason", "later")
+    return ready[0]
+
+
+def emptied(l2inv: Commands, schema: str = "restored") -> None:
+    l2inv.settings["database"]["schema"] = schema
+    l2inv.save()
+    l2inv("migrate")
+
+
+def lines(path: Path) -> list[bytes]:
+    return gzip.decompress(path.read_bytes()).splitlines(keepends=True)
+
+
+def test_what_was_backed_up_is_restored_row_for_row(
+    l2inv: Commands, lived: str, connection: Connection, tmp_path: Path
+) -> None:
+    file = tmp_path / "l2inv backup.gz"
+    connection.execute(
+        "insert into l2inv.quarantine (raw_hash, dataset_id, reason, raw) values (sha256('x'), null, 'why', '\\x00ff')"
+    )
+    done = l2inv.json("backup", str(file))
+    assert done["rows"]["event"] == l2inv.json("status")["events"]
+    assert l2inv.json("restore", str(file), "--check")["rows"] == done["rows"]
+    history = l2inv("history", lived, "--json").stdout
+    emptied(l2inv)
+    assert l2inv.json("restore", str(file))["rows"] == done["rows"]
+    assert l2inv("history", lived, "--json").stdout == history
+    for table in TABLES:
+        rows = [
+            connection.execute(f"select to_jsonb(t) as row from {schema}.{table} t order by 1").fetchall()
+            for schema in ("l2inv", "restored")
+        ]
+        assert rows[0] == rows[1], table
+        assert rows[0], table
+    assert l2inv.json("verify")["findings"] == []
+    assert l2inv.json("note", lived, "life goes on")["op_id"] == lived
+    assert l2inv.json("scan")["datasets"]["unchanged"] > 0
+    again = tmp_path / "again"
+    l2inv("backup", str(again))
+    assert lines(again)[1:3] == lines(file)[1:3]
+
+
+def test_nothing_is_restored_over_what_is_recorded(l2inv: Commands, lived: str, tmp_path: Path) -> None:
+    l2inv("backup", str(tmp_path / "b"))
+    assert "not empty" in l2inv("restore", str(tmp_path / "b"), expect=3).stderr
+
+
+@pytest.mark.parametrize(
+    "damage", ["cut", "bit", "no gzip", "line gone", "event changed", "more", "later", "empty"]
+)
+def test_a_damaged_backup_restores_nothing(
+    l2inv: Commands, lived: str, tmp_path: Path, connection: Connection, damage: str
+) -> None:
+    file = tmp_path / "b"
+    l2inv("backup", str(file))
+    content, text = file.read_bytes(), lines(file)
+    match damage:
+        case "cut":
+            content = content[: len(content) // 2]
+        case "bit":
+            content = content[:2000] + bytes([content[2000] ^ 1]) + content[2001:]
+        case "no gzip":
+            content = b"select 1;"
+        case "line gone":
+            content = gzip.compress(b"".join(text[:5] + text[6:]))
+        case "event changed":
+            content = gzip.compress(b"".join(text).replace(b'"actor": "han"', b'"actor": "eve"', 1))
+        case "more":
+            content = gzip.compress(b"".join([*text, text[1]]))
+        case "later":
+            header = json.loads(text[0])
+            content = gzip.compress(json.dumps(header | {"migrations": ["9999.later"]}).encode())
+        case "empty":
+            content = b""
+    file.write_bytes(content)
+    emptied(l2inv)
+    answer = l2inv("restore", str(file), expect=1)
+    assert answer.stderr.count("\n") == 1
+    assert str(file) in answer.stderr
+    assert l2inv.json("status")["events"] == 0
+
+
+def test_a_forged_event_is_found_though_the_checksum_is_made_to_fit(
+    l2inv: Commands, lived: str, tmp_path: Path
+) -> None:
+    import hashlib
+
+    file = tmp_path / "b"
+    l2inv("backup", str(file))
+    *text, last = lines(file)
+    forged = b'"actor": "eve"'.join(b"".join(text).rsplit(b'"actor": "han"', 1))
+    end = json.loads(last) | {"sha256": hashlib.sha256(forged).hexdigest()}
+    file.write_bytes(gzip.compress(forged + json.dumps(end).encode() + b"\n"))
+    emptied(l2inv)
+    assert "is not what was recorded" in l2inv("restore", str(file), expect=1).stderr
+    assert l2inv.json("status")["events"] == 0
+
+
+def test_a_backup_that_cannot_be_written_leaves_the_one_before(
+    l2inv: Commands, lived: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "b"
+    l2inv("backup", str(file))
+    before = file.read_bytes()
+    (tmp_path / "b.new").mkdir()
+    assert "b.new" in l2inv("backup", str(file), expect=1).stderr
+    assert file.read_bytes() == before
+    assert "No such file" in l2inv("restore", str(tmp_path / "none"), expect=1).stderr
+
+
+@pytest.mark.parametrize("file", sorted(KEPT.glob("backup-*.gz")), ids=lambda path: path.name)
+def test_a_backup_of_every_schema_that_could_make_one_still_restores(l2inv: Commands, file: Path) -> None:
+    assert l2inv.json("restore", str(file))["rows"]["event"] > 50
+    assert l2inv.json("verify")["findings"] == []
+    assert l2inv.json("status")["states"]["published"] == 1

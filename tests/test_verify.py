@@ -1,0 +1,214 @@
+"""verify: whoever gets around the triggers and changes one thing is found out."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import NOW, Commands, Connection
+
+from l2inv import database, migrate
+from l2inv.settings import Database, Settings
+
+TABLES = ("event", "op_state", "dataset_version", "criteria")
+
+
+@pytest.fixture
+def lived(l2inv: Commands, ready: list[str]) -> str:
+    """An OP with a life behind it: claimed, released, put on hold, inverted and published."""
+    op = ready[0]
+    for command in (
+        ("claim", op), ("release", op), ("hold", op, "--reason", "x"), ("unhold", op), ("note", op, "a\nword"),
+        ("prioritize", op, "--priority", "4", "--reason", "y"), ("claim", op), ("mark-inverted", op), ("publish",),
+    ):  # fmt: skip
+        l2inv(*command)
+    return op
+
+
+def around_the_triggers(connection: Connection, statement: str, values: Any = None) -> None:
+    """Does what only a superuser can."""
+    with connection.transaction():
+        for table in TABLES:
+            connection.execute(f"alter table l2inv.{table} disable trigger user")
+        assert connection.execute(statement, values).rowcount > 0
+        for table in TABLES:
+            connection.execute(f"alter table l2inv.{table} enable trigger user")
+
+
+def findings(l2inv: Commands, *argv: str) -> list[dict[str, Any]]:
+    answer = l2inv("verify", *argv, "--json", expect=None)
+    found: list[dict[str, Any]] = answer.json["findings"]
+    assert answer.exit_code == (5 if found else 0)
+    return found
+
+
+def test_a_sound_record_has_no_findings_and_says_how_much_was_checked(l2inv: Commands, lived: str) -> None:
+    answer = l2inv.json("verify")
+    assert answer["findings"] == []
+    status = l2inv.json("status")
+    assert answer["checked"]["events"] == status["events"]
+    assert answer["checked"]["state"] == status["ops"]
+    assert answer["checked"]["verdicts"] > 0
+    assert answer["checked"]["datasets"] > 0
+    for what in ("events", "state", "verdicts", "datasets"):
+        assert list(l2inv.json("verify", what)["checked"]) == [what]
+    assert l2inv("verify").stdout.startswith("verify: ")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "actor = 'somebody else'", "kind = 'retried'", "state = 'working'", "recorded_at = recorded_at + interval '1 microsecond'",
+        "run_id = 4711", "detail = detail || '{\"note\": \"never said\"}'", "hash = sha256('')", "seq = seq + 1000",
+        "op_id = 'another'", "event_id = default",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("which", ["first", "middle", "last"])
+def test_one_change_to_one_event_is_found_with_its_op(
+    l2inv: Commands, lived: str, connection: Connection, change: str, which: str
+) -> None:
+    events = l2inv.json("history", lived)["events"]
+    event = {"first": events[0], "middle": events[len(events) // 2], "last": events[-1]}[which]
+    around_the_triggers(
+        connection, f"update l2inv.event set {change} where event_id = %s", [event["event_id"]]
+    )
+    found = findings(l2inv, "events") + findings(l2inv, "state")
+    assert lived in {finding["op_id"] for finding in found}
+
+
+@pytest.mark.parametrize("which", [0, 4, -1])
+def test_a_removed_event_is_found(l2inv: Commands, lived: str, connection: Connection, which: int) -> None:
+    event = l2inv.json("history", lived)["events"][which]
+    around_the_triggers(connection, "delete from l2inv.event where event_id = %s", [event["event_id"]])
+    assert lived in {finding["op_id"] for finding in findings(l2inv)}
+
+
+def test_an_inserted_event_is_found_whatever_hash_it_brings(
+    l2inv: Commands, lived: str, connection: Connection
+) -> None:
+    around_the_triggers(
+        connection,
+        """
+        insert into l2inv.event (op_id, seq, kind, actor, detail, hash)
+        select op_id, seq + 1, 'noted', 'han', '{"note": "x"}',
+               l2inv.event_hash(hash, 1, op_id, seq + 1, 'noted', null, 'han', now(), null, '{"note": "x"}')
+        from l2inv.event where op_id = %s order by seq desc limit 1
+        """,
+        [lived],
+    )
+    assert {finding["what"] for finding in findings(l2inv)} == {"event", "state"}
+
+
+def test_the_hash_that_an_insert_names_is_not_the_one_that_is_kept(
+    l2inv: Commands, ready: list[str], connection: Connection
+) -> None:
+    connection.execute(
+        """
+        insert into l2inv.event (op_id, seq, kind, actor, detail, hash)
+        select op_id, seq + 1, 'noted', 'han', '{"note": "x"}', sha256('forged') from l2inv.op_state where op_id = %s
+        """,
+        [ready[0]],
+    )
+    assert findings(l2inv) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["state = 'invertible'", "assignee = 'eve'", "priority = 1000", "since = since - interval '1 day'", "seq = seq - 1",
+     "on_hold_seq = 1", "due_at = now()", "verdict_seq = null", "datasets_seq = 99", "proposal_id = 'mine'",
+     "hash = sha256('')", "criteria_version = 'x'", "overruled_seq = 2"],
+)  # fmt: skip
+def test_a_present_state_that_is_not_what_the_events_say_is_found(
+    l2inv: Commands, lived: str, connection: Connection, change: str
+) -> None:
+    around_the_triggers(connection, f"update l2inv.op_state set {change} where op_id = %s", [lived])
+    (finding,) = findings(l2inv, "state")
+    assert (finding["what"], finding["op_id"]) == ("state", lived)
+    assert change.split(" = ", maxsplit=1)[0] in finding["detail"]
+
+
+def test_a_present_state_that_is_gone_or_invented_is_found(
+    l2inv: Commands, lived: str, connection: Connection
+) -> None:
+    around_the_triggers(connection, "update l2inv.op_state set op_id = 'invented' where op_id = %s", [lived])
+    assert {finding["op_id"] for finding in findings(l2inv, "state")} == {"invented", lived}
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("update l2inv.dataset_version set record = record || '{\"bucket\": \"other\"}'", "is not what was read"),
+        ("update l2inv.dataset_version set content_hash = sha256('')", "is not what"),
+        ("delete from l2inv.dataset_version", "is missing"),
+        ("update l2inv.dataset_version set version = 2", "is missing"),
+        ("insert into l2inv.dataset_version select dataset_id, version + 1, op_id, content_hash, record, run_id, now(), true "
+         "from l2inv.dataset_version", "is told of by no event"),
+    ],
+)  # fmt: skip
+def test_one_change_to_a_dataset_version_is_found(
+    l2inv: Commands, lived: str, connection: Connection, statement: str, said: str
+) -> None:
+    dataset = l2inv.json("show", lived)["datasets"][0]["dataset_id"]
+    around_the_triggers(connection, f"{statement} where dataset_id = %s", [dataset])
+    assert {f["op_id"] for f in findings(l2inv, "datasets") if said in f["detail"]} == {lived}
+
+
+def test_an_anchor_finds_a_tail_that_was_rewritten_with_all_that_follows_from_it(
+    l2inv: Commands, lived: str, connection: Connection, tmp_path: Path
+) -> None:
+    anchor = tmp_path / "heads"
+    assert l2inv.json("verify", "--anchor", str(anchor))["anchored"] == l2inv.json("status")["ops"]
+    l2inv("note", lived, "later")
+    assert l2inv.json("verify", "--anchor", str(anchor))["findings"] == []
+    kept = anchor.read_text()
+    with connection.transaction():
+        for table in ("event", "op_state"):
+            connection.execute(f"alter table l2inv.{table} disable trigger user")
+        connection.execute("delete from l2inv.event where op_id = %s and seq > 9", [lived])
+        connection.execute("delete from l2inv.op_state where op_id = %s", [lived])
+        connection.execute("insert into l2inv.op_state select b.* from (select (jsonb_populate_record(null::l2inv.op_state, "
+                           "to_jsonb(e))).* from l2inv.op_state_by_events e where op_id = %s) b", [lived])  # fmt: skip
+    found = findings(l2inv, "--anchor", str(anchor))
+    assert [(f["what"], f["op_id"]) for f in found if f["what"] == "anchor"] == [("anchor", lived)]
+    assert anchor.read_text() == kept
+
+
+@pytest.mark.parametrize("content", ["nonsense\n", '["op", "1", "ff"]\n', "\udcff"])
+def test_a_file_that_is_no_anchor_is_named(
+    l2inv: Commands, ready: list[str], tmp_path: Path, content: str
+) -> None:
+    anchor = tmp_path / "heads"
+    anchor.write_bytes(content.encode("utf-8", "surrogateescape"))
+    before = anchor.read_bytes()
+    assert str(anchor) in l2inv("verify", "--anchor", str(anchor), expect=1).stderr
+    assert anchor.read_bytes() == before
+
+
+def test_events_from_before_the_chain_are_chained_by_the_migration(
+    l2inv: Commands, connection: Connection, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    l2inv("scan")
+    l2inv("qualify", "--as-of", NOW.isoformat())
+    folder = Path(shutil.copytree(database.migrations_folder(), tmp_path / "migrations"))
+    for file in sorted(folder.glob("*.sql"))[3:]:
+        file.unlink()
+    with monkeypatch.context() as first_three:
+        for room in (database, migrate):
+            first_three.setattr(room, "migrations_folder", lambda: folder)
+        with database.open_connection(Settings(database=Database(url=url, schema="old"))) as old:
+            migrate.apply(old, "old")
+    columns = "event_id, op_id, seq, kind, state, actor, recorded_at, run_id, detail"
+    connection.execute(
+        f"insert into old.event ({columns}) overriding system value select {columns} from l2inv.event order by event_id"
+    )
+    for table in ("dataset_version", "criteria"):
+        connection.execute(f"insert into old.{table} select * from l2inv.{table}")
+    l2inv.settings["database"]["schema"] = "old"
+    l2inv.save()
+    assert "behind" in l2inv("verify", expect=1).stderr
+    l2inv("migrate")
+    assert findings(l2inv) == []
+    checked = l2inv.json("verify")["checked"]
+    assert checked["events"] > checked["state"] > 0
+    assert json.loads(l2inv("list", "--json").stdout)["ops"]
