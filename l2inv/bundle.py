@@ -66,8 +66,12 @@ def write(folder: Path, description: dict[str, Any], settings: Settings) -> None
 def replace(path: Path, text: str) -> None:
     """Writes a file so that a reader, or a crash, never meets half of it. Raises OSError."""
     new = path.with_name(f"{path.name}.new")
-    new.write_bytes(text.encode("utf-8", "surrogateescape"))
-    new.replace(path)
+    try:
+        new.write_bytes(text.encode("utf-8", "surrogateescape"))
+        new.replace(path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
 
 
 def manifest(

@@ -15,9 +15,17 @@ def files(connection: Connection, op_id: str) -> dict[str, Any]:
     """Gives the files that the newest preprocessing of an OP left, each with how it stands.
 
     `standing` is ok, changed (the SHA-256 given is that of now), missing (size and SHA-256 are as recorded), or new:
-    in the folder and not on record. An OP that was not preprocessed has no folder and no files. Raises OSError.
+    in the folder and not on record. What was cleaned is missing no more; `cleaned_at` says when. An OP that was not preprocessed has no folder and no files. Raises OSError.
     """
     detail = record.newest(connection, op_id, "preprocessed") or {}
+    row = connection.execute(
+        """
+        select max(recorded_at) filter (where kind = 'cleaned') as at from l2inv.event
+        where op_id = %s and seq > (select max(seq) from l2inv.event where op_id = %s and kind = 'preprocessed')
+        """,
+        [op_id, op_id],
+    ).fetchone()
+    cleaned_at = row["at"] if row else None
     folder = detail.get("folder")
     recorded = {file["path"]: file for file in detail.get("files", ())}
     present = {}
@@ -26,11 +34,11 @@ def files(connection: Connection, op_id: str) -> dict[str, Any]:
             file = bundle.describe_file(path, Path(folder))
             present[file["path"]] = file
     found = []
-    for path in sorted(recorded | present):
+    for path in sorted(present if cleaned_at else recorded | present):
         was, now = recorded.get(path), present.get(path)
         standing = "new" if was is None else "missing" if now is None else "ok" if was == now else "changed"
         found.append({**(now or was or {}), "standing": standing})
-    return {"op_id": op_id, "folder": folder, "files": found}
+    return {"op_id": op_id, "folder": folder, "files": found, "cleaned_at": cleaned_at}
 
 
 def clean(

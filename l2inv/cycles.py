@@ -6,7 +6,8 @@ from typing import Any
 from l2inv import graphql, metadata_store, record
 from l2inv.database import Connection, stage_lock
 from l2inv.errors import Refused
-from l2inv.publish import one_at_a_time
+from l2inv.preflight import preflight
+from l2inv.publish import differences, one_at_a_time
 from l2inv.settings import Settings
 
 
@@ -17,10 +18,7 @@ def reopen(connection: Connection, settings: Settings, op_id: str, reason: str, 
     asked where the record names an inversion. Raises Refused, Busy while a publisher runs, StoreError and ConfigError.
     """
     with stage_lock(connection, "publish", "try again when it has ended"), connection.transaction():
-        present = record.locked(connection, op_id)
-        if present.state == "error" and present.state_before_error == "inverted":
-            record.retry(connection, [op_id], actor)
-            present = record.locked(connection, op_id)
+        present = _out_of_error(connection, op_id, actor)
         record.must_allow(present, "reopened", "discovered")
         row = connection.execute(
             """
@@ -38,6 +36,56 @@ def reopen(connection: Connection, settings: Settings, op_id: str, reason: str, 
             _must_not_be_told(settings, op_id, row["named"])
         detail = {"reason": reason, "cycle": row["cycle"]}
         record.add_one(connection, present, "reopened", "discovered", actor, detail)
+
+
+def adopt(
+    connection: Connection,
+    settings: Settings,
+    op_id: str,
+    inversion_id: str,
+    beside: bool,
+    reason: str,
+    actor: str,
+) -> None:
+    """Says of an inversion that the store holds, and the record does not know, that it is this OP's present one; or,
+    `beside`, that it is another, which does not stand against telling of this one.
+
+    Raises Refused where the store holds no such inversion or another than this, Busy, StoreError and ConfigError.
+    """
+    with stage_lock(connection, "publish", "try again when it has ended"), connection.transaction():
+        present = _out_of_error(connection, op_id, actor)
+        record.must_allow(present, "inversion_named", None)
+        with graphql.session(settings.metadata_store) as http:
+            held = metadata_store.find_inversion(http, settings.metadata_store, inversion_id)
+        if held is None:
+            raise Refused(f"the store holds no inversion {inversion_id}", _see(op_id))
+        if beside:
+            detail = {"note": reason, "beside": [inversion_id]}
+            record.add_one(connection, present, "noted", None, actor, detail)
+            return
+        program = held.get("instrumentProgramExecutionId")
+        for inversion in preflight(connection, settings, op_id)["inversions"]:
+            if inversion["instrument_program_id"] == program:
+                inversion["inversion_id"] = inversion_id
+                other = differences(inversion, held)
+                break
+        else:
+            other = ["instrumentProgramExecutionId"]
+        if other:
+            raise Refused(
+                f"OP {op_id}: {inversion_id} is another: it differs in {', '.join(other)}",
+                f"if both are to be: l2inv adopt {op_id} {inversion_id} --beside",
+            )
+        record.add_one(connection, present, "inversion_named", None, actor, inversion | {"reason": reason})
+
+
+def _out_of_error(connection: Connection, op_id: str, actor: str) -> record.Present:
+    """Gives where an OP stands, brought back from `error` if publishing led there."""
+    present = record.locked(connection, op_id)
+    if present.state == "error" and present.state_before_error == "inverted":
+        record.retry(connection, [op_id], actor)
+        present = record.locked(connection, op_id)
+    return present
 
 
 def _must_not_be_told(settings: Settings, op_id: str, inversion_ids: Sequence[str]) -> None:

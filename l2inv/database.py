@@ -4,6 +4,7 @@ Statements in l2inv say `l2inv.` for the schema. A connection to another schema 
 what the code says can be read, searched and pasted into psql as it stands.
 """
 
+import logging
 import re
 import time
 from collections.abc import Iterator
@@ -23,6 +24,9 @@ from l2inv.settings import Settings, redact
 Connection = psycopg.Connection[DictRow]
 
 _SCHEMA = re.compile(r"\bl2inv\.")
+
+# psycopg logs beside what it raises; without a handler Python would print that on stderr, beyond the one line.
+logging.getLogger("psycopg").addHandler(logging.NullHandler())
 
 
 class Renaming:
@@ -71,6 +75,8 @@ def open_connection(settings: Settings) -> Connection:
             fallback_application_name="l2inv",
             connect_timeout=timeout_seconds,
         )
+        # A day is 24 hours, and no time that Python knows is beyond its years, in UTC alone.
+        connection.execute("set timezone to 'UTC'")
     except psycopg.Error as problem:
         raise in_words(problem, settings) from problem
     own = {"schema": settings.database.schema}

@@ -1,7 +1,7 @@
 """What stays longer in a state than it may, and what else each owner should know of. Reads only."""
 
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from l2inv import views
 from l2inv.database import Connection
@@ -54,6 +54,13 @@ def _due(
     ).fetchall()
 
 
+class Digest(NamedTuple):
+    """A digest that was sent: to each owner with something to be told true, false (not arrived) or null (no address)."""
+
+    started_at: datetime
+    sent: dict[str, bool | None]
+
+
 def by_owner(ops: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Gives the OPs of each owner, by name."""
     return {
@@ -61,26 +68,29 @@ def by_owner(ops: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def last_digest(connection: Connection, now: datetime) -> datetime:
-    """Gives since when the next digest tells what is new: the last one that reached all who have an address."""
-    row = connection.execute(
+def earlier_digests(connection: Connection) -> list[Digest]:
+    """Gives when digests were sent, the newest first, and whom their letters reached."""
+    rows = connection.execute(
         """
-        select max(started_at) as since from l2inv.run
-        where stage = 'digest' and finished_at is not null and not result ? 'failed'
-            and not jsonb_path_exists(result, '$.sent.* ? (@ == false)')
+        select started_at, coalesce(result -> 'sent', '{}') as sent from l2inv.run
+        where stage = 'digest' and finished_at is not null and not result ? 'failed' order by run_id desc limit 100
         """
-    ).fetchone()
-    assert row is not None
-    return row["since"] or now - FIRST
+    )
+    return [Digest(row["started_at"], row["sent"]) for row in rows]
+
+
+def since(owner: str, earlier: list[Digest], now: datetime) -> datetime:
+    """Gives since when something is new to an owner: the last digest of which no letter to him failed to arrive."""
+    return next((d.started_at for d in earlier if d.sent.get(owner) is not False), now - FIRST)
 
 
 def digest(
-    connection: Connection, deadlines: Deadlines, since: datetime, now: datetime
+    connection: Connection, deadlines: Deadlines, earlier: list[Digest], now: datetime
 ) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Gives each owner's own list as sections, by owner; whom nothing concerns is not among them.
 
     The sections: `overdue`, `due_soon`, `failed` (with stage and cause), `quarantined` (records of the metadata
-    store), `superseded_inputs` (held OPs whose datasets changed) and `new` (since `since`).
+    store), `superseded_inputs` (held OPs whose datasets changed) and `new` (since the owner's last digest).
     """
     owners = deadlines.owners
     lists: dict[str, dict[str, list[dict[str, Any]]]] = {}
@@ -96,8 +106,11 @@ def digest(
         give("quarantined", owners.error, record)
     for op in views.held_with_changed_inputs(connection, None):
         give("superseded_inputs", op["assignee"], op)
-    for op in _new(connection, since):
-        give("new", owners.discovered if op["state"] == "discovered" else owners.preprocessed, op)
+    start = {owner: since(owner, earlier, now) for owner in (owners.discovered, owners.preprocessed)}
+    for op in _new(connection, min(start.values())):
+        owner = owners.discovered if op["state"] == "discovered" else owners.preprocessed
+        if op["since"] >= start[owner]:
+            give("new", owner, op)
     return dict(sorted(lists.items()))
 
 

@@ -94,7 +94,7 @@ def warnings(now: Profile, earlier: Plain | None, whole: bool) -> list[str]:
         moved = median(sizes) - before
         if abs(moved) > TOLERATED_DECADES[key.split(" of ")[0]]:
             lines.append(
-                f"{key} moved by a factor of {10**moved:.3g} in {len(sizes)} new or changed datasets, "
+                f"{key} moved by a factor of {10 ** max(-300.0, min(moved, 300.0)):.3g} in {len(sizes)} new or changed datasets, "
                 f"from {10**before:.4g} to {10 ** median(sizes):.4g}: its unit may have changed"
             )
     return lines

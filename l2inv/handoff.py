@@ -88,9 +88,12 @@ def mark_inverted(
     mounts: Sequence[Mount] = (),
     accepted_because: str | None = None,
     for_holder: bool = False,
+    file_sha256: str | None = None,
     run_id: int | None = None,
 ) -> bool:
     """Takes science's ready event for an OP that the actor holds. False if just this was said before.
+
+    A ready file is known by its SHA-256, also in a later cycle of the OP: an old one that turns up again says nothing.
 
     With for_holder the actor only hands on what the holder says: `inverted_by`, or else the OP's assignee. A reason
     why superseded datasets are accepted stands in the record beside them.
@@ -104,7 +107,7 @@ def mark_inverted(
         present = record.locked(connection, ready.op_id)
         holder = (ready.inverted_by or present.assignee or actor) if for_holder else actor
         given = _given(ready, ready.inverted_by or holder)
-        if _is_said(connection, present, given):
+        if _is_said(connection, present, given) or _was_read(connection, present.op_id, file_sha256):
             return None
         must_hold(present, holder)
         record.must_allow(present, "inverted", "inverted")
@@ -124,6 +127,8 @@ def mark_inverted(
         if again is None:
             return False
         present, detail = again
+        if file_sha256:
+            detail["file_sha256"] = file_sha256
         if looked_at := [o.uri for o in ready.outputs if outputs.mounted(o.uri, mounts)]:
             detail["outputs_checked"] = looked_at
         record.add_one(connection, present, "inverted", "inverted", actor, detail, run_id)
@@ -163,6 +168,14 @@ def _is_said(connection: Connection, present: record.Present, given: dict[str, A
     return said | given == said
 
 
+def _was_read(connection: Connection, op_id: str, file_sha256: str | None) -> bool:
+    rows = connection.execute(
+        "select detail ->> 'file_sha256' as it from l2inv.event where op_id = %s and kind = 'inverted'",
+        [op_id],
+    )
+    return file_sha256 is not None and any(row["it"] == file_sha256 for row in rows)
+
+
 def _detail(
     connection: Connection, op_id: str, given: dict[str, Any], now: datetime, accepted_because: str | None
 ) -> dict[str, Any]:
@@ -184,8 +197,8 @@ def _detail(
         words = "; ".join(f"dataset {dataset}: {why}" for dataset, why in superseded.items())
         raise Refused(
             f"OP {op_id}: {words}",
-            "invert what is new, or name the datasets used; if it is good all the same: "
-            "l2inv mark-inverted --from FILE --accept-superseded --reason WHY",
+            "invert what is new, or name the datasets used; if it is good all the same, as the holder: "
+            "l2inv mark-inverted … --accept-superseded --reason WHY",
         )
     defaults = {"inverted_at": msgspec.to_builtins(now), "criteria_version": judged.get("criteria_version")}
     used = {"instrument_programs": chosen, "datasets": {d: program_of[d] for d in datasets}}

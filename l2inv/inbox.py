@@ -5,8 +5,11 @@ said already.
 """
 
 import fcntl
+import hashlib
 import os
+import shlex
 import signal
+import stat
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -14,9 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from l2inv import handoff, record, render
+from l2inv import handoff, render
 from l2inv.database import Connection, Run, stage_run
 from l2inv.errors import L2invError, Refused
 from l2inv.settings import Mount, Settings
@@ -41,9 +42,10 @@ def inbox(
 ) -> dict[str, Any]:
     """Takes each ready file of the folder, gives the report of the stage, and tells of each file as it is rejected.
 
-    A file is rejected with its reason beside it when its ready event is refused. Raises Busy, DatabaseError,
-    L2invError when the folder or a mount is not there, and OSError when a file cannot be moved; the file at hand and
-    those after it then stay for the next run.
+    A file is rejected with its reason beside it when its ready event is refused. One whose outputs lie on a mount
+    that is not there waits, the others are taken, and L2invError is raised at the end. Raises Busy, DatabaseError,
+    L2invError when the folder is not there, and OSError when a file cannot be moved; the file at hand and those after
+    it then stay for the next run.
     """
     if not folder.is_dir():
         raise L2invError(f"{folder}: no such folder", "name the folder that ready files are dropped into")
@@ -52,19 +54,31 @@ def inbox(
         run.report |= {"files": counts, "rejected": []}
         for place in ("done", "rejected"):
             (folder / place).mkdir(exist_ok=True)
+        unseen: list[L2invError] = []
         for path in _ready_files(folder):
             try:
                 was = _identity(path.lstat())
                 reason = _refusal(connection, settings.publish.mounts, run, path, was, now)
+                if reason:
+                    again = shlex.quote(str(folder / "rejected" / path.name))
+                    reason = reason.replace("mark-inverted …", f"mark-inverted --from {render.clean(again)}")
                 _move(path, folder / ("rejected" if reason else "done"), was, reason)
             except (_Waiting, FileNotFoundError):
                 counts["waiting"] += 1
+                continue
+            except L2invError as problem:
+                if type(problem) is not L2invError:  # of a mount; the database's concerns every file
+                    raise
+                counts["waiting"] += 1
+                unseen.append(L2invError(f"{path.name}: {problem.message}", problem.hint))
                 continue
             counts["rejected" if reason else "done"] += 1
             if reason:
                 told = {"file": render.clean(path.name), "reason": reason}
                 run.report["rejected"].append(told)
                 rejected(told["file"], reason)
+        if unseen:
+            raise unseen[0]
     return run.report
 
 
@@ -74,8 +88,7 @@ def _ready_files(folder: Path) -> list[Path]:
         for path in folder.iterdir()
         if path.suffix in SUFFIXES
         and not path.name.startswith(".")
-        and path.is_file()
-        and not path.is_symlink()
+        and (path.is_symlink() or not path.is_dir())
     )
 
 
@@ -84,10 +97,16 @@ def _refusal(
 ) -> str | None:
     """Records what a file says, for who holds the OP; gives why it is refused, or None."""
     try:
-        ready = handoff.read(_content(path, was), path.name)
-        ready = msgspec.structs.replace(ready, op_id=record.resolve(connection, ready.op_id))
+        content = _content(path, was)
         handoff.mark_inverted(
-            connection, ready, run.actor, now, mounts=mounts, for_holder=True, run_id=run.run_id
+            connection,
+            handoff.read(content, path.name),
+            run.actor,
+            now,
+            mounts=mounts,
+            for_holder=True,
+            file_sha256=hashlib.sha256(content).hexdigest(),
+            run_id=run.run_id,
         )
     except Refused as refusal:
         return render.clean(f"{refusal.message}; {refusal.hint}")
@@ -96,6 +115,8 @@ def _refusal(
 
 def _content(path: Path, was: tuple[int, ...]) -> bytes:
     """Reads a file, one byte beyond the limit at most. Raises _Waiting when it is not whole, Refused and OSError."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise Refused(f"{path.name}: is no regular file", "drop the file itself")
     try:
         # A link would lead elsewhere, and opening a pipe waits for its writer.
         number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

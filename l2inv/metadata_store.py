@@ -16,7 +16,19 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import msgspec
 
 from l2inv.errors import ConfigError, StoreError
-from l2inv.graphql import MayPass, Page, Query, ask, is_file, read, session, short, too_late
+from l2inv.graphql import (
+    CHUNK_BYTES,
+    MayPass,
+    Page,
+    Query,
+    ask,
+    is_file,
+    named,
+    read,
+    session,
+    short,
+    too_late,
+)
 from l2inv.inventory import SUBFIELDS, Dataset
 from l2inv.settings import MetadataStore
 
@@ -101,7 +113,7 @@ def dataset_pages(store: MetadataStore, updated_since: datetime | None = None) -
     read to its end, in time (what the caller takes for the pages counts too); those given until then are good.
     """
     if is_file(store):
-        yield _saved(Path(store.url or ""))
+        yield _saved(store)
         return
     with _reading(store) as reading:
         yield from _pages(reading, _since(updated_since))
@@ -274,12 +286,19 @@ def _got(reading: _Reading, future: "Future[Any]") -> Any:
         raise too_late(reading.store) from None
 
 
-def _saved(path: Path) -> Page:
+def _saved(store: MetadataStore) -> Page:
+    """A saved answer, held to the same limit as one over HTTP: a small .gz may unpack to any size."""
+    path, where, parts, size = Path(store.url or ""), named(store), [], 0
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for part in iter(lambda: file.read(CHUNK_BYTES), b""):
+                parts.append(part)
+                size += len(part)
+                if size > store.max_answer_mb * 1_000_000:
+                    raise StoreError(
+                        f"{where}: more than {store.max_answer_mb} MB", "raise metadata_store.max_answer_mb"
+                    )
     except (OSError, EOFError, zlib.error) as problem:
-        raise StoreError(f"saved answer {path}: {short(problem)}", "check metadata_store.url") from problem
-    page: Page = read(content, DATASETS, f"saved answer {path}")
+        raise StoreError(f"{where}: {short(problem)}", "check metadata_store.url") from problem
+    page: Page = read(b"".join(parts), DATASETS, where)
     return page

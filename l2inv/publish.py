@@ -13,12 +13,16 @@ from psycopg.types.json import Jsonb
 
 from l2inv import graphql, metadata_store, record, states
 from l2inv.database import Connection, Run, stage_run
-from l2inv.errors import Refused, StoreError, StoreRefused
+from l2inv.errors import L2invError, Refused, StoreError, StoreRefused
 from l2inv.preflight import failed, inverted_ops, named, preflight
 from l2inv.settings import MetadataStore, Settings
 
 if TYPE_CHECKING:
     import requests
+
+
+class Unfinished(Exception):
+    """No good answer came, and the store says that it was not done: the next run goes on, under the same id."""
 
 
 class Unpublishable(Exception):
@@ -34,17 +38,29 @@ def publish(
     """Publishes every inverted OP that is not on hold and gives the report of the contract.
 
     An OP whose preflight fails, or that the store refuses, goes to `error` with what was found, or the store's words.
-    Raises StoreError when the store cannot be reached: the OPs stay inverted for the next run. Raises ConfigError
-    when the settings name no service, L2invError when outputs cannot be looked at, Busy, and DatabaseError.
+    Raises StoreError when the store cannot be reached: the OPs stay inverted for the next run. So does an OP for
+    which no good answer comes, and one whose outputs cannot be looked at: the others go on, and the first of these
+    is raised at the end. Raises ConfigError when the settings name no service, Busy, and DatabaseError.
     """
     with stage_run(connection, "publish", actor) as run:
         counts = {"done": 0, "failed": 0, "skipped": 0}
         run.report["ops"] = counts
+        unfinished: list[L2invError] = []
         if op_ids := inverted_ops(connection):
             with graphql.session(settings.metadata_store) as http:
                 for done, op_id in enumerate(op_ids, 1):
-                    counts[_try_op(connection, http, settings, run, op_id)] += 1
+                    try:
+                        counts[_try_op(connection, http, settings, run, op_id)] += 1
+                    except Unfinished as problem:
+                        unfinished.append(StoreError(f"OP {op_id}: {problem}", "the next run goes on"))
+                    except L2invError as problem:
+                        if type(problem) is not L2invError:  # of a mount; the others concern every OP
+                            raise
+                        unfinished.append(L2invError(f"OP {op_id}: {problem.message}", problem.hint))
                     progress(done, len(op_ids))
+        if unfinished:
+            counts["skipped"] += len(unfinished)
+            raise unfinished[0]
     return run.report
 
 
@@ -126,7 +142,7 @@ def _name(
 ) -> None:
     """Records what the store is about to be told, under the id recorded before or a new one."""
     if inversion["inversion_id"] is None:
-        _must_not_be_held(connection, http, store, inversion)
+        _must_not_be_held(connection, http, store, op_id, inversion)
         while _held(http, store, inversion_id := new_inversion_id()):
             pass
         inversion["inversion_id"] = inversion_id
@@ -135,10 +151,14 @@ def _name(
 
 
 def _must_not_be_held(
-    connection: Connection, http: "requests.Session", store: MetadataStore, inversion: dict[str, Any]
+    connection: Connection,
+    http: "requests.Session",
+    store: MetadataStore,
+    op_id: str,
+    inversion: dict[str, Any],
 ) -> None:
     """Raises Unpublishable when the store holds an inversion of the same that no event named: the record is a copy
-    from before that, restored, and would tell of it a second time."""
+    from before that, restored, and would tell of it a second time. What adopt() called another one does not count."""
     try:
         found = metadata_store.inversions_of(http, store, inversion["dataset_ids"])
     except StoreRefused as problem:
@@ -151,14 +171,16 @@ def _must_not_be_held(
     ]
     rows = connection.execute(
         "select detail ->> 'inversion_id' as inversion_id from l2inv.event "
-        "where kind = 'inversion_named' and detail ->> 'inversion_id' = any(%s)",
-        [same],
+        "where kind = 'inversion_named' and detail ->> 'inversion_id' = any(%s) "
+        "union all select jsonb_array_elements_text(detail -> 'beside') from l2inv.event "
+        "where op_id = %s and kind = 'noted' and detail ? 'beside'",
+        [same, op_id],
     )
     if unknown := sorted(set(same) - {row["inversion_id"] for row in rows}):
         raise Unpublishable(
             f"the store already holds {', '.join(unknown)} of these datasets, which the record does not know: was an "
-            "old backup of l2inv's database restored, or did somebody else tell the store? Nothing was told; once "
-            "the store holds it no longer: l2inv retry"
+            "old backup of l2inv's database restored, or did somebody else tell the store? Nothing was told; if it is "
+            f"this one: l2inv adopt {op_id} {unknown[0]} --reason WHY, with --beside if it is another"
         )
 
 
@@ -182,15 +204,18 @@ def _params(inversion: dict[str, Any]) -> dict[str, Any]:
 def _tell(http: "requests.Session", store: MetadataStore, params: dict[str, Any]) -> dict[str, Any]:
     """Tells the store of an inversion that it did not hold, and gives what it then says it holds of it.
 
-    Raises StoreError when the store cannot be asked, StoreRefused and Unpublishable when it will not have this one.
+    Raises StoreError when the store cannot be asked, StoreRefused and Unpublishable when it will not have this one,
+    and Unfinished when no good answer came. Telling it once more is safe: it refuses a second of the same id.
     """
     lost = _create(http, store, params)
     held = _held(http, store, params["inversionId"])
     if lost and held is None:  # the store is there and says that it was not done
         lost = _create(http, store, params)
         held = _held(http, store, params["inversionId"])
+    if held is None and lost:
+        raise Unfinished(lost)
     if held is None:
-        raise Unpublishable(lost or f"the store took {params['inversionId']} and does not hold it")
+        raise Unpublishable(f"the store took {params['inversionId']} and does not hold it")
     return held
 
 
@@ -217,9 +242,7 @@ def _finish(
     connection: Connection, run: Run, op_id: str, inversion: dict[str, Any], held: dict[str, Any]
 ) -> None:
     """Records that the store holds what it was told, unless a run before this one did. Raises Unpublishable."""
-    params = _params(inversion)
-    other = [name for name, value in params.items() if _comparable(held.get(name)) != _comparable(value)]
-    if other:
+    if other := differences(inversion, held):
         raise Unpublishable(f"the store holds another {', '.join(other)} under {inversion['inversion_id']}")
     key = {name: inversion[name] for name in ("cycle", "instrument_program_id", "inversion_id")}
     row = connection.execute(
@@ -229,6 +252,12 @@ def _finish(
     if row is None:
         detail = key | {"create_date": held.get("createDate")}
         _add(connection, run, op_id, "inversion_created", None, detail)
+
+
+def differences(inversion: dict[str, Any], held: dict[str, Any]) -> list[str]:
+    """Gives the store's names of what it holds otherwise than the inversion says."""
+    params = _params(inversion)
+    return [name for name, value in params.items() if _comparable(held.get(name)) != _comparable(value)]
 
 
 def _comparable(value: Any) -> Any:

@@ -115,7 +115,7 @@ def _judge_batch(
             newest = criteria.newest_arrival(datasets, settings.qualification)
             planned = recipes.get(candidate.op_id)
             finished = planned is not None and 0 < planned.planned <= planned.complete
-            if newest is not None and newest > as_of - quiet and not finished:
+            if newest is not None and as_of - newest < quiet and not finished:
                 counts["waiting"] += 1
                 if planned is not None:
                     run.report["outstanding"][candidate.op_id] = planned.planned - planned.complete

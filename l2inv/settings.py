@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -276,6 +277,16 @@ def load(path: Path | None = None, env: Mapping[str, str] = os.environ) -> Loade
             raise ConfigError(str(place), mistakes)
         return Loaded(settings, place.absolute())
     return Loaded(Settings(), None)
+
+
+def exposed(path: Path) -> str | None:
+    """Says why another user may change a settings file; None where only root and this user may."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        return None
+    if found.st_uid not in (0, os.geteuid()):
+        return f"belongs to another user (number {found.st_uid})"
+    return "others may write to it (chmod go-w)" if found.st_mode & 0o022 else None
 
 
 def _usual_places() -> list[Path]:

@@ -30,7 +30,9 @@ _DOWN = re.compile(
 _NO_ACCOUNTING = "accounting storage is disabled"
 # Lines of another form are of jobs that are no array, or name the cluster.
 _LIVE = re.compile(r"^(\S+) +(\d+) +(\d+|N/A) +([A-Z_]+) +(\d+) +(\S.*?)? *$", re.ASCII | re.MULTILINE)
-_PAST = re.compile(r"^([^|\n]+)\|(\d+)(?:_(\d+))?\|([A-Z_]+)[^|\n]*\|(\d+):(\d+)$", re.ASCII | re.MULTILINE)
+_PAST = re.compile(
+    r"^([^|\n]+)\|(\d+)(?:_(\d+|\[[^|\n]*\]))?\|([A-Z_]+)[^|\n]*\|(\d+):(\d+)$", re.ASCII | re.MULTILINE
+)
 _REFUSED = ("FAILED", "BadConstraints")  # what sbatch refused stays with the controller as a job that failed
 
 # Job name, array index (None: what was left to begin of an array that was cancelled), id of the array, what is known.
@@ -60,8 +62,8 @@ def submit(
     A task that fails to start leaves its words in I.out in the batch folder. Raises SlurmRefused; SlurmDown, after
     which the jobs may be there all the same (standing() tells); and OSError.
     """
-    # The shell becomes the script, so that the SIGTERM of scancel and of the time limit reaches it. Slurm reads
-    # % and \ of a path as its own: it is given none.
+    # The shell becomes the script: it would end by the SIGTERM of scancel and of the time limit, and the task with it,
+    # before the script has said how it ended. Slurm reads % and \ of a path as its own: it is given none.
     tasks = "".join(f"{i}) exec /bin/sh {shlex.quote(str(path))} ;;\n" for i, path in enumerate(scripts))
     batch = batch_folder / "batch.sh"
     batch.write_text(

@@ -47,7 +47,9 @@ def read(kind: type[T], content: bytes, folder: Path, env: Mapping[str, str] | N
     Paths are taken from the folder, each ${NAME} from the environment; without one, ${ is text as any other.
     """
     reading = _Reading(folder, env, [])
-    value = _value(kind, _tree(content, reading.mistakes), "", reading)
+    tree = _tree(content, reading.mistakes)
+    unreadable = tree is None and reading.mistakes
+    value = _WRONG if unreadable else _value(kind, tree, "", reading)
     return value, reading.mistakes
 
 
@@ -175,6 +177,8 @@ def _leaf(kind: Any, raw: Any, path: str, reading: _Reading) -> Any:
             raise ValueError("must be a finite number")
     except (ValueError, msgspec.ValidationError) as problem:
         words = str(problem).replace("`object`", "mapping").replace("`array`", "list").replace("`", "")
+        words = words.replace("RFC3339 encoded datetime", "time, such as 2026-11-23T08:00:00Z")
+        words += " (put it in quotes)" if re.match("Expected str.*, got (int|float)", words) else ""
         reading.mistakes.append(f"{path}: {words}")
         return _WRONG
     return value

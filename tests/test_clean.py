@@ -57,7 +57,7 @@ def test_files_are_ok_until_they_change_go_or_come(l2inv: Commands, prepared: li
 def test_an_op_that_was_not_preprocessed_has_no_files(l2inv: Commands) -> None:
     l2inv("scan")
     op = l2inv.json("list")["ops"][0]["op_id"]
-    assert l2inv.json("files", op) == {"op_id": op, "folder": None, "files": []}
+    assert l2inv.json("files", op) == {"op_id": op, "folder": None, "files": [], "cleaned_at": None}
 
 
 def test_only_what_was_published_long_enough_ago_is_removed_and_that_is_on_record(
@@ -79,7 +79,9 @@ def test_only_what_was_published_long_enough_ago_is_removed_and_that_is_on_recor
     )
     assert "removed" in l2inv("history", published).stdout
     assert l2inv.json("clean", *NOW_AND_THEN)["ops"] == []
-    assert {file["standing"] for file in l2inv.json("files", published)["files"]} == {"missing"}
+    swept = l2inv.json("files", published)
+    assert (swept["files"], swept["cleaned_at"] is not None) == ([], True)
+    assert "cleaned 20" in l2inv("files", published).stdout
 
 
 def test_links_are_removed_and_not_followed(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from conftest import Commands
+from conftest import NOW, Commands
 
 from l2inv.yamlfile import MAX_BYTES
 
@@ -117,9 +117,38 @@ def test_only_plain_files_with_the_names_of_ready_files_are_taken(
     (folder / "link.yaml").symlink_to(elsewhere)
     (folder / "folder.yaml").mkdir()
     os.mkfifo(folder / "pipe.yaml")
-    before = names(folder)
-    assert run(l2inv, folder) == {"done": 0, "rejected": 0, "waiting": 0}
-    assert names(folder) == sorted([*before, "done", "rejected"])
+    answer = l2inv("inbox", str(folder), "--json", actor="cron", expect=4)
+    assert answer.json["files"] == {"done": 0, "rejected": 2, "waiting": 0}
+    assert "link.yaml: is no regular file" in answer.stderr
+    assert "pipe.yaml: is no regular file" in answer.stderr
+    assert names(folder) == sorted([".a.yaml", "a.yaml.part", "a.txt", "folder.yaml", "done", "rejected"])
+    assert (folder / "rejected" / "link.yaml").is_symlink()
+    assert elsewhere.read_text() == text
+
+
+def test_an_id_that_was_cut_off_is_no_op(l2inv: Commands, held: list[str], folder: Path) -> None:
+    (folder / "half.yaml").write_text(f"op_id: {held[0][:-2]}")
+    answer = l2inv("inbox", str(folder), actor="cron", expect=4)
+    assert "is unknown" in answer.stderr
+    assert l2inv.json("show", held[0])["state"] == "working"
+
+
+def test_a_file_of_an_earlier_cycle_that_turns_up_again_says_nothing(
+    l2inv: Commands, held: list[str], folder: Path
+) -> None:
+    (folder / "a.yaml").write_text(f"op_id: {held[0]}\nsoftware: {{name: DeSIRe}}\n")
+    run(l2inv, folder)
+    l2inv("publish")
+    l2inv("reopen", held[0], "--reason", "a better code")
+    l2inv("qualify", "--as-of", NOW.isoformat())
+    l2inv("preprocess")
+    l2inv("claim", held[0])
+    (folder / "done" / "a.yaml").rename(folder / "again.yaml")
+    assert run(l2inv, folder) == {"done": 1, "rejected": 0, "waiting": 0}
+    assert l2inv.json("show", held[0])["state"] == "working"
+    again = l2inv("mark-inverted", "--from", str(folder / "done" / "again.yaml"))
+    assert "already" in again.stdout
+    assert l2inv.json("show", held[0])["state"] == "working"
 
 
 def test_a_name_as_long_as_a_file_system_takes_and_one_that_is_no_text_are_filed(
@@ -233,8 +262,10 @@ def test_a_failure_that_is_not_the_files_leaves_it_where_it_is(
     l2inv.settings["publish"] = {"mounts": [{"uri": "globus://l2/", "path": str(tmp_path / "unmounted")}]}
     l2inv.save()
     (folder / "a.yaml").write_text(f"op_id: {held[0]}\noutputs: [{{uri: globus://l2/x}}]\n")
-    assert "unmounted" in l2inv("inbox", str(folder), expect=1).stderr
+    (folder / "b.yaml").write_text(f"op_id: {held[1]}\n")
+    assert "a.yaml: " in l2inv("inbox", str(folder), expect=1).stderr
     assert (folder / "a.yaml").exists()
+    assert names(folder / "done") == ["b.yaml"]
     (tmp_path / "unmounted").mkdir()
     (tmp_path / "unmounted" / "x").write_text("")
     assert run(l2inv, folder) == {"done": 1, "rejected": 0, "waiting": 0}

@@ -93,6 +93,17 @@ def test_what_did_not_arrive_is_told_again(l2inv: Commands, ready: list[str], li
     assert before["owners"][1]["sections"]["new"] == after["owners"][1]["sections"]["new"] != []
 
 
+def test_an_owner_who_cannot_be_reached_does_not_make_the_others_hear_it_twice(
+    l2inv: Commands, ready: list[str], listener: Listener
+) -> None:
+    people(l2inv, science=[f"json://{listener.where}"], operator=["json://127.0.0.1:1/"])
+    first = {o["owner"]: o for o in l2inv.json("digest", "--send")["owners"]}
+    assert {name: o["sent"] for name, o in first.items()} == {"operator": False, "science": True}
+    second = {o["owner"]: o for o in l2inv.json("digest", "--send")["owners"]}
+    assert set(second) == {"operator"}
+    assert second["operator"]["sections"]["new"] == first["operator"]["sections"]["new"] != []
+
+
 @pytest.mark.parametrize("address", [f"json://u:{SECRET}@127.0.0.1:1/{SECRET}", f"nosuch://u:{SECRET}@h"])
 def test_a_notification_that_fails_warns_without_the_secret_and_changes_no_exit_code(
     l2inv: Commands, ready: list[str], address: str

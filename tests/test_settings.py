@@ -175,7 +175,7 @@ def test_every_mistake_is_named_at_once_by_its_path(tmp_path: Path) -> None:
     assert mistakes_of(tmp_path, ALL_AT_ONCE) == [
         "database.url: given twice, again at line 2, column 54",
         "databse: unknown key, the nearest known one is database",
-        "database.url: Expected str, got int",
+        "database.url: Expected str, got int (put it in quotes)",
         "database.schema: must be 1 to 48 of a-z 0-9 _, not starting with a digit or pg_",
         "database.embedded_folder: must be a path (~ is not expanded, write ${HOME})",
         "metadata_store.page_size: Expected int, got bool",
@@ -195,7 +195,7 @@ def test_every_mistake_is_named_at_once_by_its_path(tmp_path: Path) -> None:
         "qualification.bands[1].center_nm: missing",
         "qualification.bands[2]: Expected mapping, got int",
         "preprocess.command[0]: not set in the environment: L2INV_NOPE",
-        "preprocess.command[1]: Expected str, got int",
+        "preprocess.command[1]: Expected str, got int (put it in quotes)",
         "preprocess.work_dir: ${ must begin a ${NAME} (write $${ for a literal one)",
         "preprocess.timeout_seconds: Expected float > 0.0",
         "preprocess.parallel: Expected int, got float",

@@ -17,7 +17,7 @@ from l2inv import slurm
 from l2inv.settings import Slurm
 from l2inv.slurm import Standing
 
-ENDLESS = "echo >$0.began; trap 'echo >$0.told; exit 7' TERM; while :; do sleep 0.1; done"
+ENDLESS = "echo >$0.began; trap 'sleep 0.5; echo >$0.told; exit 7' TERM; while :; do sleep 0.1; done"
 
 
 @pytest.fixture(scope="module")
@@ -290,6 +290,7 @@ def test_the_accounting_remembers_what_the_controller_forgot(tmp_path: Path, nam
         out_of_time(cluster, name)
         (tmp_path / "waited").mkdir()
         submitted(tmp_path / "waited", f"{name}-waited", "exit 0", cpus=32)
+        until(lambda: "-waited" in cluster.tell("sacct", "--format=JobName%50"), "the accounting knows it")
         slurm.cancel(f"{name}-waited", 0)
         assert [standing.state for standing in ended(name, 3, 4)] == ["CANCELLED", "TIMEOUT"]
         cluster.stop_controller()

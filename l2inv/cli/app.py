@@ -38,6 +38,7 @@ class App:
     verbosity: int = 0
     json: bool = False
     warned: str = ""  # the newest warning: what a stage that ends with an exit code says of it
+    read: "Loaded | None" = None
 
     @property
     def actor(self) -> str:
@@ -45,9 +46,14 @@ class App:
         return self.given_actor or _os_user()
 
     def loaded(self) -> "Loaded":
-        from l2inv import settings
+        """The settings, read once; warns where somebody else may change their file."""
+        if self.read is None:
+            from l2inv import settings
 
-        return settings.load(self.config, os.environ)
+            self.read = settings.load(self.config, os.environ)
+            if self.read.path and (why := settings.exposed(self.read.path)):
+                self.warn(f"{self.read.path}: {why}; whoever changes it says what runs here")
+        return self.read
 
     @property
     def settings(self) -> "Settings":
@@ -229,15 +235,19 @@ class Group(click.Group):
     """A group whose errors come out as the contract says: one line, or JSON, and the exit code of what happened."""
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **how: Any) -> Any:
-        """Runs a command line; a usage error under --json is a JSON document too."""
+        """Runs a command line; a usage error is told in one harmless text, under --json as a JSON document."""
+        from l2inv.render import clean
+
         given = sys.argv[1:] if args is None else list(args)
-        if "--json" not in given:
-            return super().main(given, *more, **how)
         try:
             code = super().main(given, *more, **(how | {"standalone_mode": False}))
         except click.ClickException as problem:
-            _say_json(problem.exit_code, problem.format_message(), "see --help")
             code = problem.exit_code
+            problem.message = clean(problem.message)  # it repeats what was typed
+            if "--json" in given:
+                _say_json(code, problem.format_message(), "see --help")
+            else:
+                problem.show()
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -55,10 +55,10 @@ def _collected(connection: "Connection", settings: "Settings") -> dict[str, Any]
     from l2inv import deadlines
 
     now = datetime.now(UTC)
-    since = deadlines.last_digest(connection, now)
-    lists = deadlines.digest(connection, settings.deadlines, since, now)
+    earlier = deadlines.earlier_digests(connection)
+    lists = deadlines.digest(connection, settings.deadlines, earlier, now)
     owners = [{"owner": owner, "sections": sections, "sent": None} for owner, sections in lists.items()]
-    return {"owners": owners, "since": since, "as_of": now}
+    return {"owners": owners, "since": deadlines.since("", earlier, now), "as_of": now}
 
 
 def _show(app: App, found: dict[str, Any]) -> None:

@@ -21,7 +21,8 @@ def files(app: App, op: str) -> None:
     def text() -> None:
         if rows:
             render.table(("", "bytes", "sha256", "file"), rows, right=("bytes",))
-        app.summary(f"{found['op_id']}: {len(rows)} files in {found['folder'] or 'no folder yet'}")
+        cleaned = f", cleaned {render.day(found['cleaned_at'])}" if found["cleaned_at"] else ""
+        app.summary(f"{found['op_id']}: {len(rows)} files in {found['folder'] or 'no folder yet'}{cleaned}")
 
     app.result(found, text)
 

@@ -94,8 +94,9 @@ def mark_inverted(
         raise click.UsageError("--accept-superseded and --reason go together")
     if software_version and not software:
         raise click.UsageError("--software-version needs --software")
+    file_sha256 = None
     if file:
-        ready = _from_file(file)
+        ready, file_sha256 = _from_file(file)
     elif op:
         ready = handoff.Ready(
             op_id=op,
@@ -110,8 +111,9 @@ def mark_inverted(
     else:
         raise click.UsageError("name the OP, or a ready file with --from")
     with app.connected() as (connection, settings):
-        ready = replace(ready, op_id=record.resolve(connection, ready.op_id))
-        if op and record.resolve(connection, op) != ready.op_id:
+        if not file:
+            ready = replace(ready, op_id=record.resolve(connection, ready.op_id))
+        elif op and record.resolve(connection, op) != ready.op_id:
             raise Refused(
                 f"{file} is of OP {ready.op_id}, not of {op}", "leave out the OP, or name another file"
             )
@@ -122,13 +124,16 @@ def mark_inverted(
             datetime.now(UTC),
             mounts=settings.publish.mounts,
             accepted_because=reason,
+            file_sha256=file_sha256,
         )
         found = views.show(connection, ready.op_id)
     said = f"marked {ready.op_id} inverted" if marked else f"{ready.op_id} was marked so already"
     app.result(found, lambda: app.summary(said))
 
 
-def _from_file(file: Path) -> "Ready":
+def _from_file(file: Path) -> tuple["Ready", str]:
+    import hashlib
+
     from l2inv import handoff, yamlfile
     from l2inv.errors import L2invError
 
@@ -137,7 +142,7 @@ def _from_file(file: Path) -> "Ready":
             content = opened.read(yamlfile.MAX_BYTES + 1)
     except OSError as problem:
         raise L2invError(f"{file}: cannot be read: {problem.strerror}", "name a ready file") from problem
-    return handoff.read(content, str(file))
+    return handoff.read(content, str(file)), hashlib.sha256(content).hexdigest()
 
 
 @command("inbox")

@@ -29,7 +29,7 @@ def migrate(app: App, dry_run: bool) -> None:
 
 
 @command("retry")
-@click.argument("ops", metavar="[OP]...", nargs=-1)
+@click.argument("ops", metavar="[OP]...", type=Words(), nargs=-1)
 @json_option
 def retry(app: App, ops: tuple[str, ...]) -> None:
     """Bring OPs back from error to the state before it: those named, or all."""
@@ -50,7 +50,7 @@ def retry(app: App, ops: tuple[str, ...]) -> None:
 
 
 @command("quarantine")
-@click.argument("record", required=False)
+@click.argument("record", type=Words(), required=False)
 @click.option("--read-again", is_flag=True, help="Read them with this l2inv, as after an upgrade.")
 @json_option
 def quarantine(app: App, record: str | None, read_again: bool) -> None:

@@ -48,6 +48,28 @@ def withdraw(app: App, op: str, reason: str, inversion_ids: tuple[str, ...]) -> 
     )
 
 
+@command("adopt")
+@op_argument
+@click.argument("inversion_id", metavar="INVERSION", type=Words())
+@click.option("--reason", type=Words(), required=True, help="Why.")
+@click.option(
+    "--beside", is_flag=True, help="It is another inversion of the same data: tell of this one too."
+)
+@json_option
+def adopt(app: App, op: str, inversion_id: str, reason: str, beside: bool) -> None:
+    """Take an inversion that the store holds, and the record does not know, for an inverted OP's."""
+    from l2inv import cycles, record, views
+
+    with app.connected() as (connection, settings):
+        op_id = record.resolve(connection, op)
+        cycles.adopt(connection, settings, op_id, inversion_id, beside, reason, app.actor)
+        found = views.show(connection, op_id)
+    said = "stands beside" if beside else "is"
+    app.result(
+        found, lambda: app.summary(f"{inversion_id} {said} the inversion of {op_id}; run: l2inv publish")
+    )
+
+
 @command("export")
 @click.option(
     "--format",

@@ -1,5 +1,6 @@
 """Science's commands: what is next, who holds it, when it is due."""
 
+import math
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from l2inv.settings import Settings
 
 NOTHING = "nothing is ready to be claimed; see: l2inv status"
+NOTHING_FITS = "nothing that is ready fits; see: l2inv next"
 
 
 @command("next")
@@ -59,19 +61,22 @@ def next_(
     if duration and not claims:
         raise click.UsageError("--for needs --claim")
     min_r0_m = None if min_r0_cm is None else min_r0_cm / 100
+    if min_r0_cm is not None and math.isnan(min_r0_cm):
+        raise click.UsageError("--min-r0-cm is no number")
     wanted = offers.Wanted(proposal, band, instrument, min_r0_m, embargoed)
+    nothing = NOTHING if wanted == offers.Wanted() else NOTHING_FITS
     with app.connected() as (connection, settings):
         rank_by = settings.next.rank_by
         if claims:
             due_at = _due(settings, duration)
             op_id = science.claim_first(connection, rank_by, wanted, app.actor, due_at)
             found = views.show(connection, op_id) if op_id else None
-            said = f"claimed {op_id} for {app.actor}, due {due_at:%Y-%m-%d}" if op_id else NOTHING
+            said = f"claimed {op_id} for {app.actor}, due {due_at:%Y-%m-%d}" if op_id else nothing
             app.result({"claimed": found}, lambda: app.summary(said))
             return
         ops = offers.offered(connection, rank_by, limit, wanted)
         changed = views.held_with_changed_inputs(connection, app.actor)
-    app.result({"ops": ops, "inputs_changed": changed}, lambda: _print_next(ops))
+    app.result({"ops": ops, "inputs_changed": changed}, lambda: _print_next(ops, nothing))
     for op in changed:
         app.warn(
             f"{op['op_id']}, which you hold, was judged on other datasets; see: l2inv history {op['op_id']}"
@@ -85,11 +90,11 @@ def _due(settings: "Settings", duration: timedelta | None) -> datetime:
     )
 
 
-def _print_next(ops: list[dict[str, Any]]) -> None:
+def _print_next(ops: list[dict[str, Any]], nothing: str) -> None:
     from l2inv import render
 
     if not ops:
-        click.echo(NOTHING)
+        click.echo(nothing)
         return
     columns = (
         "OP",
@@ -133,19 +138,19 @@ def mine(app: App) -> None:
         if not ops:
             click.echo(f"{app.actor} holds no OP; see: l2inv next")
             return
-        columns = ("OP", "state", "since", "due", "proposal", "inputs")
-        rows = (
+        columns = ("OP", "due", "state", "since", "proposal", "inputs")
+        rows = [
             (
                 op["op_id"],
+                render.day(op["due_at"]) + (" overdue" if op["overdue"] else ""),
                 op["state"],
                 render.day(op["since"]),
-                render.day(op["due_at"]) + (" overdue" if op["overdue"] else ""),
                 op["proposal_id"] or "-",
                 "changed" if op["inputs_changed"] else "-",
             )
             for op in ops
-        )
-        render.table(columns, rows)
+        ]
+        render.cards(columns, rows)
 
     app.result({"ops": ops}, text)
 

@@ -96,7 +96,7 @@ def _print_near_misses(found: list[dict[str, Any]]) -> None:
 
 
 @command("criteria")
-@click.argument("pair", metavar="[OLD NEW]", nargs=-1)
+@click.argument("pair", metavar="[OLD NEW]", type=Words(), nargs=-1)
 @json_option
 def criteria(app: App, pair: tuple[str, ...]) -> None:
     """List the versions of the criteria that judged; with OLD and NEW, show what differs between the two."""
