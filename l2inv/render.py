@@ -152,9 +152,7 @@ def summary(report: dict[str, Any]) -> str:
             )
     jobs = report.get("jobs")
     more = f" ({jobs['submitted']} submitted, {jobs['running']} on the cluster already)" if jobs else ""
-    return (
-        f"{stage}: {_count(range(n['done']), 'OP')} done, {n['failed']} failed, {n['skipped']} skipped{more}, {seconds}"
-    )
+    return f"{stage}: {_count(range(n['done']), 'OP')} done, {n['failed']} failed, {n['skipped']} skipped{more}, {seconds}"
 
 
 def what_happened(event: dict[str, Any]) -> str:

@@ -24,7 +24,9 @@ _PARAMETER = re.compile(r"[?&](\w+)=([^&]*)", re.ASCII)
 _PAIR = re.compile(
     r"(\w+)\s*=\s*('(?:[^'\\]|\\.)*'|(?!')(?:[^\s\\]|\\.)+|\Z)(?:\s+|\Z)", re.ASCII | re.DOTALL
 )
-_SECRET = re.compile(r"pas|pwd|secret|scram|token", re.IGNORECASE)  # a misspelt password is one all the same
+_SECRET = re.compile(
+    r"pas|pwd|secret|scram|token|key", re.IGNORECASE
+)  # a misspelt password is one all the same
 _HTTP = r"https?://(?:[^\s/?#@]*@)?(?:\[[0-9a-fA-F:.]+\]|[^\s/?#@:\[\]]+)(?::\d{1,5})?(?:[/?#][^\s@]*)?"
 
 

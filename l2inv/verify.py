@@ -177,17 +177,22 @@ def write_anchor(connection: Connection, path: Path) -> int:
     """
     new = path.with_name(path.name + ".new")
     count = 0
-    with (
-        connection.transaction(),
-        connection.cursor("heads") as cursor,
-        new.open("w", encoding="utf-8") as file,
-    ):
-        cursor.execute("select op_id, seq, encode(hash, 'hex') as hash from l2inv.op_state order by op_id")
-        for count, row in enumerate(cursor, 1):  # noqa: B007 - how many there were
-            file.write(json.dumps([row["op_id"], row["seq"], row["hash"]]) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+    try:
+        with (
+            connection.transaction(),
+            connection.cursor("heads") as cursor,
+            new.open("w", encoding="utf-8") as file,
+        ):
+            cursor.execute(
+                "select op_id, seq, encode(hash, 'hex') as hash from l2inv.op_state order by op_id"
+            )
+            for count, row in enumerate(cursor, 1):  # noqa: B007 - how many there were
+                file.write(json.dumps([row["op_id"], row["seq"], row["hash"]]) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
     return count
 
 

@@ -3,4 +3,15 @@
 from l2inv.cli import deadlines, files, handoff, operator, published, science, stages, verdicts, views
 from l2inv.cli.app import main
 
-__all__ = ["deadlines", "files", "handoff", "main", "operator", "published", "science", "stages", "verdicts", "views"]
+__all__ = [
+    "deadlines",
+    "files",
+    "handoff",
+    "main",
+    "operator",
+    "published",
+    "science",
+    "stages",
+    "verdicts",
+    "views",
+]

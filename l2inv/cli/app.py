@@ -243,7 +243,7 @@ class Group(click.Group):
             code = super().main(given, *more, **(how | {"standalone_mode": False}))
         except click.ClickException as problem:
             code = problem.exit_code
-            problem.message = clean(problem.message)  # it repeats what was typed
+            vars(problem)["message"] = clean(problem.message)  # it repeats what was typed
             if "--json" in given:
                 _say_json(code, problem.format_message(), "see --help")
             else:
@@ -284,8 +284,8 @@ class Group(click.Group):
                 signal.signal(number, handler)
 
 
-class _Terminated(BaseException):
-    """SIGTERM or SIGHUP, made to unwind like Ctrl-C."""
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, made to unwind like Ctrl-C, at which psycopg cancels the statement that runs."""
 
 
 def _terminated(number: int, _: object) -> NoReturn:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from l2inv.cli.app import App, Words, command, common_options, json_option, main
+from l2inv.cli.app import Actor, App, Words, command, common_options, json_option, main
 
 
 @command("migrate")
@@ -208,16 +208,16 @@ def demo(app: App, store: bool, port: int) -> None:
 @command("roles")
 @click.option(
     "--owner",
-    type=Words(),
+    type=Actor(),
     default="l2inv_owner",
     show_default=True,
     help="Who owns and migrates the schema.",
 )
 @click.option(
-    "--writer", type=Words(), default="l2inv_writer", show_default=True, help="Who cron and science are."
+    "--writer", type=Actor(), default="l2inv_writer", show_default=True, help="Who cron and science are."
 )
 @click.option(
-    "--reader", type=Words(), default="l2inv_reader", show_default=True, help="Who reads the views alone."
+    "--reader", type=Actor(), default="l2inv_reader", show_default=True, help="Who reads the views alone."
 )
 @click.option("--apply", "applies", is_flag=True, help="Run it, all or nothing; else it is printed.")
 @json_option  # fmt: skip
