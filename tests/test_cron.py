@@ -193,9 +193,7 @@ def test_the_example_crontab_does_the_work_and_mails_only_what_somebody_must_loo
     nightly, publish, overdue = "l2inv -q scan && l2inv -q qualify", "l2inv -q publish", "l2inv -q overdue"
     inbox = f"l2inv -q inbox {folder / 'inbox'}"
     assert set(told) == {nightly, publish, overdue, inbox}
-    assert told[inbox] == {
-        ("l2inv: inbox: wrong.yaml rejected: OP 'no-such-op' is unknown; see: l2inv list",)
-    }
+    assert told[inbox] == {("l2inv: inbox: wrong.yaml rejected: OP no-such-op is unknown; see: l2inv list",)}
     (lines,) = told[nightly]
     assert len(lines) == 1
     assert "stand aside; see: l2inv quarantine" in lines[0]
