@@ -46,7 +46,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _started(config: pytest.Config) -> str:
-    folder = Path(tempfile.mkdtemp(prefix="l2inv-tests-"))
+    # In memory, where there is room: a database for each test is then made ten times as fast.
+    memory = Path("/dev/shm")  # noqa: S108
+    has_room = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2**31
+    folder = Path(tempfile.mkdtemp(prefix="l2inv-tests-", dir=memory if has_room else None))
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     config.add_cleanup(lambda: embedded.stop(folder))
     url = embedded.start(folder)
