@@ -45,9 +45,14 @@ def pytest_configure(config: pytest.Config) -> None:
         setattr(config.option, f"postgresql_{name}", where.get(name))
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Two more than there are processors: many tests wait for processes of their own."""
+    return (os.cpu_count() or 1) + 2
+
+
 def _started(config: pytest.Config) -> str:
     # In memory, where there is room: a database for each test is then made ten times as fast.
-    memory = Path("/dev/shm")  # noqa: S108
+    memory = Path("/dev/shm")
     has_room = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2**31
     folder = Path(tempfile.mkdtemp(prefix="l2inv-tests-", dir=memory if has_room else None))
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))

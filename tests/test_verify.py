@@ -1,12 +1,17 @@
 """verify: whoever gets around the triggers and changes one thing is found out."""
 
 import json
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
-from conftest import NOW, Commands, Connection
+from conftest import NOW, SERVER, Commands, Connection
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.sql import SQL, Identifier
 
 from l2inv import database, migrate
 from l2inv.settings import Database, Settings
@@ -14,10 +19,35 @@ from l2inv.settings import Database, Settings
 TABLES = ("event", "op_state", "dataset_version", "criteria")
 
 
+KEPT = Identifier(f"lived_{os.getpid()}")  # the database of which each test has a copy
+
+
+@pytest.fixture(scope="module")
+def lives() -> Iterator[list[str]]:
+    """The OP that lived, once the kept database is made."""
+    lives: list[str] = []
+    yield lives
+    with psycopg.connect(make_conninfo(os.environ[SERVER], dbname="postgres"), autocommit=True) as server:
+        server.execute(SQL("drop database if exists {} with (force)").format(KEPT))
+
+
 @pytest.fixture
-def lived(l2inv: Commands, ready: list[str]) -> str:
-    """An OP with a life behind it: claimed, released, put on hold, inverted and published."""
-    op = ready[0]
+def lived(l2inv: Commands, url: str, lives: list[str], request: pytest.FixtureRequest) -> str:
+    """An OP with a life behind it, which it lived once for all tests."""
+    own = Identifier(str(conninfo_to_dict(url)["dbname"]))
+    with psycopg.connect(make_conninfo(url, dbname="postgres"), autocommit=True) as server:
+        copy = SQL("create database {} template {}").format
+        if not lives:
+            lives.append(life(l2inv, request.getfixturevalue("ready")[0]))
+            server.execute(copy(KEPT, own))
+        else:
+            server.execute(SQL("drop database {} with (force)").format(own))
+            server.execute(copy(own, KEPT))
+    return lives[0]
+
+
+def life(l2inv: Commands, op: str) -> str:
+    """Has the OP claimed, released, put on hold, inverted and published."""
     for command in (
         ("claim", op), ("release", op), ("hold", op, "--reason", "x"), ("unhold", op), ("note", op, "a\nword"),
         ("prioritize", op, "--priority", "4", "--reason", "y"), ("claim", op), ("mark-inverted", op), ("publish",),
