@@ -157,8 +157,14 @@ def create_inversion(
 def find_inversion(
     http: "requests.Session", store: MetadataStore, inversion_id: str
 ) -> dict[str, Any] | None:
-    """Gives what the store holds under an inversionId, or None. Raises StoreError."""
+    """Gives what the store holds under an inversionId, or None. Raises StoreError, also for one of another id."""
     found = ask(http, store, FIND, {"id": inversion_id})
+    for held in found or ():
+        if held.get("inversionId") != inversion_id:
+            raise StoreError(
+                f"{named(store)}: asked for {inversion_id}, and answers with {str(held.get('inversionId'))[:80]!r}",
+                "ask who runs the metadata store",
+            )
     return found[0] if found else None
 
 

@@ -20,6 +20,8 @@ from l2inv.settings import MetadataStore, Settings
 if TYPE_CHECKING:
     import requests
 
+_DRAWN_IDS = 20  # of 36**6: where that many are taken, the store says so of any
+
 
 class Unfinished(Exception):
     """No good answer came, and the store says that it was not done: the next run goes on, under the same id."""
@@ -143,9 +145,7 @@ def _name(
     """Records what the store is about to be told, under the id recorded before or a new one."""
     if inversion["inversion_id"] is None:
         _must_not_be_held(connection, http, store, op_id, inversion)
-        while _held(http, store, inversion_id := new_inversion_id()):
-            pass
-        inversion["inversion_id"] = inversion_id
+        inversion["inversion_id"] = _free_id(http, store)
     if named(connection, op_id, inversion["cycle"], inversion["instrument_program_id"]) != inversion:
         _add(connection, run, op_id, "inversion_named", None, inversion)
 
@@ -182,6 +182,17 @@ def _must_not_be_held(
             "old backup of l2inv's database restored, or did somebody else tell the store? Nothing was told; if it is "
             f"this one: l2inv adopt {op_id} {unknown[0]} --reason WHY, with --beside if it is another"
         )
+
+
+def _free_id(http: "requests.Session", store: MetadataStore) -> str:
+    """Gives a new id that the store does not hold. Raises StoreError when it says that it holds any id whatever."""
+    for _ in range(_DRAWN_IDS):
+        if not _held(http, store, inversion_id := new_inversion_id()):
+            return inversion_id
+    raise StoreError(
+        f"{graphql.named(store)}: says of {_DRAWN_IDS} random ids that it holds each, the last {inversion_id}",
+        "ask who runs the metadata store",
+    )
 
 
 def new_inversion_id() -> str:
