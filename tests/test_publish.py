@@ -1,5 +1,6 @@
 """publish: the store is told exactly once, whatever happens on the way."""
 
+import json
 import re
 import threading
 import time
@@ -599,3 +600,34 @@ def test_a_store_that_keeps_something_else_than_it_was_told_is_found_out(
     l2inv("publish", expect=4)
     assert "the store holds another asdfObjectKey" in cause(l2inv, inverted)
     assert "inversion_created" not in kinds(l2inv, inverted)
+
+
+def test_a_store_that_answers_with_another_inversion_is_not_believed(
+    l2inv: Commands, inverted: str, store: Store
+) -> None:
+    body = json.dumps(
+        {"data": {"l2Inversions": [{"inversionId": "inv.OTHER1", "datasetIds": ["X"]}]}}
+    ).encode()
+    store.fault = lambda operation, nth: Fault(body=body) if operation == "Find" else None
+    said = l2inv("publish", expect=1).stderr
+    assert "and answers with 'inv.OTHER1'; ask who runs the metadata store" in said
+    assert l2inv.json("show", inverted)["state"] == "inverted"
+    store.fault = None
+    assert l2inv.json("publish")["ops"]["done"] == 1
+
+
+def test_a_store_that_says_it_holds_any_id_is_not_asked_for_ever(
+    l2inv: Commands, inverted: str, store: Store
+) -> None:
+    class Everything(dict[str, dict[str, Any]]):
+        def values(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+            texts = dict.fromkeys(
+                ("primaryProposalId", "instrumentProgramExecutionId", "bucket", "createDate"), "x"
+            )
+            asked = store.requests[-1][1].get("id", "x")
+            yield {**texts, "inversionId": asked, "datasetIds": [], "spectralLines": []}
+
+    store.inversions = Everything()
+    said = l2inv("publish", expect=1).stderr
+    assert "says of 20 random ids that it holds each" in said
+    assert l2inv.json("show", inverted)["state"] == "inverted"
