@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from l2inv.errors import ConfigError, StoreError, StoreRefused
-from l2inv.settings import MetadataStore
+from l2inv.settings import MetadataStore, masked
 
 if TYPE_CHECKING:
     import requests
@@ -242,7 +242,7 @@ def too_late(store: MetadataStore, last: StoreError | None = None) -> StoreError
 def named(store: MetadataStore) -> str:
     """Names the store without what its URL may hold of secrets: a user's password, a query."""
     if is_file(store):
-        return f"saved answer {store.url}"
+        return f"saved answer {masked(store.url or '')}"
     parts = urlsplit(store.url or "")
     return f"metadata store {parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 

@@ -191,7 +191,7 @@ def check(store: MetadataStore) -> None:
     """Raises ConfigError for what would keep every scan from even asking: a missing file, authority or token."""
     if is_file(store):
         if not Path(store.url or "").is_file():
-            raise ConfigError("metadata_store.url", [f"there is no saved answer {store.url}"])
+            raise ConfigError("metadata_store.url", [f"there is no {named(store)}"])
     elif store.url is not None:
         with session(store):
             pass

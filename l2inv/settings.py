@@ -305,9 +305,15 @@ def to_plain(settings: Settings) -> dict[str, Any]:
     for person in plain["notifications"]["people"]:
         person["addresses"] = [address.partition("://")[0] + "://***" for address in person["addresses"]]
     for section in (plain["database"], plain["metadata_store"]):
-        for start, end in reversed(_secrets(section["url"] or "")):
-            section["url"] = section["url"][:start] + "***" + section["url"][end:]
+        section["url"] = section["url"] and masked(section["url"])
     return plain
+
+
+def masked(url: str) -> str:
+    """Gives the URL of the database or the store with *** for what is secret in it."""
+    for start, end in reversed(_secrets(url)):
+        url = f"{url[:start]}***{url[end:]}"
+    return url
 
 
 def origin(url: str) -> str:
@@ -337,7 +343,7 @@ def redact(text: str, settings: Settings, env: Mapping[str, str] = os.environ) -
 
 def _secrets(url: str) -> list[tuple[int, int]]:
     """Where the secrets of a database or store URL stand in it, in order."""
-    if re.match(r"\s*\w+\s*=", url):
+    if not re.match(r"\w+://", url):  # pairs, also where a path is meant: they may stand in the wrong setting
         return [pair.span(2) for pair in _PAIR.finditer(url) if _SECRET.search(pair[1])]
     userinfo = _USERINFO.match(url)
     parameters = _PARAMETER.finditer(url, userinfo.end() if userinfo else 0)

@@ -11,9 +11,11 @@ from typing import Any
 import msgspec
 import pytest
 import yaml
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from l2inv.cli import main
 from l2inv.errors import ConfigError
 from l2inv.settings import Loaded, Settings, load, redact, to_plain
 
@@ -441,6 +443,14 @@ def test_the_token_and_the_stores_password_are_never_shown(tmp_path: Path) -> No
     assert to_plain(read)["metadata_store"]["url"] == "https://u:***@h/graphql?token=***"
     told = redact("Bearer ab.c+d, pa%2Fss, pa/ss, t0k, abXc+d", read, {"STORE_TOKEN": "ab.c+d\n"})
     assert told == "Bearer ***, ***, ***, ***, abXc+d"
+
+
+def test_a_database_url_given_as_the_stores_is_refused_without_its_password(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("metadata_store: {url: host=h password=s3cr3t}")
+    refused = CliRunner().invoke(main, ["--config", str(file), "config", "check"])
+    assert refused.exit_code == 10
+    assert f"there is no saved answer {tmp_path}/host=h password=***" in refused.stderr
 
 
 # Anything else
