@@ -99,10 +99,13 @@ def restore(connection: Connection, path: Path) -> dict[str, Any]:
                 f"select setval(pg_get_serial_sequence('l2inv.{table}', '{column}'), max({column})) "  # noqa: S608
                 f"from l2inv.{table} having max({column}) is not null"
             )
-        found = [finding for check in verify.CHECKS.values() for finding in check(connection)[1]]
-        if found:
+        found = verify.Findings()
+        for verified in verify.CHECKS.values():
+            verified(connection, found)
+        if found.first:
+            worst = found.first[0]
             raise L2invError(
-                f"{path}: OP {found[0]['op_id']}: {found[0]['detail']}; {len(found)} findings, nothing was restored",
+                f"{path}: OP {worst['op_id']}: {worst['detail']}; {found.number} findings, nothing was restored",
                 "take an earlier backup",
             )
     return {"file": str(path), "rows": rows}

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 import msgspec
 
@@ -21,68 +21,84 @@ from l2inv.settings import Qualification
 BATCH = 1000  # verdicts, datasets or heads at a time
 MOST = 1000  # findings named one by one
 
-Finding = dict[str, Any]
+
+class Findings:
+    """How many faults were found, and the first of them."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.first: list[dict[str, Any]] = []
+
+    def add(self, what: str, row: dict[str, Any], detail: str) -> None:
+        self.number += 1
+        if len(self.first) < MOST:
+            found = {"what": what, "event_id": row.get("event_id"), "op_id": row["op_id"], "detail": detail}
+            self.first.append(found)
 
 
 def verify(connection: Connection, what: str | None = None) -> dict[str, Any]:
     """Checks events, state, verdicts and datasets, or one of them: how many of each, and one finding for each fault."""
-    checked, findings = {}, []
+    findings = Findings()
     with connection.transaction():
         connection.execute("set transaction isolation level repeatable read, read only")
-        for name, check in CHECKS.items():
-            if what in (None, name):
-                checked[name], found = check(connection)
-                findings += found
-    return {"checked": checked, "findings": findings[:MOST], "found": len(findings)}
+        checked = {
+            name: check(connection, findings) for name, check in CHECKS.items() if what in (None, name)
+        }
+    return {"checked": checked, "findings": findings.first, "found": findings.number}
 
 
-def events(connection: Connection) -> tuple[int, list[Finding]]:
+def events(connection: Connection, findings: Findings) -> int:
     """Checks every OP's chain: seq without holes, and each hash that of the content and of the hash before it."""
     with connection.cursor("verify_events") as cursor:
         cursor.execute(
             """
-            select event_id, op_id, seq, previous_seq,
-                   hash = l2inv.event_hash(previous_hash, event_id, op_id, seq, kind, state, actor, recorded_at,
-                                           run_id, detail) as holds
+            select event_id, op_id, seq, previous_seq
             from (select *, lag(hash) over chain as previous_hash, coalesce(lag(seq) over chain, 0) as previous_seq
                   from l2inv.event window chain as (partition by op_id order by seq)) e
+            where seq <> previous_seq + 1
+               or hash is distinct from l2inv.event_hash(previous_hash, event_id, op_id, seq, kind, state, actor,
+                                                         recorded_at, run_id, detail)
             """
         )
-        checked, findings = 0, []
         for row in cursor:
-            checked += 1
             if row["seq"] != row["previous_seq"] + 1:
                 gone = f"event {row['previous_seq'] + 1} is missing before event {row['seq']}"
-                findings.append(_finding("event", row, gone))
-            elif not row["holds"]:
-                findings.append(_finding("event", row, f"event {row['seq']} is not what was recorded"))
-    return checked, findings
+                findings.add("event", row, gone)
+            else:
+                findings.add("event", row, f"event {row['seq']} is not what was recorded")
+    return _count(connection, "event")
 
 
-def state(connection: Connection) -> tuple[int, list[Finding]]:
+def state(connection: Connection, findings: Findings) -> int:
     """Compares each OP's present state with what its events say, the hash of the newest among it."""
-    rows = connection.execute(
-        """
-        select coalesce(s.op_id, e.op_id) as op_id, to_jsonb(s) as kept, to_jsonb(e) as told
-        from l2inv.op_state s full join l2inv.op_state_by_events e using (op_id)
-        where to_jsonb(s) is distinct from to_jsonb(e)
-        """
-    ).fetchall()
-    findings = []
-    for row in rows:
-        kept, told = row["kept"] or {}, row["told"] or {}
-        names = sorted(name for name in told | kept if kept.get(name) != told.get(name))
-        missing = (
-            "there are no events of it" if not told else "it has events and no state" if not kept else None
+    with connection.cursor("verify_state") as cursor:
+        cursor.execute(
+            """
+            select coalesce(s.op_id, e.op_id) as op_id, to_jsonb(s) as kept, to_jsonb(e) as told
+            from l2inv.op_state s full join l2inv.op_state_by_events e using (op_id)
+            where to_jsonb(s) is distinct from to_jsonb(e)
+            """
         )
-        said = missing or f"{', '.join(names)} differ from what the events say: l2inv verify events says more"
-        findings.append({"what": "state", "event_id": None, "op_id": row["op_id"], "detail": said})
-    counted = connection.execute("select count(*) as ops from l2inv.op_state").fetchone()
+        for row in cursor:
+            kept, told = row["kept"] or {}, row["told"] or {}
+            names = sorted(name for name in told | kept if kept.get(name) != told.get(name))
+            said = f"{', '.join(names)} differ from what the events say: l2inv verify events says more"
+            if not told:
+                said = "there are no events of it"
+            elif not kept:
+                said = "it has events and no state"
+            findings.add("state", row, said)
+    return _count(connection, "op_state")
+
+
+def _count(connection: Connection, table: LiteralString) -> int:
+    counted = connection.execute(f"select count(*) as rows from l2inv.{table}").fetchone()  # noqa: S608 - one of two names
     assert counted is not None
-    return counted["ops"], findings
+    rows: int = counted["rows"]
+    return rows
 
 
-def datasets(connection: Connection) -> tuple[int, list[Finding]]:
+def datasets(connection: Connection, findings: Findings) -> int:
     """Hashes every kept dataset version again, and compares the versions there are with those that events name."""
     with connection.cursor("verify_datasets") as cursor:
         cursor.execute(
@@ -92,44 +108,41 @@ def datasets(connection: Connection) -> tuple[int, list[Finding]]:
             from l2inv.dataset_version
             """
         )
-        checked, findings = 0, []
+        checked = 0
         for row in cursor:
             checked += 1
             name = f"dataset {row['dataset_id']} version {row['version']}"
             if row["version"] != row["previous"] + 1:
-                findings.append(
-                    _finding("dataset", row, f"version {row['previous'] + 1} is missing before {name}")
-                )
+                findings.add("dataset", row, f"version {row['previous'] + 1} is missing before {name}")
             if _hash_of(row["record"]) != row["content_hash"]:
-                findings.append(_finding("dataset", row, f"{name} is not what was read"))
-    return checked, findings + _pinned(connection)
+                findings.add("dataset", row, f"{name} is not what was read")
+    with connection.cursor("verify_pins") as cursor:
+        cursor.execute(_PINS)
+        for row in cursor:
+            findings.add(
+                "dataset", row, f"dataset {row['dataset_id']} version {row['version']} {row['said']}"
+            )
+    return checked
 
 
-def _pinned(connection: Connection) -> list[Finding]:
-    """Where the versions that are kept and those that the events name are not the same."""
-    rows = connection.execute(
-        """
-        with pin as materialized (
-            select e.event_id, e.op_id, p.key as dataset_id, split_part(p.value, ':', 1)::integer as version,
-                   split_part(p.value, ':', 2) as hash
-            from l2inv.event e, jsonb_each_text(e.detail -> 'versions') p
-            where e.kind in ('discovered', 'datasets_changed')
-        )
-        select p.event_id, p.op_id, p.dataset_id, p.version,
-               case when v.version is null then 'is missing' else 'is not what its event names' end as said
-        from pin p left join l2inv.dataset_version v using (dataset_id, version)
-        where v.version is null or left(encode(v.content_hash, 'hex'), 16) <> p.hash
-        union all
-        select null, v.op_id, v.dataset_id, v.version, 'is told of by no event'
-        from l2inv.dataset_version v
-        join (select dataset_id, max(version) as version from pin group by dataset_id) newest using (dataset_id)
-        where v.version > newest.version
-        """
-    ).fetchall()
-    return [
-        _finding("dataset", row, f"dataset {row['dataset_id']} version {row['version']} {row['said']}")
-        for row in rows
-    ]
+# Where the versions that are kept and those that the events name are not the same.
+_PINS = """
+    with pin as materialized (
+        select e.event_id, e.op_id, p.key as dataset_id, split_part(p.value, ':', 1)::integer as version,
+               split_part(p.value, ':', 2) as hash
+        from l2inv.event e, jsonb_each_text(e.detail -> 'versions') p
+        where e.kind in ('discovered', 'datasets_changed')
+    )
+    select p.event_id, p.op_id, p.dataset_id, p.version,
+           case when v.version is null then 'is missing' else 'is not what its event names' end as said
+    from pin p left join l2inv.dataset_version v using (dataset_id, version)
+    where v.version is null or left(encode(v.content_hash, 'hex'), 16) <> p.hash
+    union all
+    select null, v.op_id, v.dataset_id, v.version, 'is told of by no event'
+    from l2inv.dataset_version v
+    join (select dataset_id, max(version) as version from pin group by dataset_id) newest using (dataset_id)
+    where v.version > newest.version
+"""
 
 
 def _hash_of(record: str) -> bytes | None:
@@ -139,17 +152,13 @@ def _hash_of(record: str) -> bytes | None:
         return None
 
 
-def _finding(what: str, row: dict[str, Any], detail: str) -> Finding:
-    return {"what": what, "event_id": row.get("event_id"), "op_id": row["op_id"], "detail": detail}
-
-
 def anchor(connection: Connection, path: Path) -> dict[str, Any]:
     """Checks that the newest event of each OP that the file names is still there, and its hash the same.
 
     Gives how many, and one finding for each that is not. A file that is not there yet names none.
     Raises L2invError when it cannot be read.
     """
-    checked, findings = 0, []
+    checked, findings = 0, Findings()
     try:
         for heads in _anchored(path) if path.exists() else ():
             checked += len(heads)
@@ -164,10 +173,10 @@ def anchor(connection: Connection, path: Path) -> dict[str, Any]:
             ).fetchall()
             for row in rows:
                 gone = "is missing" if row["event_id"] is None else "is not what was anchored"
-                findings.append(_finding("anchor", row, f"event {row['seq']} {gone}"))
+                findings.add("anchor", row, f"event {row['seq']} {gone}")
     except (OSError, ValueError, msgspec.DecodeError) as problem:
         raise L2invError(f"anchor {path}: {problem}", "name a file that verify --anchor wrote") from problem
-    return {"checked": {"anchored": checked}, "findings": findings[:MOST], "found": len(findings)}
+    return {"checked": {"anchored": checked}, "findings": findings.first, "found": findings.number}
 
 
 def write_anchor(connection: Connection, path: Path) -> int:
@@ -204,13 +213,12 @@ def _anchored(path: Path) -> Iterator[list[tuple[str, int, str]]]:
             yield batch
 
 
-def verdicts(connection: Connection) -> tuple[int, list[Finding]]:
+def verdicts(connection: Connection, findings: Findings) -> int:
     """Judges every recorded verdict again, on the dataset versions and by the criteria that it names."""
     rules = {
         row["criteria_version"]: msgspec.convert(row["rules"], Qualification)
         for row in connection.execute("select criteria_version, rules from l2inv.criteria")
     }
-    findings: list[Finding] = []
     checked = 0
     after = 0
     while rows := _batch(connection, after):
@@ -220,10 +228,8 @@ def verdicts(connection: Connection) -> tuple[int, list[Finding]]:
             checked += 1
             problem = _differs(row, rules, versions)
             if problem:
-                findings.append(
-                    {"what": "verdict", "event_id": row["event_id"], "op_id": row["op_id"], "detail": problem}
-                )
-    return checked, findings
+                findings.add("verdict", row, problem)
+    return checked
 
 
 def _batch(connection: Connection, after: int) -> list[dict[str, Any]]:
