@@ -57,7 +57,7 @@ NAMED_ONCE = Must(lambda people: len({p.name for p in people}) == len(people), "
 
 
 class Database(Struct, frozen=True):
-    """Where the events are kept. A null embedded_folder: the user's data folder."""
+    """Where the events are kept, and a standby for what only reads. A null embedded_folder: the user's data folder."""
 
     url: DatabaseUrl = "embedded"
     # PostgreSQL keeps pg_ to itself and cuts names at 63 bytes; the rest is room for names made from this.
@@ -65,6 +65,7 @@ class Database(Struct, frozen=True):
         str, like("(?!pg_)[a-z_][a-z0-9_]{0,47}", "1 to 48 of a-z 0-9 _, not starting with a digit or pg_")
     ] = "l2inv"
     embedded_folder: File | None = None
+    read_url: DatabaseUrl | None = None
 
 
 class MetadataStore(Struct, frozen=True):
@@ -304,8 +305,9 @@ def to_plain(settings: Settings) -> dict[str, Any]:
         plain["monitoring"]["ping_url"] = origin(plain["monitoring"]["ping_url"])
     for person in plain["notifications"]["people"]:
         person["addresses"] = [address.partition("://")[0] + "://***" for address in person["addresses"]]
-    for section in (plain["database"], plain["metadata_store"]):
-        section["url"] = section["url"] and masked(section["url"])
+    database, store = plain["database"], plain["metadata_store"]
+    for section, name in ((database, "url"), (database, "read_url"), (store, "url")):
+        section[name] = section[name] and masked(section[name])
     return plain
 
 
@@ -330,7 +332,8 @@ def redact(text: str, settings: Settings, env: Mapping[str, str] = os.environ) -
     ping_url = settings.monitoring.ping_url or ""
     forms = {env.get(settings.metadata_store.token_env or "", "").strip()}
     forms |= {address.partition("://")[2] for address in addresses}
-    for url in (settings.database.url, settings.metadata_store.url or "", ping_url, *addresses):
+    database, store = settings.database, settings.metadata_store
+    for url in (database.url, database.read_url or "", store.url or "", ping_url, *addresses):
         for start, end in _secrets(url):
             bare = re.sub(r"\\(.)", r"\1", url[start:end].removeprefix("'").removesuffix("'"))
             forms |= {url[start:end], bare, unquote(bare), quote(unquote(bare), safe="")}

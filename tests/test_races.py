@@ -248,4 +248,4 @@ def test_all_stages_twice_and_sixteen_claimers_race_for_a_minute(
 ) -> None:
     codes = race(l2inv, store, connection, tmp_path, 60)
     assert codes["mark-inverted", 0] >= CLAIMERS
-    assert {name for name, code in codes if code == 75} == set(STAGES)
+    assert {name for name, code in codes if code == 75} >= set(STAGES)

@@ -67,6 +67,20 @@ class App:
         with database.connected(settings) as connection:
             yield connection, settings
 
+    @contextmanager
+    def reading(self) -> Iterator[tuple["Connection", "Settings"]]:
+        """Lends a connection to the standby that the settings name for what only reads, else to the database."""
+        from msgspec.structs import replace
+
+        from l2inv import database
+
+        settings = self.settings
+        url = settings.database.read_url or settings.database.url
+        with database.connected(
+            replace(settings, database=replace(settings.database, url=url))
+        ) as connection:
+            yield connection, settings
+
     def result(self, document: object, text: Callable[[], None]) -> None:
         """Prints the result on stdout: the JSON document where --json asked for it, else what text() prints."""
         if self.json:

@@ -91,7 +91,7 @@ def export(app: App, form: str, after: int) -> None:
     """Print every inversion that the metadata store was told of; read on from the last event_id with --after."""
     from l2inv import export
 
-    with app.connected() as (connection, _), closing(export.inversions(connection, after)) as rows:
+    with app.reading() as (connection, _), closing(export.inversions(connection, after)) as rows:
         if app.json:
             found = list(rows)
             newest = found[-1]["event_id"] if found else after

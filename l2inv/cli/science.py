@@ -65,7 +65,7 @@ def next_(
         raise click.UsageError("--min-r0-cm is no number")
     wanted = offers.Wanted(proposal, band, instrument, min_r0_m, embargoed)
     nothing = NOTHING if wanted == offers.Wanted() else NOTHING_FITS
-    with app.connected() as (connection, settings):
+    with app.connected() if claims else app.reading() as (connection, settings):
         rank_by = settings.next.rank_by
         if claims:
             due_at = _due(settings, duration)

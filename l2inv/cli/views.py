@@ -15,7 +15,7 @@ def list_(app: App, state: str | None) -> None:
     """List OPs with their present state."""
     from l2inv import render, views
 
-    with app.connected() as (connection, _):
+    with app.reading() as (connection, _):
         ops = views.list_ops(connection, state)
     rows = (
         (
@@ -143,7 +143,7 @@ def status(app: App) -> None:
     """Show how many OPs are in each state, and when each stage last ran."""
     from l2inv import render, views
 
-    with app.connected() as (connection, _):
+    with app.reading() as (connection, _):
         found = views.status(connection)
 
     def text() -> None:
