@@ -306,8 +306,8 @@ def test_hostile_words_in_any_place_of_a_command_line_are_told_harmlessly(
 def test_each_hostile_text_in_each_place_of_each_command_line(
     l2inv: Commands, ready: list[str], tmp_path: Path
 ) -> None:
-    folder, lines = tmp_path / "here", 0
-    folder.mkdir()
+    folder, lines = tmp_path / "above" / "here", 0  # one of the texts is ..
+    folder.mkdir(parents=True)
     for path in WHOLE:
         for text in TEXTS.values():
             for line in attacks(path, ready[0], text, folder):
