@@ -6,6 +6,7 @@ The server is the embedded one, started once; L2INV_TEST_DATABASE names another 
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,10 @@ NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)  # the time as of which the tests ju
 def pytest_configure(config: pytest.Config) -> None:
     for name in ("L2INV_CONFIG", "L2INV_ACTOR"):
         os.environ.pop(name, None)
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # as in a shell's background; what is started inherits it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):  # workers use the server of the process that started them
         os.environ[SERVER] = os.environ.get("L2INV_TEST_DATABASE") or _started(config)
     where = conninfo_to_dict(os.environ[SERVER])
