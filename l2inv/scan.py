@@ -198,7 +198,7 @@ def _keep(reading: Reading, records: list[inventory.Record]) -> None:
     before = _before(reading, [r.dataset.dataset_id for r in fresh if r.dataset.dataset_id in reading.known])
     for r in records:
         reading.ops.add(r.dataset.observing_program_execution_id)
-        reading.profile.count(r.dataset)
+    reading.profile.count([r.dataset for r in records])
     for r in fresh:
         reading.profile.measure(r.dataset)
         _note(reading, r.dataset, before.get(r.dataset.dataset_id))
