@@ -4,6 +4,7 @@ Pure: a scan counts what it reads into a Profile, and the profile is compared wi
 """
 
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -37,9 +38,8 @@ class Profile:
     datasets: int = 0
     given: dict[str, int] = field(default_factory=dict)
     unknown: dict[str, dict[str, Any]] = field(default_factory=dict)  # what -> {"count", "example"}
-    sizes: dict[str, list[float]] = field(
-        default_factory=dict
-    )  # "FIELD of INSTRUMENT" -> log10 of new values
+    # "FIELD of INSTRUMENT" -> log10 of new values
+    sizes: dict[str, "array[float]"] = field(default_factory=dict)
 
     def count(self, datasets: Sequence[Dataset]) -> None:
         """Counts the fields given in some datasets, and whatever in these has no known name."""
@@ -63,7 +63,8 @@ class Profile:
             size = getattr(dataset, name)
             size = size if isinstance(size, (float, int)) or size is None else size.med
             if size is not None and math.isfinite(size) and size > 0:
-                self.sizes.setdefault(f"{name} of {dataset.instrument_name}", []).append(math.log10(size))
+                key = f"{name} of {dataset.instrument_name}"
+                self.sizes.setdefault(key, array("d")).append(math.log10(size))
 
     def plain(self, earlier: Plain | None, whole: bool) -> Plain:
         """Gives what the next scan compares with: what this one could not tell is handed on from before."""
