@@ -85,21 +85,11 @@ def append(connection: Connection, event: Event, actor: str, run_id: int | None)
     """Adds one event to an OP that is known, in one statement; False if the OP moved on since its writer looked."""
     added = connection.execute(
         f"""
-        with present as materialized (
-            select op_id from l2inv.op_state where op_id = %s and seq = %s for update
-        )
-        insert into {_COLUMNS} select op_id, %s::integer, %s, %s, %s, %s::bigint, %s::jsonb from present
+        insert into {_COLUMNS}
+            select op_id, seq + 1, %s, %s, %s, %s::bigint, %s::jsonb
+            from l2inv.op_state where op_id = %s and seq = %s for update
         """,  # noqa: S608 - text of our own
-        [
-            event.op_id,
-            event.after,
-            event.after + 1,
-            event.kind,
-            event.state,
-            actor,
-            run_id,
-            _json(event.detail),
-        ],
+        [event.kind, event.state, actor, run_id, _json(event.detail), event.op_id, event.after],
     )
     return added.rowcount == 1
 

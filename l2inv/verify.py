@@ -215,10 +215,10 @@ def _anchored(path: Path) -> Iterator[list[tuple[str, int, str]]]:
 
 def verdicts(connection: Connection, findings: Findings) -> int:
     """Judges every recorded verdict again, on the dataset versions and by the criteria that it names."""
-    rules = {
-        row["criteria_version"]: msgspec.convert(row["rules"], Qualification)
-        for row in connection.execute("select criteria_version, rules from l2inv.criteria")
-    }
+    rules: dict[str, Qualification | None] = {}  # None: not those that were kept under this name
+    for row in connection.execute("select criteria_version, rules from l2inv.criteria"):
+        kept = msgspec.convert(row["rules"], Qualification)
+        rules[row["criteria_version"]] = kept if criteria.version(kept) == row["criteria_version"] else None
     checked = 0
     after = 0
     while rows := _batch(connection, after):
@@ -257,21 +257,24 @@ def _records(
 
 
 def _differs(
-    row: dict[str, Any], rules: dict[str, Qualification], versions: dict[tuple[str, int], inventory.Dataset]
+    row: dict[str, Any],
+    rules: dict[str, Qualification | None],
+    versions: dict[tuple[str, int], inventory.Dataset],
 ) -> str | None:
     """Says what is wrong with a verdict, or None."""
     recorded = row["verdict"]
     version = recorded["criteria_version"]
     if version not in rules:
         return f"criteria {version} are not kept"
-    if criteria.version(rules[version]) != version:
+    judged_by = rules[version]
+    if judged_by is None:
         return f"criteria {version} are not those that were kept under this name"
     missing = [f"{d} version {v}" for d, v in row["datasets"].items() if (d, v) not in versions]
     if missing:
         return f"dataset {', '.join(missing)} is not kept"
-    judged = criteria.judge([versions[used] for used in row["datasets"].items()], rules[version])
+    judged = criteria.judge([versions[used] for used in row["datasets"].items()], judged_by)
     again = {"criteria_version": version, **judged}
-    if _numbers_as_floats(again) == _numbers_as_floats(recorded):
+    if again == recorded or _numbers_as_floats(again) == _numbers_as_floats(recorded):
         return None
     parts = sorted(name for name in again if again[name] != recorded.get(name))
     return f"judged again, {', '.join(parts)} differ: recorded invertible={recorded['invertible']}, now {judged['invertible']}"

@@ -1,6 +1,6 @@
 """Prints what l2inv's users wait for, beside its targets: python -m tests.bench [--ops 10000 --ops 1000000].
 
-Everything runs on one private PostgreSQL in --folder, which needs about 6 GB for a million OPs.
+Everything runs on one private PostgreSQL in --folder, which needs about 15 GB for a million OPs.
 """
 
 import shutil
@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
+import psycopg
 
 from l2inv import embedded
-from l2inv.database import open_connection
-from l2inv.settings import Database, Settings
-from tests.bench import figures, load
+from tests.bench import figures, load, steps
+from tests.bench.measure import Figure, Place, seconds
 
-OF_EACH: list[Callable[[figures.Place], Iterator[figures.Figure]]] = [
-    figures.reads, figures.whole_processes, figures.append, figures.claims, figures.disk, figures.long_reads,
+OF_EACH: list[Callable[[Place], Iterator[Figure]]] = [
+    figures.reads, figures.whole_processes, figures.long_reads, figures.disk, figures.beside_a_plain_insert,
+    figures.beside_eventsourcing, figures.claims, figures.after_claims,
 ]  # fmt: skip
 
 
@@ -29,27 +30,31 @@ def main(ops: tuple[int, ...], folder: Path | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     url = embedded.start(folder / "server")
     try:
+        with psycopg.connect(
+            url, autocommit=True
+        ) as connection:  # claims and appends do not wait for the disk
+            connection.execute("alter database l2inv set synchronous_commit = off")
         of = load.lives(url, folder)
         for number in ops:
-            place = figures.Place(url, f"ops_{number}", number, folder)
-            with open_connection(Settings(database=Database(url=url, schema=place.schema))) as connection:
-                seconds = figures.seconds(lambda c=connection, n=number: load.fill(c, of, n))  # type: ignore[misc]
-            click.echo(f"\n{number:,} OPs (filled in {seconds:.0f} s)")
+            place = Place(url, f"ops_{number}", number, folder)
+            with place.connect() as connection:
+                took = seconds(lambda c=connection, n=number: load.fill(c, of, n))  # type: ignore[misc]
+            click.echo(f"\n{number:,} OPs (filled in {took:.0f} s)")
             for figure in OF_EACH:
                 tell(figure(place))
-            with open_connection(Settings(database=Database(url=url, schema=place.schema))) as connection:
+            with place.connect() as connection:
                 connection.execute(f"drop schema {place.schema} cascade")
         click.echo("\nwhatever there is already")
-        place = figures.Place(url, "none", 0, folder)
-        tell(figures.rules())
-        tell(figures.many_at_once(place, of))
-        tell(figures.scans(place))
+        place = Place(url, "none", 0, folder)
+        tell(steps.rules())
+        tell(steps.many_at_once(place, of))
+        tell(steps.scans(place))
     finally:
         embedded.stop(folder / "server")
         shutil.rmtree(folder)
 
 
-def tell(rows: Iterator[figures.Figure]) -> None:
+def tell(rows: Iterator[Figure]) -> None:
     for row in rows:
         word = {True: "yes", False: "NO", None: ""}[row.met]
         click.echo(f"{row.what:34} {row.target:26} {row.figure:42} {word}")

@@ -1,0 +1,161 @@
+"""How it is measured: in rounds, the median told; where peers stand beside it, the time that the server was at it."""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psycopg
+
+from l2inv.database import Connection, open_connection
+from l2inv.settings import Database, Settings
+from tests.bench import load, peers
+
+
+class Figure(NamedTuple):
+    what: str
+    target: str
+    figure: str
+    met: bool | None = None
+
+
+class Place(NamedTuple):
+    """Where it is measured: a server, a schema on it with so many OPs, a folder for files, the peers' Python."""
+
+    url: str
+    schema: str
+    ops: int
+    folder: Path
+
+    @contextmanager
+    def connect(self) -> Iterator[Connection]:
+        """Lends a connection for which nothing is prepared, as for a command that cron runs."""
+        settings = Settings(database=Database(url=self.url, schema=self.schema))
+        with open_connection(settings) as connection:
+            connection.prepare_threshold = None
+            yield connection
+
+    def config(self, **store: Any) -> Path:
+        return load.config(self.folder, self.url, self.schema, **store)
+
+    def database(self, name: str) -> str:
+        """The URL of another database on the same server."""
+        return str(self.url).replace("/l2inv?", f"/{name}?", 1)
+
+
+class Process(NamedTuple):
+    seconds: float
+    peak_mb: float
+    out: str
+
+
+def milliseconds(act: Callable[[], object], rounds: int = 21) -> float:
+    """The median of so many rounds, after one that is not counted."""
+    act()
+    return 1000 * statistics.median(seconds(act) for _ in range(rounds))
+
+
+def seconds(act: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    act()
+    return time.perf_counter() - begun
+
+
+def l2inv(config: Path, *argv: str) -> Process:
+    """Runs a command in a process of its own."""
+    return process([sys.executable, "-m", "l2inv", "--config", str(config), *argv])
+
+
+def process(command: Sequence[str], codes: tuple[int, ...] = (0,)) -> Process:
+    begun = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
+        assert child.stdout
+        out = child.stdout.read()
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode not in codes:
+        raise RuntimeError(f"{command} ended with {child.returncode}")
+    return Process(time.perf_counter() - begun, usage.ru_maxrss / 1024, out)
+
+
+def server_ms(url: str, act: Callable[[], object]) -> float:
+    """How many milliseconds the server was busy with statements in a database while the act opened and closed its sessions."""
+    with psycopg.connect(url, autocommit=True) as watcher:
+
+        def busy() -> float:
+            for _ in range(200):  # until the last session is gone, which then has told all of its time
+                others = watcher.execute(
+                    "select count(*) from pg_stat_activity where datname = current_database() "
+                    "and backend_type = 'client backend' and pid <> pg_backend_pid()"
+                ).fetchone()
+                if others == (0,):
+                    break
+                time.sleep(0.05)
+            row = watcher.execute(
+                "select active_time from pg_stat_database where datname = current_database()"
+            ).fetchone()
+            assert row
+            return float(row[0])
+
+        before = busy()
+        act()
+        return busy() - before
+
+
+def peers_python(folder: Path) -> str:
+    """An environment of the benchmark's own, with what one would use instead."""
+    environment = folder / "peers"
+    python = str(environment / "bin" / "python")
+    if not environment.exists():
+        process([sys.executable, "-m", "venv", str(environment)])
+        process([python, "-m", "pip", "install", "--quiet", *peers.PACKAGES])
+    return python
+
+
+class Peer(NamedTuple):
+    """A peer with a database of its own on the same server."""
+
+    name: str
+    place: Place
+
+    @property
+    def url(self) -> str:
+        return self.place.database(f"peer_{self.name}")
+
+    def command(self, act: str, number: int, batch: int = 1) -> list[str]:
+        python = peers_python(self.place.folder)
+        return [python, str(peers.__file__), self.name, act, self.url, str(number), str(batch)]
+
+    @contextmanager
+    def filled(self, number: int) -> Iterator["Peer"]:
+        with psycopg.connect(self.place.database("postgres"), autocommit=True) as connection:
+            name = f"peer_{self.name}"
+            connection.execute(f"drop database if exists {name} with (force)")
+            connection.execute(f"create database {name}")
+            connection.execute(f"alter database {name} set synchronous_commit = off")
+            process(self.command("fill", number))
+            with psycopg.connect(self.url, autocommit=True) as own:
+                own.execute("vacuum analyze")
+            yield self
+            connection.execute(f"drop database {name} with (force)")
+
+    def ms_each(self, act: str, processes: int, each: int, batch: int = 1) -> float:
+        """Milliseconds of the server's for each act, with so many processes at it."""
+        return server_ms(self.url, lambda: together([self.command(act, each, batch)] * processes)) / (
+            processes * each
+        )
+
+
+def together(commands: list[list[str]]) -> None:
+    children = [
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for command in commands
+    ]
+    codes = [child.wait() for child in children]
+    if any(codes):
+        raise RuntimeError(f"{commands[0]} failed")
