@@ -71,7 +71,7 @@ begin
         if this_time = 0 then
             select e.op_id, e.seq, coalesce(s.seq, 0) + 1 as next_seq into wrong
                 from new_event e left join l2inv.op_state s using (op_id)
-                where e.seq > coalesce(s.seq, 0) order by e.op_id, e.seq limit 1;
+                order by e.seq <= coalesce(s.seq, 0), e.op_id, e.seq limit 1;
             raise exception 'OP %: event % is out of sequence, the next is %', wrong.op_id, wrong.seq, wrong.next_seq
                 using errcode = 'L2INV', hint = 'sequence numbers start at 1 and have no holes';
         end if;
