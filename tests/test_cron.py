@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Commands, Listener
+from conftest import Commands, Listener, until
 
 from l2inv import embedded
 from l2inv.sample import inventory
@@ -106,13 +105,6 @@ def mails(folder: Path) -> dict[str, set[tuple[str, ...]]]:
         assert isinstance(body, str)
         found[mail["Subject"].split("> ", 1)[1]].add(tuple(body.splitlines()))
     return found
-
-
-def until(holds: Any, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.2)
 
 
 def run_cron(folder: Path, done: Any) -> None:
