@@ -1,6 +1,8 @@
 """What the documents say is what the program does."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -53,12 +55,99 @@ def test_every_command_that_a_document_shows_exists(path: Path) -> None:
 
 
 def test_the_crontab_runs_the_nightly_line_and_sets_what_cron_needs() -> None:
-    lines = [x for x in (TOP / "crontab.example").read_text().splitlines() if x and not x.startswith("#")]
-    names = {line.split("=", 1)[0] for line in lines if re.match(r"[A-Z0-9_]+=", line)}
-    assert {"MAILTO", "PATH"} <= names
+    names = re.findall(r"^([A-Z0-9_]+)=", (TOP / "crontab.example").read_text(), re.MULTILINE)
+    assert {"MAILTO", "PATH"} <= set(names)
+    assert "l2inv -q scan && l2inv -q qualify" in crontab_jobs()
+
+
+def crontab_jobs() -> dict[str, str]:
+    """The crontab's commands, and the five fields of when each is run."""
+    lines = (TOP / "crontab.example").read_text().splitlines()
     jobs = [line.split(None, 5) for line in lines if re.match(r"[\d*]", line)]
-    assert all(len(job) == 6 for job in jobs)
-    assert "l2inv -q scan && l2inv -q qualify" in [job[5] for job in jobs]
+    return {job[5]: " ".join(job[:5]) for job in jobs}
+
+
+def units() -> dict[str, str]:
+    """The unit files that docs/operations.md shows, and those that its table says to derive, by their paths."""
+    text = (TOP / "docs" / "operations.md").read_text()
+    blocks = re.findall(r"^```ini\n# /etc/systemd/system/(\S+)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    found = dict(blocks)
+    shown = found["l2inv@preprocess.timer"]
+    rows = re.findall(r"^\| `(l2inv@\w+)\.timer` \| `([^`]+)` \|(?: `([^`]+)`)? \|$", text, re.MULTILINE)
+    for name, when, environment in rows:
+        found[f"{name}.timer"] = re.sub("OnCalendar=.*", f"OnCalendar={when}", shown)
+        if environment:
+            found[f"{name}.service.d/command.conf"] = f"[Service]\n{environment}\n"
+    assert found["l2inv@preprocess.timer"] == shown
+    return found
+
+
+def options_of(unit: str) -> dict[str, list[str]]:
+    """A unit's options, each with all its values."""
+    found: dict[str, list[str]] = {}
+    for name, value in re.findall(r"^(\w+)=(.*)$", unit, re.MULTILINE):
+        found.setdefault(name, []).append(value)
+    return found
+
+
+def as_calendar(fields: str) -> str:
+    """What systemd's OnCalendar says for the five fields of a crontab line."""
+    minute, hour, _, _, weekday = fields.split()
+    minute = f"00/{minute.removeprefix('*/')}" if minute.startswith("*/") else minute.zfill(2)
+    days = {"*": "", "0": "Sun ", "1-5": "Mon..Fri "}[weekday]
+    return f"{days}*-*-* {hour if hour == '*' else hour.zfill(2)}:{minute}"
+
+
+def test_the_systemd_timers_run_what_the_crontab_runs_when_it_does() -> None:
+    found = units()
+    program = "/opt/l2inv/bin/l2inv"
+    runs = {}
+    for path, unit in found.items():
+        name, _, kind = path.rpartition(".")
+        if kind != "timer":
+            continue
+        (when,) = options_of(unit)["OnCalendar"]
+        instance = name.partition("@")[2]
+        service = found["l2inv@.service" if instance else f"{name}.service"]
+        own = found.get(f"{name}.service.d/command.conf", "")
+        told = re.findall(r'COMMAND=([^"\n]+)"', own) or [instance]
+        lines = [line.replace("$COMMAND", told[0]) for line in options_of(service)["ExecStart"]]
+        assert all(line.startswith(program) for line in lines)
+        runs[" && ".join(line.replace(program, "l2inv") for line in lines)] = when
+    assert runs == {command: as_calendar(fields) for command, fields in crontab_jobs().items()}
+
+
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("there is no systemd-analyze")
+    for path, unit in units().items():
+        file = tmp_path / path
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(unit.replace("/opt/l2inv/bin/l2inv", "/bin/true"))
+    timers = sorted(tmp_path.glob("*.timer"))
+    services = [tmp_path / "l2inv-nightly.service", tmp_path / "l2inv-mail@x.service"]
+    command = ["systemd-analyze", "verify", "--man=no", *map(str, [*timers, *services])]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert [line for line in done.stderr.splitlines() if "l2inv" in line or str(tmp_path) in line] == []
+    assert done.returncode == 0, done.stderr
+
+
+def test_each_mail_that_the_table_explains_is_one_that_l2inv_writes() -> None:
+    text = (TOP / "docs" / "operations.md").read_text()
+    table = text[text.index("### What each mail means") : text.index("## Monitoring")]
+    code = "\n".join(path.read_text() for path in (TOP / "l2inv").rglob("*.py"))
+    # Put into a line, not written in it.
+    theirs = {"Connection refused", "Cannot query field", "3 days over"}
+    unknown = []
+    for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE):
+        for message in re.findall(r"`([^`]+)`", row):
+            parts = [part for part in re.split(r"…|: |; |[A-Z]{5,}", message) if part.strip()]
+            unknown += [
+                (message, part)
+                for part in parts
+                if part.strip(" ,") not in theirs and part.strip(" ,") not in code
+            ]
+    assert unknown == []
 
 
 @pytest.mark.parametrize("path", all_commands(), ids=" ".join)
