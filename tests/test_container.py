@@ -301,7 +301,11 @@ def test_the_image_runs_every_stage_as_a_user_with_no_rights_on_a_file_system_th
         ) as running:
             until((machine.folder / "srv/begun").exists, 60)
             machine.do("kill", "--signal=TERM", "stopped")
-            _, said = running.communicate(timeout=8)  # engines kill after ten seconds
+            try:
+                _, said = running.communicate(timeout=8)  # engines kill after ten seconds
+            except subprocess.TimeoutExpired:
+                machine.do("kill", "--signal=KILL", "stopped")
+                raise
         assert (running.returncode, said) == (
             1,
             "l2inv: stopped; run it again: nothing was left half-written\n",
