@@ -1,12 +1,14 @@
 """The commands' promises to scripts: exit codes, one JSON document, one line an error, and a quick start."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 from conftest import Commands
 from hypothesis import given
 from hypothesis import strategies as st
@@ -115,8 +117,6 @@ def test_the_actor_is_the_environments_or_the_users_of_the_system(
 ) -> None:
     import os
     import pwd
-
-    from click.testing import CliRunner
 
     config = ["--config", str(l2inv.config)]
     assert CliRunner().invoke(main, [*config, "claim", ready[0]]).exit_code == 0
@@ -230,3 +230,13 @@ def test_a_reader_that_goes_away_is_no_error(l2inv: Commands, ready: list[str]) 
         process.stdout.close()
         assert process.stderr is not None
         assert process.stderr.read() == ""
+
+
+def test_the_help_shows_each_command_once_by_who_uses_it_and_says_in_full_what_it_does() -> None:
+    from l2inv.cli.sections import SECTIONS
+
+    shown = [name for names in SECTIONS.values() for name in names]
+    assert sorted(shown) == sorted(main.commands), "put the command into a section of l2inv/cli/sections.py"
+    told = CliRunner().invoke(main, ["--help"], terminal_width=80).stdout
+    assert "..." not in told.split("Stages:", 1)[1], "the first sentence of a command's docstring is too long"
+    assert re.findall(r"^  ([a-z-]+) {2,}\S", told.split("Stages:", 1)[1], re.MULTILINE) == shown

@@ -55,7 +55,10 @@ def next_(
     min_r0_cm: float | None,
     embargoed: bool | None,
 ) -> None:
-    """Show the OPs to invert next: by priority, then as next.rank_by says. Each tells why it stands where it does."""
+    """Show the OPs to invert next, the first to do on top.
+
+    By priority, then as next.rank_by says. Each tells why it stands where it does.
+    """
     from l2inv import offers, science, views
 
     if duration and not claims:
@@ -178,7 +181,10 @@ for_option = click.option(
 @for_option
 @json_option
 def claim(app: App, op: str, duration: timedelta | None) -> None:
-    """Take an OP to work on. Exactly one person gets it; with --for, the holder may extend it."""
+    """Take an OP to work on: exactly one person gets it.
+
+    With --for, the holder may extend it.
+    """
     _claim(app, op, duration)
 
 
@@ -236,7 +242,10 @@ def _day(op: dict[str, Any]) -> str:
 @click.option("--reason", type=Words(), required=True, help="Why it is not to go on.")
 @json_option
 def hold(app: App, op: str, reason: str) -> None:
-    """Put an OP on hold: it is not prepared, offered or published until it is taken off."""
+    """Keep an OP from being prepared, offered and published.
+
+    Until it is taken off hold: l2inv unhold.
+    """
     from l2inv import record, science, views
 
     with app.connected() as (connection, _):
@@ -269,7 +278,10 @@ def unhold(app: App, op: str, reason: str | None) -> None:
 @click.option("--reason", type=Words(), required=True, help="Why it is to come sooner or later.")
 @json_option
 def prioritize(app: App, op: str, priority: int, reason: str) -> None:
-    """Say how soon an OP is to be worked on: next offers the highest priority first."""
+    """Say how soon an OP is to be worked on.
+
+    The higher the priority, the earlier next offers it.
+    """
     from l2inv import record, science, views
 
     with app.connected() as (connection, _):
