@@ -205,6 +205,7 @@ def server_stop(app: App) -> None:
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
+    metavar="PORT",
     default=0,
     help="The sample store's port (default: any free one).",
 )

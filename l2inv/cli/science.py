@@ -17,7 +17,13 @@ NOTHING_FITS = "nothing that is ready fits; see: l2inv next"
 
 @command("next")
 @click.option(
-    "-n", "limit", type=click.IntRange(1, 100_000), default=10, show_default=True, help="How many at most."
+    "-n",
+    "limit",
+    type=click.IntRange(1, 100_000),
+    metavar="N",
+    default=10,
+    show_default=True,
+    help="How many at most.",
 )
 @click.option("--claim", "claims", is_flag=True, help="Take the first of them, in one step.")
 @click.option(
@@ -273,7 +279,11 @@ def unhold(app: App, op: str, reason: str | None) -> None:
 @command("prioritize")
 @op_argument
 @click.option(
-    "--priority", type=click.IntRange(-1000, 1000), required=True, help="Higher is sooner; 0 is usual."
+    "--priority",
+    type=click.IntRange(-1000, 1000),
+    metavar="N",
+    required=True,
+    help="Higher is sooner; 0 is usual.",
 )
 @click.option("--reason", type=Words(), required=True, help="Why it is to come sooner or later.")
 @json_option
