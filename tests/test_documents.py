@@ -8,7 +8,7 @@ import reference
 from click.testing import CliRunner
 from test_cli import all_commands
 
-from l2inv import errors, states
+from l2inv import __version__, errors, states
 from l2inv.cli import main
 from l2inv.cli.sections import SECTIONS
 from l2inv.database import Connection
@@ -137,3 +137,15 @@ def test_every_command_explains_itself_within_100_columns(path: tuple[str, ...])
     assert all(len(line) <= 100 for line in result.stdout.splitlines())
     for line in result.stdout.splitlines():
         assert not re.fullmatch(r"  --?[\w-]+(, --?[\w-]+)*( [A-Z]+)?", line.rstrip()) or len(line) > 20, line
+
+
+def test_the_changelog_speaks_of_the_present_version_and_says_each_kind_of_change_once() -> None:
+    changelog = (TOP / "CHANGELOG.md").read_text()
+    sections = re.split(r"^## ", changelog, flags=re.MULTILINE)[1:]
+    assert sections[0].startswith("Unreleased\n")
+    assert __version__ in changelog
+    for section in sections:
+        assert re.match(r"Unreleased\n|\d+\.\d+\.\d+ - \d{4}-\d\d-\d\d\n", section), section[:40]
+        kinds = re.findall(r"^### (.*)$", section, re.MULTILINE)
+        assert len(set(kinds)) == len(kinds)
+        assert set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
