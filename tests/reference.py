@@ -95,7 +95,10 @@ def _commands() -> Iterator[str]:
 
 def _command(name: str, command: click.Command) -> Iterator[str]:
     ctx = click.Context(command, info_name=name)
-    usage = " ".join(["l2inv", name, *command.collect_usage_pieces(ctx)])
+    pieces = [
+        re.sub(r"^\[(\[.*\])\]$", r"\1", piece) for piece in command.collect_usage_pieces(ctx)
+    ]  # of Click 8.4.0
+    usage = " ".join(["l2inv", name, *pieces])
     yield from ("", f"#### {name}", "", f"`{usage}`")
     for paragraph in (command.help or "").split("\n\n"):
         yield from ("", _shown(" ".join(paragraph.split())))
