@@ -211,19 +211,6 @@ def test_clean_text_is_one_printable_line(text: str) -> None:
     assert "\x1b" not in shown
 
 
-def test_nothing_imports_the_commands_and_no_stage_imports_another() -> None:
-    package = Path(render.__file__).parent
-    stages = {"scan", "qualify", "preprocess", "science", "publish", "views"}
-    for path in package.rglob("*.py"):
-        words = path.read_text()
-        if "cli" not in path.parts and path.name != "__main__.py":
-            assert "l2inv.cli" not in words, path
-        if path.stem in stages and path.parent == package:
-            for other in stages - {path.stem}:
-                assert f"import {other}\n" not in words, (path, other)
-                assert f"from l2inv.{other} " not in words, (path, other)
-
-
 def test_a_reader_that_goes_away_is_no_error(l2inv: Commands, ready: list[str]) -> None:
     with l2inv.start("list", "--json") as process:
         assert process.stdout is not None
