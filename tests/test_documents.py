@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import reference
+import yaml
 from click.testing import CliRunner
 from test_cli import all_commands
 
@@ -21,8 +22,18 @@ DOCUMENTS = sorted([*TOP.glob("*.md"), *TOP.glob("docs/*.md")])
 def test_the_readmes_test_command_is_the_one_that_ci_runs() -> None:
     readme = (TOP / "README.md").read_text()
     (line,) = re.findall(r"^python3 -m venv .*python -m pytest$", readme, re.MULTILINE)
+    if not (TOP / ".ci").exists():
+        pytest.skip("a source distribution has no CI")
     assert "grep -m1 'python -m pytest$' README.md" in (TOP / ".ci" / "run").read_text()
     assert "[test]" in line
+
+
+def test_ci_and_commits_are_checked_by_the_same_commands_and_fetch_nothing() -> None:
+    config = TOP / ".pre-commit-config.yaml"
+    if not config.exists():
+        pytest.skip("a source distribution is no repository")
+    assert {repo["repo"] for repo in yaml.safe_load(config.read_text())["repos"]} == {"local"}
+    assert "pre-commit run --all-files" in (TOP / ".ci" / "run").read_text()
 
 
 def test_the_readmes_picture_of_the_states_shows_every_edge_and_no_other() -> None:
