@@ -16,6 +16,8 @@ from l2inv import __version__, embedded
 TOP = Path(__file__).parent.parent
 NAME = f"l2inv-{__version__}"
 
+pytestmark = pytest.mark.skipif(not (TOP / ".git").exists(), reason="what belongs in them is what git knows")
+
 
 def kept(*patterns: str) -> set[str]:
     """The files of the project that git knows or would add."""
