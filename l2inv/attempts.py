@@ -149,7 +149,8 @@ def begin(stage: Stage, begun: Sequence[tuple[Start, jobs.Job, int | None]]) -> 
         record.Event(start.op.op_id, start.op.seq, "preprocess_started", None, started(start, job, task))
         for start, job, task in begun
     ]
-    return record.add(stage.connection, events, stage.run.actor, stage.run.run_id)
+    run = stage.run
+    return {e.op_id for e in events if record.append(stage.connection, e, run.actor, run.run_id)}
 
 
 def outcome(op: Op, end: jobs.Ended, state: str | None = None) -> dict[str, Any]:
@@ -203,5 +204,5 @@ def settle(stage: Stage, op: Op, outcome: Callable[[], dict[str, Any]]) -> None:
         added = record.fail(stage.connection, op.op_id, seq, "preprocess", cause, run.actor, run.run_id)
     else:
         event = record.Event(op.op_id, seq, "preprocessed", "preprocessed", detail)
-        added = bool(record.add(stage.connection, [event], run.actor, run.run_id))
+        added = record.append(stage.connection, event, run.actor, run.run_id)
     stage.count(("failed" if cause else "done") if added else "skipped")

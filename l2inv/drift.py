@@ -4,9 +4,13 @@ Pure: a scan counts what it reads into a Profile, and the profile is compared wi
 """
 
 import math
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
+
+import msgspec
 
 from l2inv.inventory import SUBFIELDS, Dataset
 
@@ -34,21 +38,24 @@ class Profile:
     datasets: int = 0
     given: dict[str, int] = field(default_factory=dict)
     unknown: dict[str, dict[str, Any]] = field(default_factory=dict)  # what -> {"count", "example"}
-    sizes: dict[str, list[float]] = field(
-        default_factory=dict
-    )  # "FIELD of INSTRUMENT" -> log10 of new values
+    # "FIELD of INSTRUMENT" -> log10 of new values
+    sizes: dict[str, "array[float]"] = field(default_factory=dict)
 
-    def count(self, dataset: Dataset) -> None:
-        """Counts a dataset's fields, and whatever in it has no known name."""
-        self.datasets += 1
-        for name in dataset.__struct_fields__:
-            if getattr(dataset, name) is not None:
-                self.given[name] = self.given.get(name, 0) + 1
-        if dataset.instrument_name and dataset.instrument_name not in INSTRUMENTS:
-            self._note(f"instrument {dataset.instrument_name!r}", dataset)
-        for name, keys in COUNT_FIELDS.items():
-            for key in (getattr(dataset, name) or {}).keys() - keys:
-                self._note(f"{name} key {key!r}", dataset)
+    def count(self, datasets: Sequence[Dataset]) -> None:
+        """Counts the fields given in some datasets, and whatever in these has no known name."""
+        self.datasets += len(datasets)
+        columns = zip(*map(msgspec.structs.astuple, datasets), strict=True)
+        for name, column in zip(Dataset.__struct_fields__, columns, strict=False):
+            if given := len(column) - column.count(None):
+                self.given[name] = self.given.get(name, 0) + given
+        for dataset in datasets:
+            if dataset.instrument_name and dataset.instrument_name not in INSTRUMENTS:
+                self._note(f"instrument {dataset.instrument_name!r}", dataset)
+            for name, keys in COUNT_FIELDS.items():
+                counts = getattr(dataset, name)
+                if counts and not counts.keys() <= keys:
+                    for key in counts.keys() - keys:
+                        self._note(f"{name} key {key!r}", dataset)
 
     def measure(self, dataset: Dataset) -> None:
         """Takes the quantities with a unit from a dataset that is new or changed."""
@@ -56,7 +63,8 @@ class Profile:
             size = getattr(dataset, name)
             size = size if isinstance(size, (float, int)) or size is None else size.med
             if size is not None and math.isfinite(size) and size > 0:
-                self.sizes.setdefault(f"{name} of {dataset.instrument_name}", []).append(math.log10(size))
+                key = f"{name} of {dataset.instrument_name}"
+                self.sizes.setdefault(key, array("d")).append(math.log10(size))
 
     def plain(self, earlier: Plain | None, whole: bool) -> Plain:
         """Gives what the next scan compares with: what this one could not tell is handed on from before."""

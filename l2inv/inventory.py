@@ -104,11 +104,12 @@ def read(raw: bytes | msgspec.Raw) -> Record | Unreadable:
     same hash whatever the order, the spelling or the nulls of the answer, and after l2inv learned a field that is null in it.
     """
     try:
-        dataset = _in_utc(_decoder.decode(raw))
+        dataset = _decoder.decode(raw)
+        _to_utc(dataset)
         text = kept(dataset)
     except (msgspec.DecodeError, UnicodeError, RecursionError, OverflowError) as problem:
         return Unreadable(_id_of(raw), _reason(problem), bytes(raw))
-    if _NUL.search(text):
+    if b"\\u0000" in text and _NUL.search(text):
         return Unreadable(_without_nul(dataset.dataset_id), "holds a NUL character", bytes(raw))
     return Record(dataset, text, hashlib.sha256(text).digest())
 
@@ -131,14 +132,13 @@ def stored(text: bytes | str) -> Dataset:
 TIMES = ("create_date", "update_date", "start_time", "end_time", "embargo_end_date")
 
 
-def _in_utc(dataset: Dataset) -> Dataset:
+def _to_utc(dataset: Dataset) -> None:
     """The store sends UTC without an offset; an offset, should one come, is honoured."""
-    times = {}
     for name in TIMES:
         time = getattr(dataset, name)
-        if time is not None:
-            times[name] = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-    return msgspec.structs.replace(dataset, **times)
+        if time is not None and time.tzinfo is not UTC:
+            in_utc = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+            msgspec.structs.force_setattr(dataset, name, in_utc)  # nobody else has seen it yet
 
 
 def _id_of(raw: bytes | msgspec.Raw) -> str | None:

@@ -17,7 +17,6 @@ import msgspec
 
 from l2inv.errors import ConfigError, StoreError
 from l2inv.graphql import (
-    CHUNK_BYTES,
     MayPass,
     Page,
     Query,
@@ -108,12 +107,14 @@ def dataset_pages(store: MetadataStore, updated_since: datetime | None = None) -
     """Gives the active datasets page by page, each as the JSON text of its record, oldest createDate first.
 
     With `updated_since` (a time with an offset) only those whose updateDate is no earlier; one that was never
-    updated has none. A saved file is given whole. A dataset may come twice: where the store changed meanwhile, or
+    updated has none. A saved file gives all that it holds. A dataset may come twice: where the store changed meanwhile, or
     a page was too heavy and was asked for in halves. Raises ConfigError, and StoreError when the store cannot be
     read to its end, in time (what the caller takes for the pages counts too); those given until then are good.
     """
     if is_file(store):
-        yield _saved(store)
+        records = _saved(store)
+        for start in range(0, len(records), store.page_size):
+            yield records[start : start + store.page_size]
         return
     with _reading(store) as reading:
         yield from _pages(reading, _since(updated_since))
@@ -294,17 +295,13 @@ def _got(reading: _Reading, future: "Future[Any]") -> Any:
 
 def _saved(store: MetadataStore) -> Page:
     """A saved answer, held to the same limit as one over HTTP: a small .gz may unpack to any size."""
-    path, where, parts, size = Path(store.url or ""), named(store), [], 0
+    path, where, most = Path(store.url or ""), named(store), store.max_answer_mb * 1_000_000
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for part in iter(lambda: file.read(CHUNK_BYTES), b""):
-                parts.append(part)
-                size += len(part)
-                if size > store.max_answer_mb * 1_000_000:
-                    raise StoreError(
-                        f"{where}: more than {store.max_answer_mb} MB", "raise metadata_store.max_answer_mb"
-                    )
+            content = file.read(most + 1)
     except (OSError, EOFError, zlib.error) as problem:
         raise StoreError(f"{where}: {short(problem)}", "check metadata_store.url") from problem
-    page: Page = read(b"".join(parts), DATASETS, where)
+    if len(content) > most:
+        raise StoreError(f"{where}: more than {store.max_answer_mb} MB", "raise metadata_store.max_answer_mb")
+    page: Page = read(content, DATASETS, where)
     return page

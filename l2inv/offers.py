@@ -9,19 +9,17 @@ from l2inv.views import COLUMNS
 
 # By what OPs of the same priority are ranked; longest waiting comes first where that leaves them equal.
 RANKS = {
-    "age": "o.since",
-    "fried_parameter": "o.fried_parameter_med desc nulls last, o.since",
-    "proposal": "o.proposal_id nulls last, o.since",
+    "age": "s.since",
+    "fried_parameter": "(select fried_parameter_med from l2inv.op_overview where op_id = s.op_id) desc nulls last, s.since",
+    "proposal": "s.proposal_id nulls last, s.since",
 }
-OFFERED = """
-    o.state = 'preprocessed' and not o.on_hold and not o.inputs_changed
-    and (%(proposal)s::text is null or o.proposal_id = %(proposal)s)
-    and (%(band)s::text is null or exists (
-        select from jsonb_array_elements_text(o.bands) band where strpos(lower(band), lower(%(band)s)) > 0))
-    and (%(instrument)s::text is null or %(instrument)s = any(o.instruments))
-    and (%(min_fried_parameter_m)s::double precision is null or o.fried_parameter_med >= %(min_fried_parameter_m)s)
-    and (%(embargoed)s::boolean is null or o.is_embargoed = %(embargoed)s)
-"""
+FILTERS = {
+    "proposal": "o.proposal_id = %(proposal)s",
+    "band": "exists (select from jsonb_array_elements_text(o.bands) band where strpos(lower(band), lower(%(band)s)) > 0)",
+    "instrument": "%(instrument)s = any(o.instruments)",
+    "min_fried_parameter_m": "o.fried_parameter_med >= %(min_fried_parameter_m)s",
+    "embargoed": "o.is_embargoed = %(embargoed)s",
+}
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -41,32 +39,42 @@ def offered(
 
     `why` says what put each where it is.
     """
+    statement, values = first(rank_by, wanted or Wanted(), limit)
     rows = connection.execute(
         f"""
+        with first as materialized (select op_id, row_number() over () as place from ({statement}) in_order)
         select {COLUMNS},
                (select e.detail ->> 'reason' from l2inv.event e
                 where o.priority <> 0 and e.op_id = o.op_id and e.kind = 'prioritized'
                 order by e.seq desc limit 1) as priority_reason
-        from l2inv.op_overview o where {OFFERED} order by o.priority desc, {RANKS[rank_by]}, o.op_id limit %(limit)s
+        from first join l2inv.op_overview o using (op_id) order by place
         """,  # noqa: S608 - text of our own
-        msgspec.structs.asdict(wanted or Wanted()) | {"limit": limit},
+        values,
     ).fetchall()
     for row in rows:
         row["why"] = _why(row, rank_by)
     return rows
 
 
-def take_first(connection: Connection, rank_by: str, wanted: Wanted) -> str | None:
-    """Gives the first OP offered that nobody else takes at this moment, locked until the transaction ends."""
-    row = connection.execute(
-        f"""
-        select s.op_id from l2inv.op_state s join l2inv.op_overview o using (op_id)
-        where s.state = 'preprocessed' and s.on_hold_seq is null and {OFFERED}
-        order by s.priority desc, {RANKS[rank_by]}, s.op_id limit 1 for update of s skip locked
-        """,  # noqa: S608
-        msgspec.structs.asdict(wanted),
-    ).fetchone()
-    return row["op_id"] if row else None
+def first(rank_by: str, wanted: Wanted, limit: int) -> tuple[str, dict[str, Any]]:
+    """Gives the statement, and its values, that finds op_id and seq of the first OPs offered, in order.
+
+    Where nothing is wanted in particular, an index gives them. It may go on with `for update of s skip locked`.
+    """
+    values = {name: value for name, value in msgspec.structs.asdict(wanted).items() if value is not None}
+    filters = " and ".join(FILTERS[name] for name in values)
+    fits = (
+        f"and exists (select from l2inv.op_overview o where o.op_id = s.op_id and {filters})"
+        if filters
+        else ""
+    )
+    statement = f"""
+        select s.op_id, s.seq from l2inv.op_state s
+        where s.state = 'preprocessed' and s.on_hold_seq is null
+            and not coalesce(s.datasets_seq > s.verdict_seq, false) {fits}
+        order by s.priority desc, {RANKS[rank_by]}, s.op_id limit %(limit)s
+    """  # noqa: S608 - text of our own
+    return statement, values | {"limit": limit}
 
 
 def _why(op: dict[str, Any], rank_by: str) -> str:

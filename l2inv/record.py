@@ -4,12 +4,13 @@ An event is written against the sequence number that its writer saw. Whoever com
 nothing; the database refuses what the states do not allow.
 """
 
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, cast
 
 import msgspec
-from psycopg.types.json import Jsonb
 
 from l2inv import states
 from l2inv.database import Connection
@@ -42,48 +43,65 @@ class Present(msgspec.Struct, frozen=True):
 
 
 def add(connection: Connection, events: Sequence[Event], actor: str, run_id: int | None) -> set[str]:
-    """Adds one event for each of many OPs in one statement, and gives the OPs that got theirs.
+    """Adds one event for each of many OPs, all or none, and gives the OPs that got theirs.
 
     An OP that moved on since its writer looked is left alone: the writer looks again in its next run.
     The OPs are locked in the order of their ids, so that two writers never wait for each other.
     """
-    rows = connection.execute(
-        """
-        with given as (
-            select * from unnest(%s::text[], %s::integer[], %s::text[], %s::text[], %s::jsonb[])
-                as given (op_id, after, kind, state, detail)
-        ), present as materialized (
-            select s.op_id, s.seq from l2inv.op_state s
-            where s.op_id in (select op_id from given where after > 0) order by s.op_id for update
+    with connection.transaction():
+        rows = connection.execute(
+            "select op_id, seq from l2inv.op_state where op_id = any(%s) order by op_id for update",
+            [[event.op_id for event in events]],
         )
-        insert into l2inv.event (op_id, seq, kind, state, actor, run_id, detail)
-            select g.op_id, g.after + 1, g.kind, g.state, %s, %s, g.detail
-            from given g left join present p using (op_id)
-            where coalesce(p.seq, 0) = g.after
-            order by g.op_id
-        on conflict do nothing
-        returning op_id
-        """,
-        [
-            [event.op_id for event in events],
-            [event.after for event in events],
-            [event.kind for event in events],
-            [event.state for event in events],
-            [Jsonb(_storable(event.detail)) for event in events],
-            actor,
-            run_id,
-        ],
-    ).fetchall()
-    return {row["op_id"] for row in rows}
+        present = {row["op_id"]: row["seq"] for row in rows}
+        timely = [event for event in events if present.get(event.op_id, 0) == event.after]
+        with connection.cursor() as cursor, cursor.copy(f"copy {_COLUMNS} from stdin") as copy:
+            for e in sorted(timely, key=lambda event: event.op_id):
+                copy.write_row((e.op_id, e.after + 1, e.kind, e.state, actor, run_id, _json(e.detail)))
+    return {event.op_id for event in timely}
+
+
+_COLUMNS = "l2inv.event (op_id, seq, kind, state, actor, run_id, detail)"
+
+
+def _json(detail: dict[str, Any]) -> str:
+    """The text of a detail that PostgreSQL's jsonb takes: NUL and halves of surrogate pairs are shown, not stored."""
+    with suppress(UnicodeEncodeError, OverflowError):  # an integer of any size is left to json
+        text = msgspec.json.encode(detail).decode()
+        if "\\u0000" not in text:
+            return text
+    return json.dumps(_storable(detail))
 
 
 def _storable(value: Any) -> Any:
-    """What PostgreSQL's jsonb takes: NUL and halves of surrogate pairs are shown, not stored."""
     if isinstance(value, str):
         return value.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
     if isinstance(value, dict):
         return {_storable(key): _storable(inner) for key, inner in value.items()}
     return [_storable(inner) for inner in value] if isinstance(value, list) else value
+
+
+def append(connection: Connection, event: Event, actor: str, run_id: int | None) -> bool:
+    """Adds one event to an OP that is known, in one statement; False if the OP moved on since its writer looked."""
+    added = connection.execute(
+        f"""
+        with present as materialized (
+            select op_id from l2inv.op_state where op_id = %s and seq = %s for update
+        )
+        insert into {_COLUMNS} select op_id, %s::integer, %s, %s, %s, %s::bigint, %s::jsonb from present
+        """,  # noqa: S608 - text of our own
+        [
+            event.op_id,
+            event.after,
+            event.after + 1,
+            event.kind,
+            event.state,
+            actor,
+            run_id,
+            _json(event.detail),
+        ],
+    )
+    return added.rowcount == 1
 
 
 def add_one(
@@ -97,8 +115,8 @@ def add_one(
 ) -> None:
     """Adds one event to an OP whose row locked() holds. Raises Refused when its state does not allow it."""
     must_allow(present, kind, state)
-    added = add(connection, [Event(present.op_id, present.seq, kind, state, detail)], actor, run_id)
-    assert added == {present.op_id}, "the row is locked"
+    added = append(connection, Event(present.op_id, present.seq, kind, state, detail), actor, run_id)
+    assert added, "the row is locked"
 
 
 def must_allow(present: Present, kind: str, state: states.State | None) -> None:
@@ -152,7 +170,7 @@ def fail(
     ).fetchone()
     assert row is not None
     detail = {"stage": stage, "cause": cause, "attempt": row["earlier"] + 1}
-    return bool(add(connection, [Event(op_id, seq, "failed", "error", detail)], actor, run_id))
+    return append(connection, Event(op_id, seq, "failed", "error", detail), actor, run_id)
 
 
 def retry(connection: Connection, op_ids: Sequence[str], actor: str) -> list[tuple[str, states.State]]:

@@ -26,7 +26,7 @@ def statements(connection: Connection, roles: Roles) -> list[str]:
     """Gives the SQL that makes the roles and gives them their rights, for the schema as it is; safe to run again."""
     quoted = connection.execute(
         """
-        select quote_ident(nspname) as schema, quote_ident(%s) as owner, quote_ident(%s) as writer, quote_ident(%s) as reader,
+        select quote_ident(nspname) as schema, quote_ident(current_database()) as database, quote_ident(%s) as owner, quote_ident(%s) as writer, quote_ident(%s) as reader,
                array(select rolname::text from pg_catalog.pg_roles where rolname = any(%s)) as there
         from pg_catalog.pg_namespace where oid = (select relnamespace from pg_catalog.pg_class where oid = 'l2inv.op'::regclass)
         """,
@@ -49,6 +49,7 @@ def statements(connection: Connection, roles: Roles) -> list[str]:
     tables = {table: f"{schema}.{table}" for table in (*ADDED, *CHANGED)}
     given = [
         f"grant usage on schema {schema} to {writer}, {reader};",
+        f"grant temporary on database {quoted['database']} to {writer};",  # scan's own bookkeeping
         f"grant select on all tables in schema {schema} to {writer};",
         f"grant execute on all functions in schema {schema} to {writer};",
         f"grant insert on {', '.join(tables[table] for table in ADDED)} to {writer};",

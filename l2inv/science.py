@@ -3,6 +3,8 @@
 from datetime import datetime
 from typing import Any
 
+from psycopg.types.json import Jsonb
+
 from l2inv import offers, record
 from l2inv.database import Connection
 from l2inv.errors import Refused
@@ -18,8 +20,7 @@ def claim(connection: Connection, op_id: str, actor: str, due_at: datetime, *, e
         present = record.locked(connection, op_id)
         if present.state == "working" and present.assignee == actor:
             if extend:
-                detail = {"assignee": actor, "due_at": due_at.isoformat()}
-                record.add_one(connection, present, "extended", None, actor, detail)
+                record.add_one(connection, present, "extended", None, actor, _claimed(actor, due_at))
             return False
         if present.state == "working":
             raise Refused(
@@ -34,24 +35,32 @@ def claim(connection: Connection, op_id: str, actor: str, due_at: datetime, *, e
             raise Refused(
                 f"OP {op_id}: its datasets changed since its verdict", "l2inv qualify judges it again"
             )
-        _claim(connection, present, actor, due_at)
+        record.add_one(connection, present, "claimed", "working", actor, _claimed(actor, due_at))
     return True
 
 
 def claim_first(
-    connection: Connection, rank_by: str, wanted: offers.Wanted, actor: str, due_at: datetime
-) -> str | None:
-    """Gives the first OP that is offered to the actor, in one step, and its id; None when none is."""
-    with connection.transaction():
-        op_id = offers.take_first(connection, rank_by, wanted)
-        if op_id is not None:
-            _claim(connection, record.locked(connection, op_id), actor, due_at)
-    return op_id
+    connection: Connection, rank_by: str, wanted: offers.Wanted, actor: str, due_at: datetime, number: int = 1
+) -> list[str]:
+    """Gives the first OPs that are offered to the actor, in one step, and their ids; as many as there are up to `number`.
+
+    Those that others take at this moment are passed over, not waited for.
+    """
+    statement, values = offers.first(rank_by, wanted, number)
+    rows = connection.execute(
+        f"""
+        with first as materialized ({statement} for update of s skip locked)
+        insert into l2inv.event (op_id, seq, kind, state, actor, detail)
+            select op_id, seq + 1, 'claimed', 'working', %(actor)s, %(detail)s::jsonb from first
+        returning op_id
+        """,  # noqa: S608 - text of our own
+        values | {"actor": actor, "detail": Jsonb(_claimed(actor, due_at))},
+    ).fetchall()
+    return [row["op_id"] for row in rows]
 
 
-def _claim(connection: Connection, present: record.Present, actor: str, due_at: datetime) -> None:
-    detail = {"assignee": actor, "due_at": due_at.isoformat()}
-    record.add_one(connection, present, "claimed", "working", actor, detail)
+def _claimed(actor: str, due_at: datetime) -> dict[str, Any]:
+    return {"assignee": actor, "due_at": due_at.isoformat()}
 
 
 def release(connection: Connection, op_id: str, actor: str, reason: str | None) -> None:

@@ -15,7 +15,7 @@ DEVELOPMENT = PACKAGE.parent / "DEVELOPMENT.md"
 
 # A stage and what belongs to it alone. A stage imports nothing of another one.
 STAGES = {
-    "scan": {"scan"},
+    "scan": {"scan", "reading"},
     "qualify": {"qualify"},
     "preprocess": {"preprocess", "attempts", "jobs", "cluster", "slurm", "bundle", "clean"},
     "science": {"science", "offers", "handoff", "inbox"},
@@ -34,7 +34,7 @@ HEAVY = {"requests", "urllib3", "rich", "yaml", "graphql", "apprise", "platformd
 ROOMS = {
     "database", "migrate", "record", "scan", "qualify", "preprocess", "science", "publish", "views", "demo", "whatif",
     "verdicts", "quarantine", "verify", "deadlines", "export", "inbox", "attempts", "clean", "handoff", "offers", "roles",
-    "backup", "preflight", "cycles",
+    "backup", "preflight", "cycles", "reading",
 }  # fmt: skip
 
 

@@ -27,8 +27,9 @@ for number in range(50):
         continue
     won = []
     with database.connected(Settings(database=Database(url=sys.argv[1]))) as connection:
-        while op := science.claim_first(connection, "age", offers.Wanted(), f"person-{number}", datetime.now(UTC)):
-            won.append(op)
+        me, some = f"person-{number}", number % 3 + 1
+        while ops := science.claim_first(connection, "age", offers.Wanted(), me, datetime.now(UTC), some):
+            won += ops
     os.write(1, "".join(f"person-{number} {op}\\n" for op in won).encode())
     os._exit(0)
 sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children))
@@ -54,6 +55,16 @@ def test_fifty_processes_that_claim_from_200_ops_take_each_once(connection: Conn
     assert {row["op_id"]: row["assignee"] for row in held} == won
     claims = connection.execute("select op_id from l2inv.event where kind = 'claimed'").fetchall()
     assert Counter(row["op_id"] for row in claims) == Counter(ops)
+
+
+def test_next_claim_takes_as_many_as_are_asked_for_and_there_are(l2inv: Commands, ready: list[str]) -> None:
+    offered = [op["op_id"] for op in l2inv.json("next", "-n", "2")["ops"]]
+    claimed = l2inv.json("next", "--claim", "-n", "2")
+    assert [op["op_id"] for op in claimed["ops"]] == offered
+    assert claimed["claimed"] == claimed["ops"][0]
+    assert {op["assignee"] for op in claimed["ops"]} == {"han"}
+    assert len(l2inv.json("next", "--claim", "-n", "100000")["ops"]) == len(ready) - 2
+    assert l2inv.json("next", "--claim", "-n", "2") == {"claimed": None, "ops": []}
 
 
 def test_next_claim_takes_the_one_that_next_shows_first(l2inv: Commands, ready: list[str]) -> None:

@@ -206,7 +206,7 @@ def read_in_numbers(number: int) -> dict[str, int]:
             for one in records:
                 assert inventory.stored(one.text) == one.dataset
                 assert inventory.read(one.text) == one
-                profile.count(one.dataset)
+                profile.count([one.dataset])
                 for _ in range(drift.ENOUGH):
                     profile.measure(one.dataset)
             for line in drift.warnings(profile, before, whole=True):

@@ -7,7 +7,7 @@ import psycopg
 import pytest
 from conftest import NOW, Commands, Connection
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 Names = tuple[str, str, str]
 
@@ -35,8 +35,10 @@ def as_role(url: str, role: str) -> str:
 
 
 def test_the_writer_can_do_all_that_cron_and_science_do(
-    l2inv: Commands, ready: list[str], url: str, roles: Names
+    l2inv: Commands, ready: list[str], url: str, roles: Names, connection: Connection
 ) -> None:
+    database = sql.Identifier(conninfo_to_dict(url)["dbname"])
+    connection.execute(sql.SQL("revoke temporary on database {} from public").format(database))
     l2inv.settings["database"]["url"] = as_role(url, roles[1])
     l2inv.save()
     for command in (

@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -97,6 +97,11 @@ class App:
             from l2inv.render import clean
 
             click.echo(clean(line))
+
+    def summaries(self, lines: Iterable[str]) -> None:
+        """Prints several such lines."""
+        for line in lines:
+            self.summary(line)
 
     def warn(self, line: str) -> None:
         """Tells on stderr what somebody must look at, also under -q."""

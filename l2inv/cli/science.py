@@ -21,11 +21,9 @@ NOTHING_FITS = "nothing that is ready fits; see: l2inv next"
     "limit",
     type=click.IntRange(1, 100_000),
     metavar="N",
-    default=10,
-    show_default=True,
-    help="How many at most.",
+    help="How many at most: 10, or with --claim 1, unless said.",
 )
-@click.option("--claim", "claims", is_flag=True, help="Take the first of them, in one step.")
+@click.option("--claim", "claims", is_flag=True, help="Take the first, or the first -n, in one step.")
 @click.option(
     "--for",
     "duration",
@@ -52,7 +50,7 @@ NOTHING_FITS = "nothing that is ready fits; see: l2inv next"
 @json_option  # fmt: skip
 def next_(
     app: App,
-    limit: int,
+    limit: int | None,
     claims: bool,
     duration: timedelta | None,
     proposal: str | None,
@@ -78,12 +76,13 @@ def next_(
         rank_by = settings.next.rank_by
         if claims:
             due_at = _due(settings, duration)
-            op_id = science.claim_first(connection, rank_by, wanted, app.actor, due_at)
-            found = views.show(connection, op_id) if op_id else None
-            said = f"claimed {op_id} for {app.actor}, due {due_at:%Y-%m-%d}" if op_id else nothing
-            app.result({"claimed": found}, lambda: app.summary(said))
+            op_ids = science.claim_first(connection, rank_by, wanted, app.actor, due_at, limit or 1)
+            found = [views.show(connection, op_id) for op_id in op_ids]
+            said = [f"claimed {op_id} for {app.actor}, due {due_at:%Y-%m-%d}" for op_id in op_ids]
+            document = {"claimed": found[0] if found else None, "ops": found}
+            app.result(document, lambda: app.summaries(said or [nothing]))
             return
-        ops = offers.offered(connection, rank_by, limit, wanted)
+        ops = offers.offered(connection, rank_by, limit or 10, wanted)
         changed = views.held_with_changed_inputs(connection, app.actor)
     app.result({"ops": ops, "inputs_changed": changed}, lambda: _print_next(ops, nothing))
     for op in changed:
