@@ -38,6 +38,10 @@ INPUTS = {
     "wavelength_max",
 }
 
+# Settings that came later: while one is null or empty, nothing is asked by it, and the rules have the version that they
+# had before it could be set. So verdicts of that time are still judged by rules that have their version.
+ADDED = ("per_instrument",)
+
 
 class Criterion(TypedDict):
     """One criterion's outcome, for one dataset or (`band NAME`) for a program's datasets together."""
@@ -125,10 +129,9 @@ def version(rules: Qualification) -> str:
         ],
     )
     plain = msgspec.to_builtins(msgspec.convert(msgspec.to_builtins(ordered), Qualification))
-    if not plain["per_instrument"]:
-        del plain[
-            "per_instrument"
-        ]  # rules that are the same for all are what they were before it could be set
+    for name in ADDED:
+        if not plain[name]:
+            del plain[name]
     return hashlib.sha256(msgspec.json.encode(plain, order="deterministic")).hexdigest()[:12]
 
 

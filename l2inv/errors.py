@@ -1,5 +1,17 @@
 """What can go wrong, each with the exit code that tells a script what happened."""
 
+# What a script can tell by. 2 is Click's own; 4 and 5 are results of a stage and of verify, no errors of the program.
+EXIT_CODES = {
+    0: "done, nothing to do included",
+    1: "could not be done: the database, the metadata store or something unexpected; nothing is left half-written",
+    2: "wrong usage",
+    3: "refused: the OP is unknown, its state does not allow it, or somebody else holds it; nothing was written",
+    4: "ran to its end, but some OPs failed and are now in `error`, or some ready files were rejected",
+    5: "`verify` found something wrong",
+    10: "the configuration is wrong: every mistake is named at once, with its path in the file",
+    75: "another run of this stage is at work; nothing was done",
+}
+
 
 class L2invError(Exception):
     """Could not be done: one line that says what and where, and a hint that says what to do."""

@@ -56,6 +56,34 @@ EDGES: dict[str, Edges] = {
     "failed": {(state, "error") for state in STATES if state not in ("error", "published")},
 }
 
+# Kind of event -> what it says. docs/reference.md is made from this.
+MEANINGS: dict[str, str] = {
+    "discovered": "its first datasets were read from the metadata store",
+    "datasets_changed": "datasets of it came, changed, went to another OP or were withdrawn",
+    "judged": "qualify judged it; the state stays where the verdict on it is as before",
+    "overruled": "somebody set its verdict aside, with a reason, until its datasets change",
+    "preprocess_started": "a job begins to prepare it",
+    "preprocessed": "it is prepared: science may claim it",
+    "claimed": "somebody took it to work on, until a date",
+    "extended": "its holder needs it for longer",
+    "handed_over": "its holder gave it to somebody else",
+    "taken_over": "somebody took it from a holder who let it become overdue, with a reason",
+    "released": "its holder gave it back",
+    "inverted": "science's ready event: it is inverted, with what, and where the outputs lie",
+    "inversion_named": "what the store is about to be told, and under which id: recorded before it is told",
+    "inversion_created": "the store holds that inversion, as it was told",
+    "published": "the store holds every inversion of this cycle",
+    "reopened": "its next cycle begins: it is judged and inverted again, with a reason",
+    "withdrawn": "inversions of it were marked as bad, with a reason",
+    "cleaned": "its intermediate files were removed",
+    "put_on_hold": "it is not to be prepared, offered or published, with a reason",
+    "taken_off_hold": "it may go on",
+    "prioritized": "it is to come sooner or later than others in next, with a reason",
+    "noted": "somebody added a word to its history",
+    "failed": "a stage failed on it: which, the cause, and how many times by now",
+    "retried": "it goes back to the state before its error",
+}
+
 
 def is_allowed(kind: str, before: State | None, after: State | None, before_error: State | None) -> bool:
     """Says whether an event of this kind may take an OP from one state to another (None: the state stays).

@@ -56,11 +56,15 @@ def pytest_xdist_auto_num_workers() -> int:
     return (os.cpu_count() or 1) + 2
 
 
-def _started(config: pytest.Config) -> str:
-    # In memory, where there is room: a database for each test is then made ten times as fast.
+def quick_folder() -> Path:
+    """Makes a folder in memory, where there is room: a database there is made ten times as fast."""
     memory = Path("/dev/shm")
     has_room = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2**31
-    folder = Path(tempfile.mkdtemp(prefix="l2inv-tests-", dir=memory if has_room else None))
+    return Path(tempfile.mkdtemp(prefix="l2inv-tests-", dir=memory if has_room else None))
+
+
+def _started(config: pytest.Config) -> str:
+    folder = quick_folder()
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     config.add_cleanup(lambda: embedded.stop(folder))
     url = embedded.start(folder)

@@ -1,12 +1,14 @@
 """The commands' promises to scripts: exit codes, one JSON document, one line an error, and a quick start."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 from conftest import Commands
 from hypothesis import given
 from hypothesis import strategies as st
@@ -116,8 +118,6 @@ def test_the_actor_is_the_environments_or_the_users_of_the_system(
     import os
     import pwd
 
-    from click.testing import CliRunner
-
     config = ["--config", str(l2inv.config)]
     assert CliRunner().invoke(main, [*config, "claim", ready[0]]).exit_code == 0
     assert l2inv.json("show", ready[0])["assignee"] == pwd.getpwuid(os.geteuid()).pw_name
@@ -211,22 +211,19 @@ def test_clean_text_is_one_printable_line(text: str) -> None:
     assert "\x1b" not in shown
 
 
-def test_nothing_imports_the_commands_and_no_stage_imports_another() -> None:
-    package = Path(render.__file__).parent
-    stages = {"scan", "qualify", "preprocess", "science", "publish", "views"}
-    for path in package.rglob("*.py"):
-        words = path.read_text()
-        if "cli" not in path.parts and path.name != "__main__.py":
-            assert "l2inv.cli" not in words, path
-        if path.stem in stages and path.parent == package:
-            for other in stages - {path.stem}:
-                assert f"import {other}\n" not in words, (path, other)
-                assert f"from l2inv.{other} " not in words, (path, other)
-
-
 def test_a_reader_that_goes_away_is_no_error(l2inv: Commands, ready: list[str]) -> None:
     with l2inv.start("list", "--json") as process:
         assert process.stdout is not None
         process.stdout.close()
         assert process.stderr is not None
         assert process.stderr.read() == ""
+
+
+def test_the_help_shows_each_command_once_by_who_uses_it_and_says_in_full_what_it_does() -> None:
+    from l2inv.cli.sections import SECTIONS
+
+    shown = [name for names in SECTIONS.values() for name in names]
+    assert sorted(shown) == sorted(main.commands), "put the command into a section of l2inv/cli/sections.py"
+    told = CliRunner().invoke(main, ["--help"], terminal_width=80).stdout
+    assert "..." not in told.split("Stages:", 1)[1], "the first sentence of a command's docstring is too long"
+    assert re.findall(r"^  ([a-z-]+) {2,}\S", told.split("Stages:", 1)[1], re.MULTILINE) == shown

@@ -146,3 +146,9 @@ def test_the_digest_without_send_shows_the_lists_and_writes_nothing(
 def test_an_empty_digest_says_so_unless_quiet(l2inv: Commands) -> None:
     assert l2inv("digest").stdout == "digest: nothing to tell anybody\n"
     assert l2inv("-q", "digest").stdout == ""
+
+
+def test_every_section_of_the_digest_has_its_line() -> None:
+    from l2inv.cli.deadlines import _LINES
+
+    assert list(_LINES) == list(deadlines.SECTIONS)

@@ -6,21 +6,36 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import reference
+import yaml
 from click.testing import CliRunner
 from test_cli import all_commands
 
-from l2inv import states
+from l2inv import __version__, errors, states
 from l2inv.cli import main
+from l2inv.cli.sections import SECTIONS
+from l2inv.database import Connection
 
 TOP = Path(__file__).parent.parent
+STAGES = next(iter(SECTIONS.values()))
 DOCUMENTS = sorted([*TOP.glob("*.md"), *TOP.glob("docs/*.md")])
 
 
 def test_the_readmes_test_command_is_the_one_that_ci_runs() -> None:
     readme = (TOP / "README.md").read_text()
     (line,) = re.findall(r"^python3 -m venv .*python -m pytest$", readme, re.MULTILINE)
+    if not (TOP / ".ci").exists():
+        pytest.skip("a source distribution has no CI")
     assert "grep -m1 'python -m pytest$' README.md" in (TOP / ".ci" / "run").read_text()
     assert "[test]" in line
+
+
+def test_ci_and_commits_are_checked_by_the_same_commands_and_fetch_nothing() -> None:
+    config = TOP / ".pre-commit-config.yaml"
+    if not config.exists():
+        pytest.skip("a source distribution is no repository")
+    assert {repo["repo"] for repo in yaml.safe_load(config.read_text())["repos"]} == {"local"}
+    assert "pre-commit run --all-files" in (TOP / ".ci" / "run").read_text()
 
 
 def test_the_readmes_picture_of_the_states_shows_every_edge_and_no_other() -> None:
@@ -36,11 +51,76 @@ def test_the_readmes_picture_of_the_states_shows_every_edge_and_no_other() -> No
     assert drawn == edges | {("any", "error", "failed"), ("error", "any", "retried")}
 
 
+# Words of the glossary that name one thing each: what the program knows by them.
+KNOWN = {"kind": {*states.EDGES, "retried"}, "stage": {*STAGES} - {"inbox"}}
+
+
+def prose(path: Path) -> str:
+    """A document without its code, in which nothing is a link or a heading."""
+    text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"`[^`\n]+`", lambda code: re.sub(r"[^\w\s-]", "", code[0]), text)
+
+
+def anchors(path: Path) -> set[str]:
+    """The names that code hosts give to a document's headings."""
+    found: list[str] = []
+    for heading in re.findall(r"^#+ +(.+?) *$", prose(path), re.MULTILINE):
+        words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
+        name = re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
+        found.append(f"{name}-{found.count(name)}" if name in found else name)
+    return set(found)
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
-def test_every_link_between_documents_leads_somewhere(path: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
-        if "://" not in target:
-            assert (path.parent / target).exists(), target
+def test_every_link_leads_to_a_file_of_the_project_or_to_a_heading_in_one(path: Path) -> None:
+    for image, text, target in re.findall(r"(!?)\[([^\]]*)\]\(([^)]*)\)", prose(path)):
+        where, _, anchor = target.partition("#")
+        assert text.strip(), f"{target}: a link that says nothing"
+        if re.match(r"https?://", target):
+            continue
+        file = (path.parent / where).resolve() if where else path
+        assert file.is_relative_to(TOP), f"{target} leads out of the project"
+        assert file.exists(), f"{target}: no such file"
+        assert not image or file.suffix in (".png", ".svg", ".jpg", ".gif"), f"{target} is no image"
+        assert not anchor or anchor in anchors(file), f"{target}: {file.name} has no such heading"
+    assert not re.search(r"\[[^\]]+\]\[|^\[[^\]]+\]:", prose(path), re.MULTILINE), "write links in place"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_every_file_that_a_document_names_is_there(path: Path) -> None:
+    named = re.findall(r"`((?:l2inv|tests|migrations|docs)/[\w./-]*)", path.read_text())
+    lacking = {name for name in named if "NNNN" not in name and not (TOP / name).exists()}
+    assert not lacking
+
+
+def test_each_document_is_linked_from_the_readme() -> None:
+    linked = set(re.findall(r"\]\(([^)#]+)", (TOP / "README.md").read_text()))
+    assert {str(path.relative_to(TOP)) for path in DOCUMENTS} - {"README.md"} <= linked
+
+
+def test_the_reference_is_what_the_program_says(connection: Connection) -> None:
+    assert reference.DOCUMENT.read_text() == reference.text(connection), f"stale; run: {reference.COMMAND}"
+
+
+def test_every_kind_of_event_says_what_it_means() -> None:
+    assert set(states.MEANINGS) == {*states.EDGES, "retried"}
+
+
+def test_every_exit_code_of_an_error_has_a_meaning_and_is_told_to_operators() -> None:
+    raised = {one.exit_code for one in vars(errors).values() if isinstance(one, type)}
+    assert raised <= set(errors.EXIT_CODES)
+    operations = (TOP / "docs" / "operations.md").read_text()
+    told = operations[operations.index("| exit code |") :].split("\n\n")[0]
+    assert [int(code) for code in re.findall(r"^\| (\d+) \|", told, re.MULTILINE)] == [*errors.EXIT_CODES]
+
+
+def test_the_glossary_knows_every_state_stage_and_kind_of_event() -> None:
+    rows = dict(
+        re.findall(r"^\| ([^|]+?) +\| (.+?) +\|$", (TOP / "docs/glossary.md").read_text(), re.MULTILINE)
+    )
+    assert set(states.STATES) <= set(rows)
+    for word, known in KNOWN.items():
+        assert set(re.split(r"[:,] ", rows[word])[1:]) == known, word
 
 
 @pytest.mark.parametrize("path", [*DOCUMENTS, TOP / "crontab.example"], ids=lambda p: p.name)
@@ -157,3 +237,15 @@ def test_every_command_explains_itself_within_100_columns(path: tuple[str, ...])
     assert all(len(line) <= 100 for line in result.stdout.splitlines())
     for line in result.stdout.splitlines():
         assert not re.fullmatch(r"  --?[\w-]+(, --?[\w-]+)*( [A-Z]+)?", line.rstrip()) or len(line) > 20, line
+
+
+def test_the_changelog_speaks_of_the_present_version_and_says_each_kind_of_change_once() -> None:
+    changelog = (TOP / "CHANGELOG.md").read_text()
+    sections = re.split(r"^## ", changelog, flags=re.MULTILINE)[1:]
+    assert sections[0].startswith("Unreleased\n")
+    assert __version__ in changelog
+    for section in sections:
+        assert re.match(r"Unreleased\n|\d+\.\d+\.\d+ - \d{4}-\d\d-\d\d\n", section), section[:40]
+        kinds = re.findall(r"^### (.*)$", section, re.MULTILINE)
+        assert len(set(kinds)) == len(kinds)
+        assert set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}

@@ -2,7 +2,6 @@
 
 import re
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -260,16 +259,3 @@ def test_whatever_is_tried_the_derived_state_is_what_the_events_say(
         assert (row["on_hold_seq"] is not None) == on_hold
         by_events = connection.execute("select * from l2inv.op_state_by_events where op_id = 'op'").fetchone()
         assert by_events == row
-
-
-def test_all_sql_stands_in_the_rooms_that_issue_it() -> None:
-    """A newcomer finds every statement in the room of its stage; nothing below the commands or beside them has any."""
-    rooms = {
-        "database", "migrate", "record", "scan", "qualify", "preprocess", "science", "publish", "views", "demo",
-        "whatif", "verdicts", "quarantine", "verify", "deadlines", "export", "inbox", "attempts", "clean", "handoff", "offers", "roles", "backup",
-        "preflight", "cycles", "reading",
-    }  # fmt: skip
-    package = Path(database.__file__).parent
-    for path in package.rglob("*.py"):
-        if ".execute(" in path.read_text() or ".copy(" in path.read_text():
-            assert path.stem in rooms, f"{path.name} issues SQL"

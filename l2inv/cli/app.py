@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from l2inv import __version__
+from l2inv.cli.sections import SECTIONS
 from l2inv.errors import L2invError
 
 if TYPE_CHECKING:
@@ -268,6 +269,19 @@ class Group(click.Group):
             else:
                 problem.show()
         sys.exit(code if isinstance(code, int) else 0)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the commands by who uses them."""
+        if ctx.parent is not None:
+            super().format_commands(ctx, formatter)
+            return
+        width = max(map(len, self.commands))
+        for section, names in SECTIONS.items():
+            rows = [
+                (name, self.commands[name].get_short_help_str(formatter.width - width - 6)) for name in names
+            ]
+            with formatter.section(section):
+                formatter.write_dl([(f"{name:<{width}}", said) for name, said in rows])
 
     def invoke(self, ctx: click.Context) -> Any:
         if ctx.parent is not None:

@@ -21,7 +21,10 @@ Sections = dict[str, list[dict[str, Any]]]
 @click.option("--as-of", type=Time(), help="What is overdue at this time (default: now).")
 @json_option
 def overdue(app: App, as_of: datetime | None) -> None:
-    """Show the OPs past their deadline, by owner; nothing when none is. An OP on hold is not overdue."""
+    """Show the OPs past their deadline, by owner.
+
+    Prints nothing when none is. An OP on hold is not overdue.
+    """
     from l2inv import deadlines
 
     with app.connected() as (connection, settings):
@@ -42,7 +45,10 @@ def overdue(app: App, as_of: datetime | None) -> None:
 @click.option("--dry-run", is_flag=True, help="Show the lists and send nothing, as without --send.")
 @json_option
 def digest(app: App, send: bool, dry_run: bool) -> None:
-    """Show or send each owner's own list: overdue, due soon, failed, quarantined, superseded inputs, new."""
+    """Show or send each owner's own list of what to know.
+
+    Overdue, due soon, failed, quarantined, superseded inputs, new.
+    """
     if not send or dry_run:
         with app.connected() as (connection, settings):
             _show(app, _collected(connection, settings))

@@ -11,7 +11,10 @@ from l2inv.cli.app import App, Duration, command, json_option, op_argument
 @op_argument
 @json_option
 def files(app: App, op: str) -> None:
-    """List the intermediate files of an OP and compare each with what was recorded of it."""
+    """List an OP's intermediate files.
+
+    Each is compared with what was recorded of it.
+    """
     from l2inv import clean, record, render
 
     with app.connected() as (connection, _):
@@ -34,7 +37,7 @@ def files(app: App, op: str) -> None:
 @click.option("--dry-run", is_flag=True, help="Remove and write nothing: show what would go.")
 @json_option  # fmt: skip
 def clean(app: App, older_than: timedelta, dry_run: bool) -> None:
-    """Remove the intermediate files of the OPs that were published long enough ago."""
+    """Remove the intermediate files of OPs published long ago."""
     from l2inv import clean, render
 
     with app.connected() as (connection, settings):

@@ -81,7 +81,7 @@ def mark_inverted(
     accept_superseded: bool,
     reason: str | None,
 ) -> None:
-    """Science's ready event: the OP that the actor holds is inverted."""
+    """Say that an OP that you hold is inverted: the ready event."""
     from msgspec.structs import replace
 
     from l2inv import handoff, record, views
@@ -149,9 +149,9 @@ def _from_file(file: Path) -> tuple["Ready", str]:
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @json_option
 def inbox(app: App, folder: Path) -> None:
-    """Take the ready files (*.yaml, *.yml, *.json) that science drops into a folder.
+    """Take the ready files that science drops into a folder.
 
-    Each is filed under done/, or under rejected/ with the reason beside it. One that is still being written waits for the next run.
+    They are *.yaml, *.yml and *.json. Each is filed under done/, or under rejected/ with the reason beside it. One that is still being written waits for the next run.
     """
     from l2inv.inbox import inbox
 

@@ -32,7 +32,10 @@ def migrate(app: App, dry_run: bool) -> None:
 @click.argument("ops", metavar="[OP]...", type=Words(), nargs=-1)
 @json_option
 def retry(app: App, ops: tuple[str, ...]) -> None:
-    """Bring OPs back from error to the state before it: those named, or all."""
+    """Bring OPs back from error to the state before it.
+
+    Those named, or all that are in error.
+    """
     from l2inv import record
 
     with app.connected() as (connection, _):
@@ -54,7 +57,10 @@ def retry(app: App, ops: tuple[str, ...]) -> None:
 @click.option("--read-again", is_flag=True, help="Read them with this l2inv, as after an upgrade.")
 @json_option
 def quarantine(app: App, record: str | None, read_again: bool) -> None:
-    """List the records of the metadata store that could not be read; with a RECORD's key or dataset id, show it."""
+    """List the records of the store that could not be read.
+
+    With a RECORD's key or dataset id, show it as it was received.
+    """
     from l2inv import quarantine, render, scan
 
     if record and read_again:
@@ -102,7 +108,10 @@ def _print_records(records: list[dict[str, Any]]) -> None:
 )
 @json_option
 def verify(app: App, what: str | None, anchor: Path | None) -> None:
-    """Check the record: its chain of hashes, the present states, every verdict judged again, the dataset versions."""
+    """Check that the record is what it was.
+
+    Its chain of hashes, the present states, every verdict judged again, the dataset versions.
+    """
     from l2inv import verify
 
     with app.connected() as (connection, _):
@@ -137,7 +146,10 @@ def config() -> None:
 @json_option
 @click.pass_obj
 def check(app: App) -> None:
-    """Check the settings: every mistake at once, each with its path in the file."""
+    """Check the settings.
+
+    Every mistake is named at once, each with its path in the file.
+    """
     from l2inv import metadata_store, preprocess
     from l2inv.settings import to_plain
 
@@ -160,7 +172,7 @@ def server() -> None:
 @json_option
 @click.pass_obj
 def server_status(app: App) -> None:
-    """Say whether the embedded server runs, and where its data are."""
+    """Say whether the embedded server runs, and where."""
     from l2inv import database, embedded
 
     folder = database.server_folder(app.settings)
@@ -175,7 +187,10 @@ def server_status(app: App) -> None:
 @json_option
 @click.pass_obj
 def server_stop(app: App) -> None:
-    """Stop the embedded server; the next command that needs it starts it again."""
+    """Stop the embedded server.
+
+    The next command that needs it starts it again.
+    """
     from l2inv import database, embedded
 
     stopped = embedded.stop(database.server_folder(app.settings))
@@ -190,12 +205,16 @@ def server_stop(app: App) -> None:
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
+    metavar="PORT",
     default=0,
     help="The sample store's port (default: any free one).",
 )
 @json_option
 def demo(app: App, store: bool, port: int) -> None:
-    """Run the whole pipeline on a sample metadata store and a database of its own."""
+    """Run the whole pipeline on a sample store of its own.
+
+    The database stays, for the commands that it names at the end.
+    """
     from l2inv import demo
 
     if store:
@@ -222,7 +241,10 @@ def demo(app: App, store: bool, port: int) -> None:
 @click.option("--apply", "applies", is_flag=True, help="Run it, all or nothing; else it is printed.")
 @json_option  # fmt: skip
 def roles(app: App, owner: str, writer: str, reader: str, applies: bool) -> None:
-    """Print, or make, the database's roles and their rights. Run it again after a migration."""
+    """Print, or make, the database's roles and their rights.
+
+    Run it again after a migration.
+    """
     from l2inv.roles import Roles, apply, statements
 
     names = Roles(owner, writer, reader)
@@ -241,7 +263,10 @@ def roles(app: App, owner: str, writer: str, reader: str, applies: bool) -> None
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @json_option
 def backup(app: App, file: Path) -> None:
-    """Write everything recorded, as of one moment, to a compressed FILE that restore reads on any PostgreSQL."""
+    """Write everything recorded, as of one moment, to a FILE.
+
+    It is compressed; restore reads it on any PostgreSQL.
+    """
     from l2inv import backup
 
     with app.connected() as (connection, _):
@@ -254,7 +279,10 @@ def backup(app: App, file: Path) -> None:
 @click.option("--check", "checks", is_flag=True, help="Only read the file to its end and check its checksum.")
 @json_option
 def restore(app: App, file: Path, checks: bool) -> None:
-    """Fill an empty schema from a backup FILE, all or nothing, and verify it."""
+    """Fill an empty schema from a backup FILE, and verify it.
+
+    All or nothing.
+    """
     from l2inv import backup
 
     if checks:

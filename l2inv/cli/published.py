@@ -14,7 +14,10 @@ from l2inv.cli.app import App, Words, command, json_option, op_argument
 @click.option("--reason", type=Words(), required=True, help="Why it is to be inverted again.")
 @json_option
 def reopen(app: App, op: str, reason: str) -> None:
-    """Start a new cycle of an OP that is inverted or published: it is judged and inverted again."""
+    """Start a new cycle of an OP: it is to be inverted again.
+
+    It must be inverted or published; it is judged anew.
+    """
     from l2inv import cycles, record, views
 
     with app.connected() as (connection, settings):
@@ -37,7 +40,10 @@ def reopen(app: App, op: str, reason: str) -> None:
 )
 @json_option  # fmt: skip
 def withdraw(app: App, op: str, reason: str, inversion_ids: tuple[str, ...]) -> None:
-    """Mark published inversions of an OP as bad, for whoever reads published_op or the export."""
+    """Mark published inversions of an OP as bad.
+
+    Whoever reads published_op or the export sees it there.
+    """
     from l2inv import cycles, record
 
     with app.connected() as (connection, _):
@@ -57,7 +63,10 @@ def withdraw(app: App, op: str, reason: str, inversion_ids: tuple[str, ...]) -> 
 )
 @json_option
 def adopt(app: App, op: str, inversion_id: str, reason: str, beside: bool) -> None:
-    """Take an inversion that the store holds, and the record does not know, for an inverted OP's."""
+    """Take an inversion that only the store knows for an OP's.
+
+    The store holds it and the record does not know of it; the OP must be inverted.
+    """
     from l2inv import cycles, record, views
 
     with app.connected() as (connection, settings):
@@ -88,7 +97,10 @@ def adopt(app: App, op: str, inversion_id: str, reason: str, beside: bool) -> No
 )
 @json_option  # fmt: skip
 def export(app: App, form: str, after: int) -> None:
-    """Print every inversion that the metadata store was told of; read on from the last event_id with --after."""
+    """Print every inversion that the metadata store was told of.
+
+    Read on from the last event_id with --after.
+    """
     from l2inv import export
 
     with app.reading() as (connection, _), closing(export.inversions(connection, after)) as rows:

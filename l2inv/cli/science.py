@@ -20,6 +20,7 @@ NOTHING_FITS = "nothing that is ready fits; see: l2inv next"
     "-n",
     "limit",
     type=click.IntRange(1, 100_000),
+    metavar="N",
     help="How many at most: 10, or with --claim 1, unless said.",
 )
 @click.option("--claim", "claims", is_flag=True, help="Take the first, or the first -n, in one step.")
@@ -58,7 +59,10 @@ def next_(
     min_r0_cm: float | None,
     embargoed: bool | None,
 ) -> None:
-    """Show the OPs to invert next: by priority, then as next.rank_by says. Each tells why it stands where it does."""
+    """Show the OPs to invert next, the first to do on top.
+
+    By priority, then as next.rank_by says. Each tells why it stands where it does.
+    """
     from l2inv import offers, science, views
 
     if duration and not claims:
@@ -182,7 +186,10 @@ for_option = click.option(
 @for_option
 @json_option
 def claim(app: App, op: str, duration: timedelta | None) -> None:
-    """Take an OP to work on. Exactly one person gets it; with --for, the holder may extend it."""
+    """Take an OP to work on: exactly one person gets it.
+
+    With --for, the holder may extend it.
+    """
     _claim(app, op, duration)
 
 
@@ -240,7 +247,10 @@ def _day(op: dict[str, Any]) -> str:
 @click.option("--reason", type=Words(), required=True, help="Why it is not to go on.")
 @json_option
 def hold(app: App, op: str, reason: str) -> None:
-    """Put an OP on hold: it is not prepared, offered or published until it is taken off."""
+    """Keep an OP from being prepared, offered and published.
+
+    Until it is taken off hold: l2inv unhold.
+    """
     from l2inv import record, science, views
 
     with app.connected() as (connection, _):
@@ -268,12 +278,19 @@ def unhold(app: App, op: str, reason: str | None) -> None:
 @command("prioritize")
 @op_argument
 @click.option(
-    "--priority", type=click.IntRange(-1000, 1000), required=True, help="Higher is sooner; 0 is usual."
+    "--priority",
+    type=click.IntRange(-1000, 1000),
+    metavar="N",
+    required=True,
+    help="Higher is sooner; 0 is usual.",
 )
 @click.option("--reason", type=Words(), required=True, help="Why it is to come sooner or later.")
 @json_option
 def prioritize(app: App, op: str, priority: int, reason: str) -> None:
-    """Say how soon an OP is to be worked on: next offers the highest priority first."""
+    """Say how soon an OP is to be worked on.
+
+    The higher the priority, the earlier next offers it.
+    """
     from l2inv import record, science, views
 
     with app.connected() as (connection, _):

@@ -16,7 +16,7 @@ from l2inv.cli.app import App, command, json_option
 @click.option("--allow-withdrawals", is_flag=True, help="Record datasets as gone, however many they are.")
 @json_option
 def scan(app: App, since_last: bool, allow_withdrawals: bool) -> None:
-    """Read the metadata store's datasets and group them into OPs."""
+    """Read the store's datasets and group them into OPs."""
     with app.monitored("scan"):
         _scan(app, since_last, allow_withdrawals)
 

@@ -13,7 +13,10 @@ BAR_COLUMNS = 40
 @op_argument
 @json_option
 def explain(app: App, op: str) -> None:
-    """Explain an OP's verdict: each criterion, what was measured, and by how much it passes or fails."""
+    """Explain an OP's verdict, criterion by criterion.
+
+    What was measured, what is required, and by how much it passes or fails.
+    """
     from l2inv import record, verdicts
 
     with app.connected() as (connection, _):
@@ -65,7 +68,10 @@ def _signed(margin: float | None) -> str:
 @command("near-misses")
 @json_option
 def near_misses(app: App) -> None:
-    """List the OPs that fail on exactly one criterion, and by how much."""
+    """List the OPs that fail on one criterion alone.
+
+    With what was measured and by how much it missed.
+    """
     from l2inv import verdicts
 
     with app.connected() as (connection, _):
@@ -99,7 +105,10 @@ def _print_near_misses(found: list[dict[str, Any]]) -> None:
 @click.argument("pair", metavar="[OLD NEW]", type=Words(), nargs=-1)
 @json_option
 def criteria(app: App, pair: tuple[str, ...]) -> None:
-    """List the versions of the criteria that judged; with OLD and NEW, show what differs between the two."""
+    """List the versions of the criteria that judged.
+
+    With OLD and NEW, show what differs between the two.
+    """
     from l2inv import criteria, verdicts
 
     if len(pair) not in (0, 2):
@@ -151,7 +160,10 @@ def _print_versions(versions: list[dict[str, Any]], present: str) -> None:
 @command("completeness")
 @json_option
 def completeness(app: App) -> None:
-    """Show after how many quiet days no further dataset came, to choose quiet_days by."""
+    """Show after how many quiet days no further dataset came.
+
+    To choose completeness.quiet_days by.
+    """
     from l2inv import verdicts
 
     with app.connected() as (connection, settings):

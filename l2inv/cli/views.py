@@ -118,7 +118,7 @@ def _yes(true: bool) -> str:
 @op_argument
 @json_option
 def history(app: App, op: str) -> None:
-    """Show everything that ever happened to an OP, oldest first."""
+    """Show all that ever happened to an OP, oldest first."""
     from l2inv import record, render, views
 
     with app.connected() as (connection, _):
@@ -140,7 +140,7 @@ def history(app: App, op: str) -> None:
 @command("status")
 @json_option
 def status(app: App) -> None:
-    """Show how many OPs are in each state, and when each stage last ran."""
+    """Show how many OPs are where, and when each stage last ran."""
     from l2inv import render, views
 
     with app.reading() as (connection, _):
