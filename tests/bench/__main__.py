@@ -16,8 +16,7 @@ from tests.bench import figures, load, steps
 from tests.bench.measure import Figure, Place, seconds
 
 OF_EACH: list[Callable[[Place], Iterator[Figure]]] = [
-    figures.reads, figures.whole_processes, figures.long_reads, figures.disk, figures.beside_a_plain_insert,
-    figures.beside_eventsourcing, figures.claims, figures.after_claims,
+    figures.reads, figures.whole_processes, figures.long_reads, figures.disk, figures.one_event, figures.claims, figures.after_claims,
 ]  # fmt: skip
 
 

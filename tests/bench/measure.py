@@ -33,11 +33,12 @@ class Place(NamedTuple):
     folder: Path
 
     @contextmanager
-    def connect(self) -> Iterator[Connection]:
-        """Lends a connection for which nothing is prepared, as for a command that cron runs."""
+    def connect(self, prepares: bool = False) -> Iterator[Connection]:
+        """Lends a connection; unless it prepares, it is one as for a command that cron runs."""
         settings = Settings(database=Database(url=self.url, schema=self.schema))
         with open_connection(settings) as connection:
-            connection.prepare_threshold = None
+            if not prepares:
+                connection.prepare_threshold = None
             yield connection
 
     def config(self, **store: Any) -> Path:
@@ -144,11 +145,14 @@ class Peer(NamedTuple):
             yield self
             connection.execute(f"drop database {name} with (force)")
 
-    def ms_each(self, act: str, processes: int, each: int, batch: int = 1) -> float:
+    def server_ms_each(self, act: str, processes: int, each: int, batch: int = 1) -> float:
         """Milliseconds of the server's for each act, with so many processes at it."""
-        return server_ms(self.url, lambda: together([self.command(act, each, batch)] * processes)) / (
-            processes * each
-        )
+        commands = [self.command(act, each, batch)] * processes
+        return server_ms(self.url, lambda: together(commands)) / (processes * each)
+
+    def client_ms_each(self, act: str, each: int) -> float:
+        """The median of the milliseconds that the peer's client waits for each act."""
+        return float(process(self.command(act, each)).out)
 
 
 def together(commands: list[list[str]]) -> None:
