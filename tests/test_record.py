@@ -267,7 +267,7 @@ def test_all_sql_stands_in_the_rooms_that_issue_it() -> None:
     rooms = {
         "database", "migrate", "record", "scan", "qualify", "preprocess", "science", "publish", "views", "demo",
         "whatif", "verdicts", "quarantine", "verify", "deadlines", "export", "inbox", "attempts", "clean", "handoff", "offers", "roles", "backup",
-        "preflight", "cycles",
+        "preflight", "cycles", "report",
     }  # fmt: skip
     package = Path(database.__file__).parent
     for path in package.rglob("*.py"):
