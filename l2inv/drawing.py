@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from math import isfinite
+from operator import itemgetter
 from statistics import median
 from typing import Any
 
@@ -206,7 +207,8 @@ def against(rows: list[Row], ops: int, numbers: dict[str, int]) -> list[Row]:
 def disk(ops: list[Row], now: datetime) -> Row:
     """Gives the Sun's radius in arcsec and the fields of view of the OPs: north is up, so y grows downwards.
 
-    An OP's boxes are drawn to the arcsec, and those that are then equal once. What has none, or none within the picture, is counted.
+    An OP's boxes are drawn to the arcsec, and those that are then equal once. Small ones come last, so that no large one
+    covers them. What has none, or none within the picture, is counted.
     """
     shapes, nowhere, outside = [], 0, 0
     for number, op in enumerate(ops, 1):
@@ -216,13 +218,16 @@ def disk(ops: list[Row], now: datetime) -> Row:
         outside += bool(known) and not drawn
         if drawn:
             path = "".join(f"M{x1} {-y2}h{x2 - x1}v{y2 - y1}h{x1 - x2}z" for x1, y1, x2, y2 in drawn)
-            shapes.append({"number": number, "op_id": op["op_id"], "state": op["state"], "path": path})
-    shapes.sort(key=lambda shape: STATES.index(shape["state"]))
+            area = max((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in drawn)
+            shapes.append(
+                (-area, {"number": number, "op_id": op["op_id"], "state": op["state"], "path": path})
+            )
+    shapes.sort(key=itemgetter(0))
     return {
         "radius": round(apparent_radius_arcsec(now), 1),
         "smallest": round(apparent_radius_arcsec(datetime(now.year, 7, 4, tzinfo=UTC)), 1),
         "largest": round(apparent_radius_arcsec(datetime(now.year, 1, 4, tzinfo=UTC)), 1),
-        "shapes": shapes,
+        "shapes": [shape for _, shape in shapes],
         "nowhere": nowhere,
         "outside": outside,
     }

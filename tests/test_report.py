@@ -416,8 +416,8 @@ def test_fields_of_view_are_drawn_north_up_and_what_has_none_is_counted() -> Non
         NOW,
     )
     assert found["shapes"] == [
-        {"number": 3, "op_id": "op3", "state": "discovered", "path": "M10 -30h10v20h-10z"},
         {"number": 1, "op_id": "op1", "state": "published", "path": "M-677 348h117v119h-117z"},
+        {"number": 3, "op_id": "op3", "state": "discovered", "path": "M10 -30h10v20h-10z"},
     ]
     assert (found["nowhere"], found["outside"]) == (3, 1)
     assert found["smallest"] < found["radius"] < found["largest"]
