@@ -58,7 +58,7 @@ def page(found: Row, settings: Settings, now: datetime) -> Row:
     rules = settings.qualification
     numbers = {op["op_id"]: number for number, op in enumerate(found["listed"], 1)}
     lines = [line(op, number, rules, now) for number, op in enumerate(found["listed"], 1)]
-    linked = ("overdue", "held", "failed")
+    linked = {"overdue": ("owner",), "held": ("assignee",), "failed": ("stage", "cause")}
     return {
         "now": now,
         "ops": states.total(),
@@ -70,12 +70,12 @@ def page(found: Row, settings: Settings, now: datetime) -> Row:
         "holders": [
             holder | {"name": short(holder["assignee"] or "nobody", 60)} for holder in found["holders"]
         ],
-        **{name: [_linked(row, numbers) for row in found[name]] for name in linked},
+        **{name: [_linked(row, numbers, words) for row in found[name]] for name, words in linked.items()},
         "months": [
             months(found["arrived"], now) | {"what": "arrived"},
             months(found["published"], now) | {"what": "published"},
         ],
-        "held_in_all": sum(holder["ops"] for holder in found["holders"]),
+        "held_in_all": found["holders"][0]["in_all"] if found["holders"] else 0,
         "verdicts": found["verdicts"],
         "against": against(found["against"], found["verdicts"]["ops"], numbers),
         "disk": disk(found["listed"], now),
@@ -86,9 +86,11 @@ def page(found: Row, settings: Settings, now: datetime) -> Row:
     }
 
 
-def _linked(row: Row, numbers: dict[str, int]) -> Row:
-    """A row of a list with the number of its OP's line, None where it has none."""
-    return row | {"number": numbers.get(row["op_id"])}
+def _linked(row: Row, numbers: dict[str, int], words: Iterable[str] = ()) -> Row:
+    """A row of a list with the number of its OP's line, None where it has none, and its words cut to a length."""
+    return (
+        row | {"number": numbers.get(row["op_id"])} | {name: short(row[name] or "-", 200) for name in words}
+    )
 
 
 def percent(part: float, whole: float) -> float:
@@ -283,7 +285,7 @@ def _overdue(op: Row, now: datetime) -> str | None:
         return None
     length = now - op["due_at"]
     words = f"{length.days} d" if length >= timedelta(days=1) else f"{length.seconds // 3600} h"
-    return f"overdue {words}, {short(op['owner'], 60)}"
+    return f"overdue {words}, {short(op['owner'] or 'nobody', 60)}"
 
 
 def _bands(datasets: list[Row], rules: Qualification) -> list[str]:
@@ -325,10 +327,11 @@ def seeing(distributions: Iterable[Row]) -> Row | None:
     if "med" not in known:
         return None
     middle = median(known["med"])
-    word = "good" if middle >= GOOD_CM else "fair" if middle >= FAIR_CM else "poor"
+    told = round(middle, 1)  # the word is that of the number beside it
+    word = "good" if told >= GOOD_CM else "fair" if told >= FAIR_CM else "poor"
     is_whole = len(cms) == len(take) and cms == sorted(cms)
     return {
-        "median": f"{middle:.1f}" if abs(middle) < 1000 else f"{middle:.1e}",
+        "median": f"{told:.1f}" if abs(told) < 1000 else f"{told:.1e}",
         "word": word,
         "cm": [f"{cm:.3g}" for cm in cms] if is_whole else None,
         "box": _box_plot(cms) if is_whole else None,

@@ -88,9 +88,11 @@ def _held(connection: Connection, due: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _holders(connection: Connection, due: dict[str, Any]) -> list[dict[str, Any]]:
+    """How many OPs each person holds, beside how many are held in all."""
     return connection.execute(
         f"""
-        select assignee, count(*) as ops, count(*) filter (where overdue) as overdue, min(until) as next
+        select assignee, count(*) as ops, count(*) filter (where overdue) as overdue,
+               sum(count(*)) over ()::bigint as in_all
         from ({HELD}) held group by assignee order by overdue desc, ops desc, assignee limit %(most)s
         """,  # noqa: S608
         due,

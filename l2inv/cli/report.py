@@ -15,7 +15,7 @@ from l2inv.cli.app import App, command, json_option
 @click.option(
     "--ops",
     "lines",
-    type=click.IntRange(0, 50_000),
+    type=click.IntRange(0, 20_000),
     default=5000,
     show_default=True,
     metavar="N",
