@@ -135,6 +135,13 @@ def version(rules: Qualification) -> str:
     return hashlib.sha256(msgspec.json.encode(plain, order="deterministic")).hexdigest()[:12]
 
 
+def bands_within(instrument: str | None, min_nm: float, max_nm: float, rules: Qualification) -> list[str]:
+    """Gives the names of the bands that count as observed by an instrument's dataset of this wavelength range."""
+    own = _rules_of(instrument, rules)
+    needed = {band.name: _needed_nm(band, own.band_coverage == "full") for band in own.bands}
+    return [name for name, (low, high) in needed.items() if min_nm <= low and high <= max_nm]
+
+
 def newest_arrival(datasets: Iterable[Dataset], rules: Qualification) -> datetime | None:
     """Gives the newest createDate of the qualifying instruments' datasets; None without such a dataset."""
     return max((dataset.create_date for dataset in _qualifying(datasets, rules)), default=None)
@@ -219,12 +226,21 @@ _NUMBER = r"\s*([-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)\s*"
 _BOX = re.compile(rf"\s*\({_NUMBER},{_NUMBER}\)\s*,\s*\({_NUMBER},{_NUMBER}\)\s*", re.ASCII)
 
 
-def _farthest_corner_arcsec(box: str | None) -> float | None:
-    """The distance from Sun centre of the farthest of the four corners, two of which the store gives."""
+def corners(box: str | None) -> tuple[float, float, float, float] | None:
+    """Gives a bounding box as x and y of its two corners, in arcsec from Sun centre; None where it says no such thing."""
     match = _BOX.fullmatch(box or "")
     if match is None:
         return None
-    x1, y1, x2, y2 = (abs(float(number)) for number in match.groups())
+    x1, y1, x2, y2 = map(float, match.groups())
+    return (x1, y1, x2, y2) if all(map(isfinite, (x1, y1, x2, y2))) else None
+
+
+def _farthest_corner_arcsec(box: str | None) -> float | None:
+    """The distance from Sun centre of the farthest of the four corners, two of which the store gives."""
+    found = corners(box)
+    if found is None:
+        return None
+    x1, y1, x2, y2 = map(abs, found)
     distance = hypot(max(x1, x2), max(y1, y2))
     return round(distance, 2) if isfinite(distance) else None
 
@@ -236,9 +252,13 @@ def _range_nm(dataset: Dataset) -> list[float] | None:
     return [low, high]
 
 
+def _needed_nm(band: Band, whole: bool) -> tuple[float, float]:
+    return (band.min_nm, band.max_nm) if whole else (band.center_nm, band.center_nm)
+
+
 def _judge_band(band: Band, ranges: list[tuple[str, list[float] | None]], whole: bool) -> Criterion:
     name = f"band {band.name}"
-    low, high = (band.min_nm, band.max_nm) if whole else (band.center_nm, band.center_nm)
+    low, high = _needed_nm(band, whole)
     required: float | list[float] = [low, high] if whole else low
     for dataset_id, known in ranges:
         if known is not None and known[0] <= low and high <= known[1]:

@@ -11,46 +11,56 @@ FIRST = timedelta(days=1)  # what the first digest looks back on
 SECTIONS = ("overdue", "due_soon", "failed", "quarantined", "superseded_inputs", "new")
 
 
-def overdue(connection: Connection, deadlines: Deadlines, now: datetime) -> list[dict[str, Any]]:
-    """Gives the OPs past their deadline, the one longest over first; `days_over` is in days.
+# Every OP with its deadline; due_at is null where there is none, and on hold. With limits() for its parameters.
+DUE = """
+    select s.op_id, s.state, s.state_before_error, s.since, s.priority, s.assignee, s.due_at as claimed_until,
+           s.on_hold_seq is not null as on_hold, limits.days,
+           case when s.state = 'working' then s.assignee else limits.owner end as owner,
+           case when s.on_hold_seq is null
+                then coalesce(case when s.state = 'working' then s.due_at end,
+                              s.since + limits.days * interval '1 day') end as due_at
+    from l2inv.op_state s
+    left join unnest(%(states)s::text[], %(days)s::double precision[], %(owners)s::text[])
+        as limits (state, days, owner) using (state)
+"""
+
+
+def limits(deadlines: Deadlines) -> dict[str, list[Any]]:
+    """Gives the states that have a deadline, each with its days and who sees to it: what DUE asks for."""
+    days = {state: getattr(deadlines, f"{state}_days") for state in (*Owners.__struct_fields__, "working")}
+    limited = [state for state, limit in days.items() if limit is not None]
+    return {
+        "states": limited,
+        "days": [days[state] for state in limited],
+        "owners": [getattr(deadlines.owners, state, None) for state in limited],
+    }
+
+
+def overdue(
+    connection: Connection, deadlines: Deadlines, now: datetime, most: int | None = None
+) -> list[dict[str, Any]]:
+    """Gives the OPs past their deadline, or `most` of them, the one longest over first; `days_over` is in days.
 
     A claim is due when it says, and belongs to its assignee. What is on hold is not overdue.
     """
-    return [op for op in _due(connection, deadlines, now, 0.0) if op["days_over"] > 0]
+    return [op for op in _due(connection, deadlines, now, 0.0, most) if op["days_over"] > 0]
 
 
 def _due(
-    connection: Connection, deadlines: Deadlines, now: datetime, soon_days: float
+    connection: Connection, deadlines: Deadlines, now: datetime, soon_days: float, most: int | None = None
 ) -> list[dict[str, Any]]:
     """The OPs that are overdue or will be within `soon_days`. A deadline no longer than that has no "soon": else
     whatever enters the state would be due soon at once."""
-    days = {state: getattr(deadlines, f"{state}_days") for state in (*Owners.__struct_fields__, "working")}
-    limited = [state for state, limit in days.items() if limit is not None]
     return connection.execute(
-        """
+        f"""
         select op_id, state, owner, since, due_at, priority,
                extract(epoch from %(now)s::timestamptz - due_at)::double precision / 86400 as days_over
-        from (
-            select s.op_id, s.state, s.since, s.priority, limits.days,
-                   case when s.state = 'working' then s.assignee else limits.owner end as owner,
-                   coalesce(case when s.state = 'working' then s.due_at end,
-                            s.since + limits.days * interval '1 day') as due_at
-            from l2inv.op_state s
-            join unnest(%(states)s::text[], %(days)s::double precision[], %(owners)s::text[])
-                as limits (state, days, owner) using (state)
-            where s.on_hold_seq is null
-        ) d
+        from ({DUE}) d
         where due_at < %(now)s
             or (state = 'working' or days > %(soon)s) and due_at < %(now)s + %(soon)s * interval '1 day'
-        order by due_at, op_id
-        """,
-        {
-            "now": now,
-            "soon": soon_days,
-            "states": limited,
-            "days": [days[state] for state in limited],
-            "owners": [getattr(deadlines.owners, state, None) for state in limited],
-        },
+        order by due_at, op_id limit %(most)s
+        """,  # noqa: S608 - text of our own
+        limits(deadlines) | {"now": now, "soon": soon_days, "most": most},
     ).fetchall()
 
 

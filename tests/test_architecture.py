@@ -29,12 +29,12 @@ OUTSIDE_WORLD = {
     "tempfile", "threading", "platformdirs", "yaml", "logging", "sys",
 }  # fmt: skip
 # What takes tens of milliseconds to import, or is only needed now and then: imported where it is used.
-HEAVY = {"requests", "urllib3", "rich", "yaml", "graphql", "apprise", "platformdirs", "yoyo"}
+HEAVY = {"jinja2", "requests", "urllib3", "rich", "yaml", "graphql", "apprise", "platformdirs", "yoyo"}
 # The rooms that issue SQL.
 ROOMS = {
     "database", "migrate", "record", "scan", "qualify", "preprocess", "science", "publish", "views", "demo", "whatif",
     "verdicts", "quarantine", "verify", "deadlines", "export", "inbox", "attempts", "clean", "handoff", "offers", "roles",
-    "backup", "preflight", "cycles", "reading",
+    "backup", "preflight", "cycles", "reading", "report",
 }  # fmt: skip
 
 

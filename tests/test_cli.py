@@ -166,7 +166,7 @@ def test_an_unexpected_failure_is_one_line_and_a_traceback_only_with_vv(
     assert "Traceback" in l2inv("-vv", "status", expect=1).stderr
 
 
-HEAVY = {"psycopg", "rich", "requests", "yaml", "yoyo", "msgspec", "graphql"}
+HEAVY = {"psycopg", "rich", "requests", "yaml", "yoyo", "msgspec", "graphql", "jinja2"}
 
 
 @pytest.mark.parametrize(

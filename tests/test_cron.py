@@ -65,10 +65,10 @@ def folder() -> Iterator[Path]:
     """A folder that the user owns, its path open to the user."""
     folder = Path(tempfile.mkdtemp(prefix="l2inv-cron-"))
     user = pwd.getpwnam(USER)
-    for name in ("mail", "sbin", "spool", "none", "open", "work", "inbox", "server", "ops"):
+    for name in ("mail", "sbin", "spool", "none", "open", "work", "inbox", "www", "server", "ops"):
         (folder / name).mkdir()
     (folder / "open").chmod(0o711)
-    for path in (folder, *(folder / name for name in ("mail", "inbox", "server", "ops"))):
+    for path in (folder, *(folder / name for name in ("mail", "inbox", "www", "server", "ops"))):
         os.chown(path, user.pw_uid, user.pw_gid)
     yield folder
     embedded.stop(folder / "server")
@@ -83,7 +83,9 @@ def closed_folders() -> list[str]:
 
 def crontab_for(folder: Path) -> str:
     """The example with what it says to change changed, and every line run every minute."""
-    text = CRONTAB.read_text().replace("/srv/l2inv/inbox", str(folder / "inbox"))
+    text = CRONTAB.read_text()
+    for name in ("inbox", "www"):
+        text = text.replace(f"/srv/l2inv/{name}", str(folder / name))
     for name, value in {
         "MAILTO": OPERATORS,
         "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
@@ -181,6 +183,7 @@ def test_the_example_crontab_does_the_work_and_mails_only_what_somebody_must_loo
     assert after["states"]["preprocessed"] == before["states"]["preprocessed"] + len(late)
     assert (after["states"]["published"], after["states"]["error"]) == (1, 1)
 
+    assert f"<b>{after['ops']}</b> found" in (folder / "www/index.html").read_text()
     told = mails(folder)
     nightly, publish, overdue = "l2inv -q scan && l2inv -q qualify", "l2inv -q publish", "l2inv -q overdue"
     inbox = f"l2inv -q inbox {folder / 'inbox'}"

@@ -1,6 +1,7 @@
 """What only reads, on a streaming replica of a real server; what writes, on the server itself."""
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -51,13 +52,15 @@ def caught_up(url: str, standby: str) -> None:
 
 
 def answers(l2inv: Commands) -> list[Any]:
-    """What next, list, status and export say that does not depend on when they are asked."""
+    """What next, list, status, export and report say that does not depend on when they are asked."""
     offered = [op["op_id"] for op in l2inv.json("next")["ops"]]
     states = [(op["op_id"], op["state"]) for op in l2inv.json("list")["ops"]]
-    return [offered, states, l2inv.json("status")["states"], l2inv("export").stdout]
+    lead = re.search('<p class="lead">.*?</p>', l2inv("report", "-").stdout, re.DOTALL)
+    assert lead
+    return [offered, states, l2inv.json("status")["states"], l2inv("export").stdout, lead[0]]
 
 
-def test_next_list_status_and_export_read_from_the_standby_and_all_else_from_the_server(
+def test_next_list_status_export_and_report_read_from_the_standby_and_all_else_from_the_server(
     servers: tuple[str, str], store_url: str, store: Store, tmp_path: Path
 ) -> None:
     url, standby = servers

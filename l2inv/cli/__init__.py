@@ -1,6 +1,6 @@
 """The command line: parses, calls, renders. What it calls knows nothing of it."""
 
-from l2inv.cli import deadlines, files, handoff, operator, published, science, stages, verdicts, views
+from l2inv.cli import deadlines, files, handoff, operator, published, report, science, stages, verdicts, views
 from l2inv.cli.app import main
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "main",
     "operator",
     "published",
+    "report",
     "science",
     "stages",
     "verdicts",

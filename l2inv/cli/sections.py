@@ -9,7 +9,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "overrule", "files", "reopen", "withdraw",
     ),
     "Everyone: what is recorded, and why": (
-        "status", "list", "show", "history", "explain", "near-misses", "completeness", "criteria", "overdue", "export",
+        "status", "list", "show", "history", "explain", "near-misses", "completeness", "criteria", "overdue", "report",
+        "export",
     ),
     "Operators: keeping it running": (
         "config", "migrate", "roles", "server", "retry", "quarantine", "adopt", "digest", "clean", "verify",

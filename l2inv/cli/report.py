@@ -1,0 +1,50 @@
+"""The page that people look at instead of asking."""
+
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from l2inv.cli.app import App, command, json_option
+
+
+@command("report")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))
+@click.option(
+    "--ops",
+    "lines",
+    type=click.IntRange(0, 20_000),
+    default=5000,
+    show_default=True,
+    metavar="N",
+    help="A line for each of the N OPs observed last; all are counted.",
+)
+@json_option  # fmt: skip
+def report(app: App, file: Path, lines: int) -> None:
+    """Write how everything stands as a page, one HTML FILE.
+
+    It is put in place of the last one as a whole, for an internal web server to show; - is stdout.
+    """
+    from l2inv import report as room
+
+    now = datetime.now(UTC)
+    if str(file) == "-":
+        if app.json:
+            raise click.UsageError("--json tells of a FILE that was written; name one")
+        with app.reading() as (connection, settings):
+            html, _ = room.report(connection, settings, now, lines)
+        _print(html)
+        return
+    with app.reading() as (connection, settings):
+        done = room.written(connection, settings, now, lines, file)
+    app.result(done, lambda: app.summary(f"report: {done['ops']} OPs, {done['bytes']} bytes in {file}"))
+
+
+def _print(html: str) -> None:
+    try:
+        sys.stdout.buffer.write(html.encode())
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough; tried again at exit, it would end in a traceback
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
