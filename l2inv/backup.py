@@ -100,12 +100,13 @@ def restore(connection: Connection, path: Path) -> dict[str, Any]:
                 f"from l2inv.{table} having max({column}) is not null"
             )
         found = verify.Findings()
-        for verified in verify.CHECKS.values():
-            verified(connection, found)
+        for name in verify.CHECKS:
+            verify.check(connection, name, found)
         if found.first:
             worst = found.first[0]
+            where = f"OP {worst['op_id']}" if worst["op_id"] else worst["what"]
             raise L2invError(
-                f"{path}: OP {worst['op_id']}: {worst['detail']}; {found.number} findings, nothing was restored",
+                f"{path}: {where}: {worst['detail']}; {found.number} findings, nothing was restored",
                 "take an earlier backup",
             )
     return {"file": str(path), "rows": rows}

@@ -35,7 +35,7 @@ def test_what_was_backed_up_is_restored_row_for_row(
 ) -> None:
     file = tmp_path / "l2inv backup.gz"
     connection.execute(
-        "insert into l2inv.quarantine (raw_hash, dataset_id, reason, raw) values (sha256('x'), null, 'why', '\\x00ff')"
+        "insert into l2inv.quarantine (raw_hash, dataset_id, reason, raw) values (sha256('\\x00ff'), null, 'why', '\\x00ff')"
     )
     done = l2inv.json("backup", str(file))
     assert done["rows"]["event"] == l2inv.json("status")["events"]
