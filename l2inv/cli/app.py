@@ -90,6 +90,14 @@ class App:
         else:
             text()
 
+    def unsaid(self, text: str) -> str:
+        """Gives the text without the secrets that the settings name, where they were read."""
+        if self.read is None:
+            return text
+        from l2inv.settings import redact
+
+        return redact(text, self.read.settings)
+
     def summary(self, line: str) -> None:
         """Prints a stage's closing line, unless -q."""
         if self.verbosity >= 0:
@@ -313,8 +321,9 @@ def _in_main_thread() -> bool:
 
 
 def _report(app: App, code: int, message: str, hint: str) -> NoReturn:
+    message, hint = app.unsaid(message), app.unsaid(hint)
     if app.verbosity > 1:
-        app.warn_lines(_SECRET.sub(r"\1***", traceback.format_exc()))
+        app.warn_lines(app.unsaid(_SECRET.sub(r"\1***", traceback.format_exc())))
     try:
         if app.json:
             _say_json(code, message, hint)
