@@ -7,7 +7,6 @@ before it. What is derived is left out: op_state follows from the events.
 import gzip
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Any
 from l2inv import __version__, database, verify
 from l2inv.database import Connection
 from l2inv.errors import L2invError, Refused
+from l2inv.wholefile import replacing
 
 FORMAT = 1
 TABLES = {  # in the order in which they are restored -> the order of their rows
@@ -35,39 +35,32 @@ LONGEST_LINE = 1 << 30  # the largest value that PostgreSQL keeps
 def backup(connection: Connection, path: Path) -> dict[str, Any]:
     """Writes everything recorded, as it is at one moment, to a file in place of any before it; gives rows and size.
 
-    Nobody is kept waiting. Raises OSError; then the file of before is as it was.
+    Nobody is kept waiting. Raises OSError, and L2invError for what is no file; then the file of before is as it was.
     """
-    new = path.with_name(path.name + ".new")
     digest, rows = hashlib.sha256(), {}
-    try:
-        with (
-            new.open("wb") as file,
-            gzip.GzipFile(fileobj=file, mode="wb", filename="", compresslevel=6) as packed,
-        ):
+    with (
+        replacing(path) as file,
+        gzip.GzipFile(fileobj=file, mode="wb", filename="", compresslevel=6) as packed,
+    ):
 
-            def write(line: str) -> None:
-                content = line.encode() + b"\n"
-                digest.update(content)
-                packed.write(content)
+        def write(line: str) -> None:
+            content = line.encode() + b"\n"
+            digest.update(content)
+            packed.write(content)
 
-            with connection.transaction():
-                connection.execute("set transaction isolation level repeatable read, read only")
-                connection.execute("set local timezone = 'UTC'")
-                write(json.dumps(_header(connection)))
-                for table, order in TABLES.items():
-                    rows[table] = 0
-                    with connection.cursor("backup") as cursor:
-                        select = f"select to_jsonb(t)::text as row from l2inv.{table} t order by {order}"  # noqa: S608
-                        cursor.execute(select)
-                        for row in cursor:
-                            write(f'["{table}",{row["row"]}]')
-                            rows[table] += 1
-            packed.write(json.dumps({"end": rows, "sha256": digest.hexdigest()}).encode() + b"\n")
-        with new.open("rb") as written:
-            os.fsync(written.fileno())
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+        with connection.transaction():
+            connection.execute("set transaction isolation level repeatable read, read only")
+            connection.execute("set local timezone = 'UTC'")
+            write(json.dumps(_header(connection)))
+            for table, order in TABLES.items():
+                rows[table] = 0
+                with connection.cursor("backup") as cursor:
+                    select = f"select to_jsonb(t)::text as row from l2inv.{table} t order by {order}"  # noqa: S608
+                    cursor.execute(select)
+                    for row in cursor:
+                        write(f'["{table}",{row["row"]}]')
+                        rows[table] += 1
+        packed.write(json.dumps({"end": rows, "sha256": digest.hexdigest()}).encode() + b"\n")
     return {"file": str(path), "rows": rows, "bytes": path.stat().st_size}
 
 

@@ -5,7 +5,6 @@ Every check reads one snapshot in a stream, so that memory stays flat and nobody
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -18,6 +17,7 @@ from l2inv import criteria, inventory
 from l2inv.database import Connection
 from l2inv.errors import L2invError
 from l2inv.settings import Qualification
+from l2inv.wholefile import replacing
 
 BATCH = 1000  # verdicts, datasets or heads at a time
 MOST = 1000  # findings named one by one
@@ -271,26 +271,13 @@ def anchor(connection: Connection, path: Path) -> dict[str, Any]:
 def write_anchor(connection: Connection, path: Path) -> int:
     """Writes each OP's newest event and its hash to a file, one JSON array a line, in place of the one before.
 
-    Gives how many. Keep it where whoever can write to the database cannot. Raises OSError.
+    Gives how many. Keep it where whoever can write to the database cannot. Raises OSError and L2invError.
     """
-    new = path.with_name(path.name + ".new")
     count = 0
-    try:
-        with (
-            connection.transaction(),
-            connection.cursor("heads") as cursor,
-            new.open("w", encoding="utf-8") as file,
-        ):
-            cursor.execute(
-                "select op_id, seq, encode(hash, 'hex') as hash from l2inv.op_state order by op_id"
-            )
-            for count, row in enumerate(cursor, 1):  # noqa: B007 - how many there were
-                file.write(json.dumps([row["op_id"], row["seq"], row["hash"]]) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+    with replacing(path) as file, connection.transaction(), connection.cursor("heads") as cursor:
+        cursor.execute("select op_id, seq, encode(hash, 'hex') as hash from l2inv.op_state order by op_id")
+        for count, row in enumerate(cursor, 1):  # noqa: B007 - how many there were
+            file.write(json.dumps([row["op_id"], row["seq"], row["hash"]]).encode() + b"\n")
     return count
 
 

@@ -2,10 +2,14 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
 from conftest import Commands, Connection
+
+from l2inv.errors import L2invError
+from l2inv.wholefile import replacing
 
 KEPT = Path(__file__).parent / "data"
 TABLES = ("criteria", "run", "quarantine", "dataset_version", "event", "op_state")
@@ -125,6 +129,48 @@ def test_a_backup_that_cannot_be_written_leaves_the_one_before(
     assert "b.new" in l2inv("backup", str(file), expect=1).stderr
     assert file.read_bytes() == before
     assert "No such file" in l2inv("restore", str(tmp_path / "none"), expect=1).stderr
+
+
+def test_a_backup_takes_the_place_of_no_pipe_nor_device(l2inv: Commands, lived: str, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        answer = l2inv("backup", str(tmp_path / name), expect=1)
+        assert answer.stderr == f"l2inv: {pipe}: is no regular file; name a file, new or to be replaced\n"
+    assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize("argv", [("backup",), ("verify", "--anchor")], ids=" ".join)
+def test_where_a_link_stands_for_a_backup_or_an_anchor_the_file_it_leads_to_is_replaced(
+    l2inv: Commands, lived: str, tmp_path: Path, argv: tuple[str, ...]
+) -> None:
+    (tmp_path / "newest").symlink_to("elsewhere")
+    for _ in range(2):
+        l2inv(*argv, str(tmp_path / "newest"))
+        assert (tmp_path / "newest").is_symlink()
+        assert (tmp_path / "elsewhere").stat().st_size > 100
+
+
+def test_two_that_write_one_file_at_once_write_it_once(tmp_path: Path) -> None:
+    path = tmp_path / "b"
+    with replacing(path) as file:
+        file.write(b"whole")
+        with pytest.raises(L2invError, match="another process writes it"), replacing(path):
+            pass
+    assert path.read_bytes() == b"whole"
+    with pytest.raises(ZeroDivisionError), replacing(path) as file:
+        raise ZeroDivisionError
+    assert path.read_bytes() == b"whole"
+    (tmp_path / "b.new").write_bytes(b"left by whoever was killed, and longer")
+    with replacing(path) as file:
+        file.write(b"next")
+    assert path.read_bytes() == b"next"
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+    (tmp_path / "b.new").symlink_to("trap")
+    with pytest.raises(OSError, match="symbolic links"), replacing(path):
+        pass
+    assert not (tmp_path / "trap").exists()
 
 
 @pytest.mark.parametrize("file", sorted(KEPT.glob("backup-*.gz")), ids=lambda path: path.name)
