@@ -1,13 +1,18 @@
 """backup and restore: whole, checked, into nothing but an empty schema, by any later l2inv."""
 
 import gzip
+import hashlib
 import json
 import os
+import subprocess
 from pathlib import Path
 
+import psycopg
 import pytest
 from conftest import Commands, Connection
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from l2inv import embedded
 from l2inv.errors import L2invError
 from l2inv.wholefile import replacing
 
@@ -106,8 +111,6 @@ def test_a_damaged_backup_restores_nothing(
 def test_a_forged_event_is_found_though_the_checksum_is_made_to_fit(
     l2inv: Commands, lived: str, tmp_path: Path
 ) -> None:
-    import hashlib
-
     file = tmp_path / "b"
     l2inv("backup", str(file))
     *text, last = lines(file)
@@ -117,6 +120,77 @@ def test_a_forged_event_is_found_though_the_checksum_is_made_to_fit(
     emptied(l2inv)
     assert "is not what was recorded" in l2inv("restore", str(file), expect=1).stderr
     assert l2inv.json("status")["events"] == 0
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("no row", "no row of a table"), ("another table", "no row of a table"), ("row gone", "as many rows as it says"),
+        ("row twice", "as many rows as it says"), ("not utf-8", "a row of event that is none"), ("not json", "a row of event that is none"),
+        ("not whole", "a row of event that is none"), ("number", "a row of event that is none"), ("header", "is no backup of l2inv"),
+        ("end", "as many rows as it says"),
+    ],
+)  # fmt: skip
+def test_what_is_in_a_backup_and_should_not_be_is_named_though_the_checksum_is_made_to_fit(
+    l2inv: Commands, lived: str, tmp_path: Path, where: str, said: str
+) -> None:
+    file = tmp_path / "b"
+    l2inv("backup", str(file))
+    header, *rows, last = lines(file)
+    end, newest = json.loads(last)["end"], rows[-1]
+    match where:
+        case "no row":
+            rows.insert(3, b"junk\n")
+        case "another table":
+            rows.insert(3, b'["pg_class",{}]\n')
+        case "row gone":
+            rows.pop()
+        case "row twice":
+            rows.append(newest)
+        case "not utf-8":
+            rows[-1] = newest.replace(b'"kind": "', b'"kind": "\xff')
+        case "not json":
+            rows[-1] = b'["event",{not json}]\n'
+        case "not whole":
+            rows[-1] = b'["event",{}]\n'
+        case "number":
+            rows[-1] = newest.replace(b'"seq": ', b'"seq": 99999999999')
+        case "header":
+            header = b'{"l2inv_backup": 1, "migrations": 7}\n'
+        case "end":
+            end = "many"
+    content = b"".join([header, *rows])
+    end = {"end": end, "sha256": hashlib.sha256(content).hexdigest()}
+    file.write_bytes(gzip.compress(content + json.dumps(end).encode() + b"\n"))
+    emptied(l2inv)
+    answer = l2inv("restore", str(file), expect=1)
+    assert said in answer.stderr
+    assert answer.stderr.startswith(f"l2inv: {file}: ")
+    assert answer.stderr.count("\n") == 1
+    assert l2inv.json("status")["events"] == 0
+
+
+def test_a_dump_of_postgresqls_own_is_restored_with_all_that_guards_the_record(
+    l2inv: Commands, lived: str, url: str, tmp_path: Path
+) -> None:
+    programs, copy = embedded._binaries()[0], make_conninfo(url, dbname=f"copy_{os.getpid()}")
+    name = str(conninfo_to_dict(copy)["dbname"])
+    dump = [programs / "pg_dump", "-d", url, "-n", "l2inv", "-Fc", "-f", tmp_path / "dump"]
+    subprocess.run(dump, check=True)
+    with psycopg.connect(make_conninfo(url, dbname="postgres"), autocommit=True) as server:
+        server.execute(f'create database "{name}"')
+        try:
+            subprocess.run(
+                [programs / "pg_restore", "--exit-on-error", "-d", copy, tmp_path / "dump"], check=True
+            )
+            l2inv.settings["database"]["url"] = copy
+            l2inv.save()
+            assert l2inv.json("verify")["findings"] == []
+            l2inv("note", lived, "life goes on")
+            with psycopg.connect(copy) as connection, pytest.raises(psycopg.Error, match="append-only"):
+                connection.execute("set session_replication_role = replica; delete from l2inv.event")
+        finally:
+            server.execute(f'drop database "{name}" with (force)')
 
 
 def test_a_backup_that_cannot_be_written_leaves_the_one_before(
