@@ -18,7 +18,7 @@ from psycopg.rows import DictRow, dict_row
 from psycopg.types.json import Jsonb
 
 from l2inv import embedded
-from l2inv.errors import Busy, DatabaseError
+from l2inv.errors import Busy, DatabaseError, Refused
 from l2inv.settings import Settings, redact
 
 Connection = psycopg.Connection[DictRow]
@@ -105,10 +105,13 @@ def connected(settings: Settings) -> Iterator[Connection]:
 
 @contextmanager
 def translated(settings: Settings) -> Iterator[None]:
-    """Puts what PostgreSQL says into one line and the hint that helps, as a DatabaseError."""
+    """Puts what PostgreSQL says into one line and the hint that helps, as a DatabaseError; what the record's own
+    triggers refuse, as Refused."""
     try:
         yield
     except psycopg.Error as problem:
+        if problem.diag.sqlstate == "L2INV":
+            raise Refused(problem.diag.message_primary or "", problem.diag.message_hint or "") from problem
         raise in_words(problem, settings) from problem
 
 
@@ -120,7 +123,6 @@ def in_words(problem: psycopg.Error, settings: Settings) -> DatabaseError:
         ("definition of service", "name a service of pg_service.conf in database.url"),
         ("read-only transaction", "database.url must name a server that takes writes, not a standby"),
         ("permission denied", "run as a role that has the rights, or ask who runs the database"),
-        ("append-only", "record a new event"),
         ("No space left", "make room on the database server's disk"),
     )
     hint = next((hint for sign, hint in hints if sign in text), "")
