@@ -5,14 +5,16 @@ import hashlib
 import json
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
 import pytest
 from conftest import Commands, Connection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from test_publish import wait_until
 
-from l2inv import embedded
+from l2inv import embedded, science
 from l2inv.errors import L2invError
 from l2inv.wholefile import replacing
 
@@ -120,6 +122,37 @@ def test_a_forged_event_is_found_though_the_checksum_is_made_to_fit(
     emptied(l2inv)
     assert "is not what was recorded" in l2inv("restore", str(file), expect=1).stderr
     assert l2inv.json("status")["events"] == 0
+
+
+def test_a_dataset_that_was_changed_is_found_though_the_checksum_is_made_to_fit(
+    l2inv: Commands, lived: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "b"
+    l2inv("backup", str(file))
+    *text, last = lines(file)
+    forged = b"".join(text).replace(b'"bucket": "data"', b'"bucket": "mine"', 1)
+    end = json.loads(last) | {"sha256": hashlib.sha256(forged).hexdigest()}
+    file.write_bytes(gzip.compress(forged + json.dumps(end).encode() + b"\n"))
+    emptied(l2inv)
+    assert (
+        "is not what was read; 1 findings, nothing was restored"
+        in l2inv("restore", str(file), expect=1).stderr
+    )
+    assert l2inv.json("status")["ops"] == 0
+
+
+def test_a_backup_is_of_one_moment_whatever_is_recorded_while_it_is_written(
+    l2inv: Commands, lived: str, connection: Connection, url: str, tmp_path: Path
+) -> None:
+    before = l2inv.json("status")["events"]
+    with ThreadPoolExecutor(1) as pool, connection.transaction():
+        connection.execute("lock table l2inv.event in access exclusive mode")
+        written = pool.submit(l2inv.json, "backup", str(tmp_path / "b"))
+        waiting = "select from pg_locks where relation = 'l2inv.event'::regclass and not granted"
+        wait_until(lambda: bool(connection.execute(waiting).fetchall()))
+        science.note(connection, lived, "meanwhile", "han")
+    assert written.result()["rows"]["event"] == before
+    assert l2inv.json("status")["events"] == before + 1
 
 
 @pytest.mark.parametrize(
