@@ -23,6 +23,14 @@ from l2inv.settings import Settings, redact
 
 Connection = psycopg.Connection[DictRow]
 
+# Unless the URL says otherwise. A host that vanished sends no word of it: without keepalives, l2inv would wait for hours.
+PATIENCE = {
+    "connect_timeout": 10,  # seconds, as the next two
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,  # milliseconds
+}
 _SCHEMA = re.compile(r"\bl2inv\.")
 
 # psycopg logs beside what it raises; without a handler Python would print that on stderr, beyond the one line.
@@ -66,14 +74,14 @@ def open_connection(settings: Settings) -> Connection:
     url = settings.database.url
     if url == "embedded":
         url = embedded.start(server_folder(settings))
-    timeout_seconds = None if "connect_timeout" in url else 10
+    patience: dict[str, Any] = {name: value for name, value in PATIENCE.items() if name not in url}
     try:
         connection = psycopg.connect(
             url,
             autocommit=True,
             row_factory=dict_row,
             fallback_application_name="l2inv",
-            connect_timeout=timeout_seconds,
+            **patience,
         )
         # A day is 24 hours, and no time that Python knows is beyond its years, in UTC alone.
         # Compiling a plan takes longer than all that l2inv ever asks.
