@@ -11,7 +11,7 @@ import msgspec
 from l2inv import bundle, jobs, record
 from l2inv.bundle import work_folder
 from l2inv.database import Connection, Run
-from l2inv.settings import Preprocess, Settings
+from l2inv.settings import Preprocess, Settings, redact
 
 
 class Failed(Exception):
@@ -194,7 +194,7 @@ def settle(stage: Stage, op: Op, outcome: Callable[[], dict[str, Any]]) -> None:
     try:
         detail, cause = outcome(), ""
     except (Failed, OSError) as problem:
-        detail, cause = {}, str(problem)
+        detail, cause = {}, redact(str(problem), stage.settings)  # it holds the command's last word
     except MovedOn:
         stage.count("skipped")
         return

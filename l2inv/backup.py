@@ -7,7 +7,7 @@ before it. What is derived is left out: op_state follows from the events.
 import gzip
 import hashlib
 import json
-import os
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +16,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import psycopg
+
 from l2inv import __version__, database, verify
 from l2inv.database import Connection
 from l2inv.errors import L2invError, Refused
+from l2inv.wholefile import replacing
 
 FORMAT = 1
 TABLES = {  # in the order in which they are restored -> the order of their rows
@@ -35,39 +39,32 @@ LONGEST_LINE = 1 << 30  # the largest value that PostgreSQL keeps
 def backup(connection: Connection, path: Path) -> dict[str, Any]:
     """Writes everything recorded, as it is at one moment, to a file in place of any before it; gives rows and size.
 
-    Nobody is kept waiting. Raises OSError; then the file of before is as it was.
+    Nobody is kept waiting. Raises OSError, and L2invError for what is no file; then the file of before is as it was.
     """
-    new = path.with_name(path.name + ".new")
     digest, rows = hashlib.sha256(), {}
-    try:
-        with (
-            new.open("wb") as file,
-            gzip.GzipFile(fileobj=file, mode="wb", filename="", compresslevel=6) as packed,
-        ):
+    with (
+        replacing(path) as file,
+        gzip.GzipFile(fileobj=file, mode="wb", filename="", compresslevel=6) as packed,
+    ):
 
-            def write(line: str) -> None:
-                content = line.encode() + b"\n"
-                digest.update(content)
-                packed.write(content)
+        def write(line: str) -> None:
+            content = line.encode() + b"\n"
+            digest.update(content)
+            packed.write(content)
 
-            with connection.transaction():
-                connection.execute("set transaction isolation level repeatable read, read only")
-                connection.execute("set local timezone = 'UTC'")
-                write(json.dumps(_header(connection)))
-                for table, order in TABLES.items():
-                    rows[table] = 0
-                    with connection.cursor("backup") as cursor:
-                        select = f"select to_jsonb(t)::text as row from l2inv.{table} t order by {order}"  # noqa: S608
-                        cursor.execute(select)
-                        for row in cursor:
-                            write(f'["{table}",{row["row"]}]')
-                            rows[table] += 1
-            packed.write(json.dumps({"end": rows, "sha256": digest.hexdigest()}).encode() + b"\n")
-        with new.open("rb") as written:
-            os.fsync(written.fileno())
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+        with connection.transaction():
+            connection.execute("set transaction isolation level repeatable read, read only")
+            connection.execute("set local timezone = 'UTC'")
+            write(json.dumps(_header(connection)))
+            for table, order in TABLES.items():
+                rows[table] = 0
+                with connection.cursor("backup") as cursor:
+                    select = f"select to_jsonb(t)::text as row from l2inv.{table} t order by {order}"  # noqa: S608
+                    cursor.execute(select)
+                    for row in cursor:
+                        write(f'["{table}",{row["row"]}]')
+                        rows[table] += 1
+        packed.write(json.dumps({"end": rows, "sha256": digest.hexdigest()}).encode() + b"\n")
     return {"file": str(path), "rows": rows, "bytes": path.stat().st_size}
 
 
@@ -100,12 +97,13 @@ def restore(connection: Connection, path: Path) -> dict[str, Any]:
                 f"from l2inv.{table} having max({column}) is not null"
             )
         found = verify.Findings()
-        for verified in verify.CHECKS.values():
-            verified(connection, found)
+        for name in verify.CHECKS:
+            verify.check(connection, name, found)
         if found.first:
             worst = found.first[0]
+            where = f"OP {worst['op_id']}" if worst["op_id"] else worst["what"]
             raise L2invError(
-                f"{path}: OP {worst['op_id']}: {worst['detail']}; {found.number} findings, nothing was restored",
+                f"{path}: {where}: {worst['detail']}; {found.number} findings, nothing was restored",
                 "take an earlier backup",
             )
     return {"file": str(path), "rows": rows}
@@ -113,18 +111,10 @@ def restore(connection: Connection, path: Path) -> dict[str, Any]:
 
 def check(path: Path) -> dict[str, int]:
     """Reads a backup to its end and gives its rows. Raises L2invError for whatever is wrong with it."""
-    digest = hashlib.sha256()
+    digest, rows = hashlib.sha256(), dict.fromkeys(TABLES, 0)
     with _lines(path) as lines:
         first = next(lines, b"")
-        header = _json(first, path)
-        if not isinstance(header, dict) or "l2inv_backup" not in header:
-            raise _damaged(path, "it is no backup of l2inv")
-        later = sorted(set(header.get("migrations", ())) - database.shipped_migrations())
-        if header["l2inv_backup"] != FORMAT or later:
-            raise L2invError(
-                f"{path}: made by a later l2inv ({header.get('l2inv')}), with {', '.join(later) or 'another format'}",
-                "upgrade l2inv",
-            )
+        _check_header(_json(first, path), path)
         digest.update(first)
         for line in lines:
             if line.startswith(b'{"end"'):
@@ -133,10 +123,37 @@ def check(path: Path) -> dict[str, int]:
                     raise _damaged(path, "its checksum is not that of its content")
                 if next(lines, None) is not None:
                     raise _damaged(path, "something follows its end")
-                rows: dict[str, int] = last["end"]
+                if last["end"] != rows:
+                    raise _damaged(path, "it does not hold as many rows as it says")
                 return rows
             digest.update(line)
+            table = _ROW.fullmatch(line)
+            if table is None or table[1].decode() not in rows:
+                raise _damaged(path, f"it holds what is no row of a table: {line[:40]!r}")
+            rows[table[1].decode()] += 1
     raise _damaged(path, "it ends before its end")
+
+
+_ROW = re.compile(rb'\["([a-z_]+)",(\{.*\})\]\n', re.DOTALL)
+
+
+def _check_header(header: Any, path: Path) -> None:
+    try:
+        known = msgspec.convert(header, _Header)
+    except msgspec.ValidationError as problem:
+        raise _damaged(path, "it is no backup of l2inv") from problem
+    later = sorted(known.migrations - database.shipped_migrations())
+    if known.l2inv_backup != FORMAT or later:
+        raise L2invError(
+            f"{path}: made by a later l2inv ({known.l2inv}), with {', '.join(later) or 'another format'}",
+            "upgrade l2inv",
+        )
+
+
+class _Header(msgspec.Struct):
+    l2inv_backup: int
+    l2inv: str = ""
+    migrations: set[str] = set()
 
 
 def _damaged(path: Path, what: str) -> L2invError:
@@ -152,21 +169,27 @@ def _lines(path: Path) -> Iterator[Iterator[bytes]]:
         raise _damaged(path, str(problem)) from problem
 
 
-def _batches(lines: Iterator[bytes]) -> Iterator[tuple[str, list[str]]]:
+def _batches(lines: Iterator[bytes]) -> Iterator[tuple[str, list[bytes]]]:
     """The rows between header and end, a table's at a time; each row stays the text that PostgreSQL wrote."""
     next(lines)
     while batch := list(islice(lines, BATCH)):
-        by_table: dict[str, list[str]] = {}
-        for line in batch:
-            if line.startswith(b"["):
-                table, _, row = line.decode().rstrip("\n")[2:-1].partition('",')
-                by_table.setdefault(table, []).append(row)
+        by_table: dict[str, list[bytes]] = {}
+        for found in map(_ROW.fullmatch, batch):
+            if found:  # all but the end, as check() saw
+                by_table.setdefault(found[1].decode(), []).append(found[2])
         yield from by_table.items()
 
 
-def _insert(connection: Connection, table: str, values: list[str], path: Path) -> None:
-    if table not in TABLES:
-        raise _damaged(path, f"it holds rows of a table {table!r}")
+def _insert(connection: Connection, table: str, rows: list[bytes], path: Path) -> None:
+    try:
+        values = [row.decode() for row in rows]
+        _insert_rows(connection, table, values, path)
+    except (UnicodeDecodeError, psycopg.DataError, psycopg.IntegrityError) as problem:
+        words = " ".join(str(problem).split("\n", 1)[0].split())
+        raise _damaged(path, f"it holds a row of {table} that is none: {words}") from problem
+
+
+def _insert_rows(connection: Connection, table: str, values: list[str], path: Path) -> None:
     given = f"""
         select r.* from unnest(%s::text[]) with ordinality as line (row, at),
              jsonb_populate_record(null::l2inv.{table}, line.row::jsonb) r order by line.at

@@ -18,11 +18,19 @@ from psycopg.rows import DictRow, dict_row
 from psycopg.types.json import Jsonb
 
 from l2inv import embedded
-from l2inv.errors import Busy, DatabaseError
+from l2inv.errors import Busy, DatabaseError, Refused
 from l2inv.settings import Settings, redact
 
 Connection = psycopg.Connection[DictRow]
 
+# Unless the URL says otherwise. A host that vanished sends no word of it: without keepalives, l2inv would wait for hours.
+PATIENCE = {
+    "connect_timeout": 10,  # seconds, as the next two
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,  # milliseconds
+}
 _SCHEMA = re.compile(r"\bl2inv\.")
 
 # psycopg logs beside what it raises; without a handler Python would print that on stderr, beyond the one line.
@@ -66,14 +74,14 @@ def open_connection(settings: Settings) -> Connection:
     url = settings.database.url
     if url == "embedded":
         url = embedded.start(server_folder(settings))
-    timeout_seconds = None if "connect_timeout" in url else 10
+    patience: dict[str, Any] = {name: value for name, value in PATIENCE.items() if name not in url}
     try:
         connection = psycopg.connect(
             url,
             autocommit=True,
             row_factory=dict_row,
             fallback_application_name="l2inv",
-            connect_timeout=timeout_seconds,
+            **patience,
         )
         # A day is 24 hours, and no time that Python knows is beyond its years, in UTC alone.
         # Compiling a plan takes longer than all that l2inv ever asks.
@@ -105,10 +113,13 @@ def connected(settings: Settings) -> Iterator[Connection]:
 
 @contextmanager
 def translated(settings: Settings) -> Iterator[None]:
-    """Puts what PostgreSQL says into one line and the hint that helps, as a DatabaseError."""
+    """Puts what PostgreSQL says into one line and the hint that helps, as a DatabaseError; what the record's own
+    triggers refuse, as Refused."""
     try:
         yield
     except psycopg.Error as problem:
+        if problem.diag.sqlstate == "L2INV":
+            raise Refused(problem.diag.message_primary or "", problem.diag.message_hint or "") from problem
         raise in_words(problem, settings) from problem
 
 
@@ -120,7 +131,6 @@ def in_words(problem: psycopg.Error, settings: Settings) -> DatabaseError:
         ("definition of service", "name a service of pg_service.conf in database.url"),
         ("read-only transaction", "database.url must name a server that takes writes, not a standby"),
         ("permission denied", "run as a role that has the rights, or ask who runs the database"),
-        ("append-only", "record a new event"),
         ("No space left", "make room on the database server's disk"),
     )
     hint = next((hint for sign, hint in hints if sign in text), "")

@@ -84,7 +84,7 @@ def session(store: MetadataStore) -> Iterator["requests.Session"]:
                 raise ConfigError("metadata_store.ca_bundle", [words]) from problem
             http.verify = store.ca_bundle
         if store.token_env:
-            token = os.environ.get(store.token_env, "")
+            token = _token(store)
             if not token:
                 raise ConfigError(
                     "metadata_store.token_env", [f"{store.token_env} is not set in the environment"]
@@ -96,6 +96,10 @@ def session(store: MetadataStore) -> Iterator["requests.Session"]:
                 raise ConfigError("metadata_store.token_env", [words])
             http.auth = _bearer(token)
         yield http
+
+
+def _token(store: MetadataStore) -> str:
+    return os.environ.get(store.token_env, "") if store.token_env else ""
 
 
 def _bearer(token: str) -> Any:
@@ -118,6 +122,24 @@ def ask(
 
     Not with urllib3's Retry: it does not see a body that is cut short, and its waits know neither limit nor end.
     """
+    try:
+        return _asked(http, store, query, variables, until, given_up)
+    except StoreError as problem:
+        # Some services repeat in their refusal what they refuse.
+        if token := _token(store):
+            problem.message = problem.message.replace(token, "***")
+            problem.args = (problem.message,)
+        raise
+
+
+def _asked(
+    http: "requests.Session",
+    store: MetadataStore,
+    query: Query,
+    variables: Mapping[str, Any],
+    until: float | None,
+    given_up: threading.Event | None,
+) -> Any:
     until = until or time.monotonic() + store.total_timeout_seconds
     retries = 0 if query.text.startswith("mutation") else store.retries
     attempt = 0

@@ -54,6 +54,7 @@ def inbox(
         run.report |= {"files": counts, "rejected": []}
         for place in ("done", "rejected"):
             (folder / place).mkdir(exist_ok=True)
+            _must_not_be_led_away(folder / place)
         unseen: list[L2invError] = []
         for path in _ready_files(folder):
             try:
@@ -80,6 +81,13 @@ def inbox(
         if unseen:
             raise unseen[0]
     return run.report
+
+
+def _must_not_be_led_away(place: Path) -> None:
+    """Raises L2invError where somebody else made a link of it: who drops files here would choose where they land."""
+    found = place.lstat()
+    if stat.S_ISLNK(found.st_mode) and found.st_uid not in (0, os.geteuid()):
+        raise L2invError(f"{place}: is a link that another user made", "remove it: l2inv makes the folder")
 
 
 def _ready_files(folder: Path) -> list[Path]:
@@ -154,7 +162,10 @@ def _move(path: Path, folder: Path, was: tuple[int, ...], reason: str | None) ->
     """Moves the file that was read to a free name, its reason written first. Raises _Waiting when it was replaced."""
     target = _free(folder, path.name)
     if reason:
-        (folder / f"{target.name}.reason.txt").write_text(f"{reason}\n", encoding="utf-8")
+        beside = folder / f"{target.name}.reason.txt"
+        beside.unlink(missing_ok=True)  # of a killed run, or a link that leads elsewhere
+        with beside.open("x", encoding="utf-8") as file:
+            file.write(f"{reason}\n")
     path.rename(target)
     if _identity(target.lstat()) != was:
         target.rename(_free(path.parent, path.name))

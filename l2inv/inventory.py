@@ -8,10 +8,11 @@ import hashlib
 import re
 from datetime import UTC, datetime
 from typing import Annotated
+from urllib.parse import quote
 
 import msgspec
 
-# Long enough for every id seen (58 characters), short enough for an index and, encoded, for a folder name.
+# Long enough for every id seen (58 characters), short enough for an index.
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 Frames = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 
@@ -111,7 +112,17 @@ def read(raw: bytes | msgspec.Raw) -> Record | Unreadable:
         return Unreadable(_id_of(raw), _reason(problem), bytes(raw))
     if b"\\u0000" in text and _NUL.search(text):
         return Unreadable(_without_nul(dataset.dataset_id), "holds a NUL character", bytes(raw))
+    if not _can_name_a_folder(dataset.observing_program_execution_id):
+        reason = (
+            "observingProgramExecutionId is too long for the name of a folder, in which much of it is encoded"
+        )
+        return Unreadable(dataset.dataset_id, reason, bytes(raw))
     return Record(dataset, text, hashlib.sha256(text).digest())
+
+
+def _can_name_a_folder(op_id: str) -> bool:
+    """Whether the name of the OP's folder, in which each byte may take three, is one that file systems take (255)."""
+    return (len(op_id) <= 80 and op_id.isascii()) or len(quote(op_id, safe="")) <= 250
 
 
 def kept(dataset: Dataset) -> bytes:

@@ -5,18 +5,19 @@ Every check reads one snapshot in a stream, so that memory stays flat and nobody
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, LiteralString
+from typing import Annotated, Any, LiteralString
 
 import msgspec
+import psycopg
 
 from l2inv import criteria, inventory
 from l2inv.database import Connection
 from l2inv.errors import L2invError
 from l2inv.settings import Qualification
+from l2inv.wholefile import replacing
 
 BATCH = 1000  # verdicts, datasets or heads at a time
 MOST = 1000  # findings named one by one
@@ -32,19 +33,33 @@ class Findings:
     def add(self, what: str, row: dict[str, Any], detail: str) -> None:
         self.number += 1
         if len(self.first) < MOST:
-            found = {"what": what, "event_id": row.get("event_id"), "op_id": row["op_id"], "detail": detail}
+            found = {
+                "what": what,
+                "event_id": row.get("event_id"),
+                "op_id": row.get("op_id"),
+                "detail": detail,
+            }
             self.first.append(found)
 
 
 def verify(connection: Connection, what: str | None = None) -> dict[str, Any]:
-    """Checks events, state, verdicts and datasets, or one of them: how many of each, and one finding for each fault."""
+    """Makes every check, or the one that is named: how many of each, and one finding for each fault."""
     findings = Findings()
     with connection.transaction():
         connection.execute("set transaction isolation level repeatable read, read only")
-        checked = {
-            name: check(connection, findings) for name, check in CHECKS.items() if what in (None, name)
-        }
+        checked = {name: check(connection, name, findings) for name in CHECKS if what in (None, name)}
     return {"checked": checked, "findings": findings.first, "found": findings.number}
+
+
+def check(connection: Connection, name: str, findings: Findings) -> int:
+    """Makes one of the checks. What it cannot even read is a finding: whoever changed it may have put anything there."""
+    try:
+        with connection.transaction():
+            return CHECKS[name](connection, findings)
+    except psycopg.DataError as problem:
+        words = " ".join(str(problem).split("\n", 1)[0].split())
+        findings.add(name, {}, f"{name} cannot be read to their end: {words}; l2inv verify events says more")
+        return 0
 
 
 def events(connection: Connection, findings: Findings) -> int:
@@ -99,7 +114,10 @@ def _count(connection: Connection, table: LiteralString) -> int:
 
 
 def datasets(connection: Connection, findings: Findings) -> int:
-    """Hashes every kept dataset version again, and compares the versions there are with those that events name."""
+    """Hashes every kept dataset version again, and compares the versions there are with those that events name.
+
+    So it does with the records that were set aside, which no event names.
+    """
     with connection.cursor("verify_datasets") as cursor:
         cursor.execute(
             """
@@ -122,14 +140,21 @@ def datasets(connection: Connection, findings: Findings) -> int:
             findings.add(
                 "dataset", row, f"dataset {row['dataset_id']} version {row['version']} {row['said']}"
             )
+    with connection.cursor("verify_quarantine") as cursor:
+        cursor.execute(
+            "select left(encode(raw_hash, 'hex'), 12) as key from l2inv.quarantine where sha256(raw) <> raw_hash"
+        )
+        for row in cursor:
+            findings.add("quarantine", row, f"record {row['key']} is not what was received")
     return checked
 
 
-# Where the versions that are kept and those that the events name are not the same.
+# Where the versions that are kept and those that the events name are not the same. An event names the last of the
+# versions that its scan read of a dataset; those from before the chain of hashes named the datasets alone.
 _PINS = """
     with pin as materialized (
-        select e.event_id, e.op_id, p.key as dataset_id, split_part(p.value, ':', 1)::integer as version,
-               split_part(p.value, ':', 2) as hash
+        select e.event_id, e.op_id, e.run_id, p.key as dataset_id, split_part(p.value, ':', 1)::integer as version,
+               split_part(p.value, ':', 2) as hash, coalesce(e.detail -> 'withdrawn' ? p.key, false) as withdrawn
         from l2inv.event e, jsonb_each_text(e.detail -> 'versions') p
         where e.kind in ('discovered', 'datasets_changed')
     )
@@ -137,19 +162,83 @@ _PINS = """
            case when v.version is null then 'is missing' else 'is not what its event names' end as said
     from pin p left join l2inv.dataset_version v using (dataset_id, version)
     where v.version is null or left(encode(v.content_hash, 'hex'), 16) <> p.hash
+       or v.op_id <> p.op_id or v.run_id <> p.run_id or v.withdrawn <> p.withdrawn
     union all
     select null, v.op_id, v.dataset_id, v.version, 'is told of by no event'
-    from l2inv.dataset_version v
-    join (select dataset_id, max(version) as version from pin group by dataset_id) newest using (dataset_id)
-    where v.version > newest.version
+    from l2inv.dataset_version v left join pin p using (dataset_id, version)
+    where p.version is null
+        and not exists (select from pin later where later.dataset_id = v.dataset_id and later.run_id = v.run_id
+                                                    and later.version > v.version)
+        and not exists (select from l2inv.event e
+                        where e.op_id = v.op_id and e.run_id = v.run_id and not e.detail ? 'versions'
+                            and e.kind in ('discovered', 'datasets_changed')
+                            and (e.detail -> 'datasets' ? v.dataset_id or e.detail -> 'new' ? v.dataset_id
+                                 or e.detail -> 'changed' ? v.dataset_id or e.detail -> 'withdrawn' ? v.dataset_id))
 """
 
 
 def _hash_of(record: str) -> bytes | None:
+    """The hash of a kept record; None where it holds what no reader kept."""
     try:
-        return hashlib.sha256(inventory.kept(inventory.stored(record))).digest()
+        text = inventory.kept(inventory.stored(record))
     except msgspec.ValidationError:
         return None
+    same = _names(msgspec.json.decode(record)) == _names(msgspec.json.decode(text))
+    return hashlib.sha256(text).digest() if same else None
+
+
+def _names(value: Any) -> Any:
+    return {name: _names(inner) for name, inner in value.items()} if isinstance(value, dict) else None
+
+
+def runs(connection: Connection, findings: Findings) -> int:
+    """Compares what each run reported with the events and dataset versions that name it: an OP that is gone with all
+    its events is missed by the run that discovered it."""
+    with connection.cursor("verify_runs") as cursor:
+        cursor.execute(
+            """
+            with told as materialized (
+                select run_id, kind, actor, count(*) as rows, min(event_id) as event_id from l2inv.event
+                where run_id is not null group by run_id, kind, actor
+            ), reported as (
+                select r.run_id, s.kind, s.rows
+                from l2inv.run r cross join lateral (values
+                    ('scan', 'discovered', (r.result -> 'ops' ->> 'new')::bigint),
+                    ('scan', 'datasets_changed', (r.result -> 'ops' ->> 'changed')::bigint),
+                    ('qualify', 'judged', (r.result -> 'ops' ->> 'judged')::bigint),
+                    ('preprocess', 'preprocessed', (r.result -> 'ops' ->> 'done')::bigint),
+                    ('publish', 'published', (r.result -> 'ops' ->> 'done')::bigint)
+                ) s (stage, kind, rows)
+                where s.stage = r.stage and r.result ? 'seconds'  -- it ended well: what it reports was committed
+            )
+            select null::bigint as event_id, run_id,
+                   format('run %s recorded %s events %s, %s are there', run_id, rows, kind, found) as said
+            from (select p.*, coalesce((select sum(t.rows) from told t where (t.run_id, t.kind) = (p.run_id, p.kind)), 0) as found
+                  from reported p) p
+            where found < rows
+            union all
+            select null, run_id, format('run %s read %s dataset versions, %s are there', run_id, rows, found)
+            from (select r.run_id, (select count(*) from l2inv.dataset_version v where v.run_id = r.run_id) as found,
+                         (r.result -> 'datasets' ->> 'new')::bigint + (r.result -> 'datasets' ->> 'changed')::bigint
+                             + (r.result -> 'datasets' ->> 'withdrawn')::bigint as rows
+                  from l2inv.run r where r.stage = 'scan' and r.result ? 'seconds') r
+            where found < rows
+            union all
+            select t.event_id, t.run_id,
+                   case when r.run_id is null then format('run %s, which recorded it, is missing', t.run_id)
+                        else format('run %s is of %s by %s, which records no event %s by %s', t.run_id, r.stage, r.actor, t.kind, t.actor)
+                   end
+            from told t left join l2inv.run r using (run_id)
+            where r.run_id is null or r.actor <> t.actor or (r.stage, t.kind) not in (
+                ('scan', 'discovered'), ('scan', 'datasets_changed'), ('qualify', 'judged'), ('qualify', 'failed'),
+                ('preprocess', 'preprocess_started'), ('preprocess', 'preprocessed'), ('preprocess', 'failed'),
+                ('inbox', 'inverted'), ('publish', 'inversion_named'), ('publish', 'inversion_created'),
+                ('publish', 'published'), ('publish', 'failed'))
+            """
+        )
+        for row in cursor:
+            findings.add("run", row, row["said"])
+    return _count(connection, "run")
 
 
 def anchor(connection: Connection, path: Path) -> dict[str, Any]:
@@ -182,26 +271,13 @@ def anchor(connection: Connection, path: Path) -> dict[str, Any]:
 def write_anchor(connection: Connection, path: Path) -> int:
     """Writes each OP's newest event and its hash to a file, one JSON array a line, in place of the one before.
 
-    Gives how many. Keep it where whoever can write to the database cannot. Raises OSError.
+    Gives how many. Keep it where whoever can write to the database cannot. Raises OSError and L2invError.
     """
-    new = path.with_name(path.name + ".new")
     count = 0
-    try:
-        with (
-            connection.transaction(),
-            connection.cursor("heads") as cursor,
-            new.open("w", encoding="utf-8") as file,
-        ):
-            cursor.execute(
-                "select op_id, seq, encode(hash, 'hex') as hash from l2inv.op_state order by op_id"
-            )
-            for count, row in enumerate(cursor, 1):  # noqa: B007 - how many there were
-                file.write(json.dumps([row["op_id"], row["seq"], row["hash"]]) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+    with replacing(path) as file, connection.transaction(), connection.cursor("heads") as cursor:
+        cursor.execute("select op_id, seq, encode(hash, 'hex') as hash from l2inv.op_state order by op_id")
+        for count, row in enumerate(cursor, 1):  # noqa: B007 - how many there were
+            file.write(json.dumps([row["op_id"], row["seq"], row["hash"]]).encode() + b"\n")
     return count
 
 
@@ -213,30 +289,63 @@ def _anchored(path: Path) -> Iterator[list[tuple[str, int, str]]]:
             yield batch
 
 
+class _Judged(msgspec.Struct):
+    """What of a verdict's event says on what and by what it was judged."""
+
+    datasets: dict[str, Annotated[int, msgspec.Meta(ge=1, lt=2**31)]]  # id -> version
+    verdict: dict[str, Any]
+    criteria_version: str
+
+
 def verdicts(connection: Connection, findings: Findings) -> int:
     """Judges every recorded verdict again, on the dataset versions and by the criteria that it names."""
-    rules: dict[str, Qualification | None] = {}  # None: not those that were kept under this name
-    for row in connection.execute("select criteria_version, rules from l2inv.criteria"):
-        kept = msgspec.convert(row["rules"], Qualification)
-        rules[row["criteria_version"]] = kept if criteria.version(kept) == row["criteria_version"] else None
+    rules = {}
+    for row in connection.execute(
+        "select criteria_version, rules from l2inv.criteria order by criteria_version"
+    ):
+        version = row["criteria_version"]
+        rules[version] = _rules(row["rules"], version)
+        if rules[version] is None:
+            findings.add("criteria", {}, f"criteria {version} are not those that were kept under this name")
     checked = 0
     after = 0
     while rows := _batch(connection, after):
         after = rows[-1]["event_id"]
-        versions = _records(connection, [v for row in rows for v in row["datasets"].items()])
-        for row in rows:
+        judged = [_judged(row["detail"]) for row in rows]
+        used = [version for one in judged if one for version in one.datasets.items()]
+        versions = _records(connection, used)
+        for row, one in zip(rows, judged, strict=True):
             checked += 1
-            problem = _differs(row, rules, versions)
+            problem = _differs(one, rules, versions) if one else "holds no verdict"
             if problem:
                 findings.add("verdict", row, problem)
     return checked
 
 
+def _rules(kept: Any, version: str) -> Qualification | None:
+    """The rules that were kept under a version; None where they are not those."""
+    try:
+        rules = msgspec.convert(kept, Qualification)
+    except msgspec.ValidationError:
+        return None
+    # What could be set per instrument only later is missing in rules from before.
+    same = {"per_instrument": []} | kept == msgspec.to_builtins(rules)
+    return rules if same and criteria.version(rules) == version else None
+
+
+def _judged(detail: Any) -> _Judged | None:
+    try:
+        judged = msgspec.convert(detail, _Judged)
+    except msgspec.ValidationError:
+        return None
+    return judged if judged.verdict.get("criteria_version") == judged.criteria_version else None
+
+
 def _batch(connection: Connection, after: int) -> list[dict[str, Any]]:
     return connection.execute(
         """
-        select event_id, op_id, state, detail -> 'verdict' as verdict, detail -> 'datasets' as datasets
-        from l2inv.event where kind = 'judged' and event_id > %s order by event_id limit %s
+        select event_id, op_id, detail from l2inv.event
+        where kind = 'judged' and event_id > %s order by event_id limit %s
         """,
         [after, BATCH],
     ).fetchall()
@@ -244,7 +353,8 @@ def _batch(connection: Connection, after: int) -> list[dict[str, Any]]:
 
 def _records(
     connection: Connection, versions: list[tuple[str, int]]
-) -> dict[tuple[str, int], inventory.Dataset]:
+) -> dict[tuple[str, int], inventory.Dataset | None]:
+    """The dataset versions that are kept; None for one that cannot be read."""
     rows = connection.execute(
         """
         select v.dataset_id, v.version, v.record::text as record
@@ -253,31 +363,41 @@ def _records(
         """,
         [[dataset_id for dataset_id, _ in versions], [version for _, version in versions]],
     )
-    return {(row["dataset_id"], row["version"]): inventory.stored(row["record"]) for row in rows}
+    return {(row["dataset_id"], row["version"]): _dataset(row["record"]) for row in rows}
+
+
+def _dataset(record: str) -> inventory.Dataset | None:
+    try:
+        return inventory.stored(record)
+    except msgspec.ValidationError:
+        return None
 
 
 def _differs(
-    row: dict[str, Any],
+    row: _Judged,
     rules: dict[str, Qualification | None],
-    versions: dict[tuple[str, int], inventory.Dataset],
+    versions: dict[tuple[str, int], inventory.Dataset | None],
 ) -> str | None:
     """Says what is wrong with a verdict, or None."""
-    recorded = row["verdict"]
-    version = recorded["criteria_version"]
+    recorded, version = row.verdict, row.criteria_version
     if version not in rules:
         return f"criteria {version} are not kept"
-    judged_by = rules[version]
-    if judged_by is None:
+    by = rules[version]
+    if by is None:
         return f"criteria {version} are not those that were kept under this name"
-    missing = [f"{d} version {v}" for d, v in row["datasets"].items() if (d, v) not in versions]
+    missing = [f"{d} version {v}" for d, v in row.datasets.items() if (d, v) not in versions]
     if missing:
         return f"dataset {', '.join(missing)} is not kept"
-    judged = criteria.judge([versions[used] for used in row["datasets"].items()], judged_by)
+    datasets = [dataset for used in row.datasets.items() if (dataset := versions[used])]
+    if len(datasets) < len(row.datasets):
+        return "a dataset that it was judged on cannot be read"
+    judged = criteria.judge(datasets, by)
     again = {"criteria_version": version, **judged}
     if again == recorded or _numbers_as_floats(again) == _numbers_as_floats(recorded):
         return None
-    parts = sorted(name for name in again if again[name] != recorded.get(name))
-    return f"judged again, {', '.join(parts)} differ: recorded invertible={recorded['invertible']}, now {judged['invertible']}"
+    parts = sorted(name for name in again | recorded if again.get(name) != recorded.get(name))
+    said = f"recorded invertible={recorded.get('invertible')}, now {judged['invertible']}"
+    return f"judged again, {', '.join(parts)} differ: {said}"
 
 
 def _numbers_as_floats(value: Any) -> Any:
@@ -289,4 +409,4 @@ def _numbers_as_floats(value: Any) -> Any:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-CHECKS = {"events": events, "state": state, "verdicts": verdicts, "datasets": datasets}
+CHECKS = {"events": events, "state": state, "verdicts": verdicts, "datasets": datasets, "runs": runs}

@@ -8,7 +8,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from conftest import Commands, Connection
 
-from l2inv import record, science
+from l2inv import database, record, science
+from l2inv.errors import Refused
+from l2inv.settings import Database, Settings
 
 PAST = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -221,3 +223,17 @@ def test_a_hold_waits_beside_the_work_and_keeps_the_holder(l2inv: Commands, read
     assert (held["state"], held["assignee"], held["on_hold"]) == ("working", "han", True)
     l2inv("release", ready[0])
     assert ready[0] not in [op["op_id"] for op in l2inv.json("next", "-n", "100")["ops"]]
+
+
+def test_where_this_hosts_clock_is_ahead_of_the_databases_it_is_refused_and_no_failure(
+    l2inv: Commands, ready: list[str], connection: Connection, url: str
+) -> None:
+    l2inv("claim", ready[0], "--for", "1h")
+    later = datetime.now(UTC) + timedelta(hours=2)
+    with (
+        pytest.raises(Refused) as refusal,
+        database.translated(Settings(database=Database(url=url))),
+    ):
+        science.take_over(connection, ready[0], "ann", "overdue here", later + timedelta(days=1), later)
+    assert refusal.value.message == f"OP {ready[0]}: no event taken_over now: the claim is not overdue"
+    assert refusal.value.hint == "see: l2inv show OP"

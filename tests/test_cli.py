@@ -150,6 +150,42 @@ def test_a_full_disk_under_the_output_is_one_line(l2inv: Commands, ready: list[s
     assert done.stderr == "l2inv: No space left on device; mend that and run it again\n"
 
 
+STREAMS = {
+    "list >&-": (0, ""), "next >&-": (0, ""), "status <&- >&-": (0, ""), "export >&-": (0, ""), "show nope >&-": (3, "unknown"),
+    "list >&- 2>&-": (0, ""), "show nope 2>&-": (3, ""), "show nope -vv 2>/dev/full": (3, ""),
+    "show nope --json >/dev/full": (3, "unknown"), "lst 2>/dev/full": (2, ""), "lst --json >/dev/full": (2, ""),
+    "--help >/dev/full": (1, "No space left"), "--version >/dev/full": (1, "No space left"), "list >/dev/full 2>/dev/full": (1, ""),
+}  # fmt: skip
+
+
+def test_closed_and_full_standard_streams_change_no_exit_code_and_end_in_no_traceback(
+    l2inv: Commands, ready: list[str]
+) -> None:
+    for line, (code, said) in STREAMS.items():
+        shell = [
+            "sh",
+            "-c",
+            f'L2INV_CONFIG="$1" exec "$0" -m l2inv {line}',
+            sys.executable,
+            str(l2inv.config),
+        ]
+        done = subprocess.run(shell, capture_output=True, text=True, check=False, timeout=60)
+        assert (done.returncode, done.stdout) == (code, ""), (line, done)
+        assert said in done.stderr, line
+        assert done.stderr.count("\n") == bool(said), (line, done)
+
+
+@pytest.mark.parametrize("group", [[], ["server"], ["config"]], ids=" ".join)
+def test_a_group_without_a_command_shows_its_help_as_it_is(l2inv: Commands, group: list[str]) -> None:
+    from click.testing import CliRunner
+
+    from l2inv.cli import main
+
+    result = CliRunner().invoke(main, group)
+    assert "\nOperators: keeping it running:\n" in result.output or "\nCommands:\n" in result.output
+    assert "\\u000a" not in result.output
+
+
 def test_an_unexpected_failure_is_one_line_and_a_traceback_only_with_vv(
     l2inv: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:

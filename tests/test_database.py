@@ -171,6 +171,25 @@ def test_one_run_of_a_stage_keeps_out_another_and_leaves_its_trace(connection: C
     assert runs[2]["result"]["seen"] == 1
 
 
+def test_a_database_host_that_vanished_is_noticed_within_a_minute_unless_the_url_says_otherwise(
+    url: str,
+) -> None:
+    def parameters(url: str) -> dict[str, str]:
+        with database.open_connection(Settings(database=Database(url=url))) as connection:
+            return connection.info.get_parameters()
+
+    usual = parameters(url)
+    silent_seconds = int(usual["keepalives_idle"]) + int(usual["keepalives_interval"]) * int(
+        usual["keepalives_count"]
+    )
+    assert silent_seconds <= 60
+    assert int(usual["tcp_user_timeout"]) <= 60_000
+    assert int(usual["connect_timeout"]) == 10
+    own = parameters(make_conninfo(url, connect_timeout=3, keepalives_idle=77))
+    assert (own["connect_timeout"], own["keepalives_idle"]) == ("3", "77")
+    assert own["keepalives_count"] == usual["keepalives_count"]
+
+
 def test_a_lost_connection_is_one_line_and_gives_up_the_lock(url: str) -> None:
     settings = Settings(database=Database(url=url))
     with (

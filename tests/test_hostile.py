@@ -177,6 +177,24 @@ def test_hostile_text_goes_through_every_command_and_is_shown_as_it_is(
     assert run(l2inv, "verify").exit_code == 0
 
 
+def test_an_id_that_is_too_long_once_it_is_encoded_is_set_aside_and_any_other_gets_its_folder(
+    l2inv: Commands, store: Store, ready: list[str], tmp_path: Path
+) -> None:
+    template = [d for d in store.datasets if d["observingProgramExecutionId"] == ready[0]]
+    good = ["/" * 83, "☃" * 27, "😀" * 20, "a" * 200, ".." * 40, "~" * 200]
+    for number, op in enumerate([*good, "/" * 84, "☃" * 28, "😀" * 200, "%" * 200]):
+        for dataset in copy.deepcopy(template):
+            ids = {name: f"{dataset[name]}{number}" for name in ("datasetId", "productId")}
+            store.datasets.append(dataset | ids | {"observingProgramExecutionId": op})
+    aside = l2inv.json("scan")["datasets"]["quarantined"]
+    assert aside == 3 + 4 * len(template)
+    run(l2inv, "qualify", "--as-of", NOW.isoformat())
+    assert run(l2inv, "preprocess").exit_code == 0
+    assert {bundle.unquoted(path.name) for path in (tmp_path / "work").iterdir()} == {*ready, *good}
+    reasons = [record["reason"] for record in l2inv.json("quarantine")["records"]]
+    assert sum("too long for the name of a folder" in reason for reason in reasons) == 4 * len(template)
+
+
 def test_a_command_that_prints_escapes_and_fails_is_told_of_harmlessly(
     l2inv: Commands, evil: list[str], tmp_path: Path
 ) -> None:

@@ -126,6 +126,40 @@ def test_only_plain_files_with_the_names_of_ready_files_are_taken(
     assert elsewhere.read_text() == text
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a link away")
+@pytest.mark.parametrize("place", ["done", "rejected"])
+def test_no_file_is_filed_where_a_link_of_somebody_elses_leads(
+    l2inv: Commands, held: list[str], folder: Path, tmp_path: Path, place: str
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    link = folder / place
+    link.symlink_to(elsewhere)
+    os.chown(link, 65534, 65534, follow_symlinks=False)
+    (folder / "bad.yaml").write_text("nonsense: 1\n")
+    (folder / "good.yaml").write_text(f"op_id: {held[0]}\n")
+    answer = l2inv("inbox", str(folder), expect=1)
+    assert (
+        answer.stderr
+        == f"l2inv: {link}: is a link that another user made; remove it: l2inv makes the folder\n"
+    )
+    assert list(elsewhere.iterdir()) == []
+    assert (folder / "bad.yaml").exists()
+    os.chown(link, 0, 0, follow_symlinks=False)  # the operator's own, to where there is room
+    l2inv("inbox", str(folder), expect=4)
+    assert {path.name for path in elsewhere.iterdir()} in ({"good.yaml"}, {"bad.yaml", "bad.yaml.reason.txt"})
+
+
+def test_a_reason_is_written_through_no_link(l2inv: Commands, held: list[str], folder: Path) -> None:
+    (folder / "rejected").mkdir()
+    (folder / "precious").write_text("kept")
+    (folder / "rejected" / "bad.yaml.reason.txt").symlink_to(folder / "precious")
+    (folder / "bad.yaml").write_text("nonsense: 1\n")
+    l2inv("inbox", str(folder), expect=4)
+    assert (folder / "precious").read_text() == "kept"
+    assert "unknown key" in (folder / "rejected" / "bad.yaml.reason.txt").read_text()
+
+
 def test_an_id_that_was_cut_off_is_no_op(l2inv: Commands, held: list[str], folder: Path) -> None:
     (folder / "half.yaml").write_text(f"op_id: {held[0][:-2]}")
     answer = l2inv("inbox", str(folder), actor="cron", expect=4)

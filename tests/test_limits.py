@@ -440,6 +440,37 @@ def test_no_secret_is_said_logged_recorded_or_put_on_a_command_line(
             assert at < 0, f"{name}: {found[max(0, at - 300) : at + 60]!r}"
 
 
+@pytest.mark.parametrize("status", [200, 400])
+def test_a_token_that_the_store_or_a_command_repeats_is_neither_said_nor_recorded(
+    l2inv: Commands,
+    ready: list[str],
+    store: Store,
+    connection: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+) -> None:
+    token = f"Marked{secrets.token_hex(6)}"
+    monkeypatch.setenv("STORE_TOKEN", token)
+    l2inv.settings["metadata_store"] |= {"token_env": "STORE_TOKEN", "retries": 0}
+    l2inv.settings["preprocess"]["command"] = ["/bin/sh", "-c", "echo never $STORE_TOKEN; exit 3"]
+    l2inv.save()
+    l2inv("claim", ready[0])
+    l2inv("mark-inverted", ready[0])
+    l2inv("overrule", ready[1], "--not-invertible", "--reason", "x")
+    l2inv("overrule", ready[1], "--invertible", "--reason", "y")
+    l2inv("preprocess", expect=4)
+    assert "never ***" in l2inv.json("show", ready[1])["error"]["cause"]
+    refusal = json.dumps({"errors": [{"message": f"Bearer {token} is not welcome"}]}).encode()
+    said = ""
+    for body in (refusal, f"{token} is not welcome".encode()):
+        store.fault = lambda name, nth, body=body: Fault(status=status, body=body)  # type: ignore[misc]
+        for argv in (["scan"], ["scan", "--json"], ["scan", "-vv"], ["publish", "-vv"], ["status", "--json"]):
+            answer = l2inv(*argv, expect=None)
+            said += answer.stdout + answer.stderr
+    assert "*** is not welcome" in said
+    assert token not in said + everything(connection)
+
+
 # Odd clocks
 
 TIMES = {

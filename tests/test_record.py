@@ -143,6 +143,23 @@ def test_a_claim_for_nobody_and_an_op_without_a_name_are_refused(connection: Con
             insert(connection, op_id, 1, "discovered", "discovered")
 
 
+def test_every_trigger_guards_in_any_session_and_obeys_no_search_path(connection: Connection) -> None:
+    triggers = connection.execute(
+        """
+        select c.relname || ' ' || t.tgname as name, t.tgenabled = 'A' as always,
+               coalesce(array_to_string(p.proconfig, ' '), '') like '%%search_path=pg_catalog, pg_temp%%' as fixed
+        from pg_trigger t join pg_class c on c.oid = t.tgrelid join pg_proc p on p.oid = t.tgfoid
+        where c.relnamespace = 'l2inv'::regnamespace and not t.tgisinternal
+        """,
+        [],
+    ).fetchall()
+    assert {row["name"] for row in triggers} == {
+        "event append_only", "event chain_event", "event follow_events", "op_state derived_only",
+        "dataset_version append_only", "criteria append_only",
+    }  # fmt: skip
+    assert [row["name"] for row in triggers if not (row["always"] and row["fixed"])] == []
+
+
 @pytest.mark.parametrize("change", ["delete from l2inv.event", "update l2inv.op_state set state = 'error'"])
 def test_not_even_a_replicas_session_changes_the_record(connection: Connection, change: str) -> None:
     insert(connection, "op", 1, "discovered", "discovered")

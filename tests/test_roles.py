@@ -122,6 +122,9 @@ def test_the_reader_sees_the_three_views_and_nothing_else(
     ).fetchall()
     seen = set()
     with psycopg.connect(as_role(url, roles[2]), autocommit=True) as reader:
+        for call in ("is_allowed('noted', 'error', null, null)", "event_hash(null, 1, '', 1, '', '', '', now(), 1, '{}')"):  # fmt: skip
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                reader.execute(f"select l2inv.{call}".encode())
         for row in relations:
             try:
                 reader.execute(

@@ -17,6 +17,7 @@ from l2inv import database, migrate
 from l2inv.settings import Database, Settings
 
 TABLES = ("event", "op_state", "dataset_version", "criteria")
+CHECKS = ("events", "state", "verdicts", "datasets", "runs")
 
 
 KEPT = Identifier(f"lived_{os.getpid()}")  # the database of which each test has a copy
@@ -81,7 +82,7 @@ def test_a_sound_record_has_no_findings_and_says_how_much_was_checked(l2inv: Com
     assert answer["checked"]["state"] == status["ops"]
     assert answer["checked"]["verdicts"] > 0
     assert answer["checked"]["datasets"] > 0
-    for what in ("events", "state", "verdicts", "datasets"):
+    for what in CHECKS:
         assert list(l2inv.json("verify", what)["checked"]) == [what]
     assert l2inv("verify").stdout.startswith("verify: ")
 
@@ -130,6 +131,30 @@ def test_an_inserted_event_is_found_whatever_hash_it_brings(
     assert {finding["what"] for finding in findings(l2inv)} == {"event", "state"}
 
 
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("judged", "'{}'"), ("judged", "detail || '{\"verdict\": null}'"), ("judged", "detail || '{\"verdict\": {}}'"),
+        ("judged", "detail || '{\"datasets\": {\"x\": \"y\"}}'"), ("judged", "detail || '{\"datasets\": {\"x\": 99999999999}}'"),
+        ("judged", "detail - 'criteria_version'"), ("discovered", "detail || '{\"versions\": 7}'"),
+        ("discovered", "detail || '{\"versions\": {\"x\": \"y:z\"}}'"), ("claimed", "detail || '{\"due_at\": \"never\"}'"),
+        ("prioritized", "detail || '{\"priority\": 1e99}'"), ("published", "'{}'"),
+    ],
+)  # fmt: skip
+def test_an_event_whose_detail_no_longer_makes_sense_is_a_finding_and_no_failure(
+    l2inv: Commands, lived: str, connection: Connection, kind: str, change: str
+) -> None:
+    around_the_triggers(
+        connection, f"update l2inv.event set detail = {change} where op_id = %s and kind = %s", [lived, kind]
+    )
+    assert "event" in {finding["what"] for finding in findings(l2inv) if finding["op_id"] == lived}
+    for what in CHECKS:
+        said = l2inv("verify", what, expect=None)
+        assert said.exit_code in (0, 5), said
+        assert "unexpected" not in said.stderr
+        assert "None" not in said.stderr
+
+
 def test_the_hash_that_an_insert_names_is_not_the_one_that_is_kept(
     l2inv: Commands, ready: list[str], connection: Connection
 ) -> None:
@@ -174,6 +199,13 @@ def test_a_present_state_that_is_gone_or_invented_is_found(
         ("update l2inv.dataset_version set version = 2", "is missing"),
         ("insert into l2inv.dataset_version select dataset_id, version + 1, op_id, content_hash, record, run_id, now(), true "
          "from l2inv.dataset_version", "is told of by no event"),
+        ("insert into l2inv.dataset_version select 'invented', 1, op_id, content_hash, record, run_id, now(), false "
+         "from l2inv.dataset_version", "is told of by no event"),
+        ("update l2inv.dataset_version set op_id = 'another'", "is not what its event names"),
+        ("update l2inv.dataset_version set withdrawn = true", "is not what its event names"),
+        ("update l2inv.dataset_version set run_id = 2", "is not what its event names"),
+        ("update l2inv.dataset_version set record = record || '{\"more\": 1}'", "is not what was read"),
+        ("update l2inv.dataset_version set record = '{}'", "is not what was read"),
     ],
 )  # fmt: skip
 def test_one_change_to_a_dataset_version_is_found(
@@ -181,7 +213,51 @@ def test_one_change_to_a_dataset_version_is_found(
 ) -> None:
     dataset = l2inv.json("show", lived)["datasets"][0]["dataset_id"]
     around_the_triggers(connection, f"{statement} where dataset_id = %s", [dataset])
-    assert {f["op_id"] for f in findings(l2inv, "datasets") if said in f["detail"]} == {lived}
+    told = {f["op_id"] for f in findings(l2inv) if said in f["detail"] and f["what"] == "dataset"}
+    assert lived in told
+    assert told <= {lived, "another"}
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_an_op_that_is_gone_with_all_its_events_and_datasets_is_missed_by_its_runs(
+    l2inv: Commands, lived: str, connection: Connection, kept: int
+) -> None:
+    around_the_triggers(connection, "delete from l2inv.event where op_id = %s", [lived])
+    around_the_triggers(connection, "delete from l2inv.op_state where op_id = %s", [lived])
+    if not kept:
+        around_the_triggers(connection, "delete from l2inv.dataset_version where op_id = %s", [lived])
+    said = {finding["detail"] for finding in findings(l2inv, "runs")}
+    ops = l2inv.json("status")["ops"]
+    assert f"run 1 recorded {ops + 1} events discovered, {ops} are there" in said
+    assert len(said) >= 4  # those that judged, prepared and published it too
+    assert bool([f for f in findings(l2inv, "datasets") if "told of by no event" in f["detail"]]) == bool(
+        kept
+    )
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("delete from l2inv.run where run_id = 2", "run 2, which recorded it, is missing"),
+        ("update l2inv.run set actor = 'eve' where run_id = 2", "run 2 is of qualify by eve, which records no event judged by han"),
+        ("update l2inv.run set stage = 'scan' where run_id = 2", "run 2 is of scan by han"),
+        ("update l2inv.run set result = jsonb_set(result, '{ops,judged}', '99') where run_id = 2", "run 2 recorded 99 events judged"),
+        ("update l2inv.run set result = jsonb_set(result, '{ops,judged}', '\"x\"') where run_id = 2", "cannot be read to their end"),
+        ("update l2inv.run set result = jsonb_set(result, '{datasets,new}', '999') where run_id = 1", "run 1 read 999 dataset versions"),
+        ("update l2inv.criteria set rules = rules || '{\"min_ao_locked\": 0.5}'", "are not those that were kept"),
+        ("update l2inv.criteria set rules = '{\"nonsense\": 0.5}'", "are not those that were kept"),
+        ("update l2inv.criteria set rules = '7'", "are not those that were kept"),
+        ("delete from l2inv.criteria", "are not kept"),
+        ("insert into l2inv.criteria (criteria_version, rules) values ('more', '{}')", "criteria more are not those that were kept"),
+        ("update l2inv.quarantine set raw = 'x'", "is not what was received"),
+        ("update l2inv.quarantine set raw_hash = sha256('x') where raw_hash = (select min(raw_hash) from l2inv.quarantine)", "is not what was received"),
+    ],
+)  # fmt: skip
+def test_one_change_to_a_run_the_criteria_or_what_was_set_aside_is_found(
+    l2inv: Commands, lived: str, connection: Connection, statement: str, said: str
+) -> None:
+    around_the_triggers(connection, statement)
+    assert [finding for finding in findings(l2inv) if said in finding["detail"]]
 
 
 def test_an_anchor_finds_a_tail_that_was_rewritten_with_all_that_follows_from_it(
@@ -232,8 +308,8 @@ def test_events_from_before_the_chain_are_chained_by_the_migration(
     connection.execute(
         f"insert into old.event ({columns}) overriding system value select {columns} from l2inv.event order by event_id"
     )
-    for table in ("dataset_version", "criteria"):
-        connection.execute(f"insert into old.{table} select * from l2inv.{table}")
+    for table in ("run", "dataset_version", "criteria"):
+        connection.execute(f"insert into old.{table} overriding system value select * from l2inv.{table}")
     l2inv.settings["database"]["schema"] = "old"
     l2inv.save()
     assert "behind" in l2inv("verify", expect=1).stderr

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import click
 
@@ -91,6 +91,14 @@ class App:
         else:
             text()
 
+    def unsaid(self, text: str) -> str:
+        """Gives the text without the secrets that the settings name, where they were read."""
+        if self.read is None:
+            return text
+        from l2inv.settings import redact
+
+        return redact(text, self.read.settings)
+
     def summary(self, line: str) -> None:
         """Prints a stage's closing line, unless -q."""
         if self.verbosity >= 0:
@@ -108,14 +116,14 @@ class App:
         from l2inv.render import clean
 
         self.warned = clean(line)
-        click.echo(f"l2inv: {self.warned}", err=True)
+        _say_on_stderr(f"l2inv: {self.warned}")
 
     def warn_lines(self, text: str) -> None:
         """Tells several lines on stderr: what -vv asked for."""
         from l2inv.render import clean
 
         for line in text.splitlines():
-            click.echo(clean(line), err=True)
+            _say_on_stderr(clean(line))
 
     @contextmanager
     def monitored(self, stage: str) -> Iterator[None]:
@@ -251,6 +259,10 @@ def json_option(command: F) -> F:
     )(command)  # fmt: skip
 
 
+# A group without a command: since click 8.2 its help is an error's message.
+_HELP = getattr(click.exceptions, "NoArgsIsHelpError", ())
+
+
 class Group(click.Group):
     """A group whose errors come out as the contract says: one line, or JSON, and the exit code of what happened."""
 
@@ -258,16 +270,25 @@ class Group(click.Group):
         """Runs a command line; a usage error is told in one harmless text, under --json as a JSON document."""
         from l2inv.render import clean
 
+        _open_what_is_closed()
         given = sys.argv[1:] if args is None else list(args)
         try:
             code = super().main(given, *more, **(how | {"standalone_mode": False}))
         except click.ClickException as problem:
             code = problem.exit_code
-            vars(problem)["message"] = clean(problem.message)  # it repeats what was typed
-            if "--json" in given:
-                _say_json(code, problem.format_message(), "see --help")
-            else:
-                problem.show()
+            if not isinstance(problem, _HELP):
+                vars(problem)["message"] = clean(problem.message)  # it repeats what was typed
+            try:
+                if "--json" in given:
+                    _say_json(code, problem.format_message(), "see --help")
+                else:
+                    problem.show()
+            except OSError:
+                _mute(sys.stdout, sys.stderr)
+        except OSError as problem:  # of the help
+            code = 1
+            _mute(sys.stdout)
+            _say_on_stderr(f"l2inv: stdout: {problem.strerror or problem}; mend that and run it again")
         sys.exit(code if isinstance(code, int) else 0)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -297,8 +318,7 @@ class Group(click.Group):
         )
         try:
             result = super().invoke(ctx)
-            if sys.stdout:
-                sys.stdout.flush()
+            sys.stdout.flush()
             return result
         except L2invError as problem:
             _report(app, problem.exit_code, problem.message, problem.hint)
@@ -332,18 +352,45 @@ def _in_main_thread() -> bool:
 
 
 def _report(app: App, code: int, message: str, hint: str) -> NoReturn:
+    message, hint = app.unsaid(message), app.unsaid(hint)
     if app.verbosity > 1:
-        app.warn_lines(_SECRET.sub(r"\1***", traceback.format_exc()))
+        app.warn_lines(app.unsaid(_SECRET.sub(r"\1***", traceback.format_exc())))
     try:
         if app.json:
             _say_json(code, message, hint)
         sys.stdout.flush()
-    except OSError:  # stdout takes nothing more; tried again at exit, it would end in a traceback
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError:
+        _mute(sys.stdout)
         app.json = False
     if not app.json:
         app.warn(f"{message}; {hint}" if hint else message)
     raise click.exceptions.Exit(code)
+
+
+def _say_on_stderr(line: str) -> None:
+    """What stderr does not take, as on a full disk, nobody can be told; the exit code still says how it ended."""
+    try:
+        click.echo(line, err=True)
+    except OSError:
+        _mute(sys.stderr)
+
+
+def _mute(*streams: TextIO) -> None:
+    """Lets streams that take nothing more take all: tried again at exit, it would end in a traceback and in 120."""
+    for stream in streams:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _open_what_is_closed() -> None:
+    """Where l2inv was started with a standard stream closed, a connection would get its number, and what is printed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w"))
 
 
 def _say_json(code: int, message: str, hint: str) -> None:

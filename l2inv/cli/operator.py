@@ -99,7 +99,9 @@ def _print_records(records: list[dict[str, Any]]) -> None:
 
 
 @command("verify")
-@click.argument("what", type=click.Choice(["events", "state", "verdicts", "datasets"]), required=False)
+@click.argument(
+    "what", type=click.Choice(["events", "state", "verdicts", "datasets", "runs"]), required=False
+)
 @click.option(
     "--anchor",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -110,7 +112,8 @@ def _print_records(records: list[dict[str, Any]]) -> None:
 def verify(app: App, what: str | None, anchor: Path | None) -> None:
     """Check that the record is what it was.
 
-    Its chain of hashes, the present states, every verdict judged again, the dataset versions.
+    Its chain of hashes, the present states, every verdict judged again, the dataset versions, and that what each
+    run reported is there.
     """
     from l2inv import verify
 
@@ -126,8 +129,9 @@ def verify(app: App, what: str | None, anchor: Path | None) -> None:
 
     def text() -> None:
         for finding in found["findings"]:
-            event = f", event {finding['event_id']}" if finding["event_id"] else ""
-            app.warn(f"OP {finding['op_id']}{event}: {finding['detail']}")
+            where = [f"OP {finding['op_id']}"] if finding["op_id"] else []
+            where += [f"event {finding['event_id']}"] if finding["event_id"] else []
+            app.warn(f"{', '.join(where) or finding['what']}: {finding['detail']}")
         checked = ", ".join(f"{count} {name}" for name, count in found["checked"].items())
         app.summary(f"verify: {checked} checked, {found['found']} findings")
 
