@@ -23,34 +23,44 @@ OF_EACH: list[Callable[[Place], Iterator[Figure]]] = [
 @click.command()
 @click.option("--ops", multiple=True, type=int, default=(10_000, 100_000, 1_000_000), help="How many OPs.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Where the server's data lie meanwhile.")
-def main(ops: tuple[int, ...], folder: Path | None) -> None:
+@click.option("--keep", is_flag=True, help="Leave the folder for another run, which then need not fill it.")
+@click.option("--each/--no-each", default=True, help="Measure at each number of OPs.")
+@click.option("--steps/--no-steps", "others", default=True, help="Measure what does not depend on it.")
+def main(ops: tuple[int, ...], folder: Path | None, keep: bool, each: bool, others: bool) -> None:
     """Measure l2inv at each number of OPs, and what does not depend on it."""
     folder = folder or Path(tempfile.mkdtemp(prefix="l2inv-bench-"))
     folder.mkdir(parents=True, exist_ok=True)
     url = embedded.start(folder / "server")
     try:
-        with psycopg.connect(
-            url, autocommit=True
-        ) as connection:  # claims and appends do not wait for the disk
+        # Claims and appends do not wait for the disk.
+        with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("alter database l2inv set synchronous_commit = off")
         of = load.lives(url, folder)
-        for number in ops:
-            place = Place(url, f"ops_{number}", number, folder)
-            with place.connect() as connection:
-                took = seconds(lambda c=connection, n=number: load.fill(c, of, n))  # type: ignore[misc]
-            click.echo(f"\n{number:,} OPs (filled in {took:.0f} s)")
-            for figure in OF_EACH:
-                tell(figure(place))
-            with place.connect() as connection:
-                connection.execute(f"drop schema {place.schema} cascade")
-        click.echo("\nwhatever there is already")
-        place = Place(url, "none", 0, folder)
-        tell(steps.rules())
-        tell(steps.many_at_once(place, of))
-        tell(steps.scans(place))
+        for number in ops if each else ():
+            measure_at(Place(url, f"ops_{number}", number, folder), of, keep)
+        if others:
+            click.echo("\nwhatever there is already")
+            place = Place(url, "none", 0, folder)
+            tell(steps.rules())
+            tell(steps.many_at_once(place, of))
+            tell(steps.scans(place))
     finally:
         embedded.stop(folder / "server")
-        shutil.rmtree(folder)
+        if not keep:
+            shutil.rmtree(folder)
+
+
+def measure_at(place: Place, of: list[load.Life], keep: bool) -> None:
+    with place.connect() as connection:
+        filled = connection.execute("select to_regclass(%s) as it", [f"{place.schema}.event"]).fetchone()
+        assert filled
+        took = 0.0 if filled["it"] else seconds(lambda: load.fill(connection, of, place.ops))
+    click.echo(f"\n{place.ops:,} OPs (filled in {took:.0f} s)")
+    for figure in OF_EACH:
+        tell(figure(place))
+    if not keep:
+        with place.connect() as connection:
+            connection.execute(f"drop schema {place.schema} cascade")
 
 
 def tell(rows: Iterator[Figure]) -> None:
