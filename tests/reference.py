@@ -85,7 +85,8 @@ def _commands() -> Iterator[str]:
     for section, names in SECTIONS.items():
         yield from ("", f"### {section}")
         for name in names:
-            command = program.commands[name]
+            command = program.get_command(click.Context(program), name)
+            assert command is not None, name
             if isinstance(command, click.Group):
                 for sub, subcommand in command.commands.items():
                     yield from _command(f"{name} {sub}", subcommand)

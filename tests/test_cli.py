@@ -1,5 +1,6 @@
 """The commands' promises to scripts: exit codes, one JSON document, one line an error, and a quick start."""
 
+import importlib
 import json
 import re
 import subprocess
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from l2inv import render
-from l2inv.cli import main
+from l2inv.cli import app, main, sections
 
 READS = [
     ["status"], ["next"], ["list"], ["list", "--state", "preprocessed"], ["quarantine"], ["config", "check"],
@@ -25,14 +26,48 @@ READS = [
 ABOUT_AN_OP = ["files", "show", "explain", "history", "claim", "mark-working", "release"]
 
 
+def subcommands(group: click.Group) -> dict[str, click.Command]:
+    context = click.Context(group)
+    found = {name: group.get_command(context, name) for name in group.list_commands(context)}
+    return {name: command for name, command in found.items() if command is not None}
+
+
 def all_commands(group: click.Group = main, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     found = []
-    for name, command in sorted(group.commands.items()):
+    for name, command in sorted(subcommands(group).items()):
         if isinstance(command, click.Group):
             found += all_commands(command, (*path, name))
         else:
             found.append((*path, name))
     return found
+
+
+def test_help_shows_every_command_in_one_line_and_the_table_says_which_module_holds_it(
+    l2inv: Commands,
+) -> None:
+    for path in Path(app.__file__).parent.glob("*.py"):
+        importlib.import_module(f"l2inv.cli.{path.stem}")
+    assert {name: c.callback and c.callback.__module__ for name, c in main.commands.items()} == {
+        name: f"l2inv.cli.{module}" for name, (module, _) in sections.COMMANDS.items()
+    }, "put the command into a section of l2inv/cli/sections.py"
+    lines = l2inv("--help").stdout.splitlines()
+    longest = max(map(len, main.commands))
+    for name, (_, phrase) in sections.COMMANDS.items():
+        assert lines.count(f"  {name:{longest}}  {phrase}") == 1
+        assert (main.commands[name].help or "").split("\n\n")[0].replace("\n", " ") == phrase
+
+
+def test_a_process_imports_the_module_of_its_command_alone() -> None:
+    code = """
+import sys
+from l2inv.cli import main
+try:
+    main(["status", "--no-such-option"])
+except SystemExit:
+    print(sorted(name for name in sys.modules if name.startswith("l2inv.cli.")))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['l2inv.cli.app', 'l2inv.cli.sections', 'l2inv.cli.views']"
 
 
 @pytest.mark.parametrize("argv", READS, ids=" ".join)
@@ -55,7 +90,7 @@ def test_every_command_that_reports_takes_json() -> None:
         command: click.Command = main
         for name in path:
             assert isinstance(command, click.Group)
-            command = command.commands[name]
+            command = subcommands(command)[name]
         assert "--json" in {option for p in command.params for option in p.opts}, path
         assert {"--config", "--actor", "-v", "-q"} <= {option for p in command.params for option in p.opts}, (
             path
@@ -259,7 +294,7 @@ def test_the_help_shows_each_command_once_by_who_uses_it_and_says_in_full_what_i
     from l2inv.cli.sections import SECTIONS
 
     shown = [name for names in SECTIONS.values() for name in names]
-    assert sorted(shown) == sorted(main.commands), "put the command into a section of l2inv/cli/sections.py"
+    assert shown == list(subcommands(main))
     told = CliRunner().invoke(main, ["--help"], terminal_width=80).stdout
     assert "..." not in told.split("Stages:", 1)[1], "the first sentence of a command's docstring is too long"
     assert re.findall(r"^  ([a-z-]+) {2,}\S", told.split("Stages:", 1)[1], re.MULTILINE) == shown

@@ -13,7 +13,7 @@ from typing import Any
 import click
 import pytest
 from conftest import NOW, Answer, Commands, Listener
-from test_cli import all_commands
+from test_cli import all_commands, subcommands
 
 from l2inv import bundle
 from l2inv.cli import main
@@ -273,7 +273,7 @@ def attacks(path: tuple[str, ...], op: str, text: str, folder: Path) -> Iterator
     command: click.Command = main
     for name in path:
         assert isinstance(command, click.Group)
-        command = command.commands[name]
+        command = subcommands(command)[name]
     taking = [
         p for p in command.params if not getattr(p, "is_flag", False) and not getattr(p, "count", False)
     ]

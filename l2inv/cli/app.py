@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import click
 
 from l2inv import __version__
-from l2inv.cli.sections import SECTIONS
+from l2inv.cli.sections import COMMANDS, SECTIONS
 from l2inv.errors import L2invError
 
 if TYPE_CHECKING:
@@ -264,7 +265,25 @@ _HELP = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 
 class Group(click.Group):
-    """A group whose errors come out as the contract says: one line, or JSON, and the exit code of what happened."""
+    """The commands of l2inv in their sections, each imported when it is asked for.
+
+    Errors come out as the contract says: one line, or JSON, and the exit code of what happened.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in COMMANDS:
+            module, _ = COMMANDS[cmd_name]
+            import_module(f"l2inv.cli.{module}")  # adds its commands to this group
+        return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        longest = max(map(len, COMMANDS))
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(longest), phrase) for name, (_, phrase) in commands.items()])
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **how: Any) -> Any:
         """Runs a command line; a usage error is told in one harmless text, under --json as a JSON document."""
@@ -290,19 +309,6 @@ class Group(click.Group):
             _mute(sys.stdout)
             _say_on_stderr(f"l2inv: stdout: {problem.strerror or problem}; mend that and run it again")
         sys.exit(code if isinstance(code, int) else 0)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Lists the commands by who uses them."""
-        if ctx.parent is not None:
-            super().format_commands(ctx, formatter)
-            return
-        width = max(map(len, self.commands))
-        for section, names in SECTIONS.items():
-            rows = [
-                (name, self.commands[name].get_short_help_str(formatter.width - width - 6)) for name in names
-            ]
-            with formatter.section(section):
-                formatter.write_dl([(f"{name:<{width}}", said) for name, said in rows])
 
     def invoke(self, ctx: click.Context) -> Any:
         if ctx.parent is not None:
@@ -414,7 +420,7 @@ def _os_user() -> str:
 def main() -> None:
     """From Level 1 datasets in the metadata store to published Level 2 inversions.
 
-    scan -> qualify -> preprocess -> (science: next, claim, mark-inverted) -> publish
+    scan -> qualify -> preprocess -> next, claim, mark-inverted -> publish
     """
 
 
