@@ -46,6 +46,17 @@ def overdue(
     return [op for op in _due(connection, deadlines, now, 0.0, most) if op["days_over"] > 0]
 
 
+def count_overdue(connection: Connection, deadlines: Deadlines, now: datetime) -> int:
+    """Gives how many OPs are past their deadline."""
+    row = connection.execute(
+        f"select count(*) as ops from ({DUE}) d where due_at < %(now)s",  # noqa: S608 - text of our own
+        limits(deadlines) | {"now": now},
+    ).fetchone()
+    assert row is not None
+    ops: int = row["ops"]
+    return ops
+
+
 def _due(
     connection: Connection, deadlines: Deadlines, now: datetime, soon_days: float, most: int | None = None
 ) -> list[dict[str, Any]]:

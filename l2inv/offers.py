@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from l2inv import render
 from l2inv.database import Connection
 from l2inv.views import COLUMNS
 
@@ -78,7 +79,7 @@ def first(rank_by: str, wanted: Wanted, limit: int) -> tuple[str, dict[str, Any]
 
 
 def _why(op: dict[str, Any], rank_by: str) -> str:
-    since = f"waiting since {op['since']:%Y-%m-%d}"
+    since = f"waiting since {render.day(op['since'])}"
     r0 = op["fried_parameter_med"]
     ranked = {
         "age": since,

@@ -112,7 +112,10 @@ def add_one(
 def must_allow(present: Present, kind: str, state: states.State | None) -> None:
     """Raises Refused when an OP's state does not allow an event."""
     if not states.is_allowed(kind, present.state, state, present.state_before_error):
-        raise Refused(f"OP {present.op_id} is {present.state}: it cannot be {kind}", _way_on(present))
+        raise Refused(
+            f"OP {present.op_id} is {present.state}: it cannot be {kind}",
+            way_on(present.op_id, present.state, _held(present)),
+        )
 
 
 def locked(connection: Connection, op_id: str) -> Present:
@@ -213,14 +216,19 @@ def invertible_programs(connection: Connection, op_id: str) -> list[str]:
     return found
 
 
-def _way_on(present: Present) -> str:
+def _held(present: Present) -> str:
+    return f"held by {present.assignee} since {present.since}"
+
+
+def way_on(op_id: str, state: states.State, held: str) -> str:
+    """Says what is to be done with an OP that is in a state; `held` is what to say of one that somebody works on."""
     return {
         "discovered": "qualify judges it when it is quiet",
         "invertible": "run: l2inv preprocess",
-        "not_invertible": f"see why: l2inv show {present.op_id}",
-        "preprocessed": f"run: l2inv claim {present.op_id}",
-        "working": f"held by {present.assignee} since {present.since}",
+        "not_invertible": f"see why: l2inv explain {op_id}",
+        "preprocessed": f"run: l2inv claim {op_id}",
+        "working": held,
         "inverted": "run: l2inv publish",
-        "published": f"see: l2inv history {present.op_id}",
-        "error": f"see why: l2inv history {present.op_id}; then: l2inv retry {present.op_id}",
-    }[present.state]
+        "published": f"see: l2inv history {op_id}",
+        "error": f"see why: l2inv history {op_id}; then: l2inv retry {op_id}",
+    }[state]

@@ -1,30 +1,35 @@
-"""How things look on a terminal and in a pipe. Text from outside is shown, never obeyed."""
+"""How things look on a terminal and in a pipe. Text from outside is shown, never obeyed.
 
-import json
+On a terminal everything is as wide as the terminal at most, but for a word that is longer than a line: what may be
+copied, such as an OP's id, is never broken. In a pipe each row is one line of columns, without colour.
+"""
+
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence, Sized
-from datetime import UTC, date, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from datetime import UTC, datetime
+from typing import Any
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.padding import Padding
-    from rich.table import Table
-
-# Control characters, and those that hide or reorder what stands beside them.
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+# Control characters, and those that hide or reorder what stands beside them. None of them is printable.
+_UNSAFE = r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
 STYLE = {"error": "red", "working": "yellow", "preprocessed": "cyan", "published": "green"}  # of states
 STYLE |= {"pass": "green", "fail": "red", "warn": "yellow", "unknown": "yellow"}  # of criteria
+_CODES = {"bold": 1, "dim": 2, "red": 31, "green": 32, "yellow": 33, "cyan": 36}  # as ECMA-48 numbers them
+GAP = "  "  # between columns
+NARROWEST = 16  # a column is not folded into less
 
 
 def clean(value: object) -> str:
     """Gives a value as one line of text without characters that a terminal would obey."""
-    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", str(value))
+    text = str(value)
+    return text if text.isprintable() else re.sub(_UNSAFE, lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def as_json(document: object) -> str:
     """Gives one JSON document; times are ISO 8601 in UTC ending in Z."""
+    import json
+
     return json.dumps(document, default=_plain, ensure_ascii=True, allow_nan=False)
 
 
@@ -40,54 +45,163 @@ def moment(value: datetime | str | None) -> str:
     """Gives a time to the minute, in UTC."""
     if isinstance(value, str):
         value = datetime.fromisoformat(value)
-    return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M") if value else "-"
+    return f"{value.astimezone(UTC):%Y-%m-%d %H:%M}" if value else "-"
 
 
-def day(value: datetime | date | None) -> str:
-    return value.strftime("%Y-%m-%d") if value else "-"
+def day(value: datetime | str | None) -> str:
+    """Gives the day alone, in UTC, of what needs no time."""
+    return moment(value)[:10]
 
 
-def console() -> "Console":
-    """Gives the console of stdout: as wide as the terminal, or as wide as it takes where a pipe reads it."""
-    from rich.console import Console
-
-    width = None if sys.stdout.isatty() else 10_000
-    return Console(width=width, markup=False, highlight=False, emoji=False, soft_wrap=not sys.stdout.isatty())
+def _style(text: str) -> str:
+    return STYLE.get(text, "red" if text.endswith(" overdue") else "")
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()) -> None:
-    """Prints rows under headings; on a terminal long cells fold, in a pipe each row is one line."""
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
-    for name in columns:
-        whole = name == "OP"  # an id that is broken over two lines cannot be copied
-        justify: Literal["right", "left"] = "right" if name in right else "left"
-        grid.add_column(name, justify=justify, overflow="fold", no_wrap=whole)
-    for row in rows:
-        grid.add_row(*(Text(clean(cell), style=STYLE.get(str(cell), "")) for cell in row))
-    _print(grid)
-
-
-def cards(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Prints rows that are too wide for a terminal as a heading and a line below it; in a pipe as a table."""
-    from rich.text import Text
-
+def width() -> int | None:
+    """Gives how many columns the terminal has that stdout is; None where it is none."""
     if not sys.stdout.isatty():
-        table(columns, rows)
+        return None
+    import shutil
+
+    return max(shutil.get_terminal_size().columns, 20)
+
+
+def styled(text: str, *styles: str) -> str:
+    """Gives a text in colour or bold, where stdout is a terminal that shows it and nobody objects (no-color.org)."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not sys.stdout.isatty()
+    codes = [str(_CODES[style]) for style in styles if style]
+    return text if plain or not codes or not text else f"\x1b[{';'.join(codes)}m{text}\x1b[0m"
+
+
+def glyph(text: str, instead: str) -> str:
+    """Gives a text, or what stands for it where stdout cannot show it."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return instead
+    return text
+
+
+def cells(text: str) -> int:
+    """Gives how many columns a text takes on a terminal."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import combining, east_asian_width
+
+    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def folded(text: str, columns: int) -> list[str]:
+    """Gives a text in lines of so many columns, broken at blanks alone."""
+    if cells(text) <= columns:
+        return [text]
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if lines[-1] and cells(longer) > columns:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def paragraph(text: str, indent: int = 0, *styles: str, hang: int = 0) -> None:
+    """Prints a text in lines as long as the terminal, so far to the right, and those after the first `hang` further."""
+    columns = width()
+    for line in folded(clean(text), columns - indent - hang) if columns else [clean(text)]:
+        print(" " * indent + styled(line, *styles))  # noqa: T201 - stdout is where the result goes
+        indent, hang = indent + hang, 0
+
+
+def ago(seconds: float) -> str:
+    """Gives a length of time in one unit, which says enough of it."""
+    for unit, length, least in (("days", 86_400, 2), ("h", 3600, 2), ("min", 60, 1)):
+        if seconds >= least * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def bar(share: float, columns: int) -> str:
+    """Gives a share of 1 as a bar; what is not nothing is seen."""
+    return "#" * max(round(share * columns), share > 0)
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = (), title: int = 0
+) -> None:
+    """Prints rows under headings, the numbers of the columns in `right` under each other.
+
+    Where a terminal is too narrow for the columns even when cells fold at their blanks, each row is printed as the cell
+    that is its title, and the others with their names below it.
+    """
+    texts = [[clean(cell) for cell in row] for row in rows]
+    natural = [max(map(cells, column)) for column in zip(columns, *texts, strict=True)]
+    terminal = width()
+    widths = natural if terminal is None else _fitted(columns, texts, natural, terminal)
+    if widths is None:
+        for row in texts:
+            _card(columns, row, title)
         return
-    for number, row in enumerate(rows, 1):
-        about = " · ".join(f"{name} {clean(cell)}" for name, cell in zip(columns[1:], row[1:], strict=True))
-        console().print(Text(f"{number:>3}  {clean(row[0])}", style="bold"))
-        console().print(_indented(about))
+    to_the_right = [name in right for name in columns]
+    _print_row(columns, widths, to_the_right, ["bold"] * len(columns))
+    for row in texts:
+        _print_row(row, widths, to_the_right, [_style(text) for text in row])
 
 
-def _indented(text: str) -> "Padding":
-    from rich.padding import Padding
-    from rich.text import Text
+def _fitted(
+    columns: Sequence[str], texts: list[list[str]], natural: list[int], terminal: int
+) -> list[int] | None:
+    """The columns' widths on a terminal: what is too wide is folded, each in proportion; None if that is not enough."""
+    room = terminal - len(GAP) * (len(columns) - 1)
+    if sum(natural) <= room:
+        return natural
+    longest = [
+        max(cells(word) for text in column for word in text.split(" "))
+        for column in zip(columns, *texts, strict=True)
+    ]
+    least = [min(wide, max(word, NARROWEST)) for wide, word in zip(natural, longest, strict=True)]
+    spare, wanted = room - sum(least), sum(natural) - sum(least)
+    if spare < 0:
+        return None
+    return [low + (wide - low) * spare // wanted for low, wide in zip(least, natural, strict=True)]
 
-    return Padding(Text(text), (0, 0, 0, 5))
+
+def _print_row(
+    texts: Sequence[str], widths: Sequence[int], to_the_right: Sequence[bool], styles: Sequence[str]
+) -> None:
+    parts = [folded(text, width) for text, width in zip(texts, widths, strict=True)]
+    for number in range(max(map(len, parts))):
+        line, blanks = "", 0  # none are printed behind the last text
+        for part, width, right, style in zip(parts, widths, to_the_right, styles, strict=True):
+            text = part[number] if number < len(part) else ""
+            missing = width - cells(text)
+            if text:
+                line += " " * (blanks + missing * right) + styled(text, style)
+                blanks = missing * (not right)
+            else:
+                blanks += missing
+            blanks += len(GAP)
+        print(line)  # noqa: T201
+
+
+def _card(columns: Sequence[str], texts: Sequence[str], title: int) -> None:
+    print(styled(texts[title], "bold", _style(texts[title])))  # noqa: T201
+    others = [pair for place, pair in enumerate(zip(columns, texts, strict=True)) if place != title]
+    said = [(name, text) for name, text in others if text not in ("", "-")]
+    between, room = glyph(" · ", "; "), (width() or 0) - len(GAP)
+    line, taken = "", 0
+    for name, text in said:
+        words = f"{name} {text}".strip()
+        if taken and taken + len(between) + cells(words) > room:
+            print(GAP + line)  # noqa: T201
+            line, taken = "", 0
+        if cells(words) > room:
+            paragraph(words, len(GAP), _style(text))
+            continue
+        line += (between if taken else "") + words.removesuffix(text) + styled(text, _style(text))
+        taken += (len(between) if taken else 0) + cells(words)
+    if taken:
+        print(GAP + line)  # noqa: T201
 
 
 def value(measured: object) -> str:
@@ -106,26 +220,16 @@ def value(measured: object) -> str:
 
 
 def fields(pairs: Iterable[tuple[str, object]]) -> None:
-    """Prints names and values under each other."""
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, value in pairs:
-        grid.add_row(name, Text(clean(value), style=STYLE.get(str(value), "")))
-    _print(grid)
-
-
-def _print(grid: "Table") -> None:
-    if sys.stdout.isatty():
-        console().print(grid)
-        return
-    with (out := console()).capture() as captured:
-        out.print(grid)
-    for line in captured.get().splitlines():
-        print(line.rstrip())  # noqa: T201 - stdout is where the result goes
+    """Prints names and values under each other; on a terminal a long value folds beside its name."""
+    texts = [(name, clean(value)) for name, value in pairs]
+    longest = max(len(name) for name, _ in texts)
+    room = (width() or 0) - longest - len(GAP)
+    for name, text in texts:
+        first, *others = folded(text, room) if room > 0 else [text]
+        style = _style(text)
+        print(styled(name.ljust(longest), "dim") + GAP + styled(first, style))  # noqa: T201
+        for line in others:
+            print(" " * (longest + len(GAP)) + styled(line, style))  # noqa: T201
 
 
 def centimetres(metres: float | None) -> str:
@@ -215,11 +319,13 @@ def what_happened(event: dict[str, Any]) -> str:
             return f"{detail['stage']}, attempt {detail['attempt']}: {detail['cause']}"
         case "retried":
             return f"{detail.get('stage')}, after attempt {detail.get('attempt')}"
+    import json
+
     return json.dumps(detail, ensure_ascii=False)
 
 
 def _due(detail: dict[str, Any]) -> str:
-    return f", due {moment(detail['due_at'])[:10]}" if detail.get("due_at") else ""
+    return f", due {day(detail['due_at'])}" if detail.get("due_at") else ""
 
 
 def _reason(detail: dict[str, Any]) -> str:

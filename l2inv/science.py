@@ -5,7 +5,7 @@ from typing import Any
 
 from psycopg.types.json import Jsonb
 
-from l2inv import offers, record
+from l2inv import offers, record, render
 from l2inv.database import Connection
 from l2inv.errors import Refused
 
@@ -158,4 +158,4 @@ def _given(**what: str | None) -> dict[str, Any]:
 
 
 def _day(due_at: datetime | None) -> str:
-    return f"{due_at:%Y-%m-%d}" if due_at else "at no set date"
+    return render.day(due_at) if due_at else "at no set date"

@@ -93,12 +93,17 @@ def history(connection: Connection, op_id: str) -> dict[str, Any]:
 
 def status(connection: Connection) -> dict[str, Any]:
     """Gives how many OPs are in each state, and when each stage last ran and how it ended."""
-    rows = connection.execute("select state, count(*) as ops from l2inv.op_state group by state").fetchall()
+    rows = connection.execute(
+        "select state, count(*) as ops, count(on_hold_seq) as on_hold from l2inv.op_state group by state"
+    ).fetchall()
     counted = {row["state"]: row["ops"] for row in rows}
     row = connection.execute(
         """
         select coalesce((select sum(seq) from l2inv.op_state), 0)::bigint as events,
-               (select count(*) from l2inv.quarantine where resolved_at is null) as quarantined
+               (select count(*) from l2inv.quarantine where resolved_at is null) as quarantined,
+               (select max(started_at) from l2inv.run
+                where stage = 'scan' and result -> 'complete' = 'true' and result -> 'read_again' is null)
+                    as last_complete_scan
         """
     ).fetchone()
     assert row is not None
@@ -111,6 +116,7 @@ def status(connection: Connection) -> dict[str, Any]:
     return {
         "states": {state: counted.get(state, 0) for state in STATES},
         "ops": sum(counted.values()),
+        "on_hold": sum(row["on_hold"] for row in rows),
         **row,
         "inputs_changed": held_with_changed_inputs(connection, None),
         "runs": runs,

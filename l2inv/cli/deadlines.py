@@ -33,9 +33,9 @@ def overdue(app: App, as_of: datetime | None) -> None:
 
     def text() -> None:
         for owner, owned in owners.items():
-            click.echo(f"{render.clean(owner)}:")
+            render.paragraph(f"{owner}:")
             for op in owned:
-                click.echo(f"  {_due(op)}")
+                render.paragraph(_due(op), 2, hang=2)
 
     app.result({"owners": [{"owner": owner, "ops": owned} for owner, owned in owners.items()]}, text)
 
@@ -70,7 +70,9 @@ def _collected(connection: "Connection", settings: "Settings") -> dict[str, Any]
 def _show(app: App, found: dict[str, Any]) -> None:
     def text() -> None:
         for list_ in found["owners"]:
-            click.echo(f"{render.clean(list_['owner'])}:\n{_letter(list_['sections'])}")
+            render.paragraph(f"{list_['owner']}:")
+            for line in _letter(list_["sections"]).splitlines():
+                render.paragraph(line.lstrip(), len(line) - len(line.lstrip()), hang=2)
         if not found["owners"]:
             app.summary("digest: nothing to tell anybody")
 
@@ -122,8 +124,7 @@ def _words(name: str) -> str:
 
 
 def _due(op: dict[str, Any]) -> str:
-    days = abs(op["days_over"])
-    length = f"{days:.0f} days" if days >= 2 else f"{days * 24:.0f} h"
+    length = render.ago(abs(op["days_over"]) * 86_400)
     how = f"{length} over" if op["days_over"] > 0 else f"in {length}"
     return render.clean(f"{op['op_id']}  {op['state']}  due {render.day(op['due_at'])}, {how}")
 

@@ -23,7 +23,7 @@ def files(app: App, op: str) -> None:
 
     def text() -> None:
         if rows:
-            render.table(("", "bytes", "sha256", "file"), rows, right=("bytes",))
+            render.table(("", "bytes", "sha256", "file"), rows, right=("bytes",), title=3)
         cleaned = f", cleaned {render.day(found['cleaned_at'])}" if found["cleaned_at"] else ""
         app.summary(f"{found['op_id']}: {len(rows)} files in {found['folder'] or 'no folder yet'}{cleaned}")
 

@@ -63,7 +63,7 @@ def next_(
 
     By priority, then as next.rank_by says. Each tells why it stands where it does.
     """
-    from l2inv import offers, science, views
+    from l2inv import offers, render, science, views
 
     if duration and not claims:
         raise click.UsageError("--for needs --claim")
@@ -78,13 +78,14 @@ def next_(
             due_at = _due(settings, duration)
             op_ids = science.claim_first(connection, rank_by, wanted, app.actor, due_at, limit or 1)
             found = [views.show(connection, op_id) for op_id in op_ids]
-            said = [f"claimed {op_id} for {app.actor}, due {due_at:%Y-%m-%d}" for op_id in op_ids]
+            said = [f"claimed {op_id} for {app.actor}, due {render.day(due_at)}" for op_id in op_ids]
             document = {"claimed": found[0] if found else None, "ops": found}
             app.result(document, lambda: app.summaries(said or [nothing]))
             return
         ops = offers.offered(connection, rank_by, limit or 10, wanted)
         changed = views.held_with_changed_inputs(connection, app.actor)
-    app.result({"ops": ops, "inputs_changed": changed}, lambda: _print_next(ops, nothing))
+        held = views.held_by(connection, app.actor)
+    app.result({"ops": ops, "inputs_changed": changed}, lambda: _print_next(ops, held, nothing))
     for op in changed:
         app.warn(
             f"{op['op_id']}, which you hold, was judged on other datasets; see: l2inv history {op['op_id']}"
@@ -98,9 +99,15 @@ def _due(settings: "Settings", duration: timedelta | None) -> datetime:
     )
 
 
-def _print_next(ops: list[dict[str, Any]], nothing: str) -> None:
+def _print_next(ops: list[dict[str, Any]], held: list[dict[str, Any]], nothing: str) -> None:
     from l2inv import render
 
+    on_terminal = render.width() is not None
+    if held and on_terminal:
+        holds = f"{held[0]['op_id']}" if len(held) == 1 else f"{len(held)} OPs"
+        due = f", the first due {render.day(held[0]['due_at'])}" if held[0]["due_at"] else ""
+        render.paragraph(f"You hold {holds}{due}; see: l2inv mine")
+        click.echo()
     if not ops:
         click.echo(nothing)
         return
@@ -127,7 +134,10 @@ def _print_next(ops: list[dict[str, Any]], nothing: str) -> None:
         )
         for op in ops
     ]
-    render.cards(columns, rows)
+    render.table(columns, rows)
+    if on_terminal:
+        click.echo()
+        render.paragraph("Take the first: l2inv next --claim; another: l2inv claim OP")
 
 
 @command("mine")
@@ -158,13 +168,13 @@ def mine(app: App) -> None:
             )
             for op in ops
         ]
-        render.cards(columns, rows)
+        render.table(columns, rows)
 
     app.result({"ops": ops}, text)
 
 
 def _claim(app: App, op: str, duration: timedelta | None) -> None:
-    from l2inv import record, science, views
+    from l2inv import record, render, science, views
 
     with app.connected() as (connection, settings):
         op_id = record.resolve(connection, op)
@@ -172,7 +182,7 @@ def _claim(app: App, op: str, duration: timedelta | None) -> None:
         claimed = science.claim(connection, op_id, app.actor, due_at, extend=duration is not None)
         found = views.show(connection, op_id)
     said = f"claimed {op_id} for {app.actor}" if claimed else f"{op_id} is yours already"
-    due = f", due {found['due_at']:%Y-%m-%d}" if found["due_at"] else ""
+    due = f", due {render.day(found['due_at'])}" if found["due_at"] else ""
     app.result(found, lambda: app.summary(said + due))
 
 

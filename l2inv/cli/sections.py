@@ -31,7 +31,7 @@ SECTIONS = {
         "withdraw": ("published", "Mark published inversions of an OP as bad."),
     },
     "Everyone: what is recorded, and why": {
-        "status": ("views", "Show how many OPs are where, and when each stage last ran."),
+        "status": ("views", "Show what needs somebody, and how things stand."),
         "list": ("views", "List OPs with their present state."),
         "show": ("views", "Show one OP: its datasets, its verdict, who holds it."),
         "history": ("views", "Show all that ever happened to an OP, oldest first."),

@@ -108,7 +108,7 @@ def _what_if(app: App, file: Path) -> None:
     def text() -> None:
         for change in ("gained", "lost"):
             for op_id in found[change]:
-                click.echo(f"{change:<7}{render.clean(op_id)}")
+                render.paragraph(f"{change:<7}{op_id}")
         gained, lost = len(found["gained"]), len(found["lost"])
         counts = f"{gained} OPs gained, {lost} lost, {found['unchanged']} unchanged"
         app.summary(f"what if: {counts}; nothing written (criteria {found['criteria_version']})")
@@ -153,7 +153,7 @@ def _dry_run(app: App) -> None:
 
     def text() -> None:
         for op in ops:
-            click.echo(f"{render.clean(op['op_id'])}: {_readiness(op)}")
+            render.paragraph(f"{op['op_id']}: {_readiness(op)}", hang=2)
             rows = [(check["name"], check["result"], check["detail"]) for check in op["checks"]]
             render.table(("check", "result", ""), rows)
             click.echo()

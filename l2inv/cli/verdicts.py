@@ -133,7 +133,7 @@ def _print_differences(differences: list[dict[str, Any]]) -> None:
     from l2inv import render
 
     for d in differences:
-        click.echo(render.clean(f"{d['path']}: {render.as_json(d['old'])} -> {render.as_json(d['new'])}"))
+        render.paragraph(f"{d['path']}: {render.as_json(d['old'])} -> {render.as_json(d['new'])}", hang=2)
     if not differences:
         click.echo("no difference")
 
@@ -185,7 +185,7 @@ def _print_completeness(found: dict[str, Any], quiet_days: float) -> None:
     for group in found["instruments"][:2]:
         click.echo(f"\n{render.clean(group['name'])}, {group['ops']} OPs:")
         for day, s in zip(days, group["shares"], strict=True):
-            bar = "#" * round(s["share"] * BAR_COLUMNS)
+            bar = render.bar(s["share"], BAR_COLUMNS)
             mark = "  <- quiet_days" if s["quiet_days"] == quiet_days else ""
             click.echo(f"{day:>8} {bar:<{BAR_COLUMNS}} {_percent(s['share']):>6}{mark}")
 

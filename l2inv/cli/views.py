@@ -1,11 +1,14 @@
 """What people look at: lists, one OP, its history, how things stand."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
 
 from l2inv.cli.app import App, command, json_option, op_argument
 from l2inv.states import STATES
+
+STALE = timedelta(days=2)  # cron scans every night; after two somebody has to look
 
 
 @command("list")
@@ -46,68 +49,72 @@ def show(app: App, op: str) -> None:
 
 
 def _print_op(op: dict[str, Any]) -> None:
-    from l2inv import render
+    from l2inv import record, render
 
-    render.fields(
-        [
-            ("OP", op["op_id"]),
-            ("state", op["state"]),
-            ("since", render.moment(op["since"])),
-            (
-                "assignee",
-                (op["assignee"] or "-") + (f", due {render.day(op['due_at'])}" if op["due_at"] else ""),
-            ),
-            ("proposal", op["proposal_id"] or "-"),
-            ("experiment", op["experiment_id"] or "-"),
-            ("priority", op["priority"]),
-            ("observed", render.moment(op["start_time"])),
-            ("r0", render.centimetres(op["fried_parameter_med"])),
-            ("verdict", render.verdict_line(op["verdict"]) if op["verdict"] else "not judged yet"),
-        ]
-        + (
-            [
-                (
-                    "overruled",
-                    f"invertible: {_yes(op['overruled_by']['invertible'])}: {op['overruled_by']['reason']}",
-                )
-            ]
-            if op["overruled_by"]
-            else []
-        )
-        + ([("inputs", "changed since the verdict; see: l2inv history")] if op["inputs_changed"] else [])
-        + ([("on hold", op["hold_reason"])] if op["on_hold"] else [])
-        + ([("error", f"{op['error']['stage']}: {op['error']['cause']}")] if op["error"] else [])
-    )
+    late = op["state"] == "working" and op["due_at"] is not None and op["due_at"] <= datetime.now(UTC)
+    due = f", due {render.day(op['due_at'])}{' overdue' * late}" if op["due_at"] else ""
+    holder = (op["assignee"] or "-") + due
+    overruled, error, verdict = op["overruled_by"], op["error"], op["verdict"]
+    pairs = [
+        ("OP", op["op_id"]),
+        ("state", op["state"]),
+        ("since", render.moment(op["since"])),
+        ("assignee", holder),
+        ("to do", record.way_on(op["op_id"], op["state"], "for the assignee to invert")),
+        ("on hold", op["hold_reason"] if op["on_hold"] else None),
+        ("error", f"{error['stage']}: {error['cause']}" if error else None),
+        ("proposal", op["proposal_id"] or "-"),
+        ("experiment", op["experiment_id"] or "-"),
+        ("priority", op["priority"]),
+        ("observed", render.moment(op["start_time"])),
+        ("r0", render.centimetres(op["fried_parameter_med"])),
+        ("verdict", render.verdict_line(verdict) if verdict else "not judged yet"),
+        ("overruled", f"invertible: {_yes(overruled['invertible'])}: {overruled['reason']}" if overruled else None),
+        ("inputs", "changed since the verdict; see: l2inv history" if op["inputs_changed"] else None),
+    ]  # fmt: skip
+    render.fields((name, value) for name, value in pairs if value is not None)
     click.echo()
-    columns = ("dataset", "instrument", "program", "nm", "Stokes", "frames", "arrived")
-    rows = (
+    columns = ("dataset", "instrument", "program", "nm", "Stokes", "frames", "arrived", "")
+    rows = [
         (
             d["dataset_id"],
             d["instrument"] or "-",
             d["instrument_program_id"] or "-",
-            f"{d['wavelength_min_nm'] or 0:.1f}-{d['wavelength_max_nm'] or 0:.1f}",
+            _range(d["wavelength_min_nm"], d["wavelength_max_nm"]),
             d["record"].get("stokes_parameters") or "-",
             d["record"].get("frame_count", "-"),
             render.day(d["create_date"]),
+            "withdrawn" if d["withdrawn"] else "",
         )
         for d in op["datasets"]
-    )
+    ]
     render.table(columns, rows, right=("frames",))
-    for program in (op["verdict"] or {}).get("instrument_programs", ()):
-        click.echo(f"\n{render.clean(program['instrument_program_id'])}:")
-        render.table(
-            ("criterion", "result", "dataset", "measured", "required"),
-            (
-                (
-                    c["name"],
-                    c["result"],
-                    c["dataset_id"] or "-",
-                    render.value(c["measured"]),
-                    render.value(c["required"]),
-                )
-                for c in program["criteria"]
-            ),
+    for program in (verdict or {}).get("instrument_programs", ()):
+        against = [c for c in program["criteria"] if c["result"] != "pass"]
+        passed = len(program["criteria"]) - len(against)
+        click.echo()
+        render.paragraph(
+            f"{program['instrument_program_id']}: {passed} of {len(program['criteria'])} criteria pass;"
+            f" see: l2inv explain {op['op_id']}"
         )
+        if against:
+            render.table(
+                ("criterion", "result", "dataset", "measured", "required"),
+                [
+                    (
+                        c["name"] + (" (optional)" if c.get("optional") else ""),
+                        c["result"],
+                        c["dataset_id"] or "-",
+                        render.value(c["measured"]),
+                        render.value(c["required"]),
+                    )
+                    for c in against
+                ],
+            )
+
+
+def _range(low: float | None, high: float | None) -> str:
+    return "-" if low is None or high is None else f"{low:.1f}-{high:.1f}"
 
 
 def _yes(true: bool) -> str:
@@ -119,45 +126,121 @@ def _yes(true: bool) -> str:
 @json_option
 def history(app: App, op: str) -> None:
     """Show all that ever happened to an OP, oldest first."""
-    from l2inv import record, render, views
+    from l2inv import record, views
 
     with app.connected() as (connection, _):
         found = views.history(connection, record.resolve(connection, op))
-    rows = (
-        (
-            e["seq"],
-            render.moment(e["recorded_at"]),
-            e["actor"],
-            e["kind"],
-            e["state"] or "",
-            render.what_happened(e),
+    app.result(found, lambda: _print_history(found))
+
+
+def _print_history(found: dict[str, Any]) -> None:
+    from l2inv import render
+
+    if render.width() is None:
+        columns = ("", "UTC", "actor", "event", "state", "what")
+        rows = (
+            (e["seq"], render.moment(e["recorded_at"]), e["actor"], e["kind"], e["state"] or "", what)
+            for e in found["events"]
+            for what in [render.what_happened(e)]
         )
-        for e in found["events"]
-    )
-    app.result(found, lambda: render.table(("", "UTC", "actor", "event", "state", "what"), rows))
+        render.table(columns, rows)
+        return
+    render.paragraph(found["op_id"], 0, "bold")
+    state, before = None, None
+    for event in found["events"]:
+        if before and (days := (event["recorded_at"] - before).days):
+            render.paragraph(f"{days} {'day' if days == 1 else 'days'} later", 5, "dim")
+        before = event["recorded_at"]
+        # What failed is found by its mark also where there is no colour.
+        mark, colour = ("!", "red") if event["kind"] == "failed" else (" ", "")
+        said = f"{event['actor']} {event['kind'].replace('_', ' ')}"
+        if event["state"] and event["state"] != state:
+            arrow = render.glyph("→", "->")
+            said += f"  {state} {arrow} {event['state']}" if state else f"  {arrow} {event['state']}"
+            state = event["state"]
+        heading = f"{mark}{event['seq']:>3} {render.moment(before)}  {said}"
+        render.paragraph(heading, 0, "bold", colour)
+        if what := render.what_happened(event):
+            render.paragraph(what, 5, colour)
 
 
 @command("status")
 @json_option
 def status(app: App) -> None:
-    """Show how many OPs are where, and when each stage last ran."""
-    from l2inv import render, views
+    """Show what needs somebody, and how things stand.
 
-    with app.reading() as (connection, _):
+    How many OPs are in each state, and when each stage last ran.
+    """
+    from l2inv import deadlines, views
+
+    with app.reading() as (connection, settings):
         found = views.status(connection)
+        found["overdue"] = deadlines.count_overdue(connection, settings.deadlines, found["as_of"])
+    app.result(found, lambda: _print_status(found))
 
-    def text() -> None:
-        render.table(("state", "OPs"), [*found["states"].items(), ("all", found["ops"])], right=("OPs",))
-        click.echo(f"\n{found['events']} events; {found['quarantined']} records set aside")
-        for op in found["inputs_changed"]:
-            said = f"{op['op_id']}, {op['state']}, held by {op['assignee']}: its datasets changed since the verdict"
-            click.echo(render.clean(said))
-        if found["runs"]:
-            click.echo()
-            columns = ("stage", "run", "last started (UTC)", "by", "ended")
-            render.table(columns, [_run_row(run) for run in found["runs"]], right=("run",))
 
-    app.result(found, text)
+def _print_status(found: dict[str, Any]) -> None:
+    from l2inv import render
+
+    if needs := _needs(found):
+        render.table(("what needs somebody", "command"), needs)
+        click.echo()
+    counts = found["states"]
+    # In a pipe, there are columns of numbers and no picture of them.
+    room = min((render.width() or 0) - 28, 60)
+    bars = {state: render.bar(count / max(found["ops"], 1), room) for state, count in counts.items()}
+    rows = [(state, count, *([bars[state]] if room > 0 else [])) for state, count in counts.items()]
+    columns = ("state", "OPs", *([""] if room > 0 else []))
+    render.table(columns, [*rows, ("all", found["ops"], "")[: len(columns)]], right=("OPs",))
+    on_hold = f", {found['on_hold']} of the OPs on hold" if found["on_hold"] else ""
+    click.echo()
+    render.paragraph(f"{found['events']} events{on_hold}; last complete scan: {_age(found)}")
+    if found["runs"]:
+        click.echo()
+        columns = ("stage", "run", "last started (UTC)", "by", "ended")
+        render.table(columns, [_run_row(run) for run in found["runs"]], right=("run",))
+
+
+def _needs(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """What somebody must look at, the worst first, each with the command that shows or mends it."""
+    from l2inv import render
+
+    needs = []
+    if errors := found["states"]["error"]:
+        needs.append((f"{_ops(errors)} in error", "l2inv list --state error"))
+    for run in found["runs"]:
+        if failed := (run["result"] or {}).get("failed"):
+            when = render.moment(run["started_at"])
+            needs.append((f"{run['stage']} failed at {when}: {failed}", f"l2inv {run['stage']}"))
+    if found["overdue"]:
+        needs.append((f"{_ops(found['overdue'])} overdue", "l2inv overdue"))
+    for op in found["inputs_changed"]:
+        said = (
+            f"{op['op_id']}, {op['state']}, held by {op['assignee']}: its datasets changed since the verdict"
+        )
+        needs.append((said, f"l2inv history {op['op_id']}"))
+    last = found["last_complete_scan"]
+    if last is None or found["as_of"] - last > STALE:
+        needs.append((f"last complete scan: {_age(found)}", "l2inv scan"))
+    if found["quarantined"]:
+        records = "1 record" if found["quarantined"] == 1 else f"{found['quarantined']} records"
+        needs.append((f"{records} of the metadata store set aside", "l2inv quarantine"))
+    return needs
+
+
+def _ops(number: int) -> str:
+    return "1 OP" if number == 1 else f"{number} OPs"
+
+
+def _age(found: dict[str, Any]) -> str:
+    from l2inv import render
+
+    last = found["last_complete_scan"]
+    return (
+        f"{render.moment(last)}, {render.ago((found['as_of'] - last).total_seconds())} ago"
+        if last
+        else "never"
+    )
 
 
 def _run_row(run: dict[str, Any]) -> tuple[object, ...]:
@@ -165,10 +248,6 @@ def _run_row(run: dict[str, Any]) -> tuple[object, ...]:
 
     ended = "runs, or was killed"
     if run["finished_at"]:
-        failed = (run["result"] or {}).get("failed")
-        ended = (
-            f"failed: {failed}"
-            if failed
-            else f"in {(run['finished_at'] - run['started_at']).total_seconds():.1f} s"
-        )
+        took = f"in {(run['finished_at'] - run['started_at']).total_seconds():.1f} s"
+        ended = "failed" if (run["result"] or {}).get("failed") else took
     return run["stage"], run["run_id"], render.moment(run["started_at"]), run["actor"], ended
