@@ -17,7 +17,6 @@ import psycopg
 from psycopg.rows import DictRow, dict_row
 from psycopg.types.json import Jsonb
 
-from l2inv import embedded
 from l2inv.errors import Busy, DatabaseError, Refused
 from l2inv.settings import Settings, redact
 
@@ -62,17 +61,22 @@ def in_schema(query: str, schema: str) -> str:
 
 def server_folder(settings: Settings) -> Path:
     """Gives the folder of the embedded server that the settings name."""
+    from l2inv import embedded
+
     folder = settings.database.embedded_folder
     return Path(folder) if folder else embedded.default_folder()
 
 
-def open_connection(settings: Settings) -> Connection:
-    """Gives a connection in autocommit mode, the embedded server started if it is what the settings name.
+def open_connection(settings: Settings, url: str | None = None) -> Connection:
+    """Gives a connection in autocommit mode to what the settings name, or to another server with the same schema.
+    The embedded server is started where it is named.
 
     Raises DatabaseError when there is none to be had.
     """
-    url = settings.database.url
+    url = url or settings.database.url
     if url == "embedded":
+        from l2inv import embedded
+
         url = embedded.start(server_folder(settings))
     patience: dict[str, Any] = {name: value for name, value in PATIENCE.items() if name not in url}
     try:
@@ -95,14 +99,15 @@ def open_connection(settings: Settings) -> Connection:
 
 
 @contextmanager
-def connected(settings: Settings) -> Iterator[Connection]:
-    """Lends a connection whose schema is that of this l2inv. An embedded database is migrated by itself.
+def connected(settings: Settings, url: str | None = None) -> Iterator[Connection]:
+    """Lends a connection, as open_connection gives it, whose schema is that of this l2inv. An embedded database is
+    migrated by itself.
 
     Raises DatabaseError for whatever PostgreSQL refuses while it is lent.
     """
-    with translated(settings), open_connection(settings) as connection:
+    with translated(settings), open_connection(settings, url) as connection:
         mend = _mend_of(connection, settings.database.schema)
-        if mend and settings.database.url == "embedded" and "migrate" in mend.hint:
+        if mend and (url or settings.database.url) == "embedded" and "migrate" in mend.hint:
             from l2inv import migrate
 
             migrate.apply(connection, settings.database.schema)

@@ -4,10 +4,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from l2inv.database import Connection
-from l2inv.inventory import Dataset
 from l2inv.states import STATES
 
-_SNAKE = dict(zip(Dataset.__struct_encode_fields__, Dataset.__struct_fields__, strict=True))
 COLUMNS = """op_id, proposal_id, experiment_id, state, since, priority, assignee, instruments, datasets, start_time,
               fried_parameter_med, bands, instrument_programs, inputs_changed, overruled, due_at, on_hold, is_embargoed"""
 
@@ -22,6 +20,8 @@ def list_ops(connection: Connection, state: str | None) -> list[dict[str, Any]]:
 
 def show(connection: Connection, op_id: str) -> dict[str, Any]:
     """Gives all that is known of one OP: its line of the list, its datasets in full and its newest verdict."""
+    from l2inv.inventory import Dataset
+
     row = connection.execute(
         f"""
         select {COLUMNS},
@@ -48,8 +48,9 @@ def show(connection: Connection, op_id: str) -> dict[str, Any]:
         """,
         [op_id],
     ).fetchall()
+    snake = dict(zip(Dataset.__struct_encode_fields__, Dataset.__struct_fields__, strict=True))
     for dataset in row["datasets"]:
-        dataset["record"] = {_SNAKE[name]: value for name, value in dataset["record"].items()}
+        dataset["record"] = {snake[name]: value for name, value in dataset["record"].items()}
     return row
 
 

@@ -3,16 +3,12 @@
 import io
 import os
 import re
-import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import click
@@ -26,21 +22,21 @@ if TYPE_CHECKING:
     from l2inv.settings import Loaded, Settings
 
 # What a URL in a traceback may hold of secrets: user and password, and the values of its query.
-_SECRET = re.compile(r"(://(?=[^/@\s]*@)|[?&]\w+=)[^@&\s'\"]+")
+_IN_URLS = r"(://(?=[^/@\s]*@)|[?&]\w+=)[^@&\s'\"]+"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-@dataclass
 class App:
     """What the common options say."""
 
-    config: Path | None = None
-    given_actor: str | None = None
-    verbosity: int = 0
-    json: bool = False
-    warned: str = ""  # the newest warning: what a stage that ends with an exit code says of it
-    read: "Loaded | None" = None
+    def __init__(self) -> None:
+        self.config: str | None = None
+        self.given_actor: str | None = None
+        self.verbosity = 0
+        self.json = False
+        self.warned = ""  # the newest warning: what a stage that ends with an exit code says of it
+        self.read: Loaded | None = None
 
     @property
     def actor(self) -> str:
@@ -50,9 +46,11 @@ class App:
     def loaded(self) -> "Loaded":
         """The settings, read once; warns where somebody else may change their file."""
         if self.read is None:
+            from pathlib import Path
+
             from l2inv import settings
 
-            self.read = settings.load(self.config, os.environ)
+            self.read = settings.load(Path(self.config) if self.config else None, os.environ)
             if self.read.path and (why := settings.exposed(self.read.path)):
                 self.warn(f"{self.read.path}: {why}; whoever changes it says what runs here")
         return self.read
@@ -72,15 +70,10 @@ class App:
     @contextmanager
     def reading(self) -> Iterator[tuple["Connection", "Settings"]]:
         """Lends a connection to the standby that the settings name for what only reads, else to the database."""
-        from msgspec.structs import replace
-
         from l2inv import database
 
         settings = self.settings
-        url = settings.database.read_url or settings.database.url
-        with database.connected(
-            replace(settings, database=replace(settings.database, url=url))
-        ) as connection:
+        with database.connected(settings, settings.database.read_url) as connection:
             yield connection, settings
 
     def result(self, document: object, text: Callable[[], None]) -> None:
@@ -241,7 +234,7 @@ def common_options(command: F, *, from_environment: bool = False) -> F:
 
     Only those before it may come from the environment: there, they must not outvote what was typed.
     """
-    config = click.Path(path_type=Path, readable=False)  # the settings say what is wrong with a file
+    config = click.Path(readable=False)  # the settings say what is wrong with a file
     env = {"actor": "L2INV_ACTOR", "config": "L2INV_CONFIG"} if from_environment else {}
     for option in (
         click.option("-q", "quiet", count=True, expose_value=False, callback=_less, help="Only what somebody must look at."),
@@ -287,13 +280,13 @@ class Group(click.Group):
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **how: Any) -> Any:
         """Runs a command line; a usage error is told in one harmless text, under --json as a JSON document."""
-        from l2inv.render import clean
-
         _open_what_is_closed()
         given = sys.argv[1:] if args is None else list(args)
         try:
             code = super().main(given, *more, **(how | {"standalone_mode": False}))
         except click.ClickException as problem:
+            from l2inv.render import clean
+
             code = problem.exit_code
             if not isinstance(problem, _HELP):
                 vars(problem)["message"] = clean(problem.message)  # it repeats what was typed
@@ -316,6 +309,8 @@ class Group(click.Group):
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")  # a poor terminal shows what it can
+        import signal
+
         app = ctx.ensure_object(App)
         before = (
             {s: signal.signal(s, _terminated) for s in (signal.SIGTERM, signal.SIGHUP)}
@@ -348,6 +343,8 @@ class _Terminated(KeyboardInterrupt):
 
 
 def _terminated(number: int, _: object) -> NoReturn:
+    import signal
+
     raise _Terminated(f"stopped by {signal.Signals(number).name}")
 
 
@@ -360,7 +357,9 @@ def _in_main_thread() -> bool:
 def _report(app: App, code: int, message: str, hint: str) -> NoReturn:
     message, hint = app.unsaid(message), app.unsaid(hint)
     if app.verbosity > 1:
-        app.warn_lines(app.unsaid(_SECRET.sub(r"\1***", traceback.format_exc())))
+        import traceback
+
+        app.warn_lines(app.unsaid(re.sub(_IN_URLS, r"\1***", traceback.format_exc())))
     try:
         if app.json:
             _say_json(code, message, hint)

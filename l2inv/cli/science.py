@@ -63,7 +63,7 @@ def next_(
 
     By priority, then as next.rank_by says. Each tells why it stands where it does.
     """
-    from l2inv import offers, render, science, views
+    from l2inv import offers, views
 
     if duration and not claims:
         raise click.UsageError("--for needs --claim")
@@ -75,6 +75,8 @@ def next_(
     with app.connected() if claims else app.reading() as (connection, settings):
         rank_by = settings.next.rank_by
         if claims:
+            from l2inv import render, science
+
             due_at = _due(settings, duration)
             op_ids = science.claim_first(connection, rank_by, wanted, app.actor, due_at, limit or 1)
             found = [views.show(connection, op_id) for op_id in op_ids]
