@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import islice
@@ -36,7 +36,9 @@ BATCH = 1000
 LONGEST_LINE = 1 << 30  # the largest value that PostgreSQL keeps
 
 
-def backup(connection: Connection, path: Path) -> dict[str, Any]:
+def backup(
+    connection: Connection, path: Path, progress: Callable[[int, int], None] = lambda done, of: None
+) -> dict[str, Any]:
     """Writes everything recorded, as it is at one moment, to a file in place of any before it; gives rows and size.
 
     Nobody is kept waiting. Raises OSError, and L2invError for what is no file; then the file of before is as it was.
@@ -56,6 +58,7 @@ def backup(connection: Connection, path: Path) -> dict[str, Any]:
             connection.execute("set transaction isolation level repeatable read, read only")
             connection.execute("set local timezone = 'UTC'")
             write(json.dumps(_header(connection)))
+            of = sum(_count(connection, table) for table in TABLES)
             for table, order in TABLES.items():
                 rows[table] = 0
                 with connection.cursor("backup") as cursor:
@@ -64,8 +67,17 @@ def backup(connection: Connection, path: Path) -> dict[str, Any]:
                     for row in cursor:
                         write(f'["{table}",{row["row"]}]')
                         rows[table] += 1
+                        if rows[table] % BATCH == 0:
+                            progress(sum(rows.values()), of)
         packed.write(json.dumps({"end": rows, "sha256": digest.hexdigest()}).encode() + b"\n")
     return {"file": str(path), "rows": rows, "bytes": path.stat().st_size}
+
+
+def _count(connection: Connection, table: str) -> int:
+    row = connection.execute(f"select count(*) as rows from l2inv.{table}").fetchone()  # noqa: S608 - a table of our own
+    assert row is not None
+    rows: int = row["rows"]
+    return rows
 
 
 def _header(connection: Connection) -> dict[str, Any]:
@@ -74,13 +86,17 @@ def _header(connection: Connection) -> dict[str, Any]:
     return {"l2inv_backup": FORMAT, "l2inv": __version__, "migrations": migrations, "made_at": made_at}
 
 
-def restore(connection: Connection, path: Path) -> dict[str, Any]:
-    """Fills an empty schema with what the file holds, checks it, and gives the rows; all or nothing.
+def restore(
+    connection: Connection, path: Path, progress: Callable[[int, int | None], None] = lambda done, of: None
+) -> dict[str, Any]:
+    """Fills an empty schema with what the file holds, checks it, and gives the rows; all or nothing. The progress goes
+    over the rows three times: read, restored, verified.
 
     Raises Refused when something is recorded already, L2invError when the file is damaged, made by a later l2inv,
     or holds a record that does not agree with itself.
     """
-    rows = check(path)
+    rows = check(path, progress)
+    done, of = 0, sum(rows.values())
     with connection.transaction():
         connection.execute("lock table l2inv.event, l2inv.dataset_version, l2inv.run in exclusive mode")
         for table in TABLES:
@@ -91,14 +107,15 @@ def restore(connection: Connection, path: Path) -> dict[str, Any]:
         with _lines(path) as lines:
             for table, values in _batches(lines):
                 _insert(connection, table, values, path)
+                done += len(values)
+                progress(done, of)
         for table, column in (("event", "event_id"), ("run", "run_id")):
             connection.execute(
                 f"select setval(pg_get_serial_sequence('l2inv.{table}', '{column}'), max({column})) "  # noqa: S608
                 f"from l2inv.{table} having max({column}) is not null"
             )
         found = verify.Findings()
-        for name in verify.CHECKS:
-            verify.check(connection, name, found)
+        verify.run_checks(connection, found, list(verify.CHECKS), progress)
         if found.first:
             worst = found.first[0]
             where = f"OP {worst['op_id']}" if worst["op_id"] else worst["what"]
@@ -109,14 +126,16 @@ def restore(connection: Connection, path: Path) -> dict[str, Any]:
     return {"file": str(path), "rows": rows}
 
 
-def check(path: Path) -> dict[str, int]:
+def check(path: Path, progress: Callable[[int, int | None], None] = lambda done, of: None) -> dict[str, int]:
     """Reads a backup to its end and gives its rows. Raises L2invError for whatever is wrong with it."""
     digest, rows = hashlib.sha256(), dict.fromkeys(TABLES, 0)
     with _lines(path) as lines:
         first = next(lines, b"")
         _check_header(_json(first, path), path)
         digest.update(first)
-        for line in lines:
+        for number, line in enumerate(lines):
+            if number % BATCH == 0:
+                progress(number, None)
             if line.startswith(b'{"end"'):
                 last = _json(line, path)
                 if last.get("sha256") != digest.hexdigest():

@@ -15,6 +15,9 @@ COLUMNS = (
     "is_embargoed", "embargo_end_date", "criteria_version", "inverted_by", "inverted_at", "published_at",
     "superseded_by", "withdrawn_at",
 )  # fmt: skip
+_TOLD_AFTER = (
+    "op_id in (select op_id from l2inv.event where kind in ('published', 'withdrawn') and event_id > %s)"
+)
 _FORMULA = re.compile(r"[=+\-@\t\r]")  # what spreadsheets run, or pass over to run what follows
 
 
@@ -29,12 +32,22 @@ def inversions(connection: Connection, after: int = 0) -> Generator[dict[str, An
         cursor.itersize = 500
         yield from cursor.execute(
             f"""
-            select {", ".join(COLUMNS)} from l2inv.published_op
-            where op_id in (select op_id from l2inv.event where kind in ('published', 'withdrawn') and event_id > %s)
+            select {", ".join(COLUMNS)} from l2inv.published_op where {_TOLD_AFTER}
             order by event_id, inversion_id
             """,  # noqa: S608 - columns of our own
             [after],
         )
+
+
+def count(connection: Connection, after: int = 0) -> int:
+    """Gives how many inversions there are to be given."""
+    row = connection.execute(
+        f"select count(*) as inversions from l2inv.published_op where {_TOLD_AFTER}",  # noqa: S608
+        [after],
+    ).fetchone()
+    assert row is not None
+    inversions: int = row["inversions"]
+    return inversions
 
 
 def as_ndjson(rows: Iterable[dict[str, Any]], out: TextIO) -> None:

@@ -18,6 +18,7 @@ from l2inv.settings import Settings
 
 NOTED_FIELDS = 10  # of a changed dataset, named in its OP's event
 Row = dict[str, Any]
+Progress = Callable[[int, int | None], None]  # how many of how many, None where that is not known
 
 
 class Found(NamedTuple):
@@ -44,7 +45,8 @@ class Reading:
     set_aside: set[bytes] = field(default_factory=set)  # hashes of what could not be read
     unreadable_ids: set[str] = field(default_factory=set)
     profile: drift.Profile = field(default_factory=drift.Profile)
-    progress: Callable[[int], None] = lambda seen: None
+    progress: Progress = lambda seen, of: None
+    held: int | None = None  # records that the store says it holds
 
     @property
     def counts(self) -> dict[str, int]:
@@ -55,7 +57,7 @@ class Reading:
         return self.seen + len(self.set_aside)
 
 
-def begun(connection: Connection, settings: Settings, run: Run, progress: Callable[[int], None]) -> Reading:
+def begun(connection: Connection, settings: Settings, run: Run, progress: Progress) -> Reading:
     """Begins a scan within a transaction, at whose end its temporary tables are gone."""
     counts = dict.fromkeys(("seen", "new", "changed", "unchanged", "withdrawn", "quarantined"), 0)
     run.report |= {"complete": True, "datasets": counts, "ops": {}, "warnings": []}
@@ -120,7 +122,7 @@ def take(reading: Reading, page: Iterable[bytes | msgspec.Raw]) -> None:
     _keep(reading, list(records.values()), known)
     reading.counts["seen"] = reading.records_read()
     reading.counts["quarantined"] = len(reading.set_aside)
-    reading.progress(reading.counts["seen"])
+    reading.progress(reading.counts["seen"], reading.held)
 
 
 def _second(dataset_id: str, raw: bytes | msgspec.Raw) -> inventory.Unreadable:

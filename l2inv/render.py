@@ -113,11 +113,11 @@ def paragraph(text: str, indent: int = 0, *styles: str, hang: int = 0) -> None:
         indent, hang = indent + hang, 0
 
 
-def ago(seconds: float) -> str:
+def length(seconds: float) -> str:
     """Gives a length of time in one unit, which says enough of it."""
-    for unit, length, least in (("days", 86_400, 2), ("h", 3600, 2), ("min", 60, 1)):
-        if seconds >= least * length:
-            return f"{seconds / length:.0f} {unit}"
+    for unit, one, least in (("days", 86_400, 2), ("h", 3600, 2), ("min", 60, 1)):
+        if seconds >= least * one:
+            return f"{seconds / one:.0f} {unit}"
     return f"{seconds:.0f} s"
 
 

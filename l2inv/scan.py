@@ -1,14 +1,13 @@
 """scan: reads the metadata store's datasets, keeps every version of each, and groups them into OPs."""
 
 import json
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
 from l2inv import drift, graphql, metadata_store, quarantine, record
 from l2inv.database import Connection, Run, stage_run
 from l2inv.errors import L2invError, StoreError
-from l2inv.reading import Found, Reading, Row, begun, note, pinned, take
+from l2inv.reading import Found, Progress, Reading, Row, begun, note, pinned, take
 from l2inv.settings import Settings
 from l2inv.states import JUDGED
 
@@ -24,7 +23,7 @@ def scan(
     *,
     since_last: bool = False,
     allow_withdrawals: bool = False,
-    progress: Callable[[int], None] = lambda seen: None,
+    progress: Progress = lambda seen, of: None,
 ) -> dict[str, Any]:
     """Reads the whole store, or what changed since the last complete scan, and gives the report of the contract.
 
@@ -57,7 +56,7 @@ def read_again(connection: Connection, settings: Settings, actor: str) -> dict[s
     """Reads what is in quarantine with the reader of this l2inv, and gives a scan's report of it."""
     with stage_run(connection, "scan", actor) as run, connection.transaction():
         run.notes["read_again"] = True
-        reading = begun(connection, settings, run, lambda seen: None)
+        reading = begun(connection, settings, run, lambda seen, of: None)
         take(reading, quarantine.open_records(connection))
         _end(reading, whole=False)
     return run.report
@@ -80,7 +79,7 @@ def _last_complete(connection: Connection) -> datetime | None:
 def _read_all(reading: Reading, since: datetime | None) -> None:
     """Reads until the store holds no more than was read. Raises Incomplete when it never comes to that."""
     store = reading.settings.metadata_store
-    held = metadata_store.record_count(store, since)
+    reading.held = metadata_store.record_count(store, since)
     for _ in range(PASSES):
         rows = 0
         for page in metadata_store.dataset_pages(store, since):
@@ -88,9 +87,9 @@ def _read_all(reading: Reading, since: datetime | None) -> None:
             take(reading, page)
         holds = metadata_store.record_count(store, since)
         # What came or went meanwhile moved the others over the pages' edges. Rows, too: a store may hold duplicates.
-        if holds is None or (holds == held and max(reading.records_read(), rows) >= holds):
+        if holds is None or (holds == reading.held and max(reading.records_read(), rows) >= holds):
             return
-        held = holds
+        reading.held = holds
     raise Incomplete(
         f"the store says it holds {holds} records, {reading.records_read()} were read in {PASSES} passes; "
         "it may be changing: try again later"

@@ -5,7 +5,7 @@ Every check reads one snapshot in a stream, so that memory stays flat and nobody
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, LiteralString
@@ -19,7 +19,7 @@ from l2inv.errors import L2invError
 from l2inv.settings import Qualification
 from l2inv.wholefile import replacing
 
-BATCH = 1000  # verdicts, datasets or heads at a time
+BATCH = 1000  # verdicts, datasets or heads at a time; how many events pass between two words of how far it is
 MOST = 1000  # findings named one by one
 
 
@@ -42,49 +42,77 @@ class Findings:
             self.first.append(found)
 
 
-def verify(connection: Connection, what: str | None = None) -> dict[str, Any]:
+def verify(
+    connection: Connection,
+    what: str | None = None,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> dict[str, Any]:
     """Makes every check, or the one that is named: how many of each, and one finding for each fault."""
     findings = Findings()
     with connection.transaction():
         connection.execute("set transaction isolation level repeatable read, read only")
-        checked = {name: check(connection, name, findings) for name in CHECKS if what in (None, name)}
+        checked = run_checks(connection, findings, list(CHECKS) if what is None else [what], progress)
     return {"checked": checked, "findings": findings.first, "found": findings.number}
 
 
-def check(connection: Connection, name: str, findings: Findings) -> int:
-    """Makes one of the checks. What it cannot even read is a finding: whoever changed it may have put anything there."""
+def run_checks(
+    connection: Connection, findings: Findings, names: list[str], progress: Callable[[int, int], None]
+) -> dict[str, int]:
+    """Makes the named checks in the transaction that is open, and gives how many rows each checked."""
+    rows = {name: _count(connection, CHECKED[name]) for name in names}
+    checked, of, before = {}, sum(rows.values()), 0
+    for name in names:
+        whole = _check(connection, name, findings, lambda done, before=before: progress(before + done, of))  # type: ignore[misc]
+        checked[name] = rows[name] if whole else 0
+        before += rows[name]
+        progress(before, of)
+    return checked
+
+
+def _check(connection: Connection, name: str, findings: Findings, progress: Callable[[int], None]) -> bool:
+    """Makes one of the checks; False where it cannot be made to its end.
+
+    What it cannot even read is a finding: whoever changed it may have put anything there.
+    """
     try:
         with connection.transaction():
-            return CHECKS[name](connection, findings)
+            CHECKS[name](connection, findings, progress)
     except psycopg.DataError as problem:
         words = " ".join(str(problem).split("\n", 1)[0].split())
         findings.add(name, {}, f"{name} cannot be read to their end: {words}; l2inv verify events says more")
-        return 0
+        return False
+    return True
 
 
-def events(connection: Connection, findings: Findings) -> int:
+def events(connection: Connection, findings: Findings, progress: Callable[[int], None]) -> None:
     """Checks every OP's chain: seq without holes, and each hash that of the content and of the hash before it."""
+    passed = 0
     with connection.cursor("verify_events") as cursor:
+        cursor.itersize = 10  # the server hands over nothing before it has found so many
         cursor.execute(
             """
-            select event_id, op_id, seq, previous_seq
-            from (select *, lag(hash) over chain as previous_hash, coalesce(lag(seq) over chain, 0) as previous_seq
-                  from l2inv.event window chain as (partition by op_id order by seq)) e
-            where seq <> previous_seq + 1
-               or hash is distinct from l2inv.event_hash(previous_hash, event_id, op_id, seq, kind, state, actor,
-                                                         recorded_at, run_id, detail)
-            """
+            select event_id, op_id, seq, previous_seq, is_wrong
+            from (select *, seq <> previous_seq + 1
+                            or hash is distinct from l2inv.event_hash(previous_hash, event_id, op_id, seq, kind, state,
+                                                                      actor, recorded_at, run_id, detail) as is_wrong
+                  from (select *, lag(hash) over chain as previous_hash, coalesce(lag(seq) over chain, 0) as previous_seq
+                        from l2inv.event window chain as (partition by op_id order by seq)) linked) e
+            where is_wrong or event_id %% %s = 0
+            """,
+            [BATCH],
         )
         for row in cursor:
-            if row["seq"] != row["previous_seq"] + 1:
+            if row["event_id"] % BATCH == 0:
+                passed += BATCH
+                progress(passed)
+            if row["is_wrong"] and row["seq"] != row["previous_seq"] + 1:
                 gone = f"event {row['previous_seq'] + 1} is missing before event {row['seq']}"
                 findings.add("event", row, gone)
-            else:
+            elif row["is_wrong"]:
                 findings.add("event", row, f"event {row['seq']} is not what was recorded")
-    return _count(connection, "event")
 
 
-def state(connection: Connection, findings: Findings) -> int:
+def state(connection: Connection, findings: Findings, _: Callable[[int], None]) -> None:
     """Compares each OP's present state with what its events say, the hash of the newest among it."""
     with connection.cursor("verify_state") as cursor:
         cursor.execute(
@@ -103,17 +131,16 @@ def state(connection: Connection, findings: Findings) -> int:
             elif not kept:
                 said = "it has events and no state"
             findings.add("state", row, said)
-    return _count(connection, "op_state")
 
 
 def _count(connection: Connection, table: LiteralString) -> int:
-    counted = connection.execute(f"select count(*) as rows from l2inv.{table}").fetchone()  # noqa: S608 - one of two names
+    counted = connection.execute(f"select count(*) as rows from l2inv.{table}").fetchone()  # noqa: S608 - one of ours
     assert counted is not None
     rows: int = counted["rows"]
     return rows
 
 
-def datasets(connection: Connection, findings: Findings) -> int:
+def datasets(connection: Connection, findings: Findings, progress: Callable[[int], None]) -> None:
     """Hashes every kept dataset version again, and compares the versions there are with those that events name.
 
     So it does with the records that were set aside, which no event names.
@@ -126,9 +153,9 @@ def datasets(connection: Connection, findings: Findings) -> int:
             from l2inv.dataset_version
             """
         )
-        checked = 0
-        for row in cursor:
-            checked += 1
+        for checked, row in enumerate(cursor, 1):
+            if checked % BATCH == 0:
+                progress(checked)
             name = f"dataset {row['dataset_id']} version {row['version']}"
             if row["version"] != row["previous"] + 1:
                 findings.add("dataset", row, f"version {row['previous'] + 1} is missing before {name}")
@@ -146,7 +173,6 @@ def datasets(connection: Connection, findings: Findings) -> int:
         )
         for row in cursor:
             findings.add("quarantine", row, f"record {row['key']} is not what was received")
-    return checked
 
 
 # Where the versions that are kept and those that the events name are not the same. An event names the last of the
@@ -191,7 +217,7 @@ def _names(value: Any) -> Any:
     return {name: _names(inner) for name, inner in value.items()} if isinstance(value, dict) else None
 
 
-def runs(connection: Connection, findings: Findings) -> int:
+def runs(connection: Connection, findings: Findings, _: Callable[[int], None]) -> None:
     """Compares what each run reported with the events and dataset versions that name it: an OP that is gone with all
     its events is missed by the run that discovered it."""
     with connection.cursor("verify_runs") as cursor:
@@ -238,7 +264,6 @@ def runs(connection: Connection, findings: Findings) -> int:
         )
         for row in cursor:
             findings.add("run", row, row["said"])
-    return _count(connection, "run")
 
 
 def anchor(connection: Connection, path: Path) -> dict[str, Any]:
@@ -297,7 +322,7 @@ class _Judged(msgspec.Struct):
     criteria_version: str
 
 
-def verdicts(connection: Connection, findings: Findings) -> int:
+def verdicts(connection: Connection, findings: Findings, progress: Callable[[int], None]) -> None:
     """Judges every recorded verdict again, on the dataset versions and by the criteria that it names."""
     rules = {}
     for row in connection.execute(
@@ -319,7 +344,7 @@ def verdicts(connection: Connection, findings: Findings) -> int:
             problem = _differs(one, rules, versions) if one else "holds no verdict"
             if problem:
                 findings.add("verdict", row, problem)
-    return checked
+        progress(checked)
 
 
 def _rules(kept: Any, version: str) -> Qualification | None:
@@ -410,3 +435,10 @@ def _numbers_as_floats(value: Any) -> Any:
 
 
 CHECKS = {"events": events, "state": state, "verdicts": verdicts, "datasets": datasets, "runs": runs}
+CHECKED: dict[str, LiteralString] = {
+    "events": "event",
+    "state": "op_state",
+    "verdicts": "event where kind = 'judged'",
+    "datasets": "dataset_version",
+    "runs": "run",
+}

@@ -154,19 +154,24 @@ class App:
             if silent:
                 self.warn(silent)
 
-    @contextmanager
-    def progress(self, what: str) -> Iterator[Callable[..., None]]:
-        """Lends a function that shows how far a stage has come, on a terminal alone."""
-        if self.verbosity < 0 or not sys.stderr.isatty():
-            yield lambda *done: None
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    @property
+    def shows_progress(self) -> bool:
+        """Whether somebody watches: only a terminal shows it, and only beside text."""
+        return self.verbosity >= 0 and not self.json and sys.stderr.isatty()
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(what, total=None)
-            yield lambda done, of=None: bar.update(task, completed=done, total=of)
+    @contextmanager
+    def progress(self, what: str) -> Iterator[Callable[[int, int | None], None]]:
+        """Lends a function that shows how many of what are done, and of how many."""
+        if not self.shows_progress:
+            yield lambda done, of: None
+            return
+        from l2inv.cli.progress import Line
+
+        line = Line(what)
+        try:
+            yield line
+        finally:
+            line.end()
 
 
 class Actor(click.ParamType[str]):

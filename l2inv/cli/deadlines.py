@@ -124,7 +124,7 @@ def _words(name: str) -> str:
 
 
 def _due(op: dict[str, Any]) -> str:
-    length = render.ago(abs(op["days_over"]) * 86_400)
+    length = render.length(abs(op["days_over"]) * 86_400)
     how = f"{length} over" if op["days_over"] > 0 else f"in {length}"
     return render.clean(f"{op['op_id']}  {op['state']}  due {render.day(op['due_at'])}, {how}")
 

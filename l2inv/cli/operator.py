@@ -117,8 +117,8 @@ def verify(app: App, what: str | None, anchor: Path | None) -> None:
     """
     from l2inv import verify
 
-    with app.connected() as (connection, _):
-        found = verify.verify(connection, what)
+    with app.connected() as (connection, _), app.progress("rows") as progress:
+        found = verify.verify(connection, what, progress)
         if anchor:
             against = verify.anchor(connection, anchor)
             found["checked"] |= against["checked"]
@@ -273,8 +273,8 @@ def backup(app: App, file: Path) -> None:
     """
     from l2inv import backup
 
-    with app.connected() as (connection, _):
-        done = backup.backup(connection, file)
+    with app.connected() as (connection, _), app.progress("rows") as progress:
+        done = backup.backup(connection, file, progress)
     app.result(done, lambda: app.summary(f"backup: {_rows(done)}, {done['bytes']} bytes in {file}"))
 
 
@@ -290,11 +290,12 @@ def restore(app: App, file: Path, checks: bool) -> None:
     from l2inv import backup
 
     if checks:
-        done: dict[str, Any] = {"file": str(file), "rows": backup.check(file)}
+        with app.progress("rows") as progress:
+            done: dict[str, Any] = {"file": str(file), "rows": backup.check(file, progress)}
         app.result(done, lambda: app.summary(f"restore: {file} is whole: {_rows(done)}"))
         return
-    with app.connected() as (connection, _):
-        done = backup.restore(connection, file)
+    with app.connected() as (connection, _), app.progress("rows") as progress:
+        done = backup.restore(connection, file, progress)
     app.result(done, lambda: app.summary(f"restore: {_rows(done)} from {file}"))
 
 

@@ -1,8 +1,11 @@
 """What was published: invert it again, take it back, hand it to others."""
 
 import os
+import stat
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from typing import Any
 
 import click
 
@@ -110,9 +113,26 @@ def export(app: App, form: str, after: int) -> None:
             app.result({"inversions": found, "after": newest}, lambda: None)
             return
         try:
-            export.FORMATS[form](rows, sys.stdout)
+            with app.progress("inversions") as progress:
+                told: Iterable[dict[str, Any]] = rows
+                if app.shows_progress and _into_a_file():
+                    told = _counted(rows, progress, export.count(connection, after))
+                export.FORMATS[form](told, sys.stdout)
             sys.stdout.flush()
         except (
             BrokenPipeError
         ):  # the reader has seen enough; tried again at exit, it would end in a traceback
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _into_a_file() -> bool:
+    """Whether stdout is a file: a program that reads it may write to the same terminal itself."""
+    return stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode)
+
+
+def _counted(
+    rows: Iterable[dict[str, Any]], progress: Callable[[int, int | None], None], of: int
+) -> Iterator[dict[str, Any]]:
+    for done, row in enumerate(rows):
+        progress(done, of)
+        yield row

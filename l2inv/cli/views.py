@@ -237,7 +237,7 @@ def _age(found: dict[str, Any]) -> str:
 
     last = found["last_complete_scan"]
     return (
-        f"{render.moment(last)}, {render.ago((found['as_of'] - last).total_seconds())} ago"
+        f"{render.moment(last)}, {render.length((found['as_of'] - last).total_seconds())} ago"
         if last
         else "never"
     )
