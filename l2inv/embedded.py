@@ -75,8 +75,18 @@ def start(folder: Path) -> str:
                     _start(data, lock, binaries, version)
                 else:
                     time.sleep(0.02)
-        host = quote(os.fsencode(_socket_folder(data)), safe="")
-        return f"postgresql:///l2inv?host={host}&port=5432&user=postgres"
+        return _url(data)
+
+
+def _url(data: Path) -> str:
+    host = quote(os.fsencode(_socket_folder(data)), safe="")
+    return f"postgresql:///l2inv?host={host}&port=5432&user=postgres"
+
+
+def running(folder: Path) -> str | None:
+    """Say how to connect to the server in `folder` that runs; None if none does. Raises DatabaseError."""
+    with _plain_errors(folder):
+        return next((_url(data) for data in _data_folders(folder) if _ready(data)), None)
 
 
 def stop(folder: Path) -> bool:

@@ -135,10 +135,9 @@ def locked(connection: Connection, op_id: str) -> Present:
 
 def resolve(connection: Connection, op: str) -> str:
     """Gives the full id of the OP that an id or an unambiguous prefix names. Raises Refused otherwise."""
-    pattern = op.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
     found = connection.execute(
         "select op_id from l2inv.op_state where op_id = %s or op_id like %s order by op_id = %s desc, op_id limit 6",
-        [op, pattern, op],
+        [op, _pattern(op), op],
     ).fetchall()
     candidates = [row["op_id"] for row in found]
     if candidates and (candidates[0] == op or len(candidates) == 1):
@@ -147,6 +146,26 @@ def resolve(connection: Connection, op: str) -> str:
         more = ", …" if len(candidates) > 5 else ""
         raise Refused(f"{op!r} fits several OPs: {', '.join(candidates[:5])}{more}", "give more of the id")
     raise Refused(f"OP {op!r} is unknown", "see: l2inv list")
+
+
+def beginning_with(
+    connection: Connection, prefix: str, among: Sequence[states.State] | None, holder: str | None, most: int
+) -> list[str]:
+    """Gives the first OPs in the order of their ids that begin so: in these states, held by that person, where given."""
+    rows = connection.execute(
+        """
+        select op_id from l2inv.op_state
+        where op_id like %s and (%s::text[] is null or state = any(%s)) and (%s::text is null or assignee = %s)
+        order by op_id limit %s
+        """,
+        [_pattern(prefix), list(among) if among else None, list(among or ()), holder, holder, most],
+    )
+    return [row["op_id"] for row in rows]
+
+
+def _pattern(prefix: str) -> str:
+    """What `like` takes for whatever begins so."""
+    return prefix.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
 
 
 def fail(

@@ -18,6 +18,8 @@ from l2inv.cli.sections import COMMANDS, SECTIONS
 from l2inv.errors import L2invError
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from l2inv.database import Connection
     from l2inv.settings import Loaded, Settings
 
@@ -218,7 +220,23 @@ class Duration(click.ParamType[timedelta]):
         return length
 
 
-op_argument = click.argument("op", metavar="OP", type=Words())
+class Op(Words):
+    """An OP's id, or the beginning of one; a shell completes it."""
+
+    name = "op"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list["CompletionItem"]:
+        from click.shell_completion import CompletionItem
+
+        from l2inv.cli.completion import ops
+
+        found = ops(ctx.ensure_object(App), ctx.command.name, incomplete)
+        return [CompletionItem(op_id) for op_id in found]
+
+
+op_argument = click.argument("op", metavar="OP", type=Op())
 
 
 def _common(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
@@ -276,6 +294,13 @@ class Group(click.Group):
             module, _ = COMMANDS[cmd_name]
             import_module(f"l2inv.cli.{module}")  # adds its commands to this group
         return super().get_command(ctx, cmd_name)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list["CompletionItem"]:
+        from click.shell_completion import CompletionItem
+
+        names = [name for name in COMMANDS if name.startswith(incomplete)]
+        found = [CompletionItem(name, help=COMMANDS[name][1]) for name in names]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         longest = max(map(len, COMMANDS))

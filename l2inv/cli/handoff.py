@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from l2inv.cli.app import App, Words, command, json_option
+from l2inv.cli.app import App, Op, Words, command, json_option
 
 if TYPE_CHECKING:
     from l2inv.handoff import Ready
 
 
 @command("mark-inverted")
-@click.argument("op", metavar="[OP]", type=Words(), required=False)
+@click.argument("op", metavar="[OP]", type=Op(), required=False)
 @click.option(
     "--from",
     "file",

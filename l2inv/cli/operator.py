@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from l2inv.cli.app import Actor, App, Words, command, common_options, json_option, main
+from l2inv.cli.app import Actor, App, Op, Words, command, common_options, json_option, main
 
 
 @command("migrate")
@@ -29,7 +29,7 @@ def migrate(app: App, dry_run: bool) -> None:
 
 
 @command("retry")
-@click.argument("ops", metavar="[OP]...", type=Words(), nargs=-1)
+@click.argument("ops", metavar="[OP]...", type=Op(), nargs=-1)
 @json_option
 def retry(app: App, ops: tuple[str, ...]) -> None:
     """Bring OPs back from error to the state before it.

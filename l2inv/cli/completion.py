@@ -1,0 +1,94 @@
+"""What a shell completes: the script that it needs, and the ids of the OPs that a command could act on."""
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from l2inv.cli.app import App, command, json_option, main
+from l2inv.states import JUDGED, State
+
+if TYPE_CHECKING:
+    from l2inv.settings import Settings
+
+MOST = 50
+GIVE_UP_SECONDS = 2.0
+# What no shell reads as anything but itself, nor takes for the end of a word.
+_PLAIN = re.compile(r"[A-Za-z0-9_.+/][A-Za-z0-9_.+/-]*")
+# The states in which a command has something to do; any, for one that is not named.
+ACTS_ON: dict[str, tuple[State, ...]] = {
+    "claim": ("preprocessed",),
+    "mark-working": ("preprocessed",),
+    "release": ("working",),
+    "hand-over": ("working",),
+    "take-over": ("working",),
+    "mark-inverted": ("working",),
+    "overrule": JUDGED,
+    "reopen": ("inverted", "published"),
+    "adopt": ("inverted",),
+    "retry": ("error",),
+}
+HOLDERS = ("release", "hand-over", "mark-inverted")  # commands of who holds the OP
+
+
+@command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@json_option
+def completion(app: App, shell: str) -> None:
+    """Print what a SHELL needs to complete commands, options and the ids of OPs.
+
+    \b
+    bash, in ~/.bashrc:                   eval "$(l2inv completion bash)"
+    zsh, in ~/.zshrc, after compinit:     eval "$(l2inv completion zsh)"
+    fish, in ~/.config/fish/config.fish:  l2inv completion fish | source
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    script = kind(main, {}, "l2inv", "_L2INV_COMPLETE").source()
+    app.result({"shell": shell, "script": script}, lambda: click.echo(script, nl=False))
+
+
+def ops(app: App, command_name: str | None, beginning: str) -> list[str]:
+    """Gives the OPs whose ids begin so and that the command can act on; none where the database does not answer at once.
+
+    Says nothing of why, and starts no server: who presses a key waits for neither.
+    """
+    from threading import Timer
+
+    # Ends the process: what looks up a host's name heeds neither a time limit nor a signal.
+    watch = Timer(GIVE_UP_SECONDS, os._exit, [0])
+    watch.daemon = True
+    watch.start()
+    try:
+        return _ops(app, command_name or "", beginning)
+    except (Exception, KeyboardInterrupt):
+        return []
+    finally:
+        watch.cancel()
+
+
+def _ops(app: App, command_name: str, beginning: str) -> list[str]:
+    from l2inv import database, record, settings
+
+    read = settings.load(Path(app.config) if app.config else None).settings
+    url = _url(read)
+    if url is None:
+        return []
+    holder = app.actor if command_name in HOLDERS else None
+    with database.open_connection(read, url) as connection:
+        found = record.beginning_with(connection, beginning, ACTS_ON.get(command_name), holder, MOST)
+    return [op_id for op_id in found if _PLAIN.fullmatch(op_id)]
+
+
+def _url(read: "Settings") -> str | None:
+    """The database to ask; None where it is the embedded server and that does not run."""
+    url = read.database.read_url or read.database.url
+    if url != "embedded":
+        return url
+    from l2inv import database, embedded
+
+    return embedded.running(database.server_folder(read))

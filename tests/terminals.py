@@ -1,0 +1,68 @@
+"""Processes on a terminal of a given size, as a person has one, and what they write to it."""
+
+import fcntl
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import termios
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+PATIENCE_SECONDS = 30
+ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+class Terminal:
+    """The side of a terminal on which a person sits."""
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+        self.shown = ""
+
+    def type(self, text: str) -> None:
+        os.write(self.side, text.encode())
+
+    def read_until(self, seen: Callable[[str], object]) -> str:
+        """Gives all that was shown, once `seen` finds in it what is waited for, or nobody writes there any more."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not seen(self.shown):
+            if not select.select([self.side], [], [], deadline - time.monotonic())[0]:
+                raise AssertionError(f"in vain: {self.shown!r}")
+            try:
+                self.shown += os.read(self.side, 65536).decode(errors="replace").replace("\r\n", "\n")
+            except OSError:  # how Linux says that nobody writes there any more
+                break
+        return self.shown
+
+
+@contextmanager
+def on_terminal(
+    argv: Sequence[str], columns: int = 80, env: dict[str, str] | None = None, **streams: int
+) -> Iterator[tuple[Terminal, subprocess.Popen[bytes]]]:
+    """Lends a process whose streams are a terminal with so many columns, but for those that are given."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES")}
+    every = {"stdin": theirs, "stdout": theirs, "stderr": theirs} | streams
+    process = subprocess.Popen(
+        argv, env=kept | {"TERM": "xterm-256color"} | (env or {}), start_new_session=True, **every
+    )
+    os.close(theirs)
+    try:
+        yield Terminal(ours), process
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def shown_by(argv: Sequence[str], columns: int = 80, **env: str) -> str:
+    """What a process shows on a terminal until it ends, which must be well."""
+    with on_terminal(argv, columns, env) as (terminal, process):
+        shown = terminal.read_until(lambda text: False)
+        assert process.wait() == 0, shown
+    return shown
