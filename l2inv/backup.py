@@ -69,6 +69,7 @@ def backup(
                         rows[table] += 1
                         if rows[table] % BATCH == 0:
                             progress(sum(rows.values()), of)
+                progress(sum(rows.values()), of)
         packed.write(json.dumps({"end": rows, "sha256": digest.hexdigest()}).encode() + b"\n")
     return {"file": str(path), "rows": rows, "bytes": path.stat().st_size}
 

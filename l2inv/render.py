@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence, Sized
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 # Control characters, and those that hide or reorder what stands beside them. None of them is printable.
 _UNSAFE = r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
@@ -59,16 +59,24 @@ def _style(text: str) -> str:
 
 def width() -> int | None:
     """Gives how many columns the terminal has that stdout is; None where it is none."""
-    if not sys.stdout.isatty():
-        return None
-    import shutil
+    return max(terminal_columns(sys.stdout), 20) if _on_terminal() else None
 
-    return max(shutil.get_terminal_size().columns, 20)
+
+def _on_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()  # None where it was closed: l2inv … >&-
+
+
+def terminal_columns(stream: TextIO) -> int:
+    """Gives how many columns the terminal has that a stream writes to, or what COLUMNS says."""
+    said = os.environ.get("COLUMNS", "")
+    return (
+        int(said) if said.isdecimal() and int(said) else os.get_terminal_size(stream.fileno()).columns or 80
+    )
 
 
 def styled(text: str, *styles: str) -> str:
     """Gives a text in colour or bold, where stdout is a terminal that shows it and nobody objects (no-color.org)."""
-    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not sys.stdout.isatty()
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not _on_terminal()
     codes = [str(_CODES[style]) for style in styles if style]
     return text if plain or not codes or not text else f"\x1b[{';'.join(codes)}m{text}\x1b[0m"
 
@@ -76,7 +84,7 @@ def styled(text: str, *styles: str) -> str:
 def glyph(text: str, instead: str) -> str:
     """Gives a text, or what stands for it where stdout cannot show it."""
     try:
-        text.encode(sys.stdout.encoding or "ascii")
+        text.encode(getattr(sys.stdout, "encoding", None) or "ascii")
     except UnicodeEncodeError:
         return instead
     return text
@@ -102,13 +110,14 @@ def folded(text: str, columns: int) -> list[str]:
             lines.append(word)
         else:
             lines[-1] = longer
-    return lines
+    return [line.rstrip() for line in lines]
 
 
 def paragraph(text: str, indent: int = 0, *styles: str, hang: int = 0) -> None:
     """Prints a text in lines as long as the terminal, so far to the right, and those after the first `hang` further."""
     columns = width()
-    for line in folded(clean(text), columns - indent - hang) if columns else [clean(text)]:
+    text = clean(text).rstrip()
+    for line in folded(text, columns - indent - hang) if columns else [text]:
         print(" " * indent + styled(line, *styles))  # noqa: T201 - stdout is where the result goes
         indent, hang = indent + hang, 0
 
@@ -134,7 +143,7 @@ def table(
     Where a terminal is too narrow for the columns even when cells fold at their blanks, each row is printed as the cell
     that is its title, and the others with their names below it.
     """
-    texts = [[clean(cell) for cell in row] for row in rows]
+    texts = [[clean(cell).rstrip() for cell in row] for row in rows]
     natural = [max(map(cells, column)) for column in zip(columns, *texts, strict=True)]
     terminal = width()
     widths = natural if terminal is None else _fitted(columns, texts, natural, terminal)
@@ -220,16 +229,21 @@ def value(measured: object) -> str:
 
 
 def fields(pairs: Iterable[tuple[str, object]]) -> None:
-    """Prints names and values under each other; on a terminal a long value folds beside its name."""
-    texts = [(name, clean(value)) for name, value in pairs]
-    longest = max(len(name) for name, _ in texts)
-    room = (width() or 0) - longest - len(GAP)
+    """Prints names and values under each other; on a terminal a long value folds beside its name, or below it where one
+    of its words needs the whole line."""
+    texts = [(name, clean(value).rstrip()) for name, value in pairs]
+    indent = max(len(name) for name, _ in texts) + len(GAP)
+    terminal = width()
     for name, text in texts:
-        first, *others = folded(text, room) if room > 0 else [text]
-        style = _style(text)
-        print(styled(name.ljust(longest), "dim") + GAP + styled(first, style))  # noqa: T201
-        for line in others:
-            print(" " * (longest + len(GAP)) + styled(line, style))  # noqa: T201
+        lines = folded(text, terminal - indent) if terminal else [text]
+        if terminal and max(map(cells, lines)) > terminal - indent:
+            print(styled(name, "dim"))  # noqa: T201
+            paragraph(text, 0, _style(text))
+            continue
+        heading = styled(name.ljust(indent), "dim")
+        for line in lines:
+            print(heading + styled(line, _style(text)))  # noqa: T201
+            heading = " " * indent
 
 
 def centimetres(metres: float | None) -> str:

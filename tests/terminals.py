@@ -8,9 +8,10 @@ import select
 import struct
 import subprocess
 import termios
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout, suppress
 
 PATIENCE_SECONDS = 30
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -58,6 +59,26 @@ def on_terminal(
         process.kill()
         process.wait()
         os.close(ours)
+
+
+def in_this_process(main: Callable[[list[str]], object], argv: list[str], columns: int = 80) -> str:
+    """What a command line writes to a terminal that is this process's stdout meanwhile."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    terminal = Terminal(ours)
+    reader = threading.Thread(target=terminal.read_until, args=[lambda text: False])
+    reader.start()
+    try:
+        with (
+            os.fdopen(theirs, "w", encoding="utf-8") as stdout,
+            redirect_stdout(stdout),
+            suppress(SystemExit),
+        ):
+            main(argv)
+    finally:
+        reader.join()
+        os.close(ours)
+    return terminal.shown
 
 
 def shown_by(argv: Sequence[str], columns: int = 80, **env: str) -> str:

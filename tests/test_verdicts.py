@@ -1,8 +1,5 @@
 """What the verdicts tell: why, how nearly, by which criteria, what others would change, and how long to wait."""
 
-import os
-import pty
-import subprocess
 import sys
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -14,6 +11,7 @@ import pytest
 import yaml
 from conftest import NOW, Commands, Connection
 from psycopg.types.json import Jsonb
+from terminals import shown_by
 from test_qualify import AS_OF, visp
 
 from l2inv import verdicts
@@ -27,23 +25,7 @@ PRESENT = "854543d9cf5a"  # the version of the default criteria
 
 def on_a_terminal(l2inv: Commands, *argv: str, **env: str) -> str:
     """What a command writes to a terminal that knows colours."""
-    ours, theirs = pty.openpty()
-    kept = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "l2inv", "--config", str(l2inv.config), *argv],
-        stdout=theirs,
-        env=kept | {"TERM": "xterm-256color", "COLUMNS": "200"} | env,
-    )
-    os.close(theirs)
-    written = b""
-    try:
-        while part := os.read(ours, 65536):
-            written += part
-    except OSError:  # how Linux says that nobody writes there any more
-        pass
-    os.close(ours)
-    assert process.wait() == 0
-    return written.decode()
+    return shown_by([sys.executable, "-m", "l2inv", "--config", str(l2inv.config), *argv], 200, **env)
 
 
 def judged(l2inv: Commands) -> None:

@@ -98,9 +98,9 @@ class App:
     def summary(self, line: str) -> None:
         """Prints a stage's closing line, unless -q."""
         if self.verbosity >= 0:
-            from l2inv.render import clean
+            from l2inv.render import paragraph
 
-            click.echo(clean(line))
+            paragraph(line)
 
     def summaries(self, lines: Iterable[str]) -> None:
         """Prints several such lines."""

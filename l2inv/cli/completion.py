@@ -37,7 +37,7 @@ HOLDERS = ("release", "hand-over", "mark-inverted")  # commands of who holds the
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @json_option
 def completion(app: App, shell: str) -> None:
-    """Print what a SHELL needs to complete commands, options and the ids of OPs.
+    """Print what a SHELL needs to complete commands and OPs.
 
     \b
     bash, in ~/.bashrc:                   eval "$(l2inv completion bash)"

@@ -1,10 +1,9 @@
 """How far long work has come: one line on a terminal's stderr, written over and over, and gone when the work is done."""
 
-import os
 import sys
 import time
 
-from l2inv.render import bar, length
+from l2inv.render import bar, length, terminal_columns
 
 FIRST_SECONDS = 0.5  # work that is done by then shows nothing
 EVERY_SECONDS = 0.1
@@ -46,8 +45,7 @@ class Line:
 
     def _write(self, text: str) -> None:
         # No escapes: blanks take away what was there, so that this works on any terminal.
-        columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
-        text = text[: columns - 1]
+        text = text[: terminal_columns(sys.stderr) - 1]
         sys.stderr.write("\r" + text.ljust(self.written) + "\r" * (not text))
         sys.stderr.flush()
         self.written = len(text)

@@ -44,7 +44,8 @@ def _print_verdict(found: dict[str, Any]) -> None:
         pairs.append(("datasets", "changed since; see: l2inv history"))
     render.fields(pairs)
     for program in found["instrument_programs"]:
-        click.echo(f"\n{render.clean(program['instrument_program_id'])}:")
+        click.echo()
+        render.paragraph(f"{program['instrument_program_id']}:")
         rows = [
             (
                 c["name"] + (" (optional)" if c.get("optional") else ""),
@@ -86,7 +87,7 @@ def _print_near_misses(found: list[dict[str, Any]]) -> None:
         click.echo("no OP fails on exactly one criterion")
     for criterion in found:
         ops = criterion["ops"]
-        click.echo(f"{render.clean(criterion['name'])}: {len(ops)} {'OP' if len(ops) == 1 else 'OPs'}")
+        render.paragraph(f"{criterion['name']}: {len(ops)} {'OP' if len(ops) == 1 else 'OPs'}")
         rows = [
             (
                 op["op_id"],
@@ -154,7 +155,7 @@ def _print_versions(versions: list[dict[str, Any]], present: str) -> None:
     columns = ("version", "first used (UTC)", "verdicts", "newest of OPs", "")
     render.table(columns, rows, right=("verdicts", "newest of OPs"))
     if all(v["criteria_version"] != present for v in versions):
-        click.echo(f"the present settings ({present}) have judged nothing yet")
+        render.paragraph(f"the present settings ({present}) have judged nothing yet")
 
 
 @command("completeness")
@@ -178,16 +179,19 @@ def _print_completeness(found: dict[str, Any], quiet_days: float) -> None:
     if not found["ops"]:
         click.echo("no dataset is recorded yet; run: l2inv scan")
         return
-    click.echo("OPs without a late dataset after so many quiet days:\n")
+    render.paragraph("OPs without a late dataset after so many quiet days:")
+    click.echo()
     days = [f"{share['quiet_days']:g}" for share in found["instruments"][0]["shares"]]
     rows = [(i["name"], i["ops"], *(_percent(s["share"]) for s in i["shares"])) for i in found["instruments"]]
     render.table(("", "OPs", *days), rows, right=("OPs", *days))
+    room = min(BAR_COLUMNS, (render.width() or 80) - 32)
     for group in found["instruments"][:2]:
-        click.echo(f"\n{render.clean(group['name'])}, {group['ops']} OPs:")
+        click.echo()
+        render.paragraph(f"{group['name']}, {group['ops']} OPs:")
         for day, s in zip(days, group["shares"], strict=True):
-            bar = render.bar(s["share"], BAR_COLUMNS)
+            bar = render.bar(s["share"], room)
             mark = "  <- quiet_days" if s["quiet_days"] == quiet_days else ""
-            click.echo(f"{day:>8} {bar:<{BAR_COLUMNS}} {_percent(s['share']):>6}{mark}")
+            click.echo(f"{day:>8} {bar.ljust(room)} {_percent(s['share']):>6}{mark}")
 
 
 def _percent(share: float) -> str:
