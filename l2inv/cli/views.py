@@ -8,6 +8,11 @@ import click
 from l2inv.cli.app import App, command, json_option, op_argument
 from l2inv.states import STATES
 
+# How a stage is run again that needs more than its name.
+AGAIN = {
+    "inbox": "l2inv inbox DIR",
+    "digest": "l2inv digest --send",
+}
 STALE = timedelta(days=2)  # cron scans every night; after two somebody has to look
 
 
@@ -211,7 +216,12 @@ def _needs(found: dict[str, Any]) -> list[tuple[str, str]]:
     for run in found["runs"]:
         if failed := (run["result"] or {}).get("failed"):
             when = render.moment(run["started_at"])
-            needs.append((f"{run['stage']} failed at {when}: {failed}", f"l2inv {run['stage']}"))
+            needs.append(
+                (
+                    f"{run['stage']} failed at {when}: {failed}",
+                    AGAIN.get(run["stage"], f"l2inv {run['stage']}"),
+                )
+            )
     if found["overdue"]:
         needs.append((f"{_ops(found['overdue'])} overdue", "l2inv overdue"))
     for op in found["inputs_changed"]:
