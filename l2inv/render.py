@@ -1,23 +1,14 @@
-"""How things look on a terminal and in a pipe. Text from outside is shown, never obeyed.
+"""How things are said and laid out, plainly in a pipe; `terminal` does it on a terminal. Text from outside is shown,
+never obeyed."""
 
-On a terminal everything is as wide as the terminal at most, but for a word that is longer than a line: what may be
-copied, such as an OP's id, is never broken. In a pipe each row is one line of columns, without colour.
-"""
-
-import os
 import re
 import sys
 from collections.abc import Iterable, Sequence, Sized
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import Any
 
 # Control characters, and those that hide or reorder what stands beside them. None of them is printable.
 _UNSAFE = r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
-STYLE = {"error": "red", "working": "yellow", "preprocessed": "cyan", "published": "green"}  # of states
-STYLE |= {"pass": "green", "fail": "red", "warn": "yellow", "unknown": "yellow"}  # of criteria
-_CODES = {"bold": 1, "dim": 2, "red": 31, "green": 32, "yellow": 33, "cyan": 36}  # as ECMA-48 numbers them
-GAP = "  "  # between columns
-NARROWEST = 16  # a column is not folded into less
 
 
 def clean(value: object) -> str:
@@ -53,73 +44,26 @@ def day(value: datetime | str | None) -> str:
     return moment(value)[:10]
 
 
-def _style(text: str) -> str:
-    return STYLE.get(text, "red" if text.endswith(" overdue") else "")
-
-
 def width() -> int | None:
     """Gives how many columns the terminal has that stdout is; None where it is none."""
-    return max(terminal_columns(sys.stdout), 20) if _on_terminal() else None
+    if sys.stdout is None or not sys.stdout.isatty():  # None where it was closed: l2inv … >&-
+        return None
+    from l2inv import terminal
+
+    return terminal.console().width
 
 
-def _on_terminal() -> bool:
-    return sys.stdout is not None and sys.stdout.isatty()  # None where it was closed: l2inv … >&-
-
-
-def terminal_columns(stream: TextIO) -> int:
-    """Gives how many columns the terminal has that a stream writes to, or what COLUMNS says."""
-    said = os.environ.get("COLUMNS", "")
-    return (
-        int(said) if said.isdecimal() and int(said) else os.get_terminal_size(stream.fileno()).columns or 80
-    )
-
-
-def styled(text: str, *styles: str) -> str:
-    """Gives a text in colour or bold, where stdout is a terminal that shows it and nobody objects (no-color.org)."""
-    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not _on_terminal()
-    codes = [str(_CODES[style]) for style in styles if style]
-    return text if plain or not codes or not text else f"\x1b[{';'.join(codes)}m{text}\x1b[0m"
-
-
-def glyph(text: str, instead: str) -> str:
-    """Gives a text, or what stands for it where stdout cannot show it."""
-    try:
-        text.encode(getattr(sys.stdout, "encoding", None) or "ascii")
-    except UnicodeEncodeError:
-        return instead
-    return text
-
-
-def cells(text: str) -> int:
-    """Gives how many columns a text takes on a terminal."""
-    if text.isascii():
-        return len(text)
-    from unicodedata import combining, east_asian_width
-
-    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
-
-
-def folded(text: str, columns: int) -> list[str]:
-    """Gives a text in lines of so many columns, broken at blanks alone."""
-    if cells(text) <= columns:
-        return [text]
-    lines = [""]
-    for word in text.split(" "):
-        longer = f"{lines[-1]} {word}" if lines[-1] else word
-        if lines[-1] and cells(longer) > columns:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return [line.rstrip() for line in lines]
-
-
-def paragraph(text: str, indent: int = 0, *styles: str, hang: int = 0) -> None:
-    """Prints a text in lines as long as the terminal, so far to the right, and those after the first `hang` further."""
-    columns = width()
+def paragraph(text: str, indent: int = 0, style: str = "", hang: int = 0) -> None:
+    """Prints a text so far to the right; on a terminal, the lines after the first `hang` further, and in that style."""
     text = clean(text).rstrip()
-    for line in folded(text, columns - indent - hang) if columns else [text]:
-        print(" " * indent + styled(line, *styles))  # noqa: T201 - stdout is where the result goes
-        indent, hang = indent + hang, 0
+    if width() is None:
+        print(" " * indent + text)  # noqa: T201 - stdout is where the result goes
+        return
+    from rich.text import Text
+
+    from l2inv import terminal
+
+    terminal.paragraph(Text(text, style), indent, hang)
 
 
 def length(seconds: float) -> str:
@@ -138,79 +82,23 @@ def bar(share: float, columns: int) -> str:
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = (), title: int = 0
 ) -> None:
-    """Prints rows under headings, the numbers of the columns in `right` under each other.
-
-    Where a terminal is too narrow for the columns even when cells fold at their blanks, each row is printed as the cell
-    that is its title, and the others with their names below it.
-    """
-    texts = [[clean(cell).rstrip() for cell in row] for row in rows]
-    natural = [max(map(cells, column)) for column in zip(columns, *texts, strict=True)]
-    terminal = width()
-    widths = natural if terminal is None else _fitted(columns, texts, natural, terminal)
-    if widths is None:
-        for row in texts:
-            _card(columns, row, title)
+    """Prints rows under headings, the numbers of the columns in `right` under each other; a terminal that is too narrow
+    for them gets a card for each row instead, under the cell that is its title."""
+    texts = [[clean(cell).strip() for cell in row] for row in rows]
+    if width() is None:
+        _print_plain([columns, *texts], [name in right for name in columns])
         return
-    to_the_right = [name in right for name in columns]
-    _print_row(columns, widths, to_the_right, ["bold"] * len(columns))
-    for row in texts:
-        _print_row(row, widths, to_the_right, [_style(text) for text in row])
+    from l2inv import terminal
+
+    terminal.table(columns, texts, right, title)
 
 
-def _fitted(
-    columns: Sequence[str], texts: list[list[str]], natural: list[int], terminal: int
-) -> list[int] | None:
-    """The columns' widths on a terminal: what is too wide is folded, each in proportion; None if that is not enough."""
-    room = terminal - len(GAP) * (len(columns) - 1)
-    if sum(natural) <= room:
-        return natural
-    longest = [
-        max(cells(word) for text in column for word in text.split(" "))
-        for column in zip(columns, *texts, strict=True)
-    ]
-    least = [min(wide, max(word, NARROWEST)) for wide, word in zip(natural, longest, strict=True)]
-    spare, wanted = room - sum(least), sum(natural) - sum(least)
-    if spare < 0:
-        return None
-    return [low + (wide - low) * spare // wanted for low, wide in zip(least, natural, strict=True)]
-
-
-def _print_row(
-    texts: Sequence[str], widths: Sequence[int], to_the_right: Sequence[bool], styles: Sequence[str]
-) -> None:
-    parts = [folded(text, width) for text, width in zip(texts, widths, strict=True)]
-    for number in range(max(map(len, parts))):
-        line, blanks = "", 0  # none are printed behind the last text
-        for part, width, right, style in zip(parts, widths, to_the_right, styles, strict=True):
-            text = part[number] if number < len(part) else ""
-            missing = width - cells(text)
-            if text:
-                line += " " * (blanks + missing * right) + styled(text, style)
-                blanks = missing * (not right)
-            else:
-                blanks += missing
-            blanks += len(GAP)
-        print(line)  # noqa: T201
-
-
-def _card(columns: Sequence[str], texts: Sequence[str], title: int) -> None:
-    print(styled(texts[title], "bold", _style(texts[title])))  # noqa: T201
-    others = [pair for place, pair in enumerate(zip(columns, texts, strict=True)) if place != title]
-    said = [(name, text) for name, text in others if text not in ("", "-")]
-    between, room = glyph(" · ", "; "), (width() or 0) - len(GAP)
-    line, taken = "", 0
-    for name, text in said:
-        words = f"{name} {text}".strip()
-        if taken and taken + len(between) + cells(words) > room:
-            print(GAP + line)  # noqa: T201
-            line, taken = "", 0
-        if cells(words) > room:
-            paragraph(words, len(GAP), _style(text))
-            continue
-        line += (between if taken else "") + words.removesuffix(text) + styled(text, _style(text))
-        taken += (len(between) if taken else 0) + cells(words)
-    if taken:
-        print(GAP + line)  # noqa: T201
+def _print_plain(rows: Sequence[Sequence[str]], to_the_right: Sequence[bool]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = zip(row, widths, to_the_right, strict=True)
+        line = "  ".join(text.rjust(wide) if right else text.ljust(wide) for text, wide, right in cells)
+        print(line.rstrip())  # noqa: T201
 
 
 def value(measured: object) -> str:
@@ -229,21 +117,14 @@ def value(measured: object) -> str:
 
 
 def fields(pairs: Iterable[tuple[str, object]]) -> None:
-    """Prints names and values under each other; on a terminal a long value folds beside its name, or below it where one
-    of its words needs the whole line."""
-    texts = [(name, clean(value).rstrip()) for name, value in pairs]
-    indent = max(len(name) for name, _ in texts) + len(GAP)
-    terminal = width()
-    for name, text in texts:
-        lines = folded(text, terminal - indent) if terminal else [text]
-        if terminal and max(map(cells, lines)) > terminal - indent:
-            print(styled(name, "dim"))  # noqa: T201
-            paragraph(text, 0, _style(text))
-            continue
-        heading = styled(name.ljust(indent), "dim")
-        for line in lines:
-            print(heading + styled(line, _style(text)))  # noqa: T201
-            heading = " " * indent
+    """Prints names and values under each other."""
+    texts = [(name, clean(value).strip()) for name, value in pairs]
+    if width() is None:
+        _print_plain(texts, [False, False])
+        return
+    from l2inv import terminal
+
+    terminal.fields(texts)
 
 
 def centimetres(metres: float | None) -> str:

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 
+import pytest
+
 PATIENCE_SECONDS = 30
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -64,16 +66,17 @@ def on_terminal(
 def in_this_process(main: Callable[[list[str]], object], argv: list[str], columns: int = 80) -> str:
     """What a command line writes to a terminal that is this process's stdout meanwhile."""
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
     terminal = Terminal(ours)
     reader = threading.Thread(target=terminal.read_until, args=[lambda text: False])
     reader.start()
     try:
         with (
+            pytest.MonkeyPatch.context() as patch,
             os.fdopen(theirs, "w", encoding="utf-8") as stdout,
             redirect_stdout(stdout),
             suppress(SystemExit),
         ):
+            patch.setenv("COLUMNS", str(columns))  # rich asks the terminal of this process
             main(argv)
     finally:
         reader.join()

@@ -1,8 +1,10 @@
 """What people see: nothing wider than their terminal, ids that can be copied whole, colour only where it is wanted."""
 
+import operator
 import re
 import subprocess
 import sys
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,12 +12,16 @@ import pytest
 from conftest import NOW, Commands, Connection
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
+from rich.text import Text
 from terminals import ESCAPE, in_this_process, on_terminal, shown_by
 
 from l2inv import record, render
 from l2inv.cli import main
 from l2inv.cli.progress import Line
+from l2inv.render import clean
 from l2inv.sample.server import Store
+from l2inv.terminal import folded
 
 LONG = 58
 LONGEST = 200
@@ -88,7 +94,7 @@ def test_everything_fits_the_terminal_in_colour_if_wanted_and_a_pipe_in_lines(
             assert shown, argv
             for line in shown.splitlines():
                 # What may be copied is never broken: a word that is longer than a line stands alone on its own.
-                assert render.cells(line) <= columns or " " not in line.strip(), (argv, columns, line)
+                assert cell_len(line) <= columns or " " not in line.strip(), (argv, columns, line)
                 assert line == line.rstrip(), (argv, columns, line)
             for word in re.split(r"[\s:/]", shown):
                 if word[:20] in beginnings:
@@ -123,6 +129,10 @@ def test_history_status_and_next_say_what_happened_what_needs_somebody_and_what_
     argv = ["--config", str(l2inv.config), "history", ops["failed"]]
     poor = shown_by([sys.executable, "-m", "l2inv", *argv], 80, PYTHONIOENCODING="ascii")
     assert "preprocessed -> working" in poor
+    narrow = shown_by([sys.executable, "-m", "l2inv", *argv], 30, PYTHONIOENCODING="utf-8")
+    assert all(
+        cell_len(line) <= 30 or " " not in line.strip() for line in ESCAPE.sub("", narrow).splitlines()
+    )
 
     lines = ESCAPE.sub("", run(l2inv, ["status"], 120)).splitlines()
     needs = [re.split("  +", line) for line in lines[1 : lines.index("")]]
@@ -153,6 +163,7 @@ def test_what_people_ask_often_is_answered_with_few_imports(l2inv: Commands, arg
     ask = ["--config", str(l2inv.config), *argv]
     code = f"""
 import sys
+from collections import Counter
 from l2inv.cli import main
 try:
     main({ask!r})
@@ -167,15 +178,34 @@ except SystemExit as end:
 
 
 def test_progress_shows_how_many_at_which_rate_and_for_how_long_and_is_gone_at_the_end() -> None:
-    code = (
-        "from l2inv.cli import progress; line = progress.Line('rows'); line.next = 0; line.begun -= 10;"
-        "line(2_000, 8_000); line.next = 0; line(4_000, None); line.end()"
-    )
-    shown = shown_by([sys.executable, "-c", code], 80)
-    _, first, second, gone, *_ = shown.split("\r")
-    assert first == "[#####               ]  25%  2,000 of 8,000 rows  200/s  30 s left"
-    assert second.rstrip() == "4,000 rows  400/s"
-    assert not gone.strip()
+    code = """
+from l2inv.cli import progress
+progress.FIRST_SECONDS = progress.EVERY_SECONDS = 0
+for steps in ((1_900, 8_000), (2_000, 8_000), (100, 8_000)), ((4_000, None), (4_001, None)):
+    line = progress.Line("rows")
+    for done, of in steps:
+        line(done, of)
+        line.shown and line.shown.refresh()
+    line.end()
+"""
+    for columns in (40, 80, 120):
+        shown = shown_by([sys.executable, "-c", code], columns)
+        assert shown.endswith("\x1b[1A\x1b[2K")
+        frames = [frame.rstrip() for frame in re.split(r"[\r\n]+", ESCAPE.sub("", shown))]
+        assert all(cell_len(frame) <= columns for frame in frames)
+        bar = r"[━╸╺]" + ("*" if columns == 40 else "{30,}")  # it gives way to the figures
+        for figures in (
+            r"24% 1900 of 8000 rows -/s -:--:--",
+            r"25% 2000 of 8000 rows [\d,]+/s 0:\d\d:\d\d",
+            r"1%  100 of 8000 rows -/s -:--:--",
+        ):
+            assert any(re.fullmatch(bar + " +" + figures, frame) for frame in frames), (
+                columns,
+                figures,
+                frames,
+            )
+        assert any(re.fullmatch(r"━+ +4001 of \? rows [\d,.]+/s", frame) for frame in frames)
+    assert shown_by([sys.executable, "-c", code], 80, TERM="dumb") == ""
 
 
 def test_work_that_is_done_at_once_shows_no_progress(capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,7 +246,23 @@ def test_progress_is_shown_on_a_terminals_stderr_alone(
 
 @given(st.text(), st.integers(1, 50))
 def test_folding_loses_nothing_and_keeps_within_the_columns(text: str, columns: int) -> None:
-    lines = render.folded(text, columns)
-    assert " ".join(lines).split() == text.split() or "".join(lines).replace(" ", "") == text.replace(" ", "")
+    text = clean(text)
+    lines = [line.plain for line in folded(Text(text), columns)]
+    assert " ".join(lines).split() == text.split()
     for line in lines:
-        assert render.cells(line) <= columns or " " not in line
+        assert cell_len(line) <= columns or " " not in line.strip()
+
+
+WORD = st.builds(operator.mul, st.sampled_from("x太"), st.integers(1, LONG))
+CELLS = st.lists(WORD, max_size=5).map(" ".join)
+
+
+@given(st.lists(st.tuples(CELLS, CELLS, CELLS), min_size=1), st.sampled_from((20, 40, 80, 120)))
+def test_a_table_breaks_no_word_and_keeps_within_the_columns(
+    rows: list[tuple[str, str, str]], columns: int
+) -> None:
+    shown = in_this_process(lambda _: render.table(("OP", "", "what"), rows), [], columns)
+    lines = ESCAPE.sub("", shown).splitlines()
+    words = Counter(word for row in rows for cell in row for word in cell.split())
+    assert words <= Counter(word.removesuffix(";") for line in lines for word in line.split())
+    assert all(cell_len(line) <= columns or " " not in line.strip() for line in lines)

@@ -1,12 +1,14 @@
-"""How far long work has come: one line on a terminal's stderr, written over and over, and gone when the work is done."""
+"""How far long work has come: one line on a terminal's stderr, gone when the work is done."""
 
-import sys
 import time
+from typing import TYPE_CHECKING
 
-from l2inv.render import bar, length, terminal_columns
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
-FIRST_SECONDS = 0.5  # work that is done by then shows nothing
+FIRST_SECONDS = 0.5  # work that is done by then shows nothing, and does not wait for rich
 EVERY_SECONDS = 0.1
+RATE_SECONDS = 3600  # over which the rate is taken at most: a single OP may take minutes
 
 
 class Line:
@@ -14,38 +16,55 @@ class Line:
 
     def __init__(self, what: str) -> None:
         self.what = what
-        self.done = 0
-        self.begun = time.monotonic()
-        self.next = self.begun + FIRST_SECONDS
-        self.written = 0  # columns of the terminal
+        self.next = time.monotonic() + FIRST_SECONDS
+        self.shown: Progress | None = None
 
     def __call__(self, done: int, of: int | None = None) -> None:
         """Takes note that so many are done, of so many where that is known. Fewer than before: another pass began."""
         now = time.monotonic()
-        if done < self.done:
-            self.begun = now
-        self.done = done
-        if now >= self.next:
-            self.next = now + EVERY_SECONDS
-            self._write(self._text(now - self.begun, of))
+        if now < self.next:
+            return
+        self.next = now + EVERY_SECONDS
+        if self.shown is None:
+            self.shown = _progress(self.what)
+        (task,) = self.shown.tasks
+        if done < task.completed:
+            self.shown.reset(task.id)
+        self.shown.update(task.id, completed=done, total=of)
+        self.shown.start()
 
     def end(self) -> None:
         """Takes the line away."""
-        if self.written:
-            self._write("")
+        if self.shown and not self.shown.disable:
+            self.shown.stop()
 
-    def _text(self, seconds: float, of: int | None) -> str:
-        rate = self.done / seconds if seconds > 0 else 0.0
-        speed = f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s"
-        if not of:
-            return f"{self.done:,} {self.what}  {speed}"
-        share = min(self.done / of, 1.0)
-        left = f"  {length((of - self.done) / rate)} left" if rate and self.done < of else ""
-        return f"[{bar(share, 20):20}] {share:4.0%}  {self.done:,} of {of:,} {self.what}  {speed}{left}"
 
-    def _write(self, text: str) -> None:
-        # No escapes: blanks take away what was there, so that this works on any terminal.
-        text = text[: terminal_columns(sys.stderr) - 1]
-        sys.stderr.write("\r" + text.ljust(self.written) + "\r" * (not text))
-        sys.stderr.flush()
-        self.written = len(text)
+def _progress(what: str) -> "Progress":
+    from rich import progress
+    from rich.console import Console
+    from rich.table import Column
+    from rich.text import Text
+
+    class Rate(progress.ProgressColumn):
+        def render(self, task: progress.Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("-/s" if speed is None else f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.1f}/s")
+
+    console = Console(stderr=True)
+    whole = Column(no_wrap=True)  # on a narrow terminal, the bar alone gives way
+    shown = progress.Progress(
+        progress.BarColumn(bar_width=None),
+        progress.TaskProgressColumn(),
+        progress.MofNCompleteColumn(" of ", whole),
+        progress.TextColumn("{task.description}", markup=False),
+        Rate(whole),
+        progress.TimeRemainingColumn(table_column=whole),
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        speed_estimate_period=RATE_SECONDS,
+        disable=not console.is_interactive,
+    )
+    shown.add_task(what, total=None)
+    return shown

@@ -150,6 +150,9 @@ def _print_history(found: dict[str, Any]) -> None:
         )
         render.table(columns, rows)
         return
+    from l2inv import terminal
+
+    arrow = "->" if terminal.console().options.ascii_only else "→"
     render.paragraph(found["op_id"], 0, "bold")
     state, before = None, None
     for event in found["events"]:
@@ -160,11 +163,10 @@ def _print_history(found: dict[str, Any]) -> None:
         mark, colour = ("!", "red") if event["kind"] == "failed" else (" ", "")
         said = f"{event['actor']} {event['kind'].replace('_', ' ')}"
         if event["state"] and event["state"] != state:
-            arrow = render.glyph("→", "->")
             said += f"  {state} {arrow} {event['state']}" if state else f"  {arrow} {event['state']}"
             state = event["state"]
         heading = f"{mark}{event['seq']:>3} {render.moment(before)}  {said}"
-        render.paragraph(heading, 0, "bold", colour)
+        render.paragraph(heading, 0, f"bold {colour}")
         if what := render.what_happened(event):
             render.paragraph(what, 5, colour)
 

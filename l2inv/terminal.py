@@ -1,0 +1,115 @@
+"""How things look on a terminal, by rich: as wide as it is at most, in colour where nobody objects.
+
+What may be copied, such as an OP's id, is never broken: a word that is longer than a line stands alone on its own.
+"""
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Literal, TextIO
+
+from rich.console import Console
+from rich.measure import measure_renderables
+from rich.segment import Segment
+from rich.table import Table
+from rich.text import Text
+
+STYLE = {"error": "red", "working": "yellow", "preprocessed": "cyan", "published": "green"}  # of states
+STYLE |= {"pass": "green", "fail": "red", "warn": "yellow", "unknown": "yellow"}  # of criteria
+GAP = 2  # between columns
+NARROWEST = 16  # a column is not folded into less
+
+
+def console() -> Console:
+    """Gives rich's console of stdout, which interprets nothing that it prints."""
+    return _console(sys.stdout, bool(os.environ.get("NO_COLOR")))
+
+
+@lru_cache(maxsize=1)
+def _console(stream: TextIO, plain: bool) -> Console:
+    # Left to itself, rich would leave out the colours, but neither bold nor dim.
+    system: Literal["auto"] | None = None if plain else "auto"
+    return Console(file=stream, color_system=system, markup=False, highlight=False, emoji=False)
+
+
+def paragraph(text: Text, indent: int = 0, hang: int = 0) -> None:
+    """Prints a text so far to the right, and the lines after the first `hang` further."""
+    first, *others = folded(text, console().width - indent - hang)
+    _print([first], indent)
+    _print(others, indent + hang)
+
+
+def folded(text: Text, columns: int) -> list[Text]:
+    """Gives a text in lines of so many columns, broken at blanks alone."""
+    text.overflow = "ignore"  # leaves a word whole that is too long
+    return list(text.wrap(console(), columns))
+
+
+def _print(lines: Iterable[Text], indent: int = 0) -> None:
+    out = console()
+    for line in lines:
+        indented = Text.assemble(" " * indent, line)
+        indented.rstrip()  # else the blanks would be copied with the text
+        out.print(indented, soft_wrap=True)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str], title: int) -> None:
+    """Prints rows under headings; where the terminal is too narrow for that, each as its title and the rest below it."""
+    headings = [Text(name, "bold") for name in columns]
+    lines = _columns(
+        [headings, *([_styled(text) for text in row] for row in rows)], [name in right for name in columns]
+    )
+    if lines:
+        _print(lines)
+        return
+    for row in rows:
+        named = list(zip(columns, row, strict=True))
+        _, heading = named.pop(title)
+        paragraph(Text(heading, f"bold {_style(heading)}"))
+        said = [
+            Text.assemble(f"{name} " if name else "", _styled(text))
+            for name, text in named
+            if text not in ("", "-")
+        ]
+        if said:
+            paragraph(Text("; ").join(said), GAP)
+
+
+def fields(pairs: Sequence[tuple[str, str]]) -> None:
+    """Prints names and values, each value beside its name, or below it where one of its words needs the whole line."""
+    longest = max(len(name) for name, _ in pairs)
+    for name, text in pairs:
+        lines = _columns([[Text(name.ljust(longest), "dim"), _styled(text)]], [False, False])
+        _print(lines or [Text(name, "dim"), *folded(_styled(text), console().width)])
+
+
+def _columns(rows: Sequence[Sequence[Text]], to_the_right: Sequence[bool]) -> list[Text]:
+    """The lines of rows whose cells stand under each other, folded at blanks; none where there is no room for that.
+
+    Left to itself, rich would make the widest column narrower, whatever words it holds.
+    """
+    out = console()
+    measured = [measure_renderables(out, out.options, cells) for cells in zip(*rows, strict=True)]
+    least = [min(max(word, NARROWEST), whole) for word, whole in measured]
+    wanted = sum(whole for _, whole in measured) - sum(least)
+    spare = min(out.width - GAP * (len(least) - 1) - sum(least), wanted)
+    if spare < 0:
+        return []
+    grid = Table.grid(padding=(0, GAP, 0, 0), pad_edge=True)
+    for low, (_, whole), right in zip(least, measured, to_the_right, strict=True):
+        share = (whole - low) * spare // max(wanted, 1)
+        grid.add_column(width=low + share, justify="right" if right else "default", overflow="fold")
+    for row in rows:
+        grid.add_row(*row)
+    room = out.options.update_width(out.width + GAP)  # for the gap behind the last column, too
+    lines = Segment.split_lines(out.render(grid, room))
+    return [Text.assemble(*((part.text, part.style or "") for part in line)) for line in lines]
+
+
+def _styled(text: str) -> Text:
+    return Text(text, _style(text))
+
+
+def _style(text: str) -> str:
+    return STYLE.get(text, "red" if text.endswith(" overdue") else "")
