@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import NOW, Commands, Connection
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.text import Text
@@ -257,6 +257,7 @@ WORD = st.builds(operator.mul, st.sampled_from("x太"), st.integers(1, LONG))
 CELLS = st.lists(WORD, max_size=5).map(" ".join)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(CELLS, CELLS, CELLS), min_size=1), st.sampled_from((20, 40, 80, 120)))
 def test_a_table_breaks_no_word_and_keeps_within_the_columns(
     rows: list[tuple[str, str, str]], columns: int
