@@ -291,25 +291,42 @@ def test_a_file_that_is_no_anchor_is_named(
     assert anchor.read_bytes() == before
 
 
-def test_events_from_before_the_chain_are_chained_by_the_migration(
-    l2inv: Commands, connection: Connection, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("earlier", [3, 4])
+def test_a_database_of_each_earlier_schema_is_migrated_with_all_it_holds_or_left_as_it_is(
+    l2inv: Commands,
+    connection: Connection,
+    url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    earlier: int,
 ) -> None:
     l2inv("scan")
     l2inv("qualify", "--as-of", NOW.isoformat())
     folder = Path(shutil.copytree(database.migrations_folder(), tmp_path / "migrations"))
-    for file in sorted(folder.glob("*.sql"))[3:]:
+    later = {file: file.read_text() for file in sorted(folder.glob("*.sql"))[3:]}
+    for file in later:
         file.unlink()
-    with monkeypatch.context() as first_three:
+    with monkeypatch.context() as those, database.open_connection(Settings(database=Database(url=url, schema="old"))) as old:  # fmt: skip
         for room in (database, migrate):
-            first_three.setattr(room, "migrations_folder", lambda: folder)
-        with database.open_connection(Settings(database=Database(url=url, schema="old"))) as old:
+            those.setattr(room, "migrations_folder", lambda: folder)
+        migrate.apply(old, "old")
+        columns = "event_id, op_id, seq, kind, state, actor, recorded_at, run_id, detail"
+        connection.execute(
+            f"insert into old.event ({columns}) overriding system value select {columns} from l2inv.event order by event_id"
+        )
+        for table in ("run", "dataset_version", "criteria"):
+            connection.execute(f"insert into old.{table} overriding system value select * from l2inv.{table}")
+        for file in list(later)[
+            : earlier - 3
+        ]:  # nobody records anything at these: l2inv refuses what is behind
+            file.write_text(later.pop(file))
+        migrate.apply(old, "old")
+        before = held(connection)
+        for file, text in later.items():
+            file.write_text(f"{text}\nselect 1 / 0;")
+        with pytest.raises(psycopg.Error, match="division by zero"):
             migrate.apply(old, "old")
-    columns = "event_id, op_id, seq, kind, state, actor, recorded_at, run_id, detail"
-    connection.execute(
-        f"insert into old.event ({columns}) overriding system value select {columns} from l2inv.event order by event_id"
-    )
-    for table in ("run", "dataset_version", "criteria"):
-        connection.execute(f"insert into old.{table} overriding system value select * from l2inv.{table}")
+        assert held(connection) == before
     l2inv.settings["database"]["schema"] = "old"
     l2inv.save()
     assert "behind" in l2inv("verify", expect=1).stderr
@@ -318,3 +335,18 @@ def test_events_from_before_the_chain_are_chained_by_the_migration(
     checked = l2inv.json("verify")["checked"]
     assert checked["events"] > checked["state"] > 0
     assert json.loads(l2inv("list", "--json").stdout)["ops"]
+
+
+def held(connection: Connection) -> list[Any]:
+    """Every column, function and row of the schema old."""
+    what = connection.execute(
+        """
+        select c.relname || ' ' || a.attname || ' ' || a.atttypid from pg_class c join pg_attribute a on a.attrelid = c.oid
+        where c.relnamespace = 'old'::regnamespace and a.attnum > 0 and not a.attisdropped
+        union all select pg_get_functiondef(oid) from pg_proc where pronamespace = 'old'::regnamespace
+        order by 1
+        """
+    ).fetchall()
+    for table in (*TABLES, "run", "quarantine", "_yoyo_migration"):
+        what += connection.execute(f"select to_jsonb(t)::text from old.{table} t order by 1").fetchall()
+    return what
