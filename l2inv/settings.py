@@ -289,7 +289,12 @@ def exposed(path: Path) -> str | None:
         return None
     if found.st_uid not in (0, os.geteuid()):
         return f"belongs to another user (number {found.st_uid})"
-    return "others may write to it (chmod go-w)" if found.st_mode & 0o022 else None
+    if found.st_mode & 0o022:
+        return "others may write to it (chmod go-w)"
+    folder = path.resolve().parent.stat().st_mode
+    if folder & 0o022 and not folder & stat.S_ISVTX:
+        return "others may replace it, as they may write to its folder (chmod go-w)"
+    return None
 
 
 def _usual_places() -> list[Path]:

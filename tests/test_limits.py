@@ -276,6 +276,20 @@ def test_a_settings_file_that_others_may_write_is_warned_of_once_a_command(
     assert l2inv("status").stderr == ""
 
 
+@pytest.mark.parametrize("mode", [0o775, 0o757])
+def test_a_settings_file_in_a_folder_that_others_may_write_is_warned_of_unless_it_is_sticky(
+    l2inv: Commands, mode: int
+) -> None:
+    folder = l2inv.config.parent
+    folder.chmod(mode)
+    assert l2inv("status").stderr.startswith(f"l2inv: {l2inv.config}: others may replace it")
+    link = folder / "link.yaml"
+    link.symlink_to(l2inv.config)
+    assert "others may replace it" in l2inv("--config", str(link), "status").stderr
+    folder.chmod(mode | 0o1000)
+    assert l2inv("status").stderr == ""
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 def test_a_settings_file_of_another_user_is_warned_of(l2inv: Commands) -> None:
     os.chown(l2inv.config, 65534, 65534)
