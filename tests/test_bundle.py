@@ -127,3 +127,16 @@ def test_the_same_op_gives_the_same_bytes_and_every_invertible_op_its_bundle(
             Settings(preprocess=Preprocess(globus_source="SRC", globus_destination="DST:/in")),
         )
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_file_is_replaced_and_never_written_over(tmp_path: Path) -> None:
+    path, reader = tmp_path / "op.json", tmp_path / "as a reader has it open"
+    bundle.replace(path, "before")
+    reader.hardlink_to(path)
+    bundle.replace(path, "after")
+    assert (path.read_text(), reader.read_text()) == ("after", "before")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(OSError, match="directory"):
+        bundle.replace(path, "half")
+    assert {p.name for p in tmp_path.iterdir()} == {path.name, reader.name}

@@ -81,6 +81,28 @@ def test_a_migration_that_fails_leaves_no_trace_and_the_next_try_completes_it(
     assert migrated(empty_url) == [last.stem]
 
 
+def test_a_migration_whose_note_cannot_be_written_leaves_no_trace(
+    empty_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(database.migrations_folder(), tmp_path / "migrations"))
+    for room in (database, migrate):
+        monkeypatch.setattr(room, "migrations_folder", lambda: folder)
+    migrated(empty_url)
+    (folder / "9998.next.sql").write_text("create table l2inv.next (id int);")
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        connection.execute(
+            """
+            create function l2inv.no() returns trigger language plpgsql as $$ begin raise exception 'no room'; end $$;
+            create trigger no before insert on l2inv._yoyo_migration for each row execute function l2inv.no()
+            """
+        )
+        with pytest.raises(psycopg.Error, match="no room"):
+            migrated(empty_url)
+        assert connection.execute("select to_regclass('l2inv.next')").fetchone() == (None,)
+        connection.execute("drop function l2inv.no() cascade")
+    assert migrated(empty_url) == ["9998.next"]
+
+
 def test_a_schema_of_another_name_lives_beside_strangers_and_another_l2inv(
     l2inv: Commands, url: str, connection: Connection
 ) -> None:
