@@ -1,6 +1,5 @@
 """How it is measured: in rounds, the median told; where peers stand beside it, the time that the server was at it."""
 
-import os
 import statistics
 import subprocess
 import sys
@@ -72,16 +71,25 @@ def l2inv(config: Path, *argv: str) -> Process:
     return process([sys.executable, "-m", "l2inv", "--config", str(config), *argv])
 
 
+# A process of its own in between: what a child is said to have needed at most includes what its parent has.
+IN_BETWEEN = """
+import resource, subprocess, sys, time
+begun = time.perf_counter()
+code = subprocess.run(sys.argv[1:], stderr=subprocess.DEVNULL).returncode
+seconds = time.perf_counter() - begun
+print(code, seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)
+"""
+
+
 def process(command: Sequence[str], codes: tuple[int, ...] = (0,)) -> Process:
-    begun = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
-        assert child.stdout
-        out = child.stdout.read()
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode not in codes:
-        raise RuntimeError(f"{command} ended with {child.returncode}")
-    return Process(time.perf_counter() - begun, usage.ru_maxrss / 1024, out)
+    """Runs a command and gives how long it took, the most memory that it had, and what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", IN_BETWEEN, *command], capture_output=True, text=True, check=True
+    )
+    code, seconds, peak_kb = done.stderr.split()
+    if int(code) not in codes:
+        raise RuntimeError(f"{command} ended with {code}")
+    return Process(float(seconds), int(peak_kb) / 1024, done.stdout)
 
 
 def server_ms(url: str, act: Callable[[], object]) -> float:
