@@ -203,18 +203,18 @@ _PINS = """
 """
 
 
+class _Kept(inventory.Dataset, frozen=True, forbid_unknown_fields=True):
+    """A dataset as it was kept: what the reader did not know, it left out."""
+
+
+_kept = msgspec.json.Decoder(_Kept)
+
+
 def _hash_of(record: str) -> bytes | None:
-    """The hash of a kept record; None where it holds what no reader kept."""
     try:
-        text = inventory.kept(inventory.stored(record))
+        return hashlib.sha256(inventory.kept(_kept.decode(record))).digest()
     except msgspec.ValidationError:
         return None
-    same = _names(msgspec.json.decode(record)) == _names(msgspec.json.decode(text))
-    return hashlib.sha256(text).digest() if same else None
-
-
-def _names(value: Any) -> Any:
-    return {name: _names(inner) for name, inner in value.items()} if isinstance(value, dict) else None
 
 
 def runs(connection: Connection, findings: Findings, _: Callable[[int], None]) -> None:
@@ -239,15 +239,18 @@ def runs(connection: Connection, findings: Findings, _: Callable[[int], None]) -
             )
             select null::bigint as event_id, run_id,
                    format('run %s recorded %s events %s, %s are there', run_id, rows, kind, found) as said
-            from (select p.*, coalesce((select sum(t.rows) from told t where (t.run_id, t.kind) = (p.run_id, p.kind)), 0) as found
-                  from reported p) p
+            from (select p.*, coalesce(t.found, 0) as found
+                  from reported p
+                  left join (select run_id, kind, sum(rows) as found from told group by run_id, kind) t using (run_id, kind)) p
             where found < rows
             union all
             select null, run_id, format('run %s read %s dataset versions, %s are there', run_id, rows, found)
-            from (select r.run_id, (select count(*) from l2inv.dataset_version v where v.run_id = r.run_id) as found,
+            from (select r.run_id, coalesce(v.found, 0) as found,
                          (r.result -> 'datasets' ->> 'new')::bigint + (r.result -> 'datasets' ->> 'changed')::bigint
                              + (r.result -> 'datasets' ->> 'withdrawn')::bigint as rows
-                  from l2inv.run r where r.stage = 'scan' and r.result ? 'seconds') r
+                  from l2inv.run r
+                  left join (select run_id, count(*) as found from l2inv.dataset_version group by run_id) v using (run_id)
+                  where r.stage = 'scan' and r.result ? 'seconds') r
             where found < rows
             union all
             select t.event_id, t.run_id,
