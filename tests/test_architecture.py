@@ -34,7 +34,7 @@ HEAVY = {"jinja2", "requests", "urllib3", "rich", "yaml", "graphql", "apprise", 
 ROOMS = {
     "database", "migrate", "record", "scan", "qualify", "preprocess", "science", "publish", "views", "demo", "whatif",
     "verdicts", "quarantine", "verify", "deadlines", "export", "inbox", "attempts", "clean", "handoff", "offers", "roles",
-    "backup", "preflight", "cycles", "reading", "report",
+    "backup", "preflight", "cycles", "reading", "report", "anchor",
 }  # fmt: skip
 
 

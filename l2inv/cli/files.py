@@ -4,7 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import click
 
-from l2inv.cli.app import App, Duration, command, json_option, op_argument
+from l2inv.cli.app import App, command, json_option
+from l2inv.cli.arguments import Duration, op_argument
 
 
 @command("files")

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from l2inv.cli.app import App, Op, Words, command, json_option
+from l2inv.cli.app import App, command, json_option
+from l2inv.cli.arguments import Op, Words
 
 if TYPE_CHECKING:
     from l2inv.handoff import Ready

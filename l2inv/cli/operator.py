@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from l2inv.cli.app import Actor, App, Op, Words, command, common_options, json_option, main
+from l2inv.cli.app import App, command, common_options, json_option, main
+from l2inv.cli.arguments import Actor, Op, Words
 
 
 @command("migrate")
@@ -115,17 +116,18 @@ def verify(app: App, what: str | None, anchor: Path | None) -> None:
     Its chain of hashes, the present states, every verdict judged again, the dataset versions, and that what each
     run reported is there.
     """
+    from l2inv import anchor as anchors
     from l2inv import verify
 
     with app.connected() as (connection, _), app.progress("rows") as progress:
         found = verify.verify(connection, what, progress)
         if anchor:
-            against = verify.anchor(connection, anchor)
+            against = anchors.check(connection, anchor)
             found["checked"] |= against["checked"]
             found["findings"] += against["findings"]
             found["found"] += against["found"]
             if not found["findings"]:
-                found["anchored"] = verify.write_anchor(connection, anchor)
+                found["anchored"] = anchors.write(connection, anchor)
 
     def text() -> None:
         for finding in found["findings"]:

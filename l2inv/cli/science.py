@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from l2inv.cli.app import Actor, App, Duration, Words, command, json_option, op_argument
+from l2inv.cli.app import App, command, json_option
+from l2inv.cli.arguments import Actor, Duration, Words, op_argument
 
 if TYPE_CHECKING:
     from l2inv.settings import Settings

@@ -4,7 +4,8 @@ from typing import Any
 
 import click
 
-from l2inv.cli.app import App, Words, command, json_option, op_argument
+from l2inv.cli.app import App, command, json_option
+from l2inv.cli.arguments import Words, op_argument
 
 BAR_COLUMNS = 40
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from l2inv.cli.app import App, command, json_option, op_argument
+from l2inv.cli.app import App, command, json_option
+from l2inv.cli.arguments import op_argument
 from l2inv.states import STATES
 
 # How a stage is run again that needs more than its name.

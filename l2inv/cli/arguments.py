@@ -1,0 +1,74 @@
+"""What may be typed for an argument, and what a shell is told of it."""
+
+import re
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+
+class Actor(click.ParamType[str]):
+    """A name that can stand in the record: printable, of one line."""
+
+    name = "name"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not value.strip() or not value.isprintable() or len(value) > 100:
+            self.fail("must be 1 to 100 printable characters", param, ctx)
+        return value.strip()
+
+
+class Words(click.ParamType[str]):
+    """Text that says something, in characters that can be kept."""
+
+    name = "text"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            self.fail("is no UTF-8 text", param, ctx)
+        if not value.strip():
+            self.fail("is empty", param, ctx)
+        return value
+
+
+class Duration(click.ParamType[timedelta]):
+    """A length of time: a number and d, h, m or w; a bare number counts days."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        if isinstance(value, timedelta):
+            return value
+        found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([mhdw]?)", value, re.ASCII)
+        if not found or float(found[1]) == 0:
+            self.fail(f"{value!r} is no length of time, such as 21d, 12h or 2w", param, ctx)
+        minutes = {"m": 1, "h": 60, "d": 1440, "w": 10_080, "": 1440}[found[2]]
+        length = timedelta(minutes=float(found[1]) * minutes)
+        if length > timedelta(days=36_525):
+            self.fail(f"{value!r} is more than a century", param, ctx)
+        return length
+
+
+class Op(Words):
+    """An OP's id, or the beginning of one; a shell completes it."""
+
+    name = "op"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list["CompletionItem"]:
+        from click.shell_completion import CompletionItem
+
+        from l2inv.cli.app import App
+        from l2inv.cli.completion import ops
+
+        found = ops(ctx.ensure_object(App), ctx.command.name, incomplete)
+        return [CompletionItem(op_id) for op_id in found]
+
+
+op_argument = click.argument("op", metavar="OP", type=Op())
