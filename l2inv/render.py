@@ -57,7 +57,7 @@ def paragraph(text: str, indent: int = 0, style: str = "", hang: int = 0) -> Non
     """Prints a text so far to the right; on a terminal, the lines after the first `hang` further, and in that style."""
     text = clean(text).rstrip()
     if width() is None:
-        print(" " * indent + text)  # noqa: T201 - stdout is where the result goes
+        print(" " * indent + text, flush=True)  # noqa: T201 - stdout is where the result goes, before a warning
         return
     from rich.text import Text
 

@@ -1,5 +1,6 @@
 """Processes on a terminal of a given size, as a person has one, and what they write to it."""
 
+import codecs
 import fcntl
 import os
 import pty
@@ -25,6 +26,8 @@ class Terminal:
     def __init__(self, side: int) -> None:
         self.side = side
         self.shown = ""
+        # A read may end within a character.
+        self.decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 
     def type(self, text: str) -> None:
         os.write(self.side, text.encode())
@@ -36,9 +39,10 @@ class Terminal:
             if not select.select([self.side], [], [], deadline - time.monotonic())[0]:
                 raise AssertionError(f"in vain: {self.shown!r}")
             try:
-                self.shown += os.read(self.side, 65536).decode(errors="replace").replace("\r\n", "\n")
+                more = self.decode(os.read(self.side, 65536))
             except OSError:  # how Linux says that nobody writes there any more
                 break
+            self.shown = (self.shown + more).replace("\r\n", "\n")
         return self.shown
 
 
