@@ -1,3 +1,6 @@
+-- What somebody holds is found without reading what everybody holds.
+create index op_state_assignee on l2inv.op_state (assignee) where assignee is not null;
+
 -- One statement follows the events, where there were three: what is not allowed is refused while it is read.
 
 create function l2inv.refuse_event(op_id text, kind text, from_state text, to_state text, is_allowed boolean)
