@@ -308,10 +308,13 @@ def _rules(kept: Any, version: str) -> Qualification | None:
     return rules if same and criteria.version(rules) == version else None
 
 
-def _judged(detail: Any) -> _Judged | None:
+_decoder = msgspec.json.Decoder(_Judged)
+
+
+def _judged(detail: str) -> _Judged | None:
     try:
-        judged = msgspec.convert(detail, _Judged)
-    except msgspec.ValidationError:
+        judged = _decoder.decode(detail)
+    except msgspec.DecodeError:
         return None
     return judged if judged.verdict.get("criteria_version") == judged.criteria_version else None
 
@@ -319,7 +322,7 @@ def _judged(detail: Any) -> _Judged | None:
 def _batch(connection: Connection, after: int) -> list[dict[str, Any]]:
     return connection.execute(
         """
-        select event_id, op_id, detail from l2inv.event
+        select event_id, op_id, detail::text as detail from l2inv.event
         where kind = 'judged' and event_id > %s order by event_id limit %s
         """,
         [after, BATCH],

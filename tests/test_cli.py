@@ -67,7 +67,10 @@ except SystemExit:
     print(sorted(name for name in sys.modules if name.startswith("l2inv.cli.")))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['l2inv.cli.app', 'l2inv.cli.arguments', 'l2inv.cli.sections', 'l2inv.cli.views']"
+    assert (
+        done.stdout.strip()
+        == "['l2inv.cli.app', 'l2inv.cli.arguments', 'l2inv.cli.sections', 'l2inv.cli.views']"
+    )
 
 
 @pytest.mark.parametrize("argv", READS, ids=" ".join)
