@@ -123,7 +123,11 @@ def scans(place: Place) -> Iterator[Figure]:
 
     with here.connect() as connection:
         connection.execute("create table l2inv.raw (like l2inv.dataset_version including all)")
-        texts = [bytes(raw).decode() for raw in read(answer, DATASETS, "here")]
+        texts = [
+            bytes(raw).decode()
+            for raw in read(answer, DATASETS, "here")
+            if isinstance(inventory.read(raw), inventory.Record)
+        ]
         decoding = statistics.median(seconds(decode) for _ in range(3))
         copying = seconds(lambda: _copy_raw(connection, texts))
     bare = decoding + copying
