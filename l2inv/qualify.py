@@ -85,17 +85,24 @@ def keep_criteria(connection: Connection, version: str, settings: Settings) -> N
 
 def _to_judge(connection: Connection, version: str) -> tuple[list[str], int]:
     """Gives the OPs without a verdict on their present datasets by these criteria, and how many have one."""
-    rows = connection.execute(
-        """
-        select op_id, verdict_seq > datasets_seq and (criteria_version = %s or overruled_seq is not null) as judged
-        from l2inv.op_state
-        where state in ('discovered', 'invertible', 'not_invertible', 'preprocessed')
-        order by op_id
-        """,
-        [version],
-    ).fetchall()
-    to_judge = [row["op_id"] for row in rows if not row["judged"]]
-    return to_judge, len(rows) - len(to_judge)
+    unjudged, judged = [], 0
+    with connection.transaction(), connection.cursor("l2inv_to_judge") as cursor:
+        cursor.itersize = 5000
+        cursor.execute(
+            """
+            select op_id, verdict_seq > datasets_seq and (criteria_version = %s or overruled_seq is not null) as judged
+            from l2inv.op_state
+            where state in ('discovered', 'invertible', 'not_invertible', 'preprocessed')
+            order by op_id
+            """,
+            [version],
+        )
+        for row in cursor:
+            if row["judged"]:
+                judged += 1
+            else:
+                unjudged.append(row["op_id"])
+    return unjudged, judged
 
 
 def _judge_batch(

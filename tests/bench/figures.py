@@ -199,7 +199,6 @@ def long_reads(place: Place) -> Iterator[Figure]:
         "export": l2inv(config, "export"),
         "backup": l2inv(config, "backup", str(copy)),
         "qualify": l2inv(config, "qualify"),
-        "list --json": l2inv(config, "list", "--json"),
     }.items():
         yield Figure(
             f"memory of {name}", "400 MB", f"{done.peak_mb:.0f} MB, {done.seconds:.0f} s", done.peak_mb < 400
