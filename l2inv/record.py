@@ -57,15 +57,15 @@ def add(connection: Connection, events: Sequence[Event], actor: str, run_id: int
         timely = [event for event in events if present.get(event.op_id, 0) == event.after]
         with connection.cursor() as cursor, cursor.copy(f"copy {_COLUMNS} from stdin") as copy:
             for e in sorted(timely, key=lambda event: event.op_id):
-                copy.write_row((e.op_id, e.after + 1, e.kind, e.state, actor, run_id, _json(e.detail)))
+                copy.write_row((e.op_id, e.after + 1, e.kind, e.state, actor, run_id, detail_text(e.detail)))
     return {event.op_id for event in timely}
 
 
 _COLUMNS = "l2inv.event (op_id, seq, kind, state, actor, run_id, detail)"
 
 
-def _json(detail: dict[str, Any]) -> str:
-    """The text of a detail that PostgreSQL's jsonb takes: NUL and halves of surrogate pairs are shown, not stored."""
+def detail_text(detail: dict[str, Any]) -> str:
+    """Gives the text of a detail that PostgreSQL's jsonb takes: NUL and halves of surrogate pairs are shown, not stored."""
     with suppress(UnicodeEncodeError, OverflowError):  # an integer of any size is left to json
         text = msgspec.json.encode(detail).decode()
         if "\\u0000" not in text:
@@ -89,7 +89,7 @@ def append(connection: Connection, event: Event, actor: str, run_id: int | None)
             select op_id, seq + 1, %s, %s, %s, %s::bigint, %s::jsonb
             from l2inv.op_state where op_id = %s and seq = %s for update
         """,  # noqa: S608 - text of our own
-        [event.kind, event.state, actor, run_id, _json(event.detail), event.op_id, event.after],
+        [event.kind, event.state, actor, run_id, detail_text(event.detail), event.op_id, event.after],
     )
     return added.rowcount == 1
 

@@ -3,8 +3,6 @@
 from datetime import datetime
 from typing import Any
 
-from psycopg.types.json import Jsonb
-
 from l2inv import offers, record, render
 from l2inv.database import Connection
 from l2inv.errors import Refused
@@ -54,7 +52,7 @@ def claim_first(
             select op_id, seq + 1, 'claimed', 'working', %(actor)s, %(detail)s::jsonb from first
         returning op_id
         """,  # noqa: S608 - text of our own
-        values | {"actor": actor, "detail": Jsonb(_claimed(actor, due_at))},
+        values | {"actor": actor, "detail": record.detail_text(_claimed(actor, due_at))},
     ).fetchall()
     return [row["op_id"] for row in rows]
 

@@ -24,7 +24,7 @@ class Figure(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where it is measured: a server, a schema on it with so many OPs, a folder for files, the peers' Python."""
+    """Where it is measured: a server, a schema on it with so many OPs, a folder for files."""
 
     url: str
     schema: str
