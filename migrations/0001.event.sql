@@ -28,7 +28,7 @@ create trigger append_only before update or delete or truncate on l2inv.event
     for each statement execute function l2inv.refuse_change();
 alter table l2inv.event enable always trigger append_only;  -- whatever session_replication_role says
 
--- Which event may happen to an OP in which state. l2inv/states.py says the same in Python; a test compares the two
+-- Which event may happen to an OP in which state. l2inv/domain/states.py says the same in Python; a test compares the two
 -- over every combination.
 create function l2inv.is_allowed(kind text, from_state text, to_state text, state_before_error text)
 returns boolean language sql immutable parallel safe as $$

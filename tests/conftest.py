@@ -26,13 +26,14 @@ from click.testing import CliRunner
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pytest_postgresql import factories
 
-from l2inv import database, embedded, migrate
 from l2inv.cli import main
+from l2inv.config.settings import Database, Settings
+from l2inv.database import embedded, migrate
+from l2inv.database.connection import Connection, open_connection
+from l2inv.database.session import connected
 from l2inv.sample import inventory
 from l2inv.sample.server import Store, serving
-from l2inv.settings import Database, Settings
 
-Connection = database.Connection
 SERVER = "L2INV_TEST_SERVER"
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)  # the time as of which the tests judge completeness
 
@@ -80,7 +81,7 @@ def load_migrations(**where: Any) -> None:
     url = make_conninfo(
         **{key: where[key] for key in ("host", "port", "user", "password", "dbname") if where[key]}
     )
-    with database.open_connection(Settings(database=Database(url=url))) as connection:
+    with open_connection(Settings(database=Database(url=url))) as connection:
         migrate.apply(connection, "l2inv")
 
 
@@ -100,9 +101,9 @@ def url(fresh_connection: psycopg.Connection[Any]) -> str:
 
 
 @pytest.fixture
-def connection(url: str) -> Iterator[database.Connection]:
+def connection(url: str) -> Iterator[Connection]:
     """A connection of l2inv's to the test's database."""
-    with database.connected(Settings(database=Database(url=url))) as connection:
+    with connected(Settings(database=Database(url=url))) as connection:
         yield connection
 
 

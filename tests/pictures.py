@@ -8,8 +8,11 @@ from pathlib import Path
 
 import click
 
-from l2inv import database, demo, embedded, report
-from l2inv import settings as all_settings
+from l2inv.config import settings as all_settings
+from l2inv.database import embedded
+from l2inv.database.session import connected
+from l2inv.queries.report import snapshot
+from l2inv.sample import demo
 
 PICTURES = Path(__file__).parent.parent / "docs" / "pictures"
 CHROMIUM = "/usr/bin/chromium"
@@ -25,8 +28,8 @@ def main() -> None:
         config = Path(demo.run(lambda line: None)["config"])
         settings = all_settings.load(config).settings
         page = folder / "report.html"
-        with database.connected(settings) as connection:
-            report.written(connection, settings, datetime.now(UTC), 5000, page)
+        with connected(settings) as connection:
+            snapshot.written(connection, settings, datetime.now(UTC), 5000, page)
         PICTURES.mkdir(exist_ok=True)
         photograph(page, PICTURES / "report.png")
     finally:

@@ -17,11 +17,14 @@ import click
 import msgspec
 from msgspec import NODEFAULT, Meta, Struct
 
-from l2inv import database, embedded, errors, migrate, states
+from l2inv import errors
 from l2inv.cli import main as program
 from l2inv.cli.sections import SECTIONS
-from l2inv.settings import Database, Settings
-from l2inv.yamlfile import File, Must
+from l2inv.config.settings import Database, Settings
+from l2inv.config.yamlfile import File, Must
+from l2inv.database import embedded, migrate
+from l2inv.database.connection import Connection, open_connection
+from l2inv.domain import states
 
 TOP = Path(__file__).parent.parent
 DOCUMENT = TOP / "docs" / "reference.md"
@@ -34,7 +37,7 @@ NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false
 Row = tuple[str, ...]
 
 
-def text(connection: database.Connection) -> str:
+def text(connection: Connection) -> str:
     """Gives what docs/reference.md is to say; the connection is to a migrated database."""
     return "\n".join(
         [
@@ -286,7 +289,7 @@ def _before(before: list[str | None]) -> str:
 # Views
 
 
-def _views(connection: database.Connection) -> Iterator[str]:
+def _views(connection: Connection) -> Iterator[str]:
     yield from ("", "## Views", "")
     yield "What others may read; columns may be added at the end, never renamed or removed. How to read on from where one"
     yield "was, and an example of each column: [metadata-store.md](metadata-store.md#what-is-offered-the-views)."
@@ -329,7 +332,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="l2inv-reference-"))
     try:
         settings = Settings(database=Database(url=embedded.start(folder)))
-        with database.open_connection(settings) as connection:
+        with open_connection(settings) as connection:
             migrate.apply(connection, settings.database.schema)
             DOCUMENT.write_text(text(connection))
     finally:

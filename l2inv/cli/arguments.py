@@ -64,8 +64,8 @@ class Op(Words):
     ) -> list["CompletionItem"]:
         from click.shell_completion import CompletionItem
 
-        from l2inv.cli.app import App
         from l2inv.cli.completion import ops
+        from l2inv.cli.context import App
 
         found = ops(ctx.ensure_object(App), ctx.command.name, incomplete)
         return [CompletionItem(op_id) for op_id in found]

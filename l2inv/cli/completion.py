@@ -1,17 +1,15 @@
-"""What a shell completes: the script that it needs, and the ids of the OPs that a command could act on."""
+"""What a shell completes: the ids of the OPs that a command could act on."""
 
 import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
-from l2inv.cli.app import App, command, json_option, main
-from l2inv.states import JUDGED, State
+from l2inv.cli.context import App
+from l2inv.domain.states import JUDGED, State
 
 if TYPE_CHECKING:
-    from l2inv.settings import Settings
+    from l2inv.config.settings import Settings
 
 MOST = 50
 GIVE_UP_SECONDS = 2.0
@@ -31,25 +29,6 @@ ACTS_ON: dict[str, tuple[State, ...]] = {
     "retry": ("error",),
 }
 HOLDERS = ("release", "hand-over", "mark-inverted")  # commands of who holds the OP
-
-
-@command("completion")
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-@json_option
-def completion(app: App, shell: str) -> None:
-    """Print what a SHELL needs to complete commands and OPs.
-
-    \b
-    bash, in ~/.bashrc:                   eval "$(l2inv completion bash)"
-    zsh, in ~/.zshrc, after compinit:     eval "$(l2inv completion zsh)"
-    fish, in ~/.config/fish/config.fish:  l2inv completion fish | source
-    """
-    from click.shell_completion import get_completion_class
-
-    kind = get_completion_class(shell)
-    assert kind is not None
-    script = kind(main, {}, "l2inv", "_L2INV_COMPLETE").source()
-    app.result({"shell": shell, "script": script}, lambda: click.echo(script, nl=False))
 
 
 def ops(app: App, command_name: str | None, beginning: str) -> list[str]:
@@ -72,15 +51,17 @@ def ops(app: App, command_name: str | None, beginning: str) -> list[str]:
 
 
 def _ops(app: App, command_name: str, beginning: str) -> list[str]:
-    from l2inv import database, record, settings
+    from l2inv.config import settings
+    from l2inv.database.connection import open_connection
+    from l2inv.record import event_log
 
     read = settings.load(Path(app.config) if app.config else None).settings
     url = _url(read)
     if url is None:
         return []
     holder = app.actor if command_name in HOLDERS else None
-    with database.open_connection(read, url) as connection:
-        found = record.beginning_with(connection, beginning, ACTS_ON.get(command_name), holder, MOST)
+    with open_connection(read, url) as connection:
+        found = event_log.beginning_with(connection, beginning, ACTS_ON.get(command_name), holder, MOST)
     return [op_id for op_id in found if _PLAIN.fullmatch(op_id)]
 
 
@@ -89,6 +70,7 @@ def _url(read: "Settings") -> str | None:
     url = read.database.read_url or read.database.url
     if url != "embedded":
         return url
-    from l2inv import database, embedded
+    from l2inv.database import embedded
+    from l2inv.database.connection import server_folder
 
-    return embedded.running(database.server_folder(read))
+    return embedded.running(server_folder(read))

@@ -5,13 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from l2inv import render
-from l2inv.cli.app import App, command, json_option
+from l2inv import wording
+from l2inv.cli import render
+from l2inv.cli.app import command
+from l2inv.cli.context import App
+from l2inv.cli.options import json_option
 from l2inv.cli.stages import Time
 
 if TYPE_CHECKING:
-    from l2inv.database import Connection
-    from l2inv.settings import Settings
+    from l2inv.config.settings import Settings
+    from l2inv.database.connection import Connection
 
 SHOWN = 10  # items of a section; the rest are counted
 Sections = dict[str, list[dict[str, Any]]]
@@ -25,7 +28,7 @@ def overdue(app: App, as_of: datetime | None) -> None:
 
     Prints nothing when none is. An OP on hold is not overdue.
     """
-    from l2inv import deadlines
+    from l2inv.queries import deadlines
 
     with app.connected() as (connection, settings):
         ops = deadlines.overdue(connection, settings.deadlines, as_of or datetime.now(UTC))
@@ -58,7 +61,7 @@ def digest(app: App, send: bool, dry_run: bool) -> None:
 
 
 def _collected(connection: "Connection", settings: "Settings") -> dict[str, Any]:
-    from l2inv import deadlines
+    from l2inv.queries import deadlines
 
     now = datetime.now(UTC)
     earlier = deadlines.earlier_digests(connection)
@@ -80,12 +83,13 @@ def _show(app: App, found: dict[str, Any]) -> None:
 
 
 def _send(app: App) -> None:
-    from l2inv import database, notify
+    from l2inv.database.runs import stage_run
+    from l2inv.services import notify
 
     unreached, problems = [], []
     with app.connected() as (connection, settings):
         addresses = {person.name: person.addresses for person in settings.notifications.people}
-        with database.stage_run(connection, "digest", app.actor) as run:
+        with stage_run(connection, "digest", app.actor) as run:
             found = _collected(connection, settings)
             for list_ in found["owners"]:
                 owner, sections = list_["owner"], list_["sections"]
@@ -106,7 +110,7 @@ def _send(app: App) -> None:
 
 def _title(owner: str, sections: Sections) -> str:
     counts = ", ".join(f"{len(items)} {_words(name)}" for name, items in sections.items() if items)
-    return render.clean(f"l2inv: {counts} ({owner})")
+    return wording.clean(f"l2inv: {counts} ({owner})")
 
 
 def _letter(sections: Sections) -> str:
@@ -124,21 +128,21 @@ def _words(name: str) -> str:
 
 
 def _due(op: dict[str, Any]) -> str:
-    length = render.length(abs(op["days_over"]) * 86_400)
+    length = wording.length(abs(op["days_over"]) * 86_400)
     how = f"{length} over" if op["days_over"] > 0 else f"in {length}"
-    return render.clean(f"{op['op_id']}  {op['state']}  due {render.day(op['due_at'])}, {how}")
+    return wording.clean(f"{op['op_id']}  {op['state']}  due {wording.day(op['due_at'])}, {how}")
 
 
 def _failed(op: dict[str, Any]) -> str:
-    return render.clean(f"{op['op_id']}  {op['stage']}: {op['cause']}")
+    return wording.clean(f"{op['op_id']}  {op['stage']}: {op['cause']}")
 
 
 def _set_aside(record: dict[str, Any]) -> str:
-    return render.clean(f"{record['dataset_id'] or '(no dataset id)'}  {record['reason']}")
+    return wording.clean(f"{record['dataset_id'] or '(no dataset id)'}  {record['reason']}")
 
 
 def _op(op: dict[str, Any]) -> str:
-    return render.clean(f"{op['op_id']}  {op['state']}")
+    return wording.clean(f"{op['op_id']}  {op['state']}")
 
 
 _LINES = {

@@ -4,8 +4,10 @@ from datetime import UTC, datetime, timedelta
 
 import click
 
-from l2inv.cli.app import App, command, json_option
+from l2inv.cli.app import command
 from l2inv.cli.arguments import Duration, op_argument
+from l2inv.cli.context import App
+from l2inv.cli.options import json_option
 
 
 @command("files")
@@ -16,16 +18,19 @@ def files(app: App, op: str) -> None:
 
     Each is compared with what was recorded of it.
     """
-    from l2inv import clean, record, render
+    from l2inv import wording
+    from l2inv.cli import render
+    from l2inv.record import event_log
+    from l2inv.stages.preprocess import clean
 
     with app.connected() as (connection, _):
-        found = clean.files(connection, record.resolve(connection, op))
+        found = clean.files(connection, event_log.resolve(connection, op))
     rows = [(file["standing"], file["size_bytes"], file["sha256"], file["path"]) for file in found["files"]]
 
     def text() -> None:
         if rows:
             render.table(("", "bytes", "sha256", "file"), rows, right=("bytes",), title=3)
-        cleaned = f", cleaned {render.day(found['cleaned_at'])}" if found["cleaned_at"] else ""
+        cleaned = f", cleaned {wording.day(found['cleaned_at'])}" if found["cleaned_at"] else ""
         app.summary(f"{found['op_id']}: {len(rows)} files in {found['folder'] or 'no folder yet'}{cleaned}")
 
     app.result(found, text)
@@ -39,7 +44,8 @@ def files(app: App, op: str) -> None:
 @json_option  # fmt: skip
 def clean(app: App, older_than: timedelta, dry_run: bool) -> None:
     """Remove the intermediate files of OPs published long ago."""
-    from l2inv import clean, render
+    from l2inv.cli import render
+    from l2inv.stages.preprocess import clean
 
     with app.connected() as (connection, settings):
         report = clean.clean(connection, settings, app.actor, older_than, datetime.now(UTC), dry_run)

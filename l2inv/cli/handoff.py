@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from l2inv.cli.app import App, command, json_option
+from l2inv.cli.app import command
 from l2inv.cli.arguments import Op, Words
+from l2inv.cli.context import App
+from l2inv.cli.options import json_option
 
 if TYPE_CHECKING:
-    from l2inv.handoff import Ready
+    from l2inv.stages.mark_inverted.ready_event import Ready
 
 
 @command("mark-inverted")
@@ -85,8 +87,10 @@ def mark_inverted(
     """Say that an OP that you hold is inverted: the ready event."""
     from msgspec.structs import replace
 
-    from l2inv import handoff, record, views
     from l2inv.errors import Refused
+    from l2inv.queries import observing_programs
+    from l2inv.record import event_log
+    from l2inv.stages.mark_inverted import ready_event
 
     described = (outputs, software, software_version, programs, datasets, lines, asdf_object_key, note)
     if file and any(described):
@@ -99,12 +103,12 @@ def mark_inverted(
     if file:
         ready, file_sha256 = _from_file(file)
     elif op:
-        ready = handoff.Ready(
+        ready = ready_event.Ready(
             op_id=op,
             instrument_programs=list(programs) or None,
             datasets=list(datasets) or None,
-            software=handoff.Software(software, software_version) if software else None,
-            outputs=[handoff.Output(uri) for uri in dict.fromkeys(outputs)],
+            software=ready_event.Software(software, software_version) if software else None,
+            outputs=[ready_event.Output(uri) for uri in dict.fromkeys(outputs)],
             lines=list(lines),
             asdf_object_key=asdf_object_key,
             note=note,
@@ -113,12 +117,12 @@ def mark_inverted(
         raise click.UsageError("name the OP, or a ready file with --from")
     with app.connected() as (connection, settings):
         if not file:
-            ready = replace(ready, op_id=record.resolve(connection, ready.op_id))
-        elif op and record.resolve(connection, op) != ready.op_id:
+            ready = replace(ready, op_id=event_log.resolve(connection, ready.op_id))
+        elif op and event_log.resolve(connection, op) != ready.op_id:
             raise Refused(
                 f"{file} is of OP {ready.op_id}, not of {op}", "leave out the OP, or name another file"
             )
-        marked = handoff.mark_inverted(
+        marked = ready_event.mark_inverted(
             connection,
             ready,
             app.actor,
@@ -127,7 +131,7 @@ def mark_inverted(
             accepted_because=reason,
             file_sha256=file_sha256,
         )
-        found = views.show(connection, ready.op_id)
+        found = observing_programs.show(connection, ready.op_id)
     said = f"marked {ready.op_id} inverted" if marked else f"{ready.op_id} was marked so already"
     app.result(found, lambda: app.summary(said))
 
@@ -135,15 +139,16 @@ def mark_inverted(
 def _from_file(file: Path) -> tuple["Ready", str]:
     import hashlib
 
-    from l2inv import handoff, yamlfile
+    from l2inv.config import yamlfile
     from l2inv.errors import L2invError
+    from l2inv.stages.mark_inverted import ready_event
 
     try:
         with file.open("rb") as opened:
             content = opened.read(yamlfile.MAX_BYTES + 1)
     except OSError as problem:
         raise L2invError(f"{file}: cannot be read: {problem.strerror}", "name a ready file") from problem
-    return handoff.read(content, str(file)), hashlib.sha256(content).hexdigest()
+    return ready_event.read(content, str(file)), hashlib.sha256(content).hexdigest()
 
 
 @command("inbox")
@@ -154,7 +159,7 @@ def inbox(app: App, folder: Path) -> None:
 
     They are *.yaml, *.yml and *.json. Each is filed under done/, or under rejected/ with the reason beside it. One that is still being written waits for the next run.
     """
-    from l2inv.inbox import inbox
+    from l2inv.stages.mark_inverted.inbox import inbox
 
     with app.monitored("inbox"):
         with app.connected() as (connection, settings):

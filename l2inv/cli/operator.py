@@ -5,8 +5,10 @@ from typing import Any
 
 import click
 
-from l2inv.cli.app import App, command, common_options, json_option, main
+from l2inv.cli.app import command, main
 from l2inv.cli.arguments import Actor, Op, Words
+from l2inv.cli.context import App
+from l2inv.cli.options import common_options, json_option
 
 
 @command("migrate")
@@ -14,10 +16,11 @@ from l2inv.cli.arguments import Actor, Op, Words
 @json_option
 def migrate(app: App, dry_run: bool) -> None:
     """Bring the database's schema to what this l2inv expects."""
-    from l2inv import database, migrate
+    from l2inv.database import migrate
+    from l2inv.database.connection import open_connection, translated
 
     settings = app.settings
-    with database.translated(settings), database.open_connection(settings) as connection:
+    with translated(settings), open_connection(settings) as connection:
         if dry_run:
             pending = dict(migrate.pending_sql(connection, settings.database.schema))
             app.result(
@@ -37,11 +40,11 @@ def retry(app: App, ops: tuple[str, ...]) -> None:
 
     Those named, or all that are in error.
     """
-    from l2inv import record
+    from l2inv.record import event_log
 
     with app.connected() as (connection, _):
-        op_ids = [record.resolve(connection, op) for op in ops]
-        brought_back = record.retry(connection, op_ids, app.actor)
+        op_ids = [event_log.resolve(connection, op) for op in ops]
+        brought_back = event_log.retry(connection, op_ids, app.actor)
     document = {"ops": [{"op_id": op_id, "state": state} for op_id, state in brought_back]}
 
     def text() -> None:
@@ -62,7 +65,9 @@ def quarantine(app: App, record: str | None, read_again: bool) -> None:
 
     With a RECORD's key or dataset id, show it as it was received.
     """
-    from l2inv import quarantine, render, scan
+    from l2inv import wording
+    from l2inv.cli import render
+    from l2inv.stages.scan import quarantine, scan
 
     if record and read_again:
         raise click.UsageError("--read-again reads them all: name no record")
@@ -73,15 +78,15 @@ def quarantine(app: App, record: str | None, read_again: bool) -> None:
             return
         if read_again:
             report = scan.read_again(connection, settings, app.actor)
-            app.result(report, lambda: app.summary(render.summary(report)))
+            app.result(report, lambda: app.summary(wording.summary(report)))
             return
         records = quarantine.listed(connection)
     rows = [
         (
             r["key"],
             r["dataset_id"] or "-",
-            render.moment(r["first_seen"]),
-            render.moment(r["last_seen"]),
+            wording.moment(r["first_seen"]),
+            wording.moment(r["last_seen"]),
             r["reason"],
         )
         for r in records
@@ -91,12 +96,13 @@ def quarantine(app: App, record: str | None, read_again: bool) -> None:
 
 
 def _print_records(records: list[dict[str, Any]]) -> None:
-    from l2inv import render
+    from l2inv import wording
+    from l2inv.cli import render
 
     for record in records:
-        resolved = render.moment(record["resolved_at"]) if record["resolved_at"] else "not yet"
+        resolved = wording.moment(record["resolved_at"]) if record["resolved_at"] else "not yet"
         render.fields([("key", record["key"]), ("reason", record["reason"]), ("resolved", resolved)])
-        click.echo(render.clean(record["raw"]))
+        click.echo(wording.clean(record["raw"]))
 
 
 @command("verify")
@@ -116,8 +122,8 @@ def verify(app: App, what: str | None, anchor: Path | None) -> None:
     Its chain of hashes, the present states, every verdict judged again, the dataset versions, and that what each
     run reported is there.
     """
-    from l2inv import anchor as anchors
-    from l2inv import verify
+    from l2inv.record import anchor as anchors
+    from l2inv.record import verify
 
     with app.connected() as (connection, _), app.progress("rows") as progress:
         found = verify.verify(connection, what, progress)
@@ -156,8 +162,9 @@ def check(app: App) -> None:
 
     Every mistake is named at once, each with its path in the file.
     """
-    from l2inv import metadata_store, preprocess
-    from l2inv.settings import to_plain
+    from l2inv.config.settings import to_plain
+    from l2inv.services import metadata_store
+    from l2inv.stages.preprocess import preprocess
 
     loaded = app.loaded()
     metadata_store.check(loaded.settings.metadata_store)
@@ -179,9 +186,10 @@ def server() -> None:
 @click.pass_obj
 def server_status(app: App) -> None:
     """Say whether the embedded server runs, and where."""
-    from l2inv import database, embedded
+    from l2inv.database import embedded
+    from l2inv.database.connection import server_folder
 
-    folder = database.server_folder(app.settings)
+    folder = server_folder(app.settings)
     url = embedded.start(folder) if embedded.is_running(folder) else None
     document = {"folder": str(folder), "running": url is not None, "url": url}
     said = f"running, for psql: {url}" if url else "not running"
@@ -197,9 +205,10 @@ def server_stop(app: App) -> None:
 
     The next command that needs it starts it again.
     """
-    from l2inv import database, embedded
+    from l2inv.database import embedded
+    from l2inv.database.connection import server_folder
 
-    stopped = embedded.stop(database.server_folder(app.settings))
+    stopped = embedded.stop(server_folder(app.settings))
     app.result(
         {"stopped": stopped},
         lambda: app.summary("embedded server: " + ("stopped" if stopped else "was not running")),
@@ -221,7 +230,7 @@ def demo(app: App, store: bool, port: int) -> None:
 
     The database stays, for the commands that it names at the end.
     """
-    from l2inv import demo
+    from l2inv.sample import demo
 
     if store:
         demo.run_store(port, app.warn)
@@ -251,7 +260,7 @@ def roles(app: App, owner: str, writer: str, reader: str, applies: bool) -> None
 
     Run it again after a migration.
     """
-    from l2inv.roles import Roles, apply, statements
+    from l2inv.database.roles import Roles, apply, statements
 
     names = Roles(owner, writer, reader)
     if len(set(names)) < len(names):
@@ -273,7 +282,7 @@ def backup(app: App, file: Path) -> None:
 
     It is compressed; restore reads it on any PostgreSQL.
     """
-    from l2inv import backup
+    from l2inv.record import backup
 
     with app.connected() as (connection, _), app.progress("rows") as progress:
         done = backup.backup(connection, file, progress)
@@ -289,7 +298,7 @@ def restore(app: App, file: Path, checks: bool) -> None:
 
     All or nothing.
     """
-    from l2inv import backup
+    from l2inv.record import backup
 
     if checks:
         with app.progress("rows") as progress:

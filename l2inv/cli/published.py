@@ -9,8 +9,10 @@ from typing import Any
 
 import click
 
-from l2inv.cli.app import App, command, json_option
+from l2inv.cli.app import command
 from l2inv.cli.arguments import Words, op_argument
+from l2inv.cli.context import App
+from l2inv.cli.options import json_option
 
 
 @command("reopen")
@@ -22,12 +24,14 @@ def reopen(app: App, op: str, reason: str) -> None:
 
     It must be inverted or published; it is judged anew.
     """
-    from l2inv import cycles, record, views
+    from l2inv.queries import observing_programs
+    from l2inv.record import event_log
+    from l2inv.stages.publish import cycles
 
     with app.connected() as (connection, settings):
-        op_id = record.resolve(connection, op)
+        op_id = event_log.resolve(connection, op)
         cycles.reopen(connection, settings, op_id, reason, app.actor)
-        found = views.show(connection, op_id)
+        found = observing_programs.show(connection, op_id)
     app.result(found, lambda: app.summary(f"{op_id} is {found['state']} again"))
 
 
@@ -48,10 +52,11 @@ def withdraw(app: App, op: str, reason: str, inversion_ids: tuple[str, ...]) -> 
 
     Whoever reads published_op or the export sees it there.
     """
-    from l2inv import cycles, record
+    from l2inv.record import event_log
+    from l2inv.stages.publish import cycles
 
     with app.connected() as (connection, _):
-        op_id = record.resolve(connection, op)
+        op_id = event_log.resolve(connection, op)
         told = cycles.withdraw(connection, op_id, reason, inversion_ids, app.actor)
     app.result(
         {"op_id": op_id, "withdrawn": told}, lambda: app.summary(f"withdrew {', '.join(told)} of {op_id}")
@@ -71,12 +76,14 @@ def adopt(app: App, op: str, inversion_id: str, reason: str, beside: bool) -> No
 
     The store holds it and the record does not know of it; the OP must be inverted.
     """
-    from l2inv import cycles, record, views
+    from l2inv.queries import observing_programs
+    from l2inv.record import event_log
+    from l2inv.stages.publish import cycles
 
     with app.connected() as (connection, settings):
-        op_id = record.resolve(connection, op)
+        op_id = event_log.resolve(connection, op)
         cycles.adopt(connection, settings, op_id, inversion_id, beside, reason, app.actor)
-        found = views.show(connection, op_id)
+        found = observing_programs.show(connection, op_id)
     said = "stands beside" if beside else "is"
     app.result(
         found, lambda: app.summary(f"{inversion_id} {said} the inversion of {op_id}; run: l2inv publish")
@@ -105,7 +112,7 @@ def export(app: App, form: str, after: int) -> None:
 
     Read on from the last event_id with --after.
     """
-    from l2inv import export
+    from l2inv.queries import export
 
     with app.reading() as (connection, _), closing(export.inversions(connection, after)) as rows:
         if app.json:

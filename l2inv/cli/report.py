@@ -7,7 +7,9 @@ from pathlib import Path
 
 import click
 
-from l2inv.cli.app import App, command, json_option
+from l2inv.cli.app import command
+from l2inv.cli.context import App
+from l2inv.cli.options import json_option
 
 
 @command("report")
@@ -27,7 +29,7 @@ def report(app: App, file: Path, lines: int) -> None:
 
     It is put in place of the last one as a whole, for an internal web server to show; - is stdout.
     """
-    from l2inv import report as room
+    from l2inv.queries.report import snapshot as room
 
     now = datetime.now(UTC)
     if str(file) == "-":

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from l2inv.cli.app import App, command, json_option
+from l2inv.cli.app import command
 from l2inv.cli.arguments import Actor, Duration, Words, op_argument
+from l2inv.cli.context import App
+from l2inv.cli.options import json_option
 
 if TYPE_CHECKING:
-    from l2inv.settings import Settings
+    from l2inv.config.settings import Settings
 
 NOTHING = "nothing is ready to be claimed; see: l2inv status"
 NOTHING_FITS = "nothing that is ready fits; see: l2inv next"
@@ -64,7 +66,8 @@ def next_(
 
     By priority, then as next.rank_by says. Each tells why it stands where it does.
     """
-    from l2inv import offers, views
+    from l2inv.queries import observing_programs
+    from l2inv.stages.mark_working import offers
 
     if duration and not claims:
         raise click.UsageError("--for needs --claim")
@@ -76,18 +79,19 @@ def next_(
     with app.connected() if claims else app.reading() as (connection, settings):
         rank_by = settings.next.rank_by
         if claims:
-            from l2inv import render, science
+            from l2inv import wording
+            from l2inv.stages.mark_working import claiming
 
             due_at = _due(settings, duration)
-            op_ids = science.claim_first(connection, rank_by, wanted, app.actor, due_at, limit or 1)
-            found = [views.show(connection, op_id) for op_id in op_ids]
-            said = [f"claimed {op_id} for {app.actor}, due {render.day(due_at)}" for op_id in op_ids]
+            op_ids = claiming.claim_first(connection, rank_by, wanted, app.actor, due_at, limit or 1)
+            found = [observing_programs.show(connection, op_id) for op_id in op_ids]
+            said = [f"claimed {op_id} for {app.actor}, due {wording.day(due_at)}" for op_id in op_ids]
             document = {"claimed": found[0] if found else None, "ops": found}
             app.result(document, lambda: app.summaries(said or [nothing]))
             return
         ops = offers.offered(connection, rank_by, limit or 10, wanted)
-        changed = views.held_with_changed_inputs(connection, app.actor)
-        held = views.held_by(connection, app.actor)
+        changed = observing_programs.held_with_changed_inputs(connection, app.actor)
+        held = observing_programs.held_by(connection, app.actor)
     app.result({"ops": ops, "inputs_changed": changed}, lambda: _print_next(ops, held, nothing))
     for op in changed:
         app.warn(
@@ -103,12 +107,13 @@ def _due(settings: "Settings", duration: timedelta | None) -> datetime:
 
 
 def _print_next(ops: list[dict[str, Any]], held: list[dict[str, Any]], nothing: str) -> None:
-    from l2inv import render
+    from l2inv import wording
+    from l2inv.cli import render
 
     on_terminal = render.width() is not None
     if held and on_terminal:
         holds = f"{held[0]['op_id']}" if len(held) == 1 else f"{len(held)} OPs"
-        due = f", the first due {render.day(held[0]['due_at'])}" if held[0]["due_at"] else ""
+        due = f", the first due {wording.day(held[0]['due_at'])}" if held[0]["due_at"] else ""
         render.paragraph(f"You hold {holds}{due}; see: l2inv mine")
         click.echo()
     if not ops:
@@ -128,9 +133,9 @@ def _print_next(ops: list[dict[str, Any]], held: list[dict[str, Any]], nothing: 
         (
             op["op_id"],
             op["proposal_id"] or "-",
-            render.day(op["start_time"]),
+            wording.day(op["start_time"]),
             ", ".join(op["bands"]) or "-",
-            render.centimetres(op["fried_parameter_med"]),
+            wording.centimetres(op["fried_parameter_med"]),
             op["datasets"],
             ", ".join(op["instruments"]),
             op["why"],
@@ -147,10 +152,12 @@ def _print_next(ops: list[dict[str, Any]], held: list[dict[str, Any]], nothing: 
 @json_option
 def mine(app: App) -> None:
     """Show what you hold, what is due first at the top."""
-    from l2inv import render, views
+    from l2inv import wording
+    from l2inv.cli import render
+    from l2inv.queries import observing_programs
 
     with app.connected() as (connection, _):
-        ops = views.held_by(connection, app.actor)
+        ops = observing_programs.held_by(connection, app.actor)
     now = datetime.now(UTC)
     for op in ops:
         op["overdue"] = op["due_at"] is not None and op["due_at"] <= now
@@ -163,9 +170,9 @@ def mine(app: App) -> None:
         rows = [
             (
                 op["op_id"],
-                render.day(op["due_at"]) + (" overdue" if op["overdue"] else ""),
+                wording.day(op["due_at"]) + (" overdue" if op["overdue"] else ""),
                 op["state"],
-                render.day(op["since"]),
+                wording.day(op["since"]),
                 op["proposal_id"] or "-",
                 "changed" if op["inputs_changed"] else "-",
             )
@@ -177,15 +184,18 @@ def mine(app: App) -> None:
 
 
 def _claim(app: App, op: str, duration: timedelta | None) -> None:
-    from l2inv import record, render, science, views
+    from l2inv import wording
+    from l2inv.queries import observing_programs
+    from l2inv.record import event_log
+    from l2inv.stages.mark_working import claiming
 
     with app.connected() as (connection, settings):
-        op_id = record.resolve(connection, op)
+        op_id = event_log.resolve(connection, op)
         due_at = _due(settings, duration)
-        claimed = science.claim(connection, op_id, app.actor, due_at, extend=duration is not None)
-        found = views.show(connection, op_id)
+        claimed = claiming.claim(connection, op_id, app.actor, due_at, extend=duration is not None)
+        found = observing_programs.show(connection, op_id)
     said = f"claimed {op_id} for {app.actor}" if claimed else f"{op_id} is yours already"
-    due = f", due {render.day(found['due_at'])}" if found["due_at"] else ""
+    due = f", due {wording.day(found['due_at'])}" if found["due_at"] else ""
     app.result(found, lambda: app.summary(said + due))
 
 
@@ -223,13 +233,15 @@ def mark_working(app: App, op: str, duration: timedelta | None) -> None:
 @json_option
 def hand_over(app: App, op: str, to: str, reason: str | None, duration: timedelta | None) -> None:
     """Give an OP that you hold to somebody else."""
-    from l2inv import record, science, views
+    from l2inv.queries import observing_programs
+    from l2inv.record import event_log
+    from l2inv.stages.mark_working import claiming
 
     with app.connected() as (connection, settings):
-        op_id = record.resolve(connection, op)
+        op_id = event_log.resolve(connection, op)
         due_at = _due(settings, duration) if duration else None
-        science.hand_over(connection, op_id, to, app.actor, due_at, reason)
-        found = views.show(connection, op_id)
+        claiming.hand_over(connection, op_id, to, app.actor, due_at, reason)
+        found = observing_programs.show(connection, op_id)
     app.result(found, lambda: app.summary(f"{op_id} is held by {to}, due {_day(found)}"))
 
 
@@ -240,19 +252,21 @@ def hand_over(app: App, op: str, to: str, reason: str | None, duration: timedelt
 @json_option
 def take_over(app: App, op: str, reason: str, duration: timedelta | None) -> None:
     """Take an OP whose holder let it become overdue."""
-    from l2inv import record, science, views
+    from l2inv.queries import observing_programs
+    from l2inv.record import event_log
+    from l2inv.stages.mark_working import claiming
 
     with app.connected() as (connection, settings):
-        op_id = record.resolve(connection, op)
-        science.take_over(connection, op_id, app.actor, reason, _due(settings, duration), datetime.now(UTC))
-        found = views.show(connection, op_id)
+        op_id = event_log.resolve(connection, op)
+        claiming.take_over(connection, op_id, app.actor, reason, _due(settings, duration), datetime.now(UTC))
+        found = observing_programs.show(connection, op_id)
     app.result(found, lambda: app.summary(f"{op_id} is held by {app.actor}, due {_day(found)}"))
 
 
 def _day(op: dict[str, Any]) -> str:
-    from l2inv import render
+    from l2inv import wording
 
-    return render.day(op["due_at"])
+    return wording.day(op["due_at"])
 
 
 @command("hold")
@@ -264,12 +278,14 @@ def hold(app: App, op: str, reason: str) -> None:
 
     Until it is taken off hold: l2inv unhold.
     """
-    from l2inv import record, science, views
+    from l2inv.queries import observing_programs
+    from l2inv.record import event_log
+    from l2inv.stages.mark_working import claiming
 
     with app.connected() as (connection, _):
-        op_id = record.resolve(connection, op)
-        science.hold(connection, op_id, reason, app.actor)
-        found = views.show(connection, op_id)
+        op_id = event_log.resolve(connection, op)
+        claiming.hold(connection, op_id, reason, app.actor)
+        found = observing_programs.show(connection, op_id)
     app.result(found, lambda: app.summary(f"{op_id} is on hold"))
 
 
@@ -279,12 +295,14 @@ def hold(app: App, op: str, reason: str) -> None:
 @json_option
 def unhold(app: App, op: str, reason: str | None) -> None:
     """Take an OP off hold: it goes on from where it is."""
-    from l2inv import record, science, views
+    from l2inv.queries import observing_programs
+    from l2inv.record import event_log
+    from l2inv.stages.mark_working import claiming
 
     with app.connected() as (connection, _):
-        op_id = record.resolve(connection, op)
-        science.unhold(connection, op_id, reason, app.actor)
-        found = views.show(connection, op_id)
+        op_id = event_log.resolve(connection, op)
+        claiming.unhold(connection, op_id, reason, app.actor)
+        found = observing_programs.show(connection, op_id)
     app.result(found, lambda: app.summary(f"{op_id} is off hold: {found['state']}"))
 
 
@@ -304,12 +322,14 @@ def prioritize(app: App, op: str, priority: int, reason: str) -> None:
 
     The higher the priority, the earlier next offers it.
     """
-    from l2inv import record, science, views
+    from l2inv.queries import observing_programs
+    from l2inv.record import event_log
+    from l2inv.stages.mark_working import claiming
 
     with app.connected() as (connection, _):
-        op_id = record.resolve(connection, op)
-        science.prioritize(connection, op_id, priority, reason, app.actor)
-        found = views.show(connection, op_id)
+        op_id = event_log.resolve(connection, op)
+        claiming.prioritize(connection, op_id, priority, reason, app.actor)
+        found = observing_programs.show(connection, op_id)
     app.result(found, lambda: app.summary(f"{op_id} has priority {priority}"))
 
 
@@ -319,11 +339,12 @@ def prioritize(app: App, op: str, priority: int, reason: str) -> None:
 @json_option
 def note(app: App, op: str, text: str) -> None:
     """Add a word to an OP's history."""
-    from l2inv import record, science
+    from l2inv.record import event_log
+    from l2inv.stages.mark_working import claiming
 
     with app.connected() as (connection, _):
-        op_id = record.resolve(connection, op)
-        science.note(connection, op_id, text, app.actor)
+        op_id = event_log.resolve(connection, op)
+        claiming.note(connection, op_id, text, app.actor)
     app.result({"op_id": op_id, "note": text}, lambda: app.summary(f"noted on {op_id}"))
 
 
@@ -333,10 +354,12 @@ def note(app: App, op: str, text: str) -> None:
 @json_option
 def release(app: App, op: str, reason: str | None) -> None:
     """Give a claimed OP back for others to take."""
-    from l2inv import record, science, views
+    from l2inv.queries import observing_programs
+    from l2inv.record import event_log
+    from l2inv.stages.mark_working import claiming
 
     with app.connected() as (connection, _):
-        op_id = record.resolve(connection, op)
-        science.release(connection, op_id, app.actor, reason)
-        found = views.show(connection, op_id)
+        op_id = event_log.resolve(connection, op)
+        claiming.release(connection, op_id, app.actor, reason)
+        found = observing_programs.show(connection, op_id)
     app.result(found, lambda: app.summary(f"released {op_id}"))

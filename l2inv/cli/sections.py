@@ -57,7 +57,6 @@ SECTIONS = {
         "backup": ("operator", "Write everything recorded, as of one moment, to a FILE."),
         "restore": ("operator", "Fill an empty schema from a backup FILE, and verify it."),
         "demo": ("operator", "Run the whole pipeline on a sample store of its own."),
-        "completion": ("completion", "Print what a SHELL needs to complete commands and OPs."),
     },
 }
 COMMANDS = {name: entry for commands in SECTIONS.values() for name, entry in commands.items()}

@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
-from l2inv.cli.app import App, command, json_option
+from l2inv.cli.app import command
+from l2inv.cli.context import App
+from l2inv.cli.options import json_option
 
 
 @command("scan")
@@ -22,7 +24,7 @@ def scan(app: App, since_last: bool, allow_withdrawals: bool) -> None:
 
 
 def _scan(app: App, since_last: bool, allow_withdrawals: bool) -> None:
-    from l2inv.scan import scan
+    from l2inv.stages.scan.scan import scan
 
     with app.connected() as (connection, settings), app.progress("datasets") as progress:
         report = scan(
@@ -85,7 +87,7 @@ def qualify(app: App, as_of: datetime | None, what_if: Path | None) -> None:
 
 
 def _qualify(app: App, as_of: datetime) -> None:
-    from l2inv.qualify import qualify
+    from l2inv.stages.qualify import qualify
 
     with app.connected() as (connection, settings), app.progress("OPs") as progress:
         report = qualify(connection, settings, app.actor, as_of, progress)
@@ -98,8 +100,9 @@ def _qualify(app: App, as_of: datetime) -> None:
 
 
 def _what_if(app: App, file: Path) -> None:
-    from l2inv import render, settings
-    from l2inv.whatif import what_if
+    from l2inv.cli import render
+    from l2inv.config import settings
+    from l2inv.queries.what_if import what_if
 
     other = settings.load(file, os.environ).settings.qualification
     with app.connected() as (connection, present), app.progress("OPs") as progress:
@@ -122,7 +125,7 @@ def _what_if(app: App, file: Path) -> None:
 @json_option
 def preprocess(app: App) -> None:
     """Run the configured command for each invertible OP."""
-    from l2inv.preprocess import preprocess
+    from l2inv.stages.preprocess.preprocess import preprocess
 
     with app.monitored("preprocess"):
         _run_stage(app, preprocess)
@@ -135,7 +138,7 @@ def preprocess(app: App) -> None:
 @json_option  # fmt: skip
 def publish(app: App, dry_run: bool) -> None:
     """Tell the metadata store of each inversion, exactly once."""
-    from l2inv.publish import publish
+    from l2inv.stages.publish.publish import publish
 
     if dry_run:
         _dry_run(app)
@@ -145,7 +148,8 @@ def publish(app: App, dry_run: bool) -> None:
 
 
 def _dry_run(app: App) -> None:
-    from l2inv import preflight, render
+    from l2inv.cli import render
+    from l2inv.stages.publish import preflight
 
     with app.connected() as (connection, settings):
         op_ids = preflight.inverted_ops(connection)
@@ -179,9 +183,9 @@ def _run_stage(app: App, stage: Callable[..., dict[str, Any]]) -> None:
 
 
 def _tell(app: App, report: dict[str, Any]) -> None:
-    from l2inv import render
+    from l2inv import wording
 
-    app.result(report, lambda: app.summary(render.summary(report)))
+    app.result(report, lambda: app.summary(wording.summary(report)))
 
 
 def _exit_with(app: App, report: dict[str, Any]) -> None:

@@ -4,8 +4,10 @@ from typing import Any
 
 import click
 
-from l2inv.cli.app import App, command, json_option
+from l2inv.cli.app import command
 from l2inv.cli.arguments import Words, op_argument
+from l2inv.cli.context import App
+from l2inv.cli.options import json_option
 
 BAR_COLUMNS = 40
 
@@ -18,25 +20,27 @@ def explain(app: App, op: str) -> None:
 
     What was measured, what is required, and by how much it passes or fails.
     """
-    from l2inv import record, verdicts
+    from l2inv.queries import verdicts
+    from l2inv.record import event_log
 
     with app.connected() as (connection, _):
-        found = verdicts.explain(connection, record.resolve(connection, op))
+        found = verdicts.explain(connection, event_log.resolve(connection, op))
     app.result(found, lambda: _print_verdict(found))
 
 
 def _print_verdict(found: dict[str, Any]) -> None:
-    from l2inv import render
+    from l2inv import wording
+    from l2inv.cli import render
 
     judged, overruled = found["judged_at"] is not None, found["overruled_by"]
     pairs = [
         ("OP", found["op_id"]),
         ("state", found["state"]),
-        ("verdict", render.verdict_line(found) if judged else "not judged yet"),
+        ("verdict", wording.verdict_line(found) if judged else "not judged yet"),
     ]
     if judged:
         pairs.append(
-            ("judged", f"{render.moment(found['judged_at'])} by criteria {found['criteria_version']}")
+            ("judged", f"{wording.moment(found['judged_at'])} by criteria {found['criteria_version']}")
         )
     if overruled:
         counts_as = "invertible" if overruled["invertible"] else "not invertible"
@@ -52,8 +56,8 @@ def _print_verdict(found: dict[str, Any]) -> None:
                 c["name"] + (" (optional)" if c.get("optional") else ""),
                 c["result"],
                 c["dataset_id"] or "-",
-                render.value(c["measured"]),
-                render.value(c["required"]),
+                wording.value(c["measured"]),
+                wording.value(c["required"]),
                 _signed(c["margin"]),
             )
             for c in program["criteria"]
@@ -74,7 +78,7 @@ def near_misses(app: App) -> None:
 
     With what was measured and by how much it missed.
     """
-    from l2inv import verdicts
+    from l2inv.queries import verdicts
 
     with app.connected() as (connection, _):
         found = verdicts.near_misses(connection)
@@ -82,7 +86,8 @@ def near_misses(app: App) -> None:
 
 
 def _print_near_misses(found: list[dict[str, Any]]) -> None:
-    from l2inv import render
+    from l2inv import wording
+    from l2inv.cli import render
 
     if not found:
         click.echo("no OP fails on exactly one criterion")
@@ -93,8 +98,8 @@ def _print_near_misses(found: list[dict[str, Any]]) -> None:
             (
                 op["op_id"],
                 op["instrument_program_id"] or "-",
-                render.value(op["measured"]),
-                render.value(op["required"]),
+                wording.value(op["measured"]),
+                wording.value(op["required"]),
                 _signed(op["margin"]),
             )
             for op in ops
@@ -111,7 +116,8 @@ def criteria(app: App, pair: tuple[str, ...]) -> None:
 
     With OLD and NEW, show what differs between the two.
     """
-    from l2inv import criteria, verdicts
+    from l2inv.domain import criteria
+    from l2inv.queries import verdicts
 
     if len(pair) not in (0, 2):
         raise click.UsageError("name two versions, or none to list them")
@@ -132,21 +138,23 @@ def criteria(app: App, pair: tuple[str, ...]) -> None:
 
 
 def _print_differences(differences: list[dict[str, Any]]) -> None:
-    from l2inv import render
+    from l2inv import wording
+    from l2inv.cli import render
 
     for d in differences:
-        render.paragraph(f"{d['path']}: {render.as_json(d['old'])} -> {render.as_json(d['new'])}", hang=2)
+        render.paragraph(f"{d['path']}: {wording.as_json(d['old'])} -> {wording.as_json(d['new'])}", hang=2)
     if not differences:
         click.echo("no difference")
 
 
 def _print_versions(versions: list[dict[str, Any]], present: str) -> None:
-    from l2inv import render
+    from l2inv import wording
+    from l2inv.cli import render
 
     rows = [
         (
             v["criteria_version"],
-            render.moment(v["first_used_at"]),
+            wording.moment(v["first_used_at"]),
             v["verdicts"],
             v["ops"],
             "the present settings" if v["criteria_version"] == present else "",
@@ -166,7 +174,7 @@ def completeness(app: App) -> None:
 
     To choose completeness.quiet_days by.
     """
-    from l2inv import verdicts
+    from l2inv.queries import verdicts
 
     with app.connected() as (connection, settings):
         quiet_days = settings.completeness.quiet_days
@@ -175,7 +183,8 @@ def completeness(app: App) -> None:
 
 
 def _print_completeness(found: dict[str, Any], quiet_days: float) -> None:
-    from l2inv import render
+    from l2inv import wording
+    from l2inv.cli import render
 
     if not found["ops"]:
         click.echo("no dataset is recorded yet; run: l2inv scan")
@@ -190,7 +199,7 @@ def _print_completeness(found: dict[str, Any], quiet_days: float) -> None:
         click.echo()
         render.paragraph(f"{group['name']}, {group['ops']} OPs:")
         for day, s in zip(days, group["shares"], strict=True):
-            bar = render.bar(s["share"], room)
+            bar = wording.bar(s["share"], room)
             mark = "  <- quiet_days" if s["quiet_days"] == quiet_days else ""
             click.echo(f"{day:>8} {bar.ljust(room)} {_percent(s['share']):>6}{mark}")
 
@@ -214,12 +223,14 @@ def _percent(share: float) -> str:
 @json_option  # fmt: skip
 def overrule(app: App, op: str, invertible: bool | None, reason: str, programs: tuple[str, ...]) -> None:
     """Set a verdict aside, until the OP's datasets change."""
-    from l2inv import qualify, record, views
+    from l2inv.queries import observing_programs
+    from l2inv.record import event_log
+    from l2inv.stages import qualify
 
     if invertible is None:
         raise click.UsageError("say which: --invertible or --not-invertible")
     with app.connected() as (connection, _):
-        op_id = record.resolve(connection, op)
+        op_id = event_log.resolve(connection, op)
         qualify.overrule(connection, op_id, invertible, reason, programs, app.actor)
-        found = views.show(connection, op_id)
+        found = observing_programs.show(connection, op_id)
     app.result(found, lambda: app.summary(f"{op_id} is {found['state']}"))

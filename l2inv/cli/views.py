@@ -5,9 +5,11 @@ from typing import Any
 
 import click
 
-from l2inv.cli.app import App, command, json_option
+from l2inv.cli.app import command
 from l2inv.cli.arguments import op_argument
-from l2inv.states import STATES
+from l2inv.cli.context import App
+from l2inv.cli.options import json_option
+from l2inv.domain.states import STATES
 
 # How a stage is run again that needs more than its name.
 AGAIN = {
@@ -22,15 +24,17 @@ STALE = timedelta(days=2)  # cron scans every night; after two somebody has to l
 @json_option
 def list_(app: App, state: str | None) -> None:
     """List OPs with their present state."""
-    from l2inv import render, views
+    from l2inv import wording
+    from l2inv.cli import render
+    from l2inv.queries import observing_programs
 
     with app.reading() as (connection, _):
-        ops = views.list_ops(connection, state)
+        ops = observing_programs.list_ops(connection, state)
     rows = (
         (
             op["op_id"],
             op["state"] + (", on hold" if op["on_hold"] else ""),
-            render.day(op["since"]),
+            wording.day(op["since"]),
             op["datasets"],
             op["assignee"] or "-",
         )
@@ -47,34 +51,37 @@ def list_(app: App, state: str | None) -> None:
 @json_option
 def show(app: App, op: str) -> None:
     """Show one OP: its datasets, its verdict, who holds it."""
-    from l2inv import record, views
+    from l2inv.queries import observing_programs
+    from l2inv.record import event_log
 
     with app.connected() as (connection, _):
-        found = views.show(connection, record.resolve(connection, op))
+        found = observing_programs.show(connection, event_log.resolve(connection, op))
     app.result(found, lambda: _print_op(found))
 
 
 def _print_op(op: dict[str, Any]) -> None:
-    from l2inv import record, render
+    from l2inv import wording
+    from l2inv.cli import render
+    from l2inv.record import event_log
 
     late = op["state"] == "working" and op["due_at"] is not None and op["due_at"] <= datetime.now(UTC)
-    due = f", due {render.day(op['due_at'])}{' overdue' * late}" if op["due_at"] else ""
+    due = f", due {wording.day(op['due_at'])}{' overdue' * late}" if op["due_at"] else ""
     holder = (op["assignee"] or "-") + due
     overruled, error, verdict = op["overruled_by"], op["error"], op["verdict"]
     pairs = [
         ("OP", op["op_id"]),
         ("state", op["state"]),
-        ("since", render.moment(op["since"])),
+        ("since", wording.moment(op["since"])),
         ("assignee", holder),
-        ("to do", record.way_on(op["op_id"], op["state"], "for the assignee to invert")),
+        ("to do", event_log.way_on(op["op_id"], op["state"], "for the assignee to invert")),
         ("on hold", op["hold_reason"] if op["on_hold"] else None),
         ("error", f"{error['stage']}: {error['cause']}" if error else None),
         ("proposal", op["proposal_id"] or "-"),
         ("experiment", op["experiment_id"] or "-"),
         ("priority", op["priority"]),
-        ("observed", render.moment(op["start_time"])),
-        ("r0", render.centimetres(op["fried_parameter_med"])),
-        ("verdict", render.verdict_line(verdict) if verdict else "not judged yet"),
+        ("observed", wording.moment(op["start_time"])),
+        ("r0", wording.centimetres(op["fried_parameter_med"])),
+        ("verdict", wording.verdict_line(verdict) if verdict else "not judged yet"),
         ("overruled", f"invertible: {_yes(overruled['invertible'])}: {overruled['reason']}" if overruled else None),
         ("inputs", "changed since the verdict; see: l2inv history" if op["inputs_changed"] else None),
     ]  # fmt: skip
@@ -89,7 +96,7 @@ def _print_op(op: dict[str, Any]) -> None:
             _range(d["wavelength_min_nm"], d["wavelength_max_nm"]),
             d["record"].get("stokes_parameters") or "-",
             d["record"].get("frame_count", "-"),
-            render.day(d["create_date"]),
+            wording.day(d["create_date"]),
             "withdrawn" if d["withdrawn"] else "",
         )
         for d in op["datasets"]
@@ -111,8 +118,8 @@ def _print_op(op: dict[str, Any]) -> None:
                         c["name"] + (" (optional)" if c.get("optional") else ""),
                         c["result"],
                         c["dataset_id"] or "-",
-                        render.value(c["measured"]),
-                        render.value(c["required"]),
+                        wording.value(c["measured"]),
+                        wording.value(c["required"]),
                     )
                     for c in against
                 ],
@@ -132,26 +139,28 @@ def _yes(true: bool) -> str:
 @json_option
 def history(app: App, op: str) -> None:
     """Show all that ever happened to an OP, oldest first."""
-    from l2inv import record, views
+    from l2inv.queries import observing_programs
+    from l2inv.record import event_log
 
     with app.connected() as (connection, _):
-        found = views.history(connection, record.resolve(connection, op))
+        found = observing_programs.history(connection, event_log.resolve(connection, op))
     app.result(found, lambda: _print_history(found))
 
 
 def _print_history(found: dict[str, Any]) -> None:
-    from l2inv import render
+    from l2inv import wording
+    from l2inv.cli import render
 
     if render.width() is None:
         columns = ("", "UTC", "actor", "event", "state", "what")
         rows = (
-            (e["seq"], render.moment(e["recorded_at"]), e["actor"], e["kind"], e["state"] or "", what)
+            (e["seq"], wording.moment(e["recorded_at"]), e["actor"], e["kind"], e["state"] or "", what)
             for e in found["events"]
-            for what in [render.what_happened(e)]
+            for what in [wording.what_happened(e)]
         )
         render.table(columns, rows)
         return
-    from l2inv import terminal
+    from l2inv.cli import terminal
 
     arrow = "->" if terminal.console().options.ascii_only else "→"
     render.paragraph(found["op_id"], 0, "bold")
@@ -166,9 +175,9 @@ def _print_history(found: dict[str, Any]) -> None:
         if event["state"] and event["state"] != state:
             said += f"  {state} {arrow} {event['state']}" if state else f"  {arrow} {event['state']}"
             state = event["state"]
-        heading = f"{mark}{event['seq']:>3} {render.moment(before)}  {said}"
+        heading = f"{mark}{event['seq']:>3} {wording.moment(before)}  {said}"
         render.paragraph(heading, 0, f"bold {colour}")
-        if what := render.what_happened(event):
+        if what := wording.what_happened(event):
             render.paragraph(what, 5, colour)
 
 
@@ -179,16 +188,17 @@ def status(app: App) -> None:
 
     How many OPs are in each state, and when each stage last ran.
     """
-    from l2inv import deadlines, views
+    from l2inv.queries import deadlines, observing_programs
 
     with app.reading() as (connection, settings):
-        found = views.status(connection)
+        found = observing_programs.status(connection)
         found["overdue"] = deadlines.count_overdue(connection, settings.deadlines, found["as_of"])
     app.result(found, lambda: _print_status(found))
 
 
 def _print_status(found: dict[str, Any]) -> None:
-    from l2inv import render
+    from l2inv import wording
+    from l2inv.cli import render
 
     if needs := _needs(found):
         render.table(("what needs somebody", "command"), needs)
@@ -196,7 +206,7 @@ def _print_status(found: dict[str, Any]) -> None:
     counts = found["states"]
     # In a pipe, there are columns of numbers and no picture of them.
     room = min((render.width() or 0) - 28, 60)
-    bars = {state: render.bar(count / max(found["ops"], 1), room) for state, count in counts.items()}
+    bars = {state: wording.bar(count / max(found["ops"], 1), room) for state, count in counts.items()}
     rows = [(state, count, *([bars[state]] if room > 0 else [])) for state, count in counts.items()]
     columns = ("state", "OPs", *([""] if room > 0 else []))
     render.table(columns, [*rows, ("all", found["ops"], "")[: len(columns)]], right=("OPs",))
@@ -211,14 +221,14 @@ def _print_status(found: dict[str, Any]) -> None:
 
 def _needs(found: dict[str, Any]) -> list[tuple[str, str]]:
     """What somebody must look at, the worst first, each with the command that shows or mends it."""
-    from l2inv import render
+    from l2inv import wording
 
     needs = []
     if errors := found["states"]["error"]:
         needs.append((f"{_ops(errors)} in error", "l2inv list --state error"))
     for run in found["runs"]:
         if failed := (run["result"] or {}).get("failed"):
-            when = render.moment(run["started_at"])
+            when = wording.moment(run["started_at"])
             needs.append(
                 (
                     f"{run['stage']} failed at {when}: {failed}",
@@ -246,21 +256,21 @@ def _ops(number: int) -> str:
 
 
 def _age(found: dict[str, Any]) -> str:
-    from l2inv import render
+    from l2inv import wording
 
     last = found["last_complete_scan"]
     return (
-        f"{render.moment(last)}, {render.length((found['as_of'] - last).total_seconds())} ago"
+        f"{wording.moment(last)}, {wording.length((found['as_of'] - last).total_seconds())} ago"
         if last
         else "never"
     )
 
 
 def _run_row(run: dict[str, Any]) -> tuple[object, ...]:
-    from l2inv import render
+    from l2inv import wording
 
     ended = "runs, or was killed"
     if run["finished_at"]:
         took = f"in {(run['finished_at'] - run['started_at']).total_seconds():.1f} s"
         ended = "failed" if (run["result"] or {}).get("failed") else took
-    return run["stage"], run["run_id"], render.moment(run["started_at"]), run["actor"], ended
+    return run["stage"], run["run_id"], wording.moment(run["started_at"]), run["actor"], ended

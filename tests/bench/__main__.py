@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import psycopg
 
-from l2inv import embedded
+from l2inv.database import embedded
 from tests.bench import figures, load, steps
 from tests.bench.measure import Figure, Place, seconds
 

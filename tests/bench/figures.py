@@ -10,8 +10,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from l2inv import offers, record, science, views
-from l2inv.database import Connection
+from l2inv.database.connection import Connection
+from l2inv.queries import observing_programs
+from l2inv.record import event_log
+from l2inv.stages.mark_working import claiming, offers
 from tests.bench.measure import Figure, Peer, Place, l2inv, milliseconds, process, server_ms, together
 
 NOTE = {"note": "looked at by eye, see the movie of the slit jaw camera"}
@@ -25,9 +27,9 @@ def reads(place: Place) -> Iterator[Figure]:
     some = [row["op_id"] for row in some_ops(place)]
     asked: list[tuple[str, float, int, Callable[[Connection, str], object]]] = [
         ("next", 1, 500, lambda connection, _: offers.offered(connection, "age", 10)),
-        ("history OP", 1, 500, views.history),
-        ("show OP", 1, 500, views.show),
-        ("status", 300, 20, lambda connection, _: views.status(connection)),
+        ("history OP", 1, 500, observing_programs.history),
+        ("show OP", 1, 500, observing_programs.show),
+        ("status", 300, 20, lambda connection, _: observing_programs.status(connection)),
     ]
     for name, most_ms, times, act in asked:
         took = _asking(place, act, some[:times])
@@ -78,7 +80,7 @@ def claim_some(url: str, schema: str, number: int, batch: int) -> None:
     due_at = datetime.now(UTC) + timedelta(days=14)
     with Place(url, schema, 0, Path()).connect(prepares=True) as connection:
         for _ in range(number):
-            claimed = science.claim_first(
+            claimed = claiming.claim_first(
                 connection, "age", offers.Wanted(), f"han{os.getpid()}", due_at, batch
             )
             if len(claimed) != batch:
@@ -105,15 +107,17 @@ def one_event(place: Place) -> Iterator[Figure]:
 
         def append() -> None:
             row = next(fresh)
-            event = record.Event(row["op_id"], row["seq"], "noted", None, NOTE)
-            assert record.append(connection, event, "han", None)
+            event = event_log.Event(row["op_id"], row["seq"], "noted", None, NOTE)
+            assert event_log.append(connection, event, "han", None)
 
         def insert() -> None:
             row = random.choice(rows)
             seq = random.randrange(1000, 2**31)
             connection.execute(PLAIN, [row["op_id"], seq, detail, digest])
 
-        history_ms = milliseconds(lambda: views.history(connection, random.choice(rows)["op_id"]), 1000)
+        history_ms = milliseconds(
+            lambda: observing_programs.history(connection, random.choice(rows)["op_id"]), 1000
+        )
         append_ms, insert_ms = milliseconds(append, 1900), milliseconds(insert, 1900)
         connection.execute("drop table l2inv.plain")
     yield Figure(

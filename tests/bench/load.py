@@ -13,14 +13,15 @@ from typing import Any, NamedTuple
 import yaml
 from click.testing import CliRunner
 
-from l2inv import criteria, migrate
 from l2inv.cli import main
-from l2inv.database import Connection, open_connection
-from l2inv.inventory import kept, stored
-from l2inv.qualify import keep_criteria
+from l2inv.config.settings import Database, Settings
+from l2inv.database import migrate
+from l2inv.database.connection import Connection, open_connection
+from l2inv.domain import criteria
+from l2inv.domain.inventory import kept, stored
 from l2inv.sample import inventory
 from l2inv.sample.server import Store, serving
-from l2inv.settings import Database, Settings
+from l2inv.stages.qualify import keep_criteria
 
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
 CHUNK = 20_000  # OPs in one COPY

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import psycopg
 
-from l2inv.database import Connection, open_connection
-from l2inv.settings import Database, Settings
+from l2inv.config.settings import Database, Settings
+from l2inv.database.connection import Connection, open_connection
 from tests.bench import load, peers
 
 

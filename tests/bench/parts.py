@@ -8,7 +8,8 @@ import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from l2inv import embedded, offers, science
+from l2inv.database import embedded
+from l2inv.stages.mark_working import claiming, offers
 from tests.bench import load
 from tests.bench.measure import Place
 
@@ -30,7 +31,7 @@ def claiming_ms(place: Place) -> float:
         assert row
         before = cpu_ms(row["pid"])
         for _ in range(TIMES):
-            assert science.claim_first(connection, "age", offers.Wanted(), "han", due_at)
+            assert claiming.claim_first(connection, "age", offers.Wanted(), "han", due_at)
         return (cpu_ms(row["pid"]) - before) / TIMES
 
 

@@ -9,13 +9,15 @@ from typing import Any
 
 import msgspec
 
-from l2inv import criteria, inventory, migrate, record
-from l2inv.database import Connection
-from l2inv.graphql import read
-from l2inv.metadata_store import DATASETS
+from l2inv.config.settings import Qualification
+from l2inv.database import migrate
+from l2inv.database.connection import Connection
+from l2inv.domain import criteria, inventory
+from l2inv.record import event_log
 from l2inv.sample.inventory import make
 from l2inv.sample.server import Store, serving
-from l2inv.settings import Qualification
+from l2inv.services.graphql import read
+from l2inv.services.metadata_store import DATASETS
 from tests.bench import load
 from tests.bench.figures import make_plain
 from tests.bench.measure import Figure, Place, l2inv, milliseconds, seconds
@@ -43,11 +45,11 @@ def many_at_once(place: Place, of: list[load.Life]) -> Iterator[Figure]:
     """100,000 OPs discovered, and judged, each in one statement, beside COPY of the same rows."""
     lives = list(load.copies(of, 0, STEP))
     first = [
-        record.Event(life.op_id, 0, "discovered", "discovered", json.loads(life.events[0][3]))
+        event_log.Event(life.op_id, 0, "discovered", "discovered", json.loads(life.events[0][3]))
         for life in lives
     ]
     judged = [
-        record.Event(life.op_id, 1, *_kind_and_state(life), json.loads(life.events[1][3]))
+        event_log.Event(life.op_id, 1, *_kind_and_state(life), json.loads(life.events[1][3]))
         for life in lives
         if len(life.events) > 1 and life.events[1][0] == "judged"
     ]
@@ -57,7 +59,10 @@ def many_at_once(place: Place, of: list[load.Life]) -> Iterator[Figure]:
         with place._replace(schema=schema).connect() as connection:
             migrate.apply(connection, schema)
             ours.append(
-                [seconds(lambda e=events: record.add(connection, e, "cron", 1)) for events in (first, judged)]
+                [
+                    seconds(lambda e=events: event_log.add(connection, e, "cron", 1))
+                    for events in (first, judged)
+                ]
             )  # type: ignore[misc]
             make_plain(connection)
             copied.append([seconds(lambda e=events: _copy(connection, e)) for events in (first, judged)])  # type: ignore[misc]
@@ -77,7 +82,7 @@ def _kind_and_state(life: load.Life) -> tuple[str, Any]:
     return life.events[1][0], life.events[1][1]
 
 
-def _copy(connection: Connection, events: list[record.Event]) -> None:
+def _copy(connection: Connection, events: list[event_log.Event]) -> None:
     digest = os.urandom(32)
     with (
         connection.cursor() as cursor,

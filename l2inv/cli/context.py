@@ -1,0 +1,172 @@
+"""What all commands share: what the common options say, the connection, the result, warnings and progress."""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from l2inv.cli.streams import print_on_stderr
+from l2inv.errors import L2invError
+
+if TYPE_CHECKING:
+    from l2inv.config.settings import Loaded, Settings
+    from l2inv.database.connection import Connection
+
+
+class App:
+    """What the common options say."""
+
+    def __init__(self) -> None:
+        self.config: str | None = None
+        self.given_actor: str | None = None
+        self.verbosity = 0
+        self.json = False
+        self.warned = ""  # the newest warning: what a stage that ends with an exit code says of it
+        self.read: Loaded | None = None
+
+    @property
+    def actor(self) -> str:
+        """Who acts: as given, or else the user that the operating system knows."""
+        return self.given_actor or _os_user()
+
+    def loaded(self) -> "Loaded":
+        """The settings, read once; warns where somebody else may change their file."""
+        if self.read is None:
+            from pathlib import Path
+
+            from l2inv.config import settings
+
+            self.read = settings.load(Path(self.config) if self.config else None, os.environ)
+            if self.read.path and (why := settings.exposed(self.read.path)):
+                self.warn(f"{self.read.path}: {why}; whoever changes it says what runs here")
+        return self.read
+
+    @property
+    def settings(self) -> "Settings":
+        return self.loaded().settings
+
+    @contextmanager
+    def connected(self) -> Iterator[tuple["Connection", "Settings"]]:
+        from l2inv.database.session import connected
+
+        settings = self.settings
+        with connected(settings) as connection:
+            yield connection, settings
+
+    @contextmanager
+    def reading(self) -> Iterator[tuple["Connection", "Settings"]]:
+        """Lends a connection to the standby that the settings name for what only reads, else to the database."""
+        from l2inv.database.session import connected
+
+        settings = self.settings
+        with connected(settings, settings.database.read_url) as connection:
+            yield connection, settings
+
+    def result(self, document: object, text: Callable[[], None]) -> None:
+        """Prints the result on stdout: the JSON document where --json asked for it, else what text() prints."""
+        if self.json:
+            from l2inv.wording import as_json
+
+            click.echo(as_json(document))
+        else:
+            text()
+
+    def unsaid(self, text: str) -> str:
+        """Gives the text without the secrets that the settings name, where they were read."""
+        if self.read is None:
+            return text
+        from l2inv.config.settings import redact
+
+        return redact(text, self.read.settings)
+
+    def summary(self, line: str) -> None:
+        """Prints a stage's closing line, unless -q."""
+        if self.verbosity >= 0:
+            from l2inv.cli.render import paragraph
+
+            paragraph(line)
+
+    def summaries(self, lines: Iterable[str]) -> None:
+        """Prints several such lines."""
+        for line in lines:
+            self.summary(line)
+
+    def warn(self, line: str) -> None:
+        """Tells on stderr what somebody must look at, also under -q."""
+        from l2inv.wording import clean
+
+        self.warned = clean(line)
+        print_on_stderr(f"l2inv: {self.warned}")
+
+    def warn_lines(self, text: str) -> None:
+        """Tells several lines on stderr: what -vv asked for."""
+        from l2inv.wording import clean
+
+        for line in text.splitlines():
+            print_on_stderr(clean(line))
+
+    @contextmanager
+    def monitored(self, stage: str) -> Iterator[None]:
+        """Tells the monitor of the settings, where there is one, that a stage begins and how it ended."""
+        settings = self.settings
+        if settings.monitoring.ping_url is None:
+            yield
+            return
+        import uuid
+
+        from l2inv.config.settings import redact
+        from l2inv.services import monitoring
+
+        run_id = str(uuid.uuid4())
+        silent = monitoring.ping(settings.monitoring, stage, run_id, "start")
+        code, said = 1, "stopped"
+        try:
+            yield
+            code, said = 0, ""
+        except click.exceptions.Exit as end:
+            code, said = end.exit_code, self.warned
+            raise
+        except L2invError as problem:
+            code, said = problem.exit_code, problem.message
+            raise
+        except Exception as problem:
+            said = f"unexpected: {type(problem).__name__}"
+            raise
+        finally:
+            word = monitoring.word_for(code)
+            silent = (
+                monitoring.ping(settings.monitoring, stage, run_id, word, redact(said, settings)) or silent
+            )
+            if silent:
+                self.warn(silent)
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether somebody watches: only a terminal shows it, and only beside text."""
+        return self.verbosity >= 0 and not self.json and sys.stderr.isatty()
+
+    @contextmanager
+    def progress(self, what: str) -> Iterator[Callable[[int, int | None], None]]:
+        """Lends a function that shows how many of what are done, and of how many."""
+        if not self.shows_progress:
+            yield lambda done, of: None
+            return
+        from l2inv.cli.progress import Line
+
+        line = Line(what)
+        try:
+            yield line
+        finally:
+            line.end()
+
+
+def _os_user() -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # a container may run as a number alone
+        return f"uid-{os.geteuid()}"

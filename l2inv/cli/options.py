@@ -1,0 +1,48 @@
+"""The options that every command takes."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from l2inv.cli.arguments import Actor
+from l2inv.cli.context import App
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _common(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+        if value not in (None, 0, False):
+            app = ctx.ensure_object(App)
+            setattr(app, name, getattr(app, name) + value if name == "verbosity" else value)
+
+    return keep
+
+
+def _less(ctx: click.Context, param: click.Parameter, value: int) -> None:
+    _common("verbosity")(ctx, param, -value)
+
+
+def common_options(command: F, *, from_environment: bool = False) -> F:
+    """Adds the options that every command takes, before or after its name.
+
+    Only those before it may come from the environment: there, they must not outvote what was typed.
+    """
+    config = click.Path(readable=False)  # the settings say what is wrong with a file
+    env = {"actor": "L2INV_ACTOR", "config": "L2INV_CONFIG"} if from_environment else {}
+    for option in (
+        click.option("-q", "quiet", count=True, expose_value=False, callback=_less, help="Only what somebody must look at."),
+        click.option("-v", "verbose", count=True, expose_value=False, callback=_common("verbosity"), help="Say more; -vv adds tracebacks."),
+        click.option("--actor", type=Actor(), envvar=env.get("actor"), expose_value=False, callback=_common("given_actor"), help="Who acts (L2INV_ACTOR; default: the OS user)."),
+        click.option("--config", type=config, envvar=env.get("config"), expose_value=False, callback=_common("config"), help="The settings file (L2INV_CONFIG)."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def json_option(command: F) -> F:
+    """Adds --json to a command that reports."""
+    return click.option(
+        "--json", "as_json", is_flag=True, expose_value=False, callback=_common("json"), help="One JSON document on stdout."
+    )(command)  # fmt: skip

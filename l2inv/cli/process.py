@@ -1,0 +1,152 @@
+"""The process: commands found and run, signals unwound, every error on one line with its exit code."""
+
+import io
+import re
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from l2inv.cli.context import App
+from l2inv.cli.sections import COMMANDS, SECTIONS
+from l2inv.cli.streams import mute, open_what_is_closed, print_on_stderr
+from l2inv.errors import L2invError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+# What a URL in a traceback may hold of secrets: user and password, and the values of its query.
+_IN_URLS = r"(://(?=[^/@\s]*@)|[?&]\w+=)[^@&\s'\"]+"
+
+# A group without a command: since click 8.2 its help is an error's message.
+_HELP = getattr(click.exceptions, "NoArgsIsHelpError", ())
+
+
+class Group(click.Group):
+    """The commands of l2inv in their sections, each imported when it is asked for.
+
+    Errors come out as the contract says: one line, or JSON, and the exit code of what happened.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in COMMANDS:
+            module, _ = COMMANDS[cmd_name]
+            import_module(f"l2inv.cli.{module}")  # adds its commands to this group
+        return super().get_command(ctx, cmd_name)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list["CompletionItem"]:
+        from click.shell_completion import CompletionItem
+
+        names = [name for name in COMMANDS if name.startswith(incomplete)]
+        found = [CompletionItem(name, help=COMMANDS[name][1]) for name in names]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        longest = max(map(len, COMMANDS))
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(longest), phrase) for name, (_, phrase) in commands.items()])
+
+    def main(self, args: Sequence[str] | None = None, *more: Any, **how: Any) -> Any:
+        """Runs a command line; a usage error is told in one harmless text, under --json as a JSON document."""
+        open_what_is_closed()
+        given = sys.argv[1:] if args is None else list(args)
+        try:
+            code = super().main(given, *more, **(how | {"standalone_mode": False}))
+        except click.ClickException as problem:
+            from l2inv.wording import clean
+
+            code = problem.exit_code
+            if not isinstance(problem, _HELP):
+                vars(problem)["message"] = clean(problem.message)  # it repeats what was typed
+            try:
+                if "--json" in given:
+                    _say_json(code, problem.format_message(), "see --help")
+                else:
+                    problem.show()
+            except OSError:
+                mute(sys.stdout, sys.stderr)
+        except OSError as problem:  # of the help
+            code = 1
+            mute(sys.stdout)
+            print_on_stderr(f"l2inv: stdout: {problem.strerror or problem}; mend that and run it again")
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        if ctx.parent is not None:
+            return super().invoke(ctx)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # a poor terminal shows what it can
+        import signal
+
+        app = ctx.ensure_object(App)
+        before = (
+            {s: signal.signal(s, _terminated) for s in (signal.SIGTERM, signal.SIGHUP)}
+            if _in_main_thread()
+            else {}
+        )
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except L2invError as problem:
+            _report(app, problem.exit_code, problem.message, problem.hint)
+        except (click.exceptions.Exit, click.ClickException, BrokenPipeError):
+            raise
+        except (KeyboardInterrupt, click.Abort, _Terminated):
+            _report(app, 1, "stopped", "run it again: nothing was left half-written")
+        except OSError as problem:
+            where = f"{problem.filename}: " if problem.filename else ""
+            _report(app, 1, f"{where}{problem.strerror or problem}", "mend that and run it again")
+        except Exception as problem:
+            text = " ".join(f"{type(problem).__name__}: {problem}".split())
+            _report(app, 1, f"unexpected: {text}", "run again with -vv and report what it prints")
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, made to unwind like Ctrl-C, at which psycopg cancels the statement that runs."""
+
+
+def _terminated(number: int, _: object) -> NoReturn:
+    import signal
+
+    raise _Terminated(f"stopped by {signal.Signals(number).name}")
+
+
+def _in_main_thread() -> bool:
+    import threading
+
+    return threading.current_thread() is threading.main_thread()
+
+
+def _report(app: App, code: int, message: str, hint: str) -> NoReturn:
+    message, hint = app.unsaid(message), app.unsaid(hint)
+    if app.verbosity > 1:
+        import traceback
+
+        app.warn_lines(app.unsaid(re.sub(_IN_URLS, r"\1***", traceback.format_exc())))
+    try:
+        if app.json:
+            _say_json(code, message, hint)
+        sys.stdout.flush()
+    except OSError:
+        mute(sys.stdout)
+        app.json = False
+    if not app.json:
+        app.warn(f"{message}; {hint}" if hint else message)
+    raise click.exceptions.Exit(code)
+
+
+def _say_json(code: int, message: str, hint: str) -> None:
+    from l2inv.wording import as_json
+
+    click.echo(as_json({"error": {"code": code, "message": message, "hint": hint}}))

@@ -1,0 +1,1 @@
+"""The settings: read from one YAML file, checked in full."""

@@ -1,0 +1,359 @@
+"""The settings: one YAML file, checked in full, with every mistake named at once by its path in the file."""
+
+import os
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from l2inv.config.yamlfile import MAX_BYTES, File, Must, PathUnless, like, read
+from l2inv.errors import ConfigError
+
+# Connection strings as libpq reads them (PostgreSQL manual, "Connection Strings"): credentials reach up to
+# the first @ that no / precedes. A second @ is refused: libpq would take the rest of a password for the host.
+_USERINFO = re.compile(r"\w+://[^:@/]*:([^/]*)@")
+_URI = (
+    r"(?!.*(?:\s|%00|%(?![0-9A-Fa-f]{2})))postgres(?:ql)?://(?:[^@/]*@|(?![^@/]*@))[^@/?]*(?:/[^@?]*)?"
+    r"(?:\?(?:\w+=[^&=]*(?:&\w+=[^&=]*)*)?)?"
+)
+_PARAMETER = re.compile(r"[?&](\w+)=([^&]*)", re.ASCII)
+_PAIR = re.compile(
+    r"(\w+)\s*=\s*('(?:[^'\\]|\\.)*'|(?!')(?:[^\s\\]|\\.)+|\Z)(?:\s+|\Z)", re.ASCII | re.DOTALL
+)
+_SECRET = re.compile(
+    r"pas|pwd|secret|scram|token|key", re.IGNORECASE
+)  # a misspelt password is one all the same
+_HTTP = r"https?://(?:[^\s/?#@]*@)?(?:\[[0-9a-fA-F:.]+\]|[^\s/?#@:\[\]]+)(?::\d{1,5})?(?:[/?#][^\s@]*)?"
+
+
+Text = Annotated[str, Meta(min_length=1)]
+Name = Annotated[str, like("[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable")]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Nanometres = Annotated[float, Meta(gt=0)]
+Seconds = Annotated[float, Meta(gt=0, le=2_000_000)]  # poll(2) counts milliseconds in 31 bits: 24 days
+Word = Annotated[str, like(r"[\w.@%+-]+", "one word")]
+Days = Annotated[float, Meta(gt=0, le=36_525)]  # a century: a date can still be counted back
+NOT_EMPTY = Must(bool, "must not be empty")
+DatabaseUrl = Annotated[
+    str,
+    like(
+        rf"embedded|{_URI}|\s*(?:{_PAIR.pattern})+",
+        "embedded, a postgresql:// URI or key=value pairs such as service=NAME"
+        " (in a URI, write @ / ? % of a password as %40 %2F %3F %25)",
+    ),
+]
+StoreUrl = Annotated[
+    str, like(f"{_HTTP}|(?!~|.*://).+", "an http(s):// URL or the path of a file"), PathUnless(_HTTP)
+]
+
+
+PingUrl = Annotated[str, like(_HTTP, "an http(s):// URL")]
+Address = Annotated[str, like(r"[A-Za-z][\w+.-]*://\S+", "a URL of the notification library")]
+NAMED_ONCE = Must(lambda people: len({p.name for p in people}) == len(people), "names somebody twice")
+
+
+class Database(Struct, frozen=True):
+    """Where the events are kept, and a standby for what only reads. A null embedded_folder: the user's data folder."""
+
+    url: DatabaseUrl = "embedded"
+    # PostgreSQL keeps pg_ to itself and cuts names at 63 bytes; the rest is room for names made from this.
+    schema: Annotated[
+        str, like("(?!pg_)[a-z_][a-z0-9_]{0,47}", "1 to 48 of a-z 0-9 _, not starting with a digit or pg_")
+    ] = "l2inv"
+    embedded_folder: File | None = None
+    read_url: DatabaseUrl | None = None
+
+
+class MetadataStore(Struct, frozen=True):
+    """Where the datasets come from: an http(s) URL or the path of a saved response."""
+
+    url: StoreUrl | None = None
+    ca_bundle: File | None = None
+    token_env: Name | None = None
+    page_size: Annotated[int, Meta(ge=1, le=100_000)] = 500
+    timeout_seconds: Seconds = 30.0
+    retries: Annotated[int, Meta(ge=0, le=20)] = 5
+    total_timeout_seconds: Seconds = 3600.0
+    parallel_pages: Annotated[int, Meta(ge=1, le=16)] = 4
+    max_answer_mb: Annotated[int, Meta(ge=1, le=100_000)] = 256
+    max_withdrawn: Annotated[int, Meta(ge=0)] = 20
+    max_withdrawn_share: Share = 0.05
+
+
+class Completeness(Struct, frozen=True):
+    """When an OP counts as complete."""
+
+    quiet_days: Annotated[float, Meta(ge=0, le=36_525)] = 14.0  # a century: a date can still be counted back
+    processing_candidates: bool = False
+
+
+class Band(Struct, frozen=True):
+    """A spectral band, in nm."""
+
+    name: Text
+    min_nm: Nanometres
+    center_nm: Nanometres
+    max_nm: Nanometres
+    required: bool
+
+
+_BANDS = [
+    Band("Ca II 854.2", 853.5, 854.2, 855.0, True),
+    Band("Ca II 849.8", 849.3, 849.8, 850.2, False),
+    Band("Fe I 630.2", 629.7, 630.2, 630.5, True),
+]
+_IN_ORDER = Must(
+    lambda band: band.min_nm <= band.center_nm <= band.max_nm, "min_nm <= center_nm <= max_nm does not hold"
+)
+_NAMED_APART = Must(lambda bands: len({b.name for b in bands}) == len(bands), "two bands have the same name")
+
+
+Stokes = Annotated[str, like(r"(?!.*(.).*\1)[IQUV]+", "distinct letters of IQUV")]
+Bands = Annotated[list[Annotated[Band, _IN_ORDER]], _NAMED_APART]
+
+
+class InstrumentRules(Struct, frozen=True, omit_defaults=True):
+    """What is judged otherwise for one instrument; null is as for the others."""
+
+    instrument: Text
+    min_good_health: Share | None = None
+    min_open_gos: Share | None = None
+    min_ao_locked: Share | None = None
+    stokes: Stokes | None = None
+    on_disk: bool | None = None
+    band_coverage: Literal["center", "full"] | None = None
+    bands: Bands | None = None
+
+
+_ONE_EACH = Must(lambda rules: len({r.instrument for r in rules}) == len(rules), "names an instrument twice")
+
+
+class Qualification(Struct, frozen=True):
+    """What makes an OP invertible; the shares are of a dataset's frames."""
+
+    instruments: Annotated[list[Text], NOT_EMPTY] = field(default_factory=lambda: ["VISP"])
+    min_good_health: Share = 0.75
+    min_open_gos: Share = 1.0
+    min_ao_locked: Share = 0.75
+    stokes: Stokes = "IQUV"
+    on_disk: bool = True
+    band_coverage: Literal["center", "full"] = "center"
+    bands: Bands = field(default_factory=_BANDS.copy)
+    per_instrument: Annotated[list[InstrumentRules], _ONE_EACH] = field(default_factory=list)
+
+
+class Slurm(Struct, frozen=True):
+    """What sbatch is asked for; null leaves it to the cluster. A null time_minutes: preprocess.timeout_seconds."""
+
+    partition: Word | None = None
+    account: Word | None = None
+    qos: Word | None = None
+    time_minutes: Annotated[int, Meta(ge=1, le=525_600)] | None = None
+    memory_mb: Annotated[int, Meta(ge=1)] | None = None
+    cpus: Annotated[int, Meta(ge=1, le=4096)] | None = None
+    array_throttle: Annotated[int, Meta(ge=1)] | None = None
+    max_requeues: Annotated[int, Meta(ge=0, le=100)] = 2
+
+
+class Preprocess(Struct, frozen=True):
+    """The command that prepares an OP, and where it runs. A null work_dir: "work" in the user's data folder."""
+
+    command: Annotated[list[Text], NOT_EMPTY] | None = None
+    executor: Literal["local", "slurm"] = "local"
+    work_dir: File | None = None
+    timeout_seconds: Seconds = 3600.0
+    parallel: Annotated[int, Meta(ge=1, le=64)] = 2
+    slurm: Slurm = Slurm()
+    globus_source: Word | None = None
+    globus_destination: Annotated[str, like(r"[^\s:]+:/.*", "ENDPOINT:/FOLDER")] | None = None
+
+
+class Next(Struct, frozen=True):
+    """In which order OPs of the same priority are offered."""
+
+    rank_by: Literal["age", "fried_parameter", "proposal"] = "age"
+
+
+class Mount(Struct, frozen=True):
+    """Where what begins with a URI can be looked at from here."""
+
+    uri: Text
+    path: File
+
+
+class Publish(Struct, frozen=True):
+    """Where science's outputs can be looked at, so that they are checked."""
+
+    mounts: list[Mount] = field(default_factory=list)
+
+
+class Owners(Struct, frozen=True):
+    """Who sees to it that an OP does not stay in a state; of a claim that is its assignee."""
+
+    discovered: Text = "operator"
+    invertible: Text = "operator"
+    not_invertible: Text = "operator"
+    preprocessed: Text = "science"
+    inverted: Text = "operator"
+    error: Text = "operator"
+
+
+class Deadlines(Struct, frozen=True):
+    """How many days an OP may stay in a state; null: for ever. working_days is how long a claim is for."""
+
+    discovered_days: Days | None = None
+    invertible_days: Days | None = 2.0
+    not_invertible_days: Days | None = None
+    preprocessed_days: Days | None = 60.0
+    working_days: Days = 21.0
+    inverted_days: Days | None = 2.0
+    error_days: Days | None = 1.0
+    due_soon_days: Days = 3.0
+    owners: Owners = Owners()
+
+
+class Monitoring(Struct, frozen=True):
+    """Who is told that a stage began and how it ended; {stage} in the URL is its name."""
+
+    ping_url: PingUrl | None = None
+    ping_timeout_seconds: Annotated[float, Meta(gt=0, le=60)] = 5.0
+
+
+class Person(Struct, frozen=True):
+    """Where an owner or assignee is reached: the notification library's URLs, such as mailto://."""
+
+    name: Text
+    addresses: list[Address]
+
+
+class Notifications(Struct, frozen=True):
+    """Who is reached where by the digest."""
+
+    people: Annotated[list[Person], NAMED_ONCE] = field(default_factory=list)
+
+
+class Settings(Struct, frozen=True):
+    """Every setting, with its default."""
+
+    database: Database = Database()
+    metadata_store: MetadataStore = MetadataStore()
+    completeness: Completeness = Completeness()
+    qualification: Qualification = field(default_factory=Qualification)
+    preprocess: Preprocess = Preprocess()
+    next: Next = Next()
+    publish: Publish = field(default_factory=Publish)
+    deadlines: Deadlines = Deadlines()
+    monitoring: Monitoring = Monitoring()
+    notifications: Notifications = field(default_factory=Notifications)
+
+
+class Loaded(Struct, frozen=True):
+    """The settings beside the absolute path of the file they came from, None for the built-in defaults."""
+
+    settings: Settings
+    path: Path | None
+
+
+def load(path: Path | None = None, env: Mapping[str, str] = os.environ) -> Loaded:
+    """Gives the settings of `path`, or else of the first there is of L2INV_CONFIG, ./config.yaml, the user's
+    config folder and /etc/l2inv, or else the defaults. Paths in the file are taken from the file's folder.
+
+    Raises ConfigError with every mistake, or when a named file is missing or a found one cannot be read.
+    """
+    named = path or (Path(env["L2INV_CONFIG"]) if env.get("L2INV_CONFIG") else None)
+    for place in [named] if named else _usual_places():
+        try:
+            with place.open("rb") as file:
+                content = file.read(MAX_BYTES + 1)
+        except (FileNotFoundError, NotADirectoryError):
+            if named:
+                raise ConfigError(str(place), ["no such file"]) from None
+            continue
+        except OSError as problem:
+            raise ConfigError(str(place), [f"cannot be read: {problem.strerror}"]) from problem
+        settings, mistakes = read(Settings, content, place.absolute().parent, env)
+        if mistakes:
+            raise ConfigError(str(place), mistakes)
+        return Loaded(settings, place.absolute())
+    return Loaded(Settings(), None)
+
+
+def exposed(path: Path) -> str | None:
+    """Says why another user may change a settings file; None where only root and this user may."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        return None
+    if found.st_uid not in (0, os.geteuid()):
+        return f"belongs to another user (number {found.st_uid})"
+    if found.st_mode & 0o022:
+        return "others may write to it (chmod go-w)"
+    folder = path.resolve().parent.stat().st_mode
+    if folder & 0o022 and not folder & stat.S_ISVTX:
+        return "others may replace it, as they may write to its folder (chmod go-w)"
+    return None
+
+
+def _usual_places() -> list[Path]:
+    from platformdirs import user_config_path
+
+    return [Path("config.yaml"), user_config_path("l2inv") / "config.yaml", Path("/etc/l2inv/config.yaml")]
+
+
+def to_plain(settings: Settings) -> dict[str, Any]:
+    """Gives the settings as JSON knows them, with *** for the passwords in the two URLs and what else is secret."""
+    plain: dict[str, Any] = msgspec.to_builtins(settings)
+    if plain["monitoring"]["ping_url"]:
+        plain["monitoring"]["ping_url"] = origin(plain["monitoring"]["ping_url"])
+    for person in plain["notifications"]["people"]:
+        person["addresses"] = [address.partition("://")[0] + "://***" for address in person["addresses"]]
+    database, store = plain["database"], plain["metadata_store"]
+    for section, name in ((database, "url"), (database, "read_url"), (store, "url")):
+        section[name] = section[name] and masked(section[name])
+    return plain
+
+
+def masked(url: str) -> str:
+    """Gives the URL of the database or the store with *** for what is secret in it."""
+    for start, end in reversed(_secrets(url)):
+        url = f"{url[:start]}***{url[end:]}"
+    return url
+
+
+def origin(url: str) -> str:
+    """Who is pinged, or written to, without the key that its path is."""
+    return re.sub(r"(://)([^/@]*@)?([^/?#]+).*", r"\1\3/***", url)
+
+
+def redact(text: str, settings: Settings, env: Mapping[str, str] = os.environ) -> str:
+    """Gives the text with *** for the passwords in the URLs (as written and as meant), the token, and what stands
+    behind the host in the URL that is pinged and behind the kind of the addresses."""
+    from urllib.parse import quote, unquote
+
+    addresses = [address for person in settings.notifications.people for address in person.addresses]
+    ping_url = settings.monitoring.ping_url or ""
+    forms = {env.get(settings.metadata_store.token_env or "", "").strip()}
+    forms |= {address.partition("://")[2] for address in addresses}
+    database, store = settings.database, settings.metadata_store
+    for url in (database.url, database.read_url or "", store.url or "", ping_url, *addresses):
+        for start, end in _secrets(url):
+            bare = re.sub(r"\\(.)", r"\1", url[start:end].removeprefix("'").removesuffix("'"))
+            forms |= {url[start:end], bare, unquote(bare), quote(unquote(bare), safe="")}
+    patterns = [re.escape(form) for form in sorted(forms - {"", "''"}, key=len, reverse=True)]
+    key = re.sub(r"\w+://[^/?#]*", "", ping_url)
+    if key not in ("", "/"):
+        patterns.insert(0, re.escape(key).replace(re.escape("{stage}"), "[a-z]+"))
+    return re.sub("|".join(patterns), "***", text) if patterns else text
+
+
+def _secrets(url: str) -> list[tuple[int, int]]:
+    """Where the secrets of a database or store URL stand in it, in order."""
+    if not re.match(r"\w+://", url):  # pairs, also where a path is meant: they may stand in the wrong setting
+        return [pair.span(2) for pair in _PAIR.finditer(url) if _SECRET.search(pair[1])]
+    userinfo = _USERINFO.match(url)
+    parameters = _PARAMETER.finditer(url, userinfo.end() if userinfo else 0)
+    spans = [userinfo.span(1)] if userinfo else []
+    return spans + [parameter.span(2) for parameter in parameters if _SECRET.search(parameter[1])]

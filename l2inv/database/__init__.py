@@ -1,0 +1,1 @@
+"""PostgreSQL: connections, sessions, the schema, runs and their locks, roles, the embedded server."""

@@ -1,0 +1,78 @@
+"""Runs of stages: one at a time, recorded with what they report."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from l2inv.database.connection import Connection
+from l2inv.errors import Busy
+
+
+@dataclass
+class Run:
+    """One run of a stage: what it reports, kept with the run."""
+
+    run_id: int
+    stage: str
+    actor: str
+    report: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)  # kept with the report, for the next run
+
+
+@contextmanager
+def stage_lock(connection: Connection, stage: str, hint: str) -> Iterator[None]:
+    """Holds a stage's lock: none other on any host does meanwhile. Raises Busy, with the hint, when another holds it."""
+    key = "hashtext('l2inv run'), hashtext('l2inv.' || %s)"  # the schema's name makes it this l2inv's own
+    if not _one(connection, f"select pg_try_advisory_lock({key})", [stage]):
+        raise Busy(f"{stage}: another run holds the lock", hint)
+    try:
+        yield
+    finally:
+        with suppress(psycopg.Error):  # a lost connection has given up its lock
+            connection.execute(f"select pg_advisory_unlock({key})", [stage])
+
+
+@contextmanager
+def stage_run(connection: Connection, stage: str, actor: str) -> Iterator[Run]:
+    """Lends the run under which a stage records, while it holds the stage's lock.
+
+    The report begins with run_id and stage and ends with the seconds it took. Raises Busy when another run of
+    this stage holds the lock, on any host.
+    """
+    with stage_lock(connection, stage, "nothing to do: it will do the work"):
+        started = time.monotonic()
+        run_id = _one(
+            connection,
+            "insert into l2inv.run (stage, actor) values (%s, %s) returning run_id",
+            [stage, actor],
+        )
+        run = Run(run_id, stage, actor, {"run_id": run_id, "stage": stage})
+        try:
+            yield run
+        except BaseException as problem:
+            # The cause goes on its way; where the connection is what failed, the run stays open in the table.
+            with suppress(psycopg.Error):
+                incomplete = {"complete": False} if "complete" in run.report else {}
+                failed = {"failed": str(problem) or type(problem).__name__}
+                _finish(connection, run, run.report | incomplete | failed)
+            raise
+        run.report["seconds"] = round(time.monotonic() - started, 3)
+        _finish(connection, run, run.report)
+
+
+def _finish(connection: Connection, run: Run, result: dict[str, Any]) -> None:
+    connection.execute(
+        "update l2inv.run set finished_at = clock_timestamp(), result = %s where run_id = %s",
+        [Jsonb(result | run.notes), run.run_id],
+    )
+
+
+def _one(connection: Connection, query: str, values: list[Any]) -> Any:
+    row = connection.execute(query, values).fetchone()
+    assert row is not None
+    return next(iter(row.values()))

@@ -1,0 +1,273 @@
+"""What makes an OP invertible: the criteria, judged from its datasets alone.
+
+A criterion whose input is missing or contradicts itself is unknown: neither passed nor failed. The rules are
+explained to the scientist in docs/Invertibility.md.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from decimal import Decimal
+from math import hypot, isfinite
+from typing import Literal, NotRequired, TypedDict
+
+import msgspec
+
+from l2inv.config.settings import Band, Qualification
+from l2inv.domain.inventory import Dataset
+from l2inv.domain.solar import apparent_radius_arcsec
+
+Result = Literal["pass", "fail", "unknown"]
+Value = float | str | list[float] | list[list[float]] | None
+
+# The fields that a verdict, or the newest arrival, depends on; the first says which OP's verdict.
+INPUTS = {
+    "observing_program_execution_id",
+    "instrument_program_execution_id",
+    "instrument_name",
+    "create_date",
+    "frame_count",
+    "health",
+    "gos_status",
+    "ao_locked",
+    "stokes_parameters",
+    "start_time",
+    "bounding_box",
+    "wavelength_min",
+    "wavelength_max",
+}
+
+# Settings that came later: while one is null or empty, nothing is asked by it, and the rules have the version that they
+# had before it could be set. So verdicts of that time are still judged by rules that have their version.
+ADDED = ("per_instrument",)
+
+
+class Criterion(TypedDict):
+    """One criterion's outcome, for one dataset or (`band NAME`) for a program's datasets together."""
+
+    name: str
+    result: Result
+    dataset_id: str | None
+    measured: Value
+    required: Value
+    optional: NotRequired[bool]  # true for a band that decides nothing, else left out
+
+
+class InstrumentProgramVerdict(TypedDict):
+    """What was found of one instrument program (IP)."""
+
+    instrument_program_id: str | None
+    invertible: bool
+    criteria: list[Criterion]
+
+
+class Verdict(TypedDict):
+    """What was found of an OP: plain data that comes back equal from a round trip through JSON."""
+
+    invertible: bool
+    undetermined: bool
+    instrument_programs: list[InstrumentProgramVerdict]
+
+
+def judge(datasets: Iterable[Dataset], rules: Qualification) -> Verdict:
+    """Gives the verdict on one OP from its datasets, one of each id, in any order.
+
+    Datasets of other instruments are passed over. Rules of the same version give the same verdict.
+    Raises nothing but ValueError for a naive start time, which inventory.read never gives.
+    """
+    groups: dict[str | None, list[Dataset]] = {}
+    for dataset in sorted(_qualifying(datasets, rules), key=lambda dataset: dataset.dataset_id):
+        groups.setdefault(dataset.instrument_program_execution_id, []).append(dataset)
+    programs: list[InstrumentProgramVerdict] = []
+    undecided = False
+    for program_id in sorted(groups, key=lambda program_id: (program_id is not None, program_id or "")):
+        group = groups[program_id]
+        own = _rules_of(group[0].instrument_name, rules)  # an instrument program is one instrument's
+        criteria = [criterion for dataset in group for criterion in _judge_dataset(dataset, own)]
+        deciding = {criterion["result"] for criterion in criteria}
+        ranges = [(dataset.dataset_id, _range_nm(dataset)) for dataset in group]
+        for band in _sorted_bands(own.bands):
+            criterion = _judge_band(band, ranges, whole=own.band_coverage == "full")
+            criteria.append(criterion)
+            if band.required:
+                deciding.add(criterion["result"])
+            else:
+                criterion["optional"] = True
+        invertible = deciding == {"pass"}
+        programs.append({"instrument_program_id": program_id, "invertible": invertible, "criteria": criteria})
+        undecided = undecided or ("unknown" in deciding and "fail" not in deciding)
+    found = any(program["invertible"] for program in programs)
+    return {"invertible": found, "undetermined": undecided and not found, "instrument_programs": programs}
+
+
+def margin(criterion: Criterion) -> float | None:
+    """Gives by how much what was measured is better than what is required, in its unit; worse is negative.
+
+    Shares of frames, and arcsec for `on_disk`, which at 0 fails. None where nothing was measured, and for `stokes`
+    and bands, which are met or not. The difference is the decimal one of the two numbers as they are shown.
+    """
+    measured, required = criterion["measured"], criterion["required"]
+    if not isinstance(measured, (int, float)) or not isinstance(required, (int, float)):
+        return None
+    spare = Decimal(str(measured)) - Decimal(str(required))
+    return float(-spare if criterion["name"] == "on_disk" else spare)
+
+
+def version(rules: Qualification) -> str:
+    """Gives the rules' short id, made from their content: the first 12 hexadecimal digits of its SHA-256.
+
+    The order of keys, instruments and bands makes no difference, nor does writing 1 for 1.0.
+    """
+    ordered = msgspec.structs.replace(
+        rules,
+        instruments=sorted(set(rules.instruments)),
+        bands=_sorted_bands(rules.bands),
+        per_instrument=[
+            msgspec.structs.replace(own, bands=None if own.bands is None else _sorted_bands(own.bands))
+            for own in sorted(rules.per_instrument, key=lambda own: own.instrument)
+        ],
+    )
+    plain = msgspec.to_builtins(msgspec.convert(msgspec.to_builtins(ordered), Qualification))
+    for name in ADDED:
+        if not plain[name]:
+            del plain[name]
+    return hashlib.sha256(msgspec.json.encode(plain, order="deterministic")).hexdigest()[:12]
+
+
+def bands_within(instrument: str | None, min_nm: float, max_nm: float, rules: Qualification) -> list[str]:
+    """Gives the names of the bands that count as observed by an instrument's dataset of this wavelength range."""
+    own = _rules_of(instrument, rules)
+    needed = {band.name: _needed_nm(band, own.band_coverage == "full") for band in own.bands}
+    return [name for name, (low, high) in needed.items() if min_nm <= low and high <= max_nm]
+
+
+def newest_arrival(datasets: Iterable[Dataset], rules: Qualification) -> datetime | None:
+    """Gives the newest createDate of the qualifying instruments' datasets; None without such a dataset."""
+    return max((dataset.create_date for dataset in _qualifying(datasets, rules)), default=None)
+
+
+def _qualifying(datasets: Iterable[Dataset], rules: Qualification) -> list[Dataset]:
+    return [dataset for dataset in datasets if dataset.instrument_name in rules.instruments]
+
+
+def _rules_of(instrument: str | None, rules: Qualification) -> Qualification:
+    """The rules for one instrument: those for all, but for what the settings name for it alone."""
+    for own in rules.per_instrument:
+        if own.instrument == instrument:
+            named = {name: value for name, value in msgspec.structs.asdict(own).items() if value is not None}
+            del named["instrument"]
+            return msgspec.structs.replace(rules, **named)
+    return rules
+
+
+def _sorted_bands(bands: Iterable[Band]) -> list[Band]:
+    return sorted(bands, key=msgspec.structs.astuple)
+
+
+def _judge_dataset(dataset: Dataset, rules: Qualification) -> list[Criterion]:
+    criteria = [
+        _judge_share("health", dataset, _count(dataset.health, "good"), rules.min_good_health),
+        _judge_share("gos", dataset, _count(dataset.gos_status, "open"), rules.min_open_gos),
+        _judge_share("ao", dataset, (dataset.ao_locked, dataset.ao_locked), rules.min_ao_locked),
+        _judge_stokes(dataset, rules.stokes),
+    ]
+    if rules.on_disk:
+        criteria.append(_judge_on_disk(dataset))
+    return criteria
+
+
+def _count(counts: Mapping[str, int | None] | None, name: str) -> tuple[int | None, int | None]:
+    """The frames in the named condition, and in any. Null means no frame, nulls alone that nobody counted."""
+    known = [count for count in (counts or {}).values() if count is not None]
+    if counts is None or not known:
+        return None, None
+    return counts.get(name) or 0, sum(known)
+
+
+def _judge_share(
+    name: str, dataset: Dataset, count: tuple[int | None, int | None], required: float
+) -> Criterion:
+    (fitting, counted), frames = count, dataset.frame_count
+    if not frames or fitting is None or counted is None:
+        return _criterion(name, "unknown", dataset.dataset_id, None, required)
+    if counted > frames:
+        contradiction = f"{counted} counted in {frames} frames"
+        return _criterion(name, "unknown", dataset.dataset_id, contradiction, required)
+    # Rounded down, so that no share that falls short looks like enough.
+    measured = fitting * 10_000 // frames / 10_000
+    # The quotient is rounded once, so it equals the setting where the share does; 0.07 * 100 is more than 7.
+    if fitting / frames < required:
+        return _criterion(name, "fail", dataset.dataset_id, measured, required)
+    return _criterion(name, "pass", dataset.dataset_id, max(measured, required), required)
+
+
+def _judge_stokes(dataset: Dataset, required: str) -> Criterion:
+    measured = dataset.stokes_parameters
+    if measured is None or not measured.strip():
+        return _criterion("stokes", "unknown", dataset.dataset_id, None, required)
+    complete = set(required) <= set(measured)
+    return _criterion("stokes", "pass" if complete else "fail", dataset.dataset_id, measured, required)
+
+
+def _judge_on_disk(dataset: Dataset) -> Criterion:
+    """Compares at 0.01 arcsec, as the store gives the corners: the numbers shown are those compared."""
+    if dataset.start_time is None:
+        return _criterion("on_disk", "unknown", dataset.dataset_id, None, None)
+    required = round(apparent_radius_arcsec(dataset.start_time), 2)
+    measured = _farthest_corner_arcsec(dataset.bounding_box)
+    if measured is None:
+        return _criterion("on_disk", "unknown", dataset.dataset_id, None, required)
+    inside = measured < required
+    return _criterion("on_disk", "pass" if inside else "fail", dataset.dataset_id, measured, required)
+
+
+_NUMBER = r"\s*([-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)\s*"
+_BOX = re.compile(rf"\s*\({_NUMBER},{_NUMBER}\)\s*,\s*\({_NUMBER},{_NUMBER}\)\s*", re.ASCII)
+
+
+def corners(box: str | None) -> tuple[float, float, float, float] | None:
+    """Gives a bounding box as x and y of its two corners, in arcsec from Sun centre; None where it says no such thing."""
+    match = _BOX.fullmatch(box or "")
+    if match is None:
+        return None
+    x1, y1, x2, y2 = map(float, match.groups())
+    return (x1, y1, x2, y2) if all(map(isfinite, (x1, y1, x2, y2))) else None
+
+
+def _farthest_corner_arcsec(box: str | None) -> float | None:
+    """The distance from Sun centre of the farthest of the four corners, two of which the store gives."""
+    found = corners(box)
+    if found is None:
+        return None
+    x1, y1, x2, y2 = map(abs, found)
+    distance = hypot(max(x1, x2), max(y1, y2))
+    return round(distance, 2) if isfinite(distance) else None
+
+
+def _range_nm(dataset: Dataset) -> list[float] | None:
+    low, high = dataset.wavelength_min, dataset.wavelength_max
+    if low is None or high is None or not (isfinite(low) and isfinite(high) and low <= high):
+        return None
+    return [low, high]
+
+
+def _needed_nm(band: Band, whole: bool) -> tuple[float, float]:
+    return (band.min_nm, band.max_nm) if whole else (band.center_nm, band.center_nm)
+
+
+def _judge_band(band: Band, ranges: list[tuple[str, list[float] | None]], whole: bool) -> Criterion:
+    name = f"band {band.name}"
+    low, high = _needed_nm(band, whole)
+    required: float | list[float] = [low, high] if whole else low
+    for dataset_id, known in ranges:
+        if known is not None and known[0] <= low and high <= known[1]:
+            return _criterion(name, "pass", dataset_id, known, required)
+    known_ranges = [known for _, known in ranges if known is not None]
+    if len(known_ranges) < len(ranges):
+        return _criterion(name, "unknown", None, None, required)
+    return _criterion(name, "fail", None, known_ranges, required)
+
+
+def _criterion(name: str, result: Result, dataset_id: str | None, measured: Value, need: Value) -> Criterion:
+    return {"name": name, "result": result, "dataset_id": dataset_id, "measured": measured, "required": need}

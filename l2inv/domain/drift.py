@@ -1,0 +1,108 @@
+"""What changed in the inventory as a whole: signs that the store, or the reader, no longer means the same.
+
+Pure: a scan counts what it reads into a Profile, and the profile is compared with that of the scan before.
+"""
+
+import math
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import msgspec
+
+from l2inv.domain.inventory import SUBFIELDS, Dataset
+
+Plain = dict[str, Any]
+
+# The instruments of the telescope, and the keys of its counts, as domain words: another one is news.
+INSTRUMENTS = {"VISP", "VBI", "CRYO-NIRSP", "DL-NIRSP", "VTF"}
+COUNT_FIELDS = {"health": set(SUBFIELDS["health"]), "gos_status": set(SUBFIELDS["gosStatus"])}
+
+# How many powers of ten an instrument's median may move between scans before its unit is in doubt. Exposures
+# differ a hundredfold by programme; the others hardly at all.
+TOLERATED_DECADES = {
+    "wavelength_min": 0.9,
+    "wavelength_max": 0.9,
+    "fried_parameter": 0.9,
+    "exposure_time": 1.9,
+}
+ENOUGH = 5  # values for a median to mean something
+
+
+@dataclass
+class Profile:
+    """What a scan saw: how often each field was given, and how large the quantities with a unit were."""
+
+    datasets: int = 0
+    given: dict[str, int] = field(default_factory=dict)
+    unknown: dict[str, dict[str, Any]] = field(default_factory=dict)  # what -> {"count", "example"}
+    # "FIELD of INSTRUMENT" -> log10 of new values
+    sizes: dict[str, "array[float]"] = field(default_factory=dict)
+
+    def count(self, datasets: Sequence[Dataset]) -> None:
+        """Counts the fields given in some datasets, and whatever in these has no known name."""
+        self.datasets += len(datasets)
+        columns = zip(*map(msgspec.structs.astuple, datasets), strict=True)
+        for name, column in zip(Dataset.__struct_fields__, columns, strict=False):
+            if given := len(column) - column.count(None):
+                self.given[name] = self.given.get(name, 0) + given
+        for dataset in datasets:
+            if dataset.instrument_name and dataset.instrument_name not in INSTRUMENTS:
+                self._note(f"instrument {dataset.instrument_name!r}", dataset)
+            for name, keys in COUNT_FIELDS.items():
+                counts = getattr(dataset, name)
+                if counts and not counts.keys() <= keys:
+                    for key in counts.keys() - keys:
+                        self._note(f"{name} key {key!r}", dataset)
+
+    def measure(self, dataset: Dataset) -> None:
+        """Takes the quantities with a unit from a dataset that is new or changed."""
+        for name in TOLERATED_DECADES:
+            size = getattr(dataset, name)
+            size = size if isinstance(size, (float, int)) or size is None else size.med
+            if size is not None and math.isfinite(size) and size > 0:
+                key = f"{name} of {dataset.instrument_name}"
+                self.sizes.setdefault(key, array("d")).append(math.log10(size))
+
+    def plain(self, earlier: Plain | None, whole: bool) -> Plain:
+        """Gives what the next scan compares with: what this one could not tell is handed on from before."""
+        earlier = earlier or {"datasets": 0, "given": {}, "log10_medians": {}}
+        medians = {key: median(sizes) for key, sizes in self.sizes.items() if len(sizes) >= ENOUGH}
+        return {
+            "datasets": self.datasets if whole else earlier["datasets"],
+            "given": self.given if whole else earlier["given"],
+            "log10_medians": earlier["log10_medians"] | medians,
+        }
+
+    def _note(self, what: str, dataset: Dataset) -> None:
+        found = self.unknown.setdefault(what, {"count": 0, "example": dataset.dataset_id})
+        found["count"] += 1
+
+
+def warnings(now: Profile, earlier: Plain | None, whole: bool) -> list[str]:
+    """Gives one line for each sign of drift, with its count and an example.
+
+    That a field is null everywhere only a scan of the whole store can tell.
+    """
+    lines = [
+        f"unknown {what} in {found['count']} datasets, such as {found['example']}"
+        for what, found in sorted(now.unknown.items())
+    ]
+    if earlier is None:
+        return lines
+    for name, before in sorted(earlier["given"].items()):
+        if whole and before >= ENOUGH and now.datasets >= ENOUGH and not now.given.get(name):
+            lines.append(f"{name} is null in all {now.datasets} datasets; before, {before} datasets had it")
+    for key, sizes in sorted(now.sizes.items()):
+        before = earlier["log10_medians"].get(key)
+        if before is None or len(sizes) < ENOUGH:
+            continue
+        moved = median(sizes) - before
+        if abs(moved) > TOLERATED_DECADES[key.split(" of ")[0]]:
+            lines.append(
+                f"{key} moved by a factor of {10 ** max(-300.0, min(moved, 300.0)):.3g} in {len(sizes)} new or changed datasets, "
+                f"from {10**before:.4g} to {10 ** median(sizes):.4g}: its unit may have changed"
+            )
+    return lines

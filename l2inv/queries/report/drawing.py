@@ -1,0 +1,376 @@
+"""From what was read for the report to what is drawn: numbers, words and coordinates. Pure; draws nothing itself.
+
+Text from outside is passed on cut to a length, as it is: the page escapes it.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from math import isfinite
+from operator import itemgetter
+from statistics import median
+from typing import Any
+
+from l2inv.config.settings import Qualification, Settings
+from l2inv.domain.criteria import bands_within, corners
+from l2inv.domain.solar import apparent_radius_arcsec
+from l2inv.domain.states import STATES, State
+from l2inv.wording import day, value
+
+Row = dict[str, Any]
+
+STEPS: tuple[tuple[State, str], ...] = (
+    ("invertible", "one program meets every criterion"),
+    ("preprocessed", "prepared for science"),
+    ("working", "claimed by somebody"),
+    ("inverted", "science is done"),
+    ("published", "the metadata store knows"),
+)
+AGES_DAYS = (7, 28, 91, 365)  # where one class of ages ends and the next begins
+AGE_CLASSES = ("under a week", "1 to 4 weeks", "1 to 3 months", "3 to 12 months", "over a year")
+CRITERIA = {
+    "health": "share of good frames",
+    "gos": "share of frames with GOS open",
+    "ao": "share of frames with AO locked",
+    "stokes": "all Stokes parameters",
+    "on_disk": "field of view within the limb, arcsec",
+}
+MONTHS = 36
+GOOD_CM, FAIR_CM, WIDEST_CM = 7.0, 5.0, 20.0  # of the Fried parameter: where its words and its scale end
+EDGE_ARCSEC = 1500.0  # of the picture of the disk
+BOXES = 6  # of one OP in it
+LONGEST_URL = 500
+
+
+def short(text: str, most: int = 60) -> str:
+    """Gives a text, its end cut off where it is longer than the page has room for."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def page(found: Row, settings: Settings, now: datetime) -> Row:
+    """Gives all that the page shows, from what report.read found."""
+    standing = found["standing"]
+    states: Counter[str] = Counter()
+    for row in standing:
+        states[row["state"]] += row["ops"]
+    rules = settings.qualification
+    numbers = {op["op_id"]: number for number, op in enumerate(found["listed"], 1)}
+    lines = [line(op, number, rules, now) for number, op in enumerate(found["listed"], 1)]
+    linked = {"overdue": ("owner",), "held": ("assignee",), "failed": ("stage", "cause")}
+    return {
+        "now": now,
+        "ops": states.total(),
+        "states": {state: states[state] for state in STATES},
+        "funnel": funnel(standing),
+        "ages": ages(standing, now),
+        "age_classes": AGE_CLASSES,
+        "overdue_in_all": sum(row["overdue"] for row in standing),
+        "holders": [
+            holder | {"name": short(holder["assignee"] or "nobody", 60)} for holder in found["holders"]
+        ],
+        **{name: [_linked(row, numbers, words) for row in found[name]] for name, words in linked.items()},
+        "months": [
+            months(found["arrived"], now) | {"what": "arrived"},
+            months(found["published"], now) | {"what": "published"},
+        ],
+        "held_in_all": found["holders"][0]["in_all"] if found["holders"] else 0,
+        "verdicts": found["verdicts"],
+        "against": against(found["against"], found["verdicts"]["ops"], numbers),
+        "disk": disk(found["listed"], now),
+        "lines": lines,
+        "shown": {state: sum(one["state"] == state for one in lines) for state in STATES},
+        "left_out": states.total() - len(lines),
+        "instruments": ", ".join(short(name, 20) for name in rules.instruments),
+    }
+
+
+def _linked(row: Row, numbers: dict[str, int], words: Iterable[str] = ()) -> Row:
+    """A row of a list with the number of its OP's line, None where it has none, and its words cut to a length."""
+    return (
+        row | {"number": numbers.get(row["op_id"])} | {name: short(row[name] or "-", 200) for name in words}
+    )
+
+
+def percent(part: float, whole: float) -> float:
+    """Gives a share in percent, 0 of nothing."""
+    return round(100 * part / whole, 2) if whole else 0.0
+
+
+def funnel(standing: list[Row]) -> list[Row]:
+    """Gives the steps from discovered to published: how many OPs came so far or further, and where they stand now.
+
+    An OP in error came as far as the state that it was in before.
+    """
+    order: list[str] = ["discovered", "not_invertible", *(state for state, _ in STEPS)]
+    here: Counter[str] = Counter()
+    errors: Counter[str] = Counter()
+    for row in standing:
+        is_error = row["state"] == "error"
+        state = row["state_before_error"] or "discovered" if is_error else row["state"]
+        (errors if is_error else here)[state] += row["ops"]
+
+    def step(name: str, words: str, first: str, stand: str) -> Row:
+        reached = sum((here + errors)[state] for state in order[order.index(first) :])
+        return {
+            "name": name,
+            "words": words,
+            "reached": reached,
+            "here": here[stand],
+            "error": errors[stand],
+            "stand": stand,
+        }
+
+    steps = [
+        step("discovered", "all that were found", "discovered", "discovered"),
+        step("judged", "complete and judged", "not_invertible", "not_invertible"),
+        *(step(state, words, state, state) for state, words in STEPS),
+    ]
+    return [one | {"percent": percent(one["reached"], steps[0]["reached"])} for one in steps]
+
+
+def ages(standing: list[Row], now: datetime) -> list[Row]:
+    """Gives for each state how many OPs have been in it for how long, and how many for too long."""
+    rows = []
+    for state in STATES:
+        own = [row for row in standing if row["state"] == state]
+        ops = sum(row["ops"] for row in own)
+        classes = [sum(row["ops"] for row in own if row["age"] == age) for age in range(len(AGE_CLASSES))]
+        oldest = min((row["oldest"] for row in own), default=None)
+        rows.append(
+            {
+                "state": state,
+                "ops": ops,
+                "classes": [{"ops": n, "heat": _heat(n, ops)} for n in classes],
+                "oldest_days": None if oldest is None else max(0, (now - oldest).days),
+                "overdue": sum(row["overdue"] for row in own),
+                "on_hold": sum(row["on_hold"] for row in own),
+            }
+        )
+    return rows
+
+
+def _heat(part: int, whole: int) -> int:
+    """How dark a cell is, 0 to 4."""
+    return 0 if part == 0 else 1 + min(3, int(4 * part / whole))
+
+
+def months(counts: dict[str, int], now: datetime) -> Row:
+    """Gives a bar for each of the MONTHS up to now, its height in percent of the highest, and what lies outside them."""
+    last = now.year * 12 + now.month - 1
+    names = [f"{number // 12:04}-{number % 12 + 1:02}" for number in range(last - MONTHS + 1, last + 1)]
+    highest = max((counts.get(name, 0) for name in names), default=0)
+    # Numbers stand over the bars where they do not run into each other.
+    is_short = highest < 1000
+    bars = [
+        {
+            "month": name,
+            "ops": ops,
+            "percent": percent(ops, highest),
+            "is_told": ops == highest or is_short,
+            "starts_year": name.endswith("-01"),
+        }
+        for name in names
+        for ops in [counts.get(name, 0)]
+    ]
+    return {
+        "bars": bars,
+        "highest": highest,
+        "in_all": sum(counts.values()),
+        "earlier": sum(ops for name, ops in counts.items() if name < names[0]),
+        "later": sum(ops for name, ops in counts.items() if name > names[-1]),
+    }
+
+
+def against(rows: list[Row], ops: int, numbers: dict[str, int]) -> list[Row]:
+    """Gives each criterion with its counts and shares of `ops`, and its nearest misses with what was measured."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        name = row["name"]
+        criterion = found.setdefault(
+            name,
+            {
+                "name": short(name, 60),
+                "words": CRITERIA.get(name, "observed" if name.startswith("band ") else ""),
+                **{key: row[key] for key in ("fail", "unknown", "alone")},
+                "fail_percent": percent(row["fail"], ops),
+                "unknown_percent": percent(row["unknown"], ops),
+                "nearest": [],
+            },
+        )
+        if row["op_id"] is not None:
+            miss = {key: short(value(row[key]), 80) for key in ("measured", "required")}
+            margin = None if row["margin"] is None else f"{row['margin']:+.6g}"
+            criterion["nearest"].append(_linked({"op_id": row["op_id"]}, numbers) | miss | {"margin": margin})
+    return list(found.values())
+
+
+def disk(ops: list[Row], now: datetime) -> Row:
+    """Gives the Sun's radius in arcsec and the fields of view of the OPs: north is up, so y grows downwards.
+
+    An OP's boxes are drawn to the arcsec, and those that are then equal once. Small ones come last, so that no large one
+    covers them. What has none, or none within the picture, is counted.
+    """
+    shapes, nowhere, outside = [], 0, 0
+    for number, op in enumerate(ops, 1):
+        known = {box for d in op["datasets"] if (box := _box(d["bounding_box"])) is not None}
+        drawn = sorted(box for box in known if max(map(abs, box)) <= EDGE_ARCSEC)[:BOXES]
+        nowhere += not known
+        outside += bool(known) and not drawn
+        if drawn:
+            path = "".join(f"M{x1} {-y2}h{x2 - x1}v{y2 - y1}h{x1 - x2}z" for x1, y1, x2, y2 in drawn)
+            area = max((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in drawn)
+            shapes.append(
+                (-area, {"number": number, "op_id": op["op_id"], "state": op["state"], "path": path})
+            )
+    shapes.sort(key=itemgetter(0))
+    return {
+        "radius": round(apparent_radius_arcsec(now), 1),
+        "smallest": round(apparent_radius_arcsec(datetime(now.year, 7, 4, tzinfo=UTC)), 1),
+        "largest": round(apparent_radius_arcsec(datetime(now.year, 1, 4, tzinfo=UTC)), 1),
+        "shapes": [shape for _, shape in shapes],
+        "nowhere": nowhere,
+        "outside": outside,
+    }
+
+
+def _box(text: str | None) -> tuple[int, int, int, int] | None:
+    """A bounding box as left, lower, right and upper edge, to the arcsec."""
+    found = corners(text)
+    if found is None:
+        return None
+    x1, y1, x2, y2 = map(round, found)
+    return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+
+
+def line(op: Row, number: int, rules: Qualification, now: datetime) -> Row:
+    """Gives one OP's line. Its bands are those of the instruments that are inverted, its seeing that of all."""
+    datasets = op["datasets"]
+    inverted = [d for d in datasets if d["instrument"] in rules.instruments]
+    present = sorted({d["instrument"] for d in datasets if d["instrument"]})
+    why = _why(op)
+    until = op["claimed_until"] or (op["due_at"] if op["state"] == "working" else None)
+    return {
+        "number": number,
+        "op_id": op["op_id"],
+        "state": op["state"],
+        "why": why.removeprefix("not invertible, "),
+        "overdue": _overdue(op, now),
+        "on_hold": op["on_hold"],
+        "inputs_changed": op["inputs_changed"],
+        "observed": day(min((d["start_time"] for d in datasets if d["start_time"]), default=None)),
+        "arrived": day(op["arrived"]),
+        "since": day(op["since"]),
+        "r0": seeing([d["fried_parameter"] for d in datasets if d["fried_parameter"]]),
+        "bands": _bands(inverted, rules),
+        "instruments": short(", ".join(present), 60),
+        "movie": _movie(inverted + datasets),
+        "priority": op["priority"],
+        "holder": short(op["assignee"] or "", 60),
+        "until": day(until) if until else None,
+        **history(op, why, now),
+    }
+
+
+def _why(op: Row) -> str:
+    """What was last said of an OP that stands outside the way to publication."""
+    kinds = {"not_invertible": ("judged", "overruled"), "error": ("failed",)}.get(op["state"], ())
+    return next((str(event["what"]) for event in reversed(op["events"]) if event["kind"] in kinds), "")
+
+
+def _overdue(op: Row, now: datetime) -> str | None:
+    """How long an OP is overdue and whose it is, None where it is not."""
+    if op["due_at"] is None or op["due_at"] >= now:
+        return None
+    length = now - op["due_at"]
+    words = f"{length.days} d" if length >= timedelta(days=1) else f"{length.seconds // 3600} h"
+    return f"overdue {words}, {short(op['owner'] or 'nobody', 60)}"
+
+
+def _bands(datasets: list[Row], rules: Qualification) -> list[str]:
+    """The bands observed by their names, and what else was observed by its mean wavelength."""
+    found = set()
+    for d in datasets:
+        low, high = d["wavelength_min_nm"], d["wavelength_max_nm"]
+        if low is not None and high is not None:
+            named = bands_within(d["instrument"], low, high, rules)
+            found.update(named or [f"{(low + high) / 2:.4g} nm"])
+    return sorted(short(name, 40) for name in found)[:8]
+
+
+_URL = re.compile(r"https?://[!-~]+", re.IGNORECASE)
+
+
+def _movie(datasets: list[Row]) -> Row | None:
+    """The first browse movie that there is. Only an address of the web may become a link; others have no `url`."""
+    for d in datasets:
+        if url := d["movie_url"]:
+            is_link = len(url) <= LONGEST_URL and _URL.fullmatch(url) is not None
+            return {"url": url if is_link else None, "words": short(d["dataset_id"] if is_link else url, 40)}
+    return None
+
+
+def seeing(distributions: Iterable[Row]) -> Row | None:
+    """Gives the Fried parameter in cm of datasets whose five numbers are in metres, None where no median is known.
+
+    The extremes are those of all; the median and the quartiles are the medians of theirs. `box` is a path
+    that draws the five, 80 wide for the whole scale and 12 high; None where one is missing or they are out of order.
+    """
+    known: dict[str, list[float]] = {}
+    for distribution in distributions:
+        for name, metres in distribution.items():
+            if isinstance(metres, (int, float)) and isfinite(cm := metres * 100):
+                known.setdefault(name, []).append(cm)
+    take = {"min": min, "p25": median, "med": median, "p75": median, "max": max}
+    cms = [float(how(known[name])) for name, how in take.items() if name in known]  # type: ignore[operator]
+    if "med" not in known:
+        return None
+    middle = median(known["med"])
+    told = round(middle, 1)  # the word is that of the number beside it
+    word = "good" if told >= GOOD_CM else "fair" if told >= FAIR_CM else "poor"
+    is_whole = len(cms) == len(take) and cms == sorted(cms)
+    return {
+        "median": f"{told:.1f}" if abs(told) < 1000 else f"{told:.1e}",
+        "word": word,
+        "cm": [f"{cm:.3g}" for cm in cms] if is_whole else None,
+        "box": _box_plot(cms) if is_whole else None,
+    }
+
+
+def _box_plot(cms: list[float]) -> str:
+    """A box from quartile to quartile with a double line at the median, and a line from the least to the most."""
+    low, q1, middle, q3, high = (round(80 * min(1.0, max(0.0, cm / WIDEST_CM))) for cm in cms)
+    return f"M{low} 6H{q1}V2H{q3}v8H{q1}V6M{q3} 6H{high}M{middle} 1v10m1-10v10"
+
+
+def history(op: Row, told: str, now: datetime) -> Row:
+    """Gives an OP's events in words, and the states between them as percent of the time since the first of them.
+
+    A state that did not last is not among `segments`. Events that were not read are counted in `not_shown`.
+    """
+    events = op["events"]
+    changes = [(event["recorded_at"], event["state"]) for event in events if event["state"]]
+    start = changes[0][0] if changes else now
+    length = max((now - start).total_seconds(), 1.0)
+    edges = [min(100, round(100 * max(0.0, (at - start).total_seconds()) / length)) for at, _ in changes]
+    segments = [
+        {"state": state, "left": left, "width": right - left}
+        for (_, state), left, right in zip(changes, edges, [*edges[1:], 100], strict=True)
+        if right > left
+    ]
+    return {
+        "segments": segments,
+        "events_in_all": op["events_in_all"],
+        "not_shown": op["events_in_all"] - len(events),
+        "days": [
+            {"day": today, "events": [_event(event, told) for event in own]}
+            for today, own in groupby(events, key=lambda event: day(event["recorded_at"]))
+        ],
+    }
+
+
+def _event(event: Row, told: str) -> str:
+    """An event in words, but for those that are told beside the OP's id already."""
+    said = f"{event['kind'].replace('_', ' ')}, {short(event['actor'], 40)}"
+    return f"{said}: {event['what']}" if event["what"] and event["what"] != told else said

@@ -1,0 +1,90 @@
+"""The report as one HTML file: the template filled, the style named by its hash, the file put in its place whole.
+
+Whatever the template says of data is escaped by Jinja, and cleaned before that of characters that hide or reorder
+what stands beside them.
+"""
+
+import hashlib
+import os
+import tempfile
+from base64 import b64encode
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from l2inv.errors import L2invError
+from l2inv.wording import clean, day, moment
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+FOLDER = Path(__file__).parent / "templates"
+
+
+def rendered(drawn: dict[str, Any]) -> str:
+    """Gives the page that shows what drawing.page gave: no script, nothing from elsewhere, one style element."""
+    from markupsafe import Markup
+
+    style = (FOLDER / "report.css").read_text(encoding="utf-8")
+    digest = b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    own = {"style": Markup(style), "style_hash": Markup(f"sha256-{digest}")}  # noqa: S704 - our own text
+    return templates().get_template("report.html").render(drawn, **own)
+
+
+def templates() -> "Environment":
+    """Gives the templates, in which a name that nobody gave is an error and None is a dash."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    def said(value: object) -> object:
+        return value if isinstance(value, (Markup, int)) else "-" if value is None else clean(value)
+
+    found = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=said,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters |= {"moment": moment, "day": day, "state": _words}
+    return found
+
+
+def _words(state: str) -> str:
+    return state.replace("_", " ")
+
+
+def write(path: Path, html: str) -> int:
+    """Writes a page for everybody to read in place of any before it, and gives its bytes.
+
+    It is there whole or not at all, also after a crash. Raises L2invError where it cannot be written; then what was
+    there before is as it was.
+    """
+    try:
+        place = Path(os.path.realpath(path))
+        if place.exists() and not place.is_file():
+            raise L2invError(f"{path}: is no ordinary file", "name another")
+        return _put(place, html.encode())
+    except OSError as problem:
+        raise L2invError(f"{path}: {problem.strerror or problem}", "mend that and run it again") from problem
+
+
+def _put(place: Path, content: bytes) -> int:
+    handle, name = tempfile.mkstemp(prefix=".l2inv-report-", dir=place.parent)
+    try:
+        with open(handle, "wb") as file:  # noqa: PTH123 - a handle
+            file.write(content)
+            file.flush()
+            os.fchmod(handle, 0o644)
+            os.fsync(handle)
+        Path(name).replace(place)
+    finally:
+        with suppress(FileNotFoundError):
+            Path(name).unlink()
+    folder = os.open(place.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return len(content)

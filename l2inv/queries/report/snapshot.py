@@ -1,0 +1,253 @@
+"""report: what the page shows that people look at instead of asking, read in one snapshot and kept as one file."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from l2inv.config.settings import Settings
+from l2inv.database.connection import Connection
+from l2inv.queries import deadlines
+from l2inv.queries.report import drawing, page
+from l2inv.wording import what_happened
+
+MOST = 50  # lines of a list that is no list of all OPs
+NEAREST = 8  # near misses of one criterion
+FEW_LINES = 1000  # up to which there is room for histories
+EVENTS, LEAST_EVENTS = (
+    12,
+    2,
+)  # of one OP's history, beside the first event and the verdict: up to there, and beyond
+
+
+def report(connection: Connection, settings: Settings, now: datetime, lines: int) -> tuple[str, int]:
+    """Gives the page as HTML, with a line for each of the `lines` OPs observed last, and how many OPs it counts."""
+    found = read(connection, settings, now, lines)
+    drawn = drawing.page(found, settings, now)
+    return page.rendered(drawn), drawn["ops"]
+
+
+def written(
+    connection: Connection, settings: Settings, now: datetime, lines: int, path: Path
+) -> dict[str, Any]:
+    """Writes the page in place of any before it. Raises L2invError where it cannot; then that one is as it was."""
+    html, ops = report(connection, settings, now, lines)
+    return {"file": str(path), "ops": ops, "bytes": page.write(path, html)}
+
+
+def read(connection: Connection, settings: Settings, now: datetime, lines: int) -> dict[str, Any]:
+    """Gives what the page is made of, as of one moment. PostgreSQL itself refuses any write meanwhile.
+
+    Whatever is counted is counted over all OPs; only the lists end: `lines` bounds `listed`, MOST the others.
+    """
+    due = deadlines.limits(settings.deadlines) | {"now": now, "most": MOST}
+    with connection.transaction():
+        connection.execute("set transaction isolation level repeatable read, read only")
+        arrived, newest = _arrived(connection, lines)
+        return {
+            "standing": _standing(connection, due),
+            "overdue": deadlines.overdue(connection, settings.deadlines, now, MOST),
+            "held": _held(connection, due),
+            "holders": _holders(connection, due),
+            "failed": _failed(connection),
+            "arrived": arrived,
+            "published": _published(connection),
+            "verdicts": _verdicts(connection),
+            "against": _against(connection),
+            "listed": _listed(connection, due, newest),
+        }
+
+
+def _standing(connection: Connection, due: dict[str, Any]) -> list[dict[str, Any]]:
+    """How many OPs are in each state, by the state before an error and the class of their age."""
+    return connection.execute(
+        f"""
+        select state, state_before_error,
+               width_bucket(extract(epoch from %(now)s::timestamptz - since)::double precision / 86400,
+                            %(ages)s::double precision[]) as age,
+               count(*) as ops, count(*) filter (where due_at < %(now)s) as overdue,
+               count(*) filter (where on_hold) as on_hold, min(since) as oldest
+        from ({deadlines.DUE}) d group by 1, 2, 3
+        """,  # noqa: S608 - text of our own, here and below
+        due | {"ages": list(map(float, drawing.AGES_DAYS))},
+    ).fetchall()
+
+
+HELD = f"""
+    select op_id, state, assignee, since, on_hold, due_at < %(now)s and state = 'working' as overdue,
+           coalesce(claimed_until, case when state = 'working' then since + days * interval '1 day' end) as until
+    from ({deadlines.DUE}) d
+    where state = 'working' or state = 'error' and state_before_error = 'working'
+"""  # noqa: S608
+
+
+def _held(connection: Connection, due: dict[str, Any]) -> list[dict[str, Any]]:
+    """The OPs that somebody holds, the one that is due first at the top; one in error comes back to its holder."""
+    return connection.execute(
+        f"select * from ({HELD}) held order by until nulls last, op_id limit %(most)s",  # noqa: S608
+        due,
+    ).fetchall()
+
+
+def _holders(connection: Connection, due: dict[str, Any]) -> list[dict[str, Any]]:
+    """How many OPs each person holds, beside how many are held in all."""
+    return connection.execute(
+        f"""
+        select assignee, count(*) as ops, count(*) filter (where overdue) as overdue,
+               sum(count(*)) over ()::bigint as in_all
+        from ({HELD}) held group by assignee order by overdue desc, ops desc, assignee limit %(most)s
+        """,  # noqa: S608
+        due,
+    ).fetchall()
+
+
+def _failed(connection: Connection) -> list[dict[str, Any]]:
+    """The OPs in error, the newest first."""
+    return connection.execute(
+        """
+        select s.op_id, s.since, e.detail ->> 'stage' as stage, e.detail ->> 'cause' as cause
+        from (select op_id, since from l2inv.op_state where state = 'error' order by since desc, op_id limit %s) s
+        cross join lateral (select detail from l2inv.event
+                            where event.op_id = s.op_id and kind = 'failed' order by seq desc limit 1) e
+        order by s.since desc, s.op_id
+        """,
+        [MOST],
+    ).fetchall()
+
+
+def _arrived(connection: Connection, lines: int) -> tuple[dict[str, int], dict[str, datetime | None]]:
+    """How many OPs' first dataset came in each month (YYYY-MM), and when that of each of the OPs observed last came.
+
+    Both from one pass over all datasets, whose records are much larger than what is taken from them.
+    """
+    rows = connection.execute(
+        """
+        with told as materialized (
+            select op_id, (record ->> 'createDate')::timestamptz as arrived, (record ->> 'startTime')::timestamptz as observed
+            from l2inv.dataset_version
+        ), op as materialized (
+            select op_id, min(arrived) as arrived, min(observed) as observed from told group by op_id
+        )
+        select 'month' as what, to_char(arrived, 'YYYY-MM') as name, null::timestamptz as arrived, count(*) as ops
+        from op group by 2
+        union all
+        (select 'op', s.op_id, arrived, 1 from l2inv.op_state s left join op using (op_id)
+         order by coalesce(observed, since) desc, s.op_id limit %s)
+        """,
+        [lines],
+    ).fetchall()
+    months = {row["name"]: row["ops"] for row in rows if row["what"] == "month"}
+    return months, {row["name"]: row["arrived"] for row in rows if row["what"] == "op"}
+
+
+def _published(connection: Connection) -> dict[str, int]:
+    """How many times an OP was published in each month (YYYY-MM)."""
+    rows = connection.execute(
+        "select to_char(recorded_at, 'YYYY-MM') as month, count(*) as ops from l2inv.event where kind = 'published' group by 1"
+    )
+    return {row["month"]: row["ops"] for row in rows}
+
+
+def _verdicts(connection: Connection) -> dict[str, Any]:
+    """What the newest verdicts say of the OPs that are not invertible, beside their criteria."""
+    row = connection.execute(
+        """
+        select count(*) as ops,
+               count(*) filter (where v.detail -> 'verdict' -> 'instrument_programs' = '[]') as without_program,
+               count(*) filter (where v.detail -> 'verdict' -> 'undetermined' = 'true') as undetermined,
+               count(*) filter (where s.overruled_seq is not null) as overruled
+        from l2inv.op_state s join l2inv.event v on v.op_id = s.op_id and v.seq = s.verdict_seq
+        where s.state = 'not_invertible'
+        """
+    ).fetchone()
+    assert row is not None
+    return row
+
+
+def _against(connection: Connection) -> list[dict[str, Any]]:
+    """Each criterion that OPs do not pass, that of most OPs first: how many fail it, of how many others it is unknown,
+    and of how many it alone is what they fail, with NEAREST of these, one in each row.
+
+    What a near miss is, and which is nearer, is as in verdicts.near_misses.
+    """
+    return connection.execute(
+        """
+        with against as materialized (
+            select s.op_id, p.number, c ->> 'name' as name, c ->> 'result' = 'fail' as fails,
+                   c -> 'measured' as measured, c -> 'required' as required,
+                   case when jsonb_typeof(c -> 'measured') = 'number' and jsonb_typeof(c -> 'required') = 'number'
+                        then ((c ->> 'measured')::numeric - (c ->> 'required')::numeric)
+                            * case c ->> 'name' when 'on_disk' then -1 else 1 end end as margin
+            from l2inv.op_state s
+            join l2inv.event v on v.op_id = s.op_id and v.seq = s.verdict_seq
+            cross join jsonb_array_elements(v.detail -> 'verdict' -> 'instrument_programs')
+                with ordinality as p (program, number)
+            cross join jsonb_path_query(p.program, '$.criteria[*] ? (@.result <> "pass" && !exists(@.optional))') c
+            where s.state = 'not_invertible'
+        ), counted as (
+            select name, count(*) filter (where fails) as fail, count(*) filter (where not fails) as unknown
+            from (select name, bool_or(fails) as fails from against group by op_id, name) each group by name
+        ), missed as (
+            select op_id, number, min(name) as name, (array_agg(measured order by coalesce(margin, 0)))[1] as measured,
+                   (array_agg(required order by coalesce(margin, 0)))[1] as required, min(margin) as margin
+            from against group by op_id, number having min(name) = max(name) and bool_and(fails)
+        ), nearest as (
+            select distinct on (name, op_id) * from missed order by name, op_id, coalesce(margin, 0) desc, number
+        ), ranked as (
+            select *, count(*) over (partition by name) as alone,
+                   row_number() over (partition by name order by coalesce(margin, 0) desc, op_id) as place
+            from nearest
+        )
+        select name, fail, unknown, coalesce(alone, 0) as alone, op_id, measured, required,
+               margin::double precision as margin
+        from counted left join (select * from ranked where place <= %s) r using (name)
+        order by fail + unknown desc, name, place
+        """,
+        [NEAREST],
+    ).fetchall()
+
+
+def _listed(
+    connection: Connection, due: dict[str, Any], newest: dict[str, datetime | None]
+) -> list[dict[str, Any]]:
+    """The OPs that get a line, in the order given, each with its datasets and its events."""
+    ops = connection.execute(
+        f"""
+        select d.op_id, d.state, d.since, d.priority, d.assignee, d.claimed_until, d.on_hold, d.owner, d.due_at,
+               coalesce(s.datasets_seq > s.verdict_seq, false) as inputs_changed, s.seq as events_in_all
+        from unnest(%(ids)s::text[]) with ordinality as listed (op_id, place)
+        join ({deadlines.DUE}) d using (op_id) join l2inv.op_state s using (op_id) order by place
+        """,  # noqa: S608
+        due | {"ids": list(newest)},
+    ).fetchall()
+    by_id: dict[str, dict[str, Any]] = {}
+    for op in ops:
+        by_id[op["op_id"]] = op | {"arrived": newest[op["op_id"]], "datasets": [], "events": []}
+    with connection.cursor("datasets") as cursor:
+        cursor.itersize = 1000
+        cursor.execute(
+            """
+            select op_id, dataset_id, instrument, start_time, wavelength_min_nm, wavelength_max_nm,
+                   record ->> 'boundingBox' as bounding_box, record -> 'friedParameter' as fried_parameter,
+                   record ->> 'browseMovieUrl' as movie_url
+            from l2inv.dataset where op_id = any(%s) and not withdrawn order by op_id, instrument, dataset_id
+            """,
+            [list(by_id)],
+        )
+        for row in cursor:
+            by_id[row.pop("op_id")]["datasets"].append(row)
+    with connection.cursor("events") as cursor:
+        cursor.itersize = 1000
+        cursor.execute(
+            """
+            select e.op_id, e.kind, e.state, e.actor, e.recorded_at, e.detail, e.seq = s.verdict_seq as is_verdict
+            from l2inv.op_state s join l2inv.event e on e.op_id = s.op_id
+                and (e.seq > s.seq - %s or e.seq = s.verdict_seq or e.seq = 1)
+            where s.op_id = any(%s) order by e.op_id, e.seq
+            """,
+            [EVENTS if len(by_id) <= FEW_LINES else LEAST_EVENTS, list(by_id)],
+        )
+        for row in cursor:  # a verdict is much longer than the words that are shown of it
+            event = row | {"what": drawing.short(what_happened(row).partition(" (criteria ")[0])}
+            del event["detail"]
+            by_id[event.pop("op_id")]["events"].append(event)
+    return list(by_id.values())

@@ -1,0 +1,193 @@
+"""What the recorded verdicts say: of one OP, of those that nearly passed, of each version of the criteria; and the
+recorded arrivals, of how long to wait before one judges. Reads only."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import msgspec
+
+from l2inv.config.settings import Qualification
+from l2inv.database.connection import Connection
+from l2inv.domain.criteria import Criterion, InstrumentProgramVerdict, margin
+from l2inv.errors import Refused
+
+QUIET_DAYS = (1, 3, 7, 14, 30, 60, 90, 180)
+
+
+def explain(connection: Connection, op_id: str) -> dict[str, Any]:
+    """Gives an OP's newest verdict with each criterion's margin, and what became of it since.
+
+    Of an OP that was never judged it gives null for whether it is invertible, and no instrument program.
+    """
+    row = connection.execute(
+        """
+        select s.op_id, s.state, s.criteria_version, v.recorded_at as judged_at, v.detail -> 'verdict' as verdict,
+               coalesce(s.datasets_seq > s.verdict_seq, false) as inputs_changed,
+               o.detail - 'verdict' as overruled_by
+        from l2inv.op_state s
+        left join l2inv.event v on v.op_id = s.op_id and v.seq = s.verdict_seq
+        left join l2inv.event o on o.op_id = s.op_id and o.seq = s.overruled_seq
+        where s.op_id = %s
+        """,
+        [op_id],
+    ).fetchone()
+    assert row is not None
+    verdict = row.pop("verdict") or {"invertible": None, "undetermined": None, "instrument_programs": []}
+    for program in verdict["instrument_programs"]:
+        for criterion in program["criteria"]:
+            criterion["margin"] = margin(criterion)
+    return row | verdict
+
+
+def near_misses(connection: Connection) -> list[dict[str, Any]]:
+    """Gives the criteria that alone keep an instrument program from passing, those of most OPs first, and these OPs,
+    the nearest first: with the worst of their datasets, and of several such programs the nearest.
+
+    An OP that fails in each of two programs by another criterion stands under both.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for op_id, programs in _not_invertible(connection):
+        for program in programs:
+            worst = _only_failure(program["criteria"])
+            if worst is None:
+                continue
+            ops = found.setdefault(worst["name"], {})
+            miss = {
+                "op_id": op_id,
+                "instrument_program_id": program["instrument_program_id"],
+                "measured": worst["measured"],
+                "required": worst["required"],
+                "margin": margin(worst),
+            }
+            ops[op_id] = min(ops.get(op_id, miss), miss, key=_distance)
+    by_count = sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
+    return [{"name": name, "ops": sorted(ops.values(), key=_distance)} for name, ops in by_count]
+
+
+def _not_invertible(connection: Connection) -> Iterator[tuple[str, list[InstrumentProgramVerdict]]]:
+    """Streams the newest verdicts of the OPs that are not invertible, in the order of their ids."""
+    with connection.transaction(), connection.cursor("not_invertible") as cursor:
+        cursor.itersize = 1000
+        cursor.execute(
+            """
+            select s.op_id, (v.detail -> 'verdict' -> 'instrument_programs')::text as programs
+            from l2inv.op_state s join l2inv.event v on v.op_id = s.op_id and v.seq = s.verdict_seq
+            where s.state = 'not_invertible' order by s.op_id
+            """
+        )
+        for row in cursor:
+            yield row["op_id"], msgspec.json.decode(row["programs"])
+
+
+def _only_failure(criteria: Iterable[Criterion]) -> Criterion | None:
+    """The worst of the failed ones, where they all are the same criterion's and nothing that decides is unknown."""
+    against = [c for c in criteria if c["result"] != "pass" and not c.get("optional")]
+    if len({c["name"] for c in against}) != 1 or any(c["result"] == "unknown" for c in against):
+        return None
+    return min(against, key=lambda c: margin(c) or 0)
+
+
+def _distance(miss: dict[str, Any]) -> float:
+    return -(miss["margin"] or 0.0)
+
+
+def versions(connection: Connection) -> list[dict[str, Any]]:
+    """Gives each version of the criteria, the first used at the top: its rules, since when it is used, how many verdicts
+    it gave, and of how many OPs it gave the newest."""
+    return connection.execute(
+        """
+        with given as (
+            select detail ->> 'criteria_version' as criteria_version, count(*) as verdicts
+            from l2inv.event where kind = 'judged' group by 1
+        ), newest as (
+            select criteria_version, count(*) as ops from l2inv.op_state group by 1
+        )
+        select criteria_version, first_used_at, coalesce(verdicts, 0) as verdicts, coalesce(ops, 0) as ops, rules
+        from l2inv.criteria left join given using (criteria_version) left join newest using (criteria_version)
+        order by first_used_at, criteria_version
+        """
+    ).fetchall()
+
+
+def version(connection: Connection, prefix: str) -> dict[str, Any]:
+    """Gives the id of the version that begins so, and its rules with every key that there is today.
+
+    Raises Refused where none or several begin so.
+    """
+    found = connection.execute(
+        "select criteria_version, rules from l2inv.criteria where starts_with(criteria_version, %s) order by 1",
+        [prefix],
+    ).fetchall()
+    if not found:
+        raise Refused(f"criteria {prefix!r} are unknown: they judged nothing", "see: l2inv criteria")
+    if len(found) > 1:
+        fitting = ", ".join(row["criteria_version"] for row in found)
+        raise Refused(f"{prefix!r} fits several criteria: {fitting}", "give more of the version")
+    rules = msgspec.convert(found[0]["rules"], Qualification)
+    return {"criteria_version": found[0]["criteria_version"], "rules": msgspec.to_builtins(rules)}
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[dict[str, Any]]:
+    """Gives what differs between two rule sets, each with its dotted path; null is what one of them lacks.
+
+    Bands and instruments are told apart by their names: their order makes no difference.
+    """
+    old, new = _unordered(old), _unordered(new)
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [] if old == new else [{"path": path, "old": old, "new": new}]
+    names = sorted(old.keys() | new.keys())
+    return [
+        found
+        for name in names
+        for found in differences(old.get(name), new.get(name), f"{path}.{name}" if path else name)
+    ]
+
+
+def _unordered(value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    if value and isinstance(value[0], str):
+        return sorted(set(value))
+    return {one.get("name") or one["instrument"]: one for one in value}
+
+
+def completeness(connection: Connection, instruments: list[str], quiet_days: float) -> dict[str, Any]:
+    """Gives which share of the OPs had no dataset that came after N quiet days, for several N and the one set: over all
+    instruments, over the qualifying ones and for each. An OP counts where it has a dataset of them.
+
+    Arrivals are the createDates of the datasets' first versions, withdrawn ones included. An OP is late at N where
+    two that follow each other lie more than N days apart.
+    """
+    rows = connection.execute(
+        """
+        with arrival as (
+            select op_id, record ->> 'instrumentName' as instrument,
+                   (record ->> 'createDate')::timestamptz as arrived_at
+            from l2inv.dataset_version where version = 1
+        ), pause as (
+            select place, name, op_id,
+                   arrived_at - lag(arrived_at) over (partition by place, name, op_id order by arrived_at) as pause
+            from arrival, lateral (values
+                (1, 'all instruments', true), (2, 'qualifying instruments', instrument = any(%s)),
+                (3, instrument, instrument is not null)
+            ) as counted (place, name, counts)
+            where counts
+        ), longest as (
+            select place, name, op_id, coalesce(extract(epoch from max(pause)) / 86400, 0) as days
+            from pause group by place, name, op_id
+        )
+        select place, name, quiet_days, count(*) as ops, count(*) filter (where days > quiet_days) as late
+        from longest, unnest(%s::float8[]) quiet_days
+        group by place, name, quiet_days order by place, name, quiet_days
+        """,
+        [instruments, sorted({*map(float, QUIET_DAYS), quiet_days})],
+    ).fetchall()
+    groups: dict[tuple[int, str], dict[str, Any]] = {}
+    for row in rows:
+        empty = {"name": row["name"], "ops": row["ops"], "shares": []}
+        share = round(1 - row["late"] / row["ops"], 4)
+        groups.setdefault((row["place"], row["name"]), empty)["shares"].append(
+            {"quiet_days": row["quiet_days"], "share": share, "late": row["late"]}
+        )
+    found = list(groups.values())
+    return {"ops": found[0]["ops"] if found else 0, "instruments": found}

@@ -1,0 +1,262 @@
+"""Adding to the record: every event of every stage goes through here, and only ever gets added.
+
+An event is written against the sequence number that its writer saw. Whoever comes second with the same number adds
+nothing; the database refuses what the states do not allow.
+"""
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import Any, cast
+
+import msgspec
+
+from l2inv.database.connection import Connection
+from l2inv.domain import states
+from l2inv.errors import Refused
+
+
+class Event(msgspec.Struct, frozen=True):
+    """What happened to an OP. `after` is the OP's sequence number that it follows, 0 for a new OP."""
+
+    op_id: str
+    after: int
+    kind: str
+    state: states.State | None
+    detail: dict[str, Any]
+
+
+class Present(msgspec.Struct, frozen=True):
+    """Where an OP stands: what a command decides by."""
+
+    op_id: str
+    seq: int
+    state: states.State
+    since: str
+    state_before_error: states.State | None
+    verdict_seq: int | None
+    datasets_seq: int
+    assignee: str | None
+    due_at: datetime | None
+    on_hold: bool
+
+
+def add(connection: Connection, events: Sequence[Event], actor: str, run_id: int | None) -> set[str]:
+    """Adds one event for each of many OPs, all or none, and gives the OPs that got theirs.
+
+    An OP that moved on since its writer looked is left alone: the writer looks again in its next run.
+    The OPs are locked in the order of their ids, so that two writers never wait for each other.
+    """
+    with connection.transaction():
+        rows = connection.execute(
+            "select op_id, seq from l2inv.op_state where op_id = any(%s) order by op_id for update",
+            [[event.op_id for event in events]],
+        )
+        present = {row["op_id"]: row["seq"] for row in rows}
+        timely = [event for event in events if present.get(event.op_id, 0) == event.after]
+        with connection.cursor() as cursor, cursor.copy(f"copy {_COLUMNS} from stdin") as copy:
+            for e in sorted(timely, key=lambda event: event.op_id):
+                copy.write_row((e.op_id, e.after + 1, e.kind, e.state, actor, run_id, detail_text(e.detail)))
+    return {event.op_id for event in timely}
+
+
+_COLUMNS = "l2inv.event (op_id, seq, kind, state, actor, run_id, detail)"
+
+
+def detail_text(detail: dict[str, Any]) -> str:
+    """Gives the text of a detail that PostgreSQL's jsonb takes: NUL and halves of surrogate pairs are shown, not stored."""
+    with suppress(UnicodeEncodeError, OverflowError):  # an integer of any size is left to json
+        text = msgspec.json.encode(detail).decode()
+        if "\\u0000" not in text:
+            return text
+    return json.dumps(_storable(detail))
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_storable(key): _storable(inner) for key, inner in value.items()}
+    return [_storable(inner) for inner in value] if isinstance(value, list) else value
+
+
+def append(connection: Connection, event: Event, actor: str, run_id: int | None) -> bool:
+    """Adds one event to an OP that is known, in one statement; False if the OP moved on since its writer looked."""
+    added = connection.execute(
+        f"""
+        insert into {_COLUMNS}
+            select op_id, seq + 1, %s, %s, %s, %s::bigint, %s::jsonb
+            from l2inv.op_state where op_id = %s and seq = %s for update
+        """,  # noqa: S608 - text of our own
+        [event.kind, event.state, actor, run_id, detail_text(event.detail), event.op_id, event.after],
+    )
+    return added.rowcount == 1
+
+
+def add_one(
+    connection: Connection,
+    present: Present,
+    kind: str,
+    state: states.State | None,
+    actor: str,
+    detail: dict[str, Any],
+    run_id: int | None = None,
+) -> None:
+    """Adds one event to an OP whose row locked() holds. Raises Refused when its state does not allow it."""
+    must_allow(present, kind, state)
+    added = append(connection, Event(present.op_id, present.seq, kind, state, detail), actor, run_id)
+    assert added, "the row is locked"
+
+
+def must_allow(present: Present, kind: str, state: states.State | None) -> None:
+    """Raises Refused when an OP's state does not allow an event."""
+    if not states.is_allowed(kind, present.state, state, present.state_before_error):
+        raise Refused(
+            f"OP {present.op_id} is {present.state}: it cannot be {kind}",
+            way_on(present.op_id, present.state, _held(present)),
+        )
+
+
+def must_hold(present: Present, actor: str) -> None:
+    """Raises Refused when another holds the OP."""
+    if present.state == "working" and present.assignee != actor:
+        raise Refused(
+            f"OP {present.op_id} is held by {present.assignee} since {present.since}, not by {actor}",
+            f"ask {present.assignee}, or act as the holder with --actor",
+        )
+
+
+def locked(connection: Connection, op_id: str) -> Present:
+    """Gives where an OP stands and keeps others from moving it until the transaction ends. Raises Refused."""
+    row = connection.execute(
+        """
+        select op_id, seq, state, to_char(since at time zone 'UTC', 'YYYY-MM-DD HH24:MI "UTC"') as since,
+               state_before_error, verdict_seq, datasets_seq, assignee, due_at, on_hold_seq is not null as on_hold
+        from l2inv.op_state where op_id = %s for update
+        """,
+        [op_id],
+    ).fetchone()
+    if row is None:
+        raise Refused(f"OP {op_id} is unknown", "see: l2inv list")
+    return Present(**row)
+
+
+def resolve(connection: Connection, op: str) -> str:
+    """Gives the full id of the OP that an id or an unambiguous prefix names. Raises Refused otherwise."""
+    found = connection.execute(
+        "select op_id from l2inv.op_state where op_id = %s or op_id like %s order by op_id = %s desc, op_id limit 6",
+        [op, _pattern(op), op],
+    ).fetchall()
+    candidates = [row["op_id"] for row in found]
+    if candidates and (candidates[0] == op or len(candidates) == 1):
+        return cast(str, candidates[0])
+    if candidates:
+        more = ", …" if len(candidates) > 5 else ""
+        raise Refused(f"{op!r} fits several OPs: {', '.join(candidates[:5])}{more}", "give more of the id")
+    raise Refused(f"OP {op!r} is unknown", "see: l2inv list")
+
+
+def beginning_with(
+    connection: Connection, prefix: str, among: Sequence[states.State] | None, holder: str | None, most: int
+) -> list[str]:
+    """Gives the first OPs in the order of their ids that begin so: in these states, held by that person, where given."""
+    rows = connection.execute(
+        """
+        select op_id from l2inv.op_state
+        where op_id like %s and (%s::text[] is null or state = any(%s)) and (%s::text is null or assignee = %s)
+        order by op_id limit %s
+        """,
+        [_pattern(prefix), list(among) if among else None, list(among or ()), holder, holder, most],
+    )
+    return [row["op_id"] for row in rows]
+
+
+def _pattern(prefix: str) -> str:
+    """What `like` takes for whatever begins so."""
+    return prefix.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
+
+
+def fail(
+    connection: Connection, op_id: str, seq: int, stage: str, cause: str, actor: str, run_id: int
+) -> bool:
+    """Puts an OP into `error` with stage, cause and the number of this attempt. False if it moved on meanwhile."""
+    row = connection.execute(
+        """
+        select count(*) as earlier from l2inv.event
+        where op_id = %s and kind = 'failed' and detail ->> 'stage' = %s
+            and seq > coalesce((select max(seq) from l2inv.event where op_id = %s and kind = 'published'), 0)
+        """,
+        [op_id, stage, op_id],
+    ).fetchone()
+    assert row is not None
+    detail = {"stage": stage, "cause": cause, "attempt": row["earlier"] + 1}
+    return append(connection, Event(op_id, seq, "failed", "error", detail), actor, run_id)
+
+
+def retry(connection: Connection, op_ids: Sequence[str], actor: str) -> list[tuple[str, states.State]]:
+    """Brings OPs back from `error` to the state before it, all of them when none is named: gives (OP, state).
+
+    Raises Refused when a named OP is not in `error`; then none is brought back.
+    """
+    with connection.transaction():
+        if not op_ids:
+            rows = connection.execute("select op_id from l2inv.op_state where state = 'error' order by op_id")
+            op_ids = [row["op_id"] for row in rows]
+        brought_back = []
+        for op_id in sorted(set(op_ids)):
+            present = locked(connection, op_id)
+            if present.state != "error" or present.state_before_error is None:
+                raise Refused(f"OP {op_id} is {present.state}, not in error", "nothing to retry")
+            failed = newest(connection, op_id, "failed") or {}
+            detail = {"stage": failed.get("stage"), "attempt": failed.get("attempt")}
+            add_one(connection, present, "retried", present.state_before_error, actor, detail)
+            brought_back.append((op_id, present.state_before_error))
+    return brought_back
+
+
+def newest(connection: Connection, op_id: str, kind: str) -> dict[str, Any] | None:
+    """Gives the detail of an OP's newest event of a kind, or None."""
+    row = connection.execute(
+        "select detail from l2inv.event where op_id = %s and kind = %s order by seq desc limit 1",
+        [op_id, kind],
+    ).fetchone()
+    return row["detail"] if row else None
+
+
+def invertible_programs(connection: Connection, op_id: str) -> list[str]:
+    """Gives the instrument programs that are invertible by the newest verdict, or by what overrules it."""
+    row = connection.execute(
+        """
+        select o.detail -> 'instrument_programs' as overruled,
+               (select jsonb_agg(p -> 'instrument_program_id')
+                from jsonb_array_elements(v.detail -> 'verdict' -> 'instrument_programs') p
+                where (p ->> 'invertible')::boolean) as judged
+        from l2inv.op_state s
+        left join l2inv.event v on v.op_id = s.op_id and v.seq = s.verdict_seq
+        left join l2inv.event o on o.op_id = s.op_id and o.seq = s.overruled_seq
+        where s.op_id = %s
+        """,
+        [op_id],
+    ).fetchone()
+    assert row is not None
+    found: list[str] = row["judged"] or [] if row["overruled"] is None else row["overruled"]
+    return found
+
+
+def _held(present: Present) -> str:
+    return f"held by {present.assignee} since {present.since}"
+
+
+def way_on(op_id: str, state: states.State, held: str) -> str:
+    """Says what is to be done with an OP that is in a state; `held` is what to say of one that somebody works on."""
+    return {
+        "discovered": "qualify judges it when it is quiet",
+        "invertible": "run: l2inv preprocess",
+        "not_invertible": f"see why: l2inv explain {op_id}",
+        "preprocessed": f"run: l2inv claim {op_id}",
+        "working": held,
+        "inverted": "run: l2inv publish",
+        "published": f"see: l2inv history {op_id}",
+        "error": f"see why: l2inv history {op_id}; then: l2inv retry {op_id}",
+    }[state]

@@ -1,0 +1,397 @@
+"""verify: whether the record still says what it said, and whether all that is derived from it agrees.
+
+Every check reads one snapshot in a stream, so that memory stays flat and nobody is kept waiting.
+"""
+
+import hashlib
+from collections.abc import Callable
+from typing import Annotated, Any, LiteralString
+
+import msgspec
+import psycopg
+
+from l2inv.config.settings import Qualification
+from l2inv.database.connection import Connection
+from l2inv.domain import criteria, inventory
+
+BATCH = 1000  # verdicts or datasets at a time; how many events pass between two words of how far it is
+MOST = 1000  # findings named one by one
+
+
+class Findings:
+    """How many faults were found, and the first of them."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.first: list[dict[str, Any]] = []
+
+    def add(self, what: str, row: dict[str, Any], detail: str) -> None:
+        self.number += 1
+        if len(self.first) < MOST:
+            found = {
+                "what": what,
+                "event_id": row.get("event_id"),
+                "op_id": row.get("op_id"),
+                "detail": detail,
+            }
+            self.first.append(found)
+
+
+def verify(
+    connection: Connection,
+    what: str | None = None,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> dict[str, Any]:
+    """Makes every check, or the one that is named: how many of each, and one finding for each fault."""
+    findings = Findings()
+    with connection.transaction():
+        connection.execute("set transaction isolation level repeatable read, read only")
+        checked = run_checks(connection, findings, list(CHECKS) if what is None else [what], progress)
+    return {"checked": checked, "findings": findings.first, "found": findings.number}
+
+
+def run_checks(
+    connection: Connection, findings: Findings, names: list[str], progress: Callable[[int, int], None]
+) -> dict[str, int]:
+    """Makes the named checks in the transaction that is open, and gives how many rows each checked."""
+    rows = {name: _count(connection, CHECKED[name]) for name in names}
+    checked, of, before = {}, sum(rows.values()), 0
+    for name in names:
+        whole = _check(connection, name, findings, lambda done, before=before: progress(before + done, of))  # type: ignore[misc]
+        checked[name] = rows[name] if whole else 0
+        before += rows[name]
+        progress(before, of)
+    return checked
+
+
+def _check(connection: Connection, name: str, findings: Findings, progress: Callable[[int], None]) -> bool:
+    """Makes one of the checks; False where it cannot be made to its end.
+
+    What it cannot even read is a finding: whoever changed it may have put anything there.
+    """
+    try:
+        with connection.transaction():
+            CHECKS[name](connection, findings, progress)
+    except psycopg.DataError as problem:
+        words = " ".join(str(problem).split("\n", 1)[0].split())
+        findings.add(name, {}, f"{name} cannot be read to their end: {words}; l2inv verify events says more")
+        return False
+    return True
+
+
+def events(connection: Connection, findings: Findings, progress: Callable[[int], None]) -> None:
+    """Checks every OP's chain: seq without holes, and each hash that of the content and of the hash before it."""
+    passed = 0
+    with connection.cursor("verify_events") as cursor:
+        cursor.itersize = 10  # the server hands over nothing before it has found so many
+        cursor.execute(
+            """
+            select event_id, op_id, seq, previous_seq, is_wrong
+            from (select *, seq <> previous_seq + 1
+                            or hash is distinct from l2inv.event_hash(previous_hash, event_id, op_id, seq, kind, state,
+                                                                      actor, recorded_at, run_id, detail) as is_wrong
+                  from (select *, lag(hash) over chain as previous_hash, coalesce(lag(seq) over chain, 0) as previous_seq
+                        from l2inv.event window chain as (partition by op_id order by seq)) linked) e
+            where is_wrong or event_id %% %s = 0
+            """,
+            [BATCH],
+        )
+        for row in cursor:
+            if row["event_id"] % BATCH == 0:
+                passed += BATCH
+                progress(passed)
+            if row["is_wrong"] and row["seq"] != row["previous_seq"] + 1:
+                gone = f"event {row['previous_seq'] + 1} is missing before event {row['seq']}"
+                findings.add("event", row, gone)
+            elif row["is_wrong"]:
+                findings.add("event", row, f"event {row['seq']} is not what was recorded")
+
+
+def state(connection: Connection, findings: Findings, _: Callable[[int], None]) -> None:
+    """Compares each OP's present state with what its events say, the hash of the newest among it."""
+    with connection.cursor("verify_state") as cursor:
+        cursor.execute(
+            """
+            select coalesce(s.op_id, e.op_id) as op_id, to_jsonb(s) as kept, to_jsonb(e) as told
+            from l2inv.op_state s full join l2inv.op_state_by_events e using (op_id)
+            where to_jsonb(s) is distinct from to_jsonb(e)
+            """
+        )
+        for row in cursor:
+            kept, told = row["kept"] or {}, row["told"] or {}
+            names = sorted(name for name in told | kept if kept.get(name) != told.get(name))
+            said = f"{', '.join(names)} differ from what the events say: l2inv verify events says more"
+            if not told:
+                said = "there are no events of it"
+            elif not kept:
+                said = "it has events and no state"
+            findings.add("state", row, said)
+
+
+def _count(connection: Connection, table: LiteralString) -> int:
+    counted = connection.execute(f"select count(*) as rows from l2inv.{table}").fetchone()  # noqa: S608 - one of ours
+    assert counted is not None
+    rows: int = counted["rows"]
+    return rows
+
+
+def datasets(connection: Connection, findings: Findings, progress: Callable[[int], None]) -> None:
+    """Hashes every kept dataset version again, and compares the versions there are with those that events name.
+
+    So it does with the records that were set aside, which no event names.
+    """
+    with connection.cursor("verify_datasets") as cursor:
+        cursor.execute(
+            """
+            select dataset_id, op_id, version, content_hash, record::text as record,
+                   coalesce(lag(version) over (partition by dataset_id order by version), 0) as previous
+            from l2inv.dataset_version
+            """
+        )
+        for checked, row in enumerate(cursor, 1):
+            if checked % BATCH == 0:
+                progress(checked)
+            name = f"dataset {row['dataset_id']} version {row['version']}"
+            if row["version"] != row["previous"] + 1:
+                findings.add("dataset", row, f"version {row['previous'] + 1} is missing before {name}")
+            if _hash_of(row["record"]) != row["content_hash"]:
+                findings.add("dataset", row, f"{name} is not what was read")
+    with connection.cursor("verify_pins") as cursor:
+        cursor.execute(_PINS)
+        for row in cursor:
+            findings.add(
+                "dataset", row, f"dataset {row['dataset_id']} version {row['version']} {row['said']}"
+            )
+    with connection.cursor("verify_quarantine") as cursor:
+        cursor.execute(
+            "select left(encode(raw_hash, 'hex'), 12) as key from l2inv.quarantine where sha256(raw) <> raw_hash"
+        )
+        for row in cursor:
+            findings.add("quarantine", row, f"record {row['key']} is not what was received")
+
+
+# Where the versions that are kept and those that the events name are not the same. An event names the last of the
+# versions that its scan read of a dataset; those from before the chain of hashes named the datasets alone.
+_PINS = """
+    with pin as materialized (
+        select e.event_id, e.op_id, e.run_id, p.key as dataset_id, split_part(p.value, ':', 1)::integer as version,
+               split_part(p.value, ':', 2) as hash, coalesce(e.detail -> 'withdrawn' ? p.key, false) as withdrawn
+        from l2inv.event e, jsonb_each_text(e.detail -> 'versions') p
+        where e.kind in ('discovered', 'datasets_changed')
+    )
+    select p.event_id, p.op_id, p.dataset_id, p.version,
+           case when v.version is null then 'is missing' else 'is not what its event names' end as said
+    from pin p left join l2inv.dataset_version v using (dataset_id, version)
+    where v.version is null or left(encode(v.content_hash, 'hex'), 16) <> p.hash
+       or v.op_id <> p.op_id or v.run_id <> p.run_id or v.withdrawn <> p.withdrawn
+    union all
+    select null, v.op_id, v.dataset_id, v.version, 'is told of by no event'
+    from l2inv.dataset_version v left join pin p using (dataset_id, version)
+    where p.version is null
+        and not exists (select from pin later where later.dataset_id = v.dataset_id and later.run_id = v.run_id
+                                                    and later.version > v.version)
+        and not exists (select from l2inv.event e
+                        where e.op_id = v.op_id and e.run_id = v.run_id and not e.detail ? 'versions'
+                            and e.kind in ('discovered', 'datasets_changed')
+                            and (e.detail -> 'datasets' ? v.dataset_id or e.detail -> 'new' ? v.dataset_id
+                                 or e.detail -> 'changed' ? v.dataset_id or e.detail -> 'withdrawn' ? v.dataset_id))
+"""
+
+
+class _Kept(inventory.Dataset, frozen=True, forbid_unknown_fields=True):
+    """A dataset as it was kept: what the reader did not know, it left out."""
+
+
+_kept = msgspec.json.Decoder(_Kept)
+
+
+def _hash_of(record: str) -> bytes | None:
+    try:
+        return hashlib.sha256(inventory.kept(_kept.decode(record))).digest()
+    except msgspec.ValidationError:
+        return None
+
+
+def runs(connection: Connection, findings: Findings, _: Callable[[int], None]) -> None:
+    """Compares what each run reported with the events and dataset versions that name it: an OP that is gone with all
+    its events is missed by the run that discovered it."""
+    with connection.cursor("verify_runs") as cursor:
+        cursor.execute(
+            """
+            with told as materialized (
+                select run_id, kind, actor, count(*) as rows, min(event_id) as event_id from l2inv.event
+                where run_id is not null group by run_id, kind, actor
+            ), reported as (
+                select r.run_id, s.kind, s.rows
+                from l2inv.run r cross join lateral (values
+                    ('scan', 'discovered', (r.result -> 'ops' ->> 'new')::bigint),
+                    ('scan', 'datasets_changed', (r.result -> 'ops' ->> 'changed')::bigint),
+                    ('qualify', 'judged', (r.result -> 'ops' ->> 'judged')::bigint),
+                    ('preprocess', 'preprocessed', (r.result -> 'ops' ->> 'done')::bigint),
+                    ('publish', 'published', (r.result -> 'ops' ->> 'done')::bigint)
+                ) s (stage, kind, rows)
+                where s.stage = r.stage and r.result ? 'seconds'  -- it ended well: what it reports was committed
+            )
+            select null::bigint as event_id, run_id,
+                   format('run %s recorded %s events %s, %s are there', run_id, rows, kind, found) as said
+            from (select p.*, coalesce(t.found, 0) as found
+                  from reported p
+                  left join (select run_id, kind, sum(rows) as found from told group by run_id, kind) t using (run_id, kind)) p
+            where found < rows
+            union all
+            select null, run_id, format('run %s read %s dataset versions, %s are there', run_id, rows, found)
+            from (select r.run_id, coalesce(v.found, 0) as found,
+                         (r.result -> 'datasets' ->> 'new')::bigint + (r.result -> 'datasets' ->> 'changed')::bigint
+                             + (r.result -> 'datasets' ->> 'withdrawn')::bigint as rows
+                  from l2inv.run r
+                  left join (select run_id, count(*) as found from l2inv.dataset_version group by run_id) v using (run_id)
+                  where r.stage = 'scan' and r.result ? 'seconds') r
+            where found < rows
+            union all
+            select t.event_id, t.run_id,
+                   case when r.run_id is null then format('run %s, which recorded it, is missing', t.run_id)
+                        else format('run %s is of %s by %s, which records no event %s by %s', t.run_id, r.stage, r.actor, t.kind, t.actor)
+                   end
+            from told t left join l2inv.run r using (run_id)
+            where r.run_id is null or r.actor <> t.actor or (r.stage, t.kind) not in (
+                ('scan', 'discovered'), ('scan', 'datasets_changed'), ('qualify', 'judged'), ('qualify', 'failed'),
+                ('preprocess', 'preprocess_started'), ('preprocess', 'preprocessed'), ('preprocess', 'failed'),
+                ('inbox', 'inverted'), ('publish', 'inversion_named'), ('publish', 'inversion_created'),
+                ('publish', 'published'), ('publish', 'failed'))
+            """
+        )
+        for row in cursor:
+            findings.add("run", row, row["said"])
+
+
+class _Judged(msgspec.Struct):
+    """What of a verdict's event says on what and by what it was judged."""
+
+    datasets: dict[str, Annotated[int, msgspec.Meta(ge=1, lt=2**31)]]  # id -> version
+    verdict: dict[str, Any]
+    criteria_version: str
+
+
+def verdicts(connection: Connection, findings: Findings, progress: Callable[[int], None]) -> None:
+    """Judges every recorded verdict again, on the dataset versions and by the criteria that it names."""
+    rules = {}
+    for row in connection.execute(
+        "select criteria_version, rules from l2inv.criteria order by criteria_version"
+    ):
+        version = row["criteria_version"]
+        rules[version] = _rules(row["rules"], version)
+        if rules[version] is None:
+            findings.add("criteria", {}, f"criteria {version} are not those that were kept under this name")
+    checked = 0
+    after = 0
+    while rows := _batch(connection, after):
+        after = rows[-1]["event_id"]
+        judged = [_judged(row["detail"]) for row in rows]
+        used = [version for one in judged if one for version in one.datasets.items()]
+        versions = _records(connection, used)
+        for row, one in zip(rows, judged, strict=True):
+            checked += 1
+            problem = _differs(one, rules, versions) if one else "holds no verdict"
+            if problem:
+                findings.add("verdict", row, problem)
+        progress(checked)
+
+
+def _rules(kept: Any, version: str) -> Qualification | None:
+    """The rules that were kept under a version; None where they are not those."""
+    try:
+        rules = msgspec.convert(kept, Qualification)
+    except msgspec.ValidationError:
+        return None
+    # What could be set per instrument only later is missing in rules from before.
+    same = {"per_instrument": []} | kept == msgspec.to_builtins(rules)
+    return rules if same and criteria.version(rules) == version else None
+
+
+_decoder = msgspec.json.Decoder(_Judged)
+
+
+def _judged(detail: str) -> _Judged | None:
+    try:
+        judged = _decoder.decode(detail)
+    except msgspec.DecodeError:
+        return None
+    return judged if judged.verdict.get("criteria_version") == judged.criteria_version else None
+
+
+def _batch(connection: Connection, after: int) -> list[dict[str, Any]]:
+    return connection.execute(
+        """
+        select event_id, op_id, detail::text as detail from l2inv.event
+        where kind = 'judged' and event_id > %s order by event_id limit %s
+        """,
+        [after, BATCH],
+    ).fetchall()
+
+
+def _records(
+    connection: Connection, versions: list[tuple[str, int]]
+) -> dict[tuple[str, int], inventory.Dataset | None]:
+    """The dataset versions that are kept; None for one that cannot be read."""
+    rows = connection.execute(
+        """
+        select v.dataset_id, v.version, v.record::text as record
+        from unnest(%s::text[], %s::integer[]) as used (dataset_id, version)
+        join l2inv.dataset_version v using (dataset_id, version)
+        """,
+        [[dataset_id for dataset_id, _ in versions], [version for _, version in versions]],
+    )
+    return {(row["dataset_id"], row["version"]): _dataset(row["record"]) for row in rows}
+
+
+def _dataset(record: str) -> inventory.Dataset | None:
+    try:
+        return inventory.stored(record)
+    except msgspec.ValidationError:
+        return None
+
+
+def _differs(
+    row: _Judged,
+    rules: dict[str, Qualification | None],
+    versions: dict[tuple[str, int], inventory.Dataset | None],
+) -> str | None:
+    """Says what is wrong with a verdict, or None."""
+    recorded, version = row.verdict, row.criteria_version
+    if version not in rules:
+        return f"criteria {version} are not kept"
+    by = rules[version]
+    if by is None:
+        return f"criteria {version} are not those that were kept under this name"
+    missing = [f"{d} version {v}" for d, v in row.datasets.items() if (d, v) not in versions]
+    if missing:
+        return f"dataset {', '.join(missing)} is not kept"
+    datasets = [dataset for used in row.datasets.items() if (dataset := versions[used])]
+    if len(datasets) < len(row.datasets):
+        return "a dataset that it was judged on cannot be read"
+    judged = criteria.judge(datasets, by)
+    again = {"criteria_version": version, **judged}
+    if again == recorded or _numbers_as_floats(again) == _numbers_as_floats(recorded):
+        return None
+    parts = sorted(name for name in again | recorded if again.get(name) != recorded.get(name))
+    said = f"recorded invertible={recorded.get('invertible')}, now {judged['invertible']}"
+    return f"judged again, {', '.join(parts)} differ: {said}"
+
+
+def _numbers_as_floats(value: Any) -> Any:
+    """jsonb gives a large float back as the integer with the same digits."""
+    if isinstance(value, dict):
+        return {key: _numbers_as_floats(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_numbers_as_floats(inner) for inner in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+CHECKS = {"events": events, "state": state, "verdicts": verdicts, "datasets": datasets, "runs": runs}
+CHECKED: dict[str, LiteralString] = {
+    "events": "event",
+    "state": "op_state",
+    "verdicts": "event where kind = 'judged'",
+    "datasets": "dataset_version",
+    "runs": "run",
+}

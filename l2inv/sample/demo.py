@@ -1,0 +1,172 @@
+"""The main job on input of its own making: a sample metadata store, a database of its own, the very same stages."""
+
+import fcntl
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from l2inv import wording
+from l2inv.config.settings import Database, MetadataStore, Preprocess, Settings
+from l2inv.database import embedded
+from l2inv.database.connection import Connection, open_connection, translated
+from l2inv.database.session import connected
+from l2inv.errors import Busy
+from l2inv.queries import observing_programs
+from l2inv.record import event_log
+from l2inv.sample import inventory
+from l2inv.sample.server import Store, serving
+from l2inv.stages import qualify
+from l2inv.stages.mark_inverted import ready_event
+from l2inv.stages.mark_working import claiming, offers
+from l2inv.stages.preprocess import preprocess as preprocessing
+from l2inv.stages.publish import publish
+from l2inv.stages.scan import scan
+
+HAN, CRON = "han", "cron"
+
+# Stands in for the science team's own command: it fails for the OP that a file beside the folders names.
+COMMAND = """
+import json, pathlib, sys
+folder, trouble = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+op = json.loads((folder / "op.json").read_text(encoding="utf-8"))
+if trouble.exists() and trouble.read_text(encoding="utf-8") == op["op_id"]:
+    sys.exit("disk quota exceeded")
+(folder / "input.txt").write_text("\\n".join(d["datasetId"] for d in op["datasets"]), encoding="utf-8")
+"""
+
+
+def run(say: Callable[[str], None], port: int = 0) -> dict[str, Any]:
+    """Runs every stage once on a fresh database in the demo's own folder and says what each did.
+
+    The database stays for the commands that it ends by naming. Raises Busy while another demo runs, and L2invError.
+    """
+    folder = demo_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    now = datetime.now(UTC)
+    store = Store(inventory.make(now=now))
+    with _alone(folder), serving(store, port) as url:
+        say(f"A sample metadata store serves at {url}; everything is kept in {folder}")
+        trouble = folder / "trouble"
+        command = [sys.executable, "-c", COMMAND, "{folder}", str(trouble)]
+        settings = Settings(
+            database=Database(embedded_folder=str(folder / "server")),
+            metadata_store=MetadataStore(url=url),
+            preprocess=Preprocess(command=command, work_dir=str(folder / "work")),
+        )
+        _emptied(settings)
+        with connected(settings) as connection:
+            told = _pipeline(connection, settings, trouble, now, say)
+        config = _saved_settings(folder, settings, store)
+    _say_what_next(say, config, told["published"])
+    return told | {"config": str(config)}
+
+
+def run_store(port: int, say: Callable[[str], None]) -> None:
+    """Serves the sample metadata store alone until Ctrl-C, so that anybody's settings can point at it."""
+    store = Store(inventory.make(now=datetime.now(UTC)))
+    with suppress(KeyboardInterrupt), serving(store, port) as url:
+        say(f"sample metadata store at {url} with {len(store.datasets)} datasets; Ctrl-C ends it")
+        Event().wait()
+
+
+def demo_folder() -> Path:
+    """Gives the folder that is the demo's alone, beside that of the embedded server."""
+    return embedded.default_folder().parent / "demo"
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as problem:
+            raise Busy(f"another demo runs in {folder}", "wait for it to end") from problem
+        yield
+
+
+def _saved_settings(folder: Path, settings: Settings, store: Store) -> Path:
+    """Writes settings for the commands after the demo; they read what the store, gone by then, had answered."""
+    import yaml
+
+    answer = folder / "inventory.json"
+    answer.write_text(json.dumps({"data": {"datasetInventories": store.datasets}}), encoding="utf-8")
+    plain = {
+        "database": {"embedded_folder": settings.database.embedded_folder},
+        "metadata_store": {"url": str(answer)},
+        "preprocess": {"work_dir": settings.preprocess.work_dir},
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(plain), encoding="utf-8")
+    return path
+
+
+def _emptied(settings: Settings) -> None:
+    with translated(settings), open_connection(settings) as connection:
+        connection.execute("drop schema if exists l2inv cascade")
+
+
+def _pipeline(
+    connection: Connection,
+    settings: Settings,
+    trouble: Path,
+    now: datetime,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    def did(command: str, line: str, who: str = CRON) -> None:
+        say(f"\n{who}$ l2inv {command}\n  {line}")
+
+    def stage(report: dict[str, Any]) -> dict[str, Any]:
+        did(report["stage"], wording.summary(report))
+        return report
+
+    stages = [stage(scan.scan(connection, settings, CRON))]
+    stages.append(stage(qualify.qualify(connection, settings, CRON, now)))
+    unlucky = observing_programs.list_ops(connection, "invertible")[0]["op_id"]
+    trouble.write_text(unlucky, encoding="utf-8")
+    stages.append(stage(preprocessing.preprocess(connection, settings, CRON)))
+    trouble.unlink()
+    failed = event_log.newest(connection, unlucky, "failed") or {}
+    event_log.retry(connection, [unlucky], CRON)
+    did(f"retry {unlucky}", f"invertible again, after: {failed['cause']}")
+    stages.append(stage(preprocessing.preprocess(connection, settings, CRON)))
+
+    offered = offers.offered(connection, settings.next.rank_by, 3)
+    lines = [f"{op['op_id']}  r0 {wording.centimetres(op['fried_parameter_med'])}" for op in offered]
+    did("next -n 3", "\n  ".join(lines), HAN)
+    chosen = offered[0]["op_id"]
+    claiming.claim(connection, chosen, HAN, now + timedelta(days=settings.deadlines.working_days))
+    did(f"claim {chosen}", f"claimed for {HAN}", HAN)
+    ready = ready_event.Ready(
+        op_id=chosen,
+        software=ready_event.Software("DeSIRe", "4.1"),
+        outputs=[ready_event.Output("globus://science/l2/" + chosen)],
+        note="sample inversion",
+    )
+    ready_event.mark_inverted(connection, ready, HAN, datetime.now(UTC))
+    did(f"mark-inverted {chosen} --software DeSIRe …", "marked inverted", HAN)
+    stages.append(stage(publish.publish(connection, settings, CRON)))
+
+    states = observing_programs.status(connection)["states"]
+    did("status", ", ".join(f"{count} {state}" for state, count in states.items() if count))
+    return {"stages": stages, "states": states, "published": chosen}
+
+
+def _say_what_next(say: Callable[[str], None], config: Path, published: str) -> None:
+    say("\nThe database stays. Try next:")
+    say(f"  export L2INV_CONFIG={shlex.quote(str(config))}")
+    program = "l2inv" if shutil.which("l2inv") else shlex.quote(sys.argv[0])
+    for command in (
+        f"history {published}",
+        f"show {published}",
+        "next",
+        "list --state not_invertible",
+        "server stop",
+    ):
+        say(f"  {program} {command}")

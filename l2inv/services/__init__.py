@@ -1,0 +1,1 @@
+"""What l2inv calls outside its database: the metadata store, the cluster, mounts, notifications."""

@@ -1,0 +1,312 @@
+"""Asking a GraphQL service over HTTP: sessions, retries, limits, and what each failure means."""
+
+import json
+import os
+import random
+import ssl
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+import msgspec
+
+from l2inv.config.settings import MetadataStore, masked
+from l2inv.errors import ConfigError, StoreError, StoreRefused
+
+if TYPE_CHECKING:
+    import requests
+
+BACKOFF_SECONDS = 0.2  # before the first retry, doubled before each further one
+LONGEST_BACKOFF_SECONDS = 60.0
+CHUNK_BYTES = 16_384  # gzip inflates a chunk to a thousandfold at most: so much is held before it is counted
+Page = list[msgspec.Raw]  # the JSON text of each record
+
+
+def is_file(store: MetadataStore) -> bool:
+    """Says whether the settings name a saved answer rather than a service."""
+    return store.url is not None and not store.url.startswith(("http://", "https://"))
+
+
+class _Error(msgspec.Struct):
+    message: str = "no message"
+
+
+class _Answer(msgspec.Struct):
+    data: dict[str, msgspec.Raw] | None = None
+    errors: list[_Error] | None = None
+
+
+class Query(NamedTuple):
+    """What is asked, the one field of the answer that counts, and as what that is read."""
+
+    text: str
+    field: str
+    kind: Any
+
+
+class MayPass(StoreError):
+    """May go well when the same is asked `again`, not before `after_seconds`, or when `less` is asked for."""
+
+    def __init__(
+        self, message: str, hint: str, *, again: bool = True, less: bool = False, after_seconds: float = 0
+    ) -> None:
+        super().__init__(message, hint)
+        self.again, self.less, self.after_seconds = again, less, after_seconds
+
+
+@contextmanager
+def session(store: MetadataStore) -> Iterator["requests.Session"]:
+    """Lends an HTTP session with the store's certificate authority and token.
+
+    Raises ConfigError when no service is set, its token is not in the environment, or the authority's file is none.
+    """
+    import requests
+
+    if store.url is None or is_file(store):
+        raise ConfigError(
+            "metadata_store.url",
+            [f"an http(s) URL of the metadata store is needed; set is {store.url or 'none'}"],
+        )
+    with requests.Session() as http:
+        # Neither a password from netrc nor an authority from the environment may outvote the settings.
+        http.trust_env = False
+        http.proxies.update(requests.utils.get_environ_proxies(store.url))
+        http.headers.update({"Accept": "application/json", "Accept-Encoding": "gzip"})
+        if store.ca_bundle:
+            try:
+                ssl.create_default_context(cafile=store.ca_bundle)
+            except OSError as problem:
+                words = f"{store.ca_bundle} is no readable PEM file: {short(problem)}"
+                raise ConfigError("metadata_store.ca_bundle", [words]) from problem
+            http.verify = store.ca_bundle
+        if store.token_env:
+            token = _token(store)
+            if not token:
+                raise ConfigError(
+                    "metadata_store.token_env", [f"{store.token_env} is not set in the environment"]
+                )
+            if not (token.isascii() and token.isprintable()):
+                words = (
+                    f"{store.token_env} holds characters that no HTTP header takes, such as an end of line"
+                )
+                raise ConfigError("metadata_store.token_env", [words])
+            http.auth = _bearer(token)
+        yield http
+
+
+def _token(store: MetadataStore) -> str:
+    return os.environ.get(store.token_env, "") if store.token_env else ""
+
+
+def _bearer(token: str) -> Any:
+    def sign(request: "requests.PreparedRequest") -> "requests.PreparedRequest":
+        request.headers["Authorization"] = f"Bearer {token}"
+        return request
+
+    return sign
+
+
+def ask(
+    http: "requests.Session",
+    store: MetadataStore,
+    query: Query,
+    variables: Mapping[str, Any],
+    until: float | None = None,
+    given_up: threading.Event | None = None,
+) -> Any:
+    """Gives what the query asks for; asks again, unless it is a mutation, after a fault that may pass.
+
+    Not with urllib3's Retry: it does not see a body that is cut short, and its waits know neither limit nor end.
+    """
+    try:
+        return _asked(http, store, query, variables, until, given_up)
+    except StoreError as problem:
+        # Some services repeat in their refusal what they refuse.
+        if token := _token(store):
+            problem.message = problem.message.replace(token, "***")
+            problem.args = (problem.message,)
+        raise
+
+
+def _asked(
+    http: "requests.Session",
+    store: MetadataStore,
+    query: Query,
+    variables: Mapping[str, Any],
+    until: float | None,
+    given_up: threading.Event | None,
+) -> Any:
+    until = until or time.monotonic() + store.total_timeout_seconds
+    retries = 0 if query.text.startswith("mutation") else store.retries
+    attempt = 0
+    while True:
+        try:
+            return read(_content(http, store, query, variables, until), query, named(store))
+        except MayPass as problem:
+            if not problem.again or attempt >= retries:
+                raise
+            backoff_seconds = min(BACKOFF_SECONDS * 2**attempt, LONGEST_BACKOFF_SECONDS)
+            wait_seconds = max(problem.after_seconds, backoff_seconds * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+            if wait_seconds > until - time.monotonic():
+                raise too_late(store, problem) from problem
+            if (given_up or threading.Event()).wait(wait_seconds):
+                raise
+            attempt += 1
+
+
+def _content(
+    http: "requests.Session", store: MetadataStore, query: Query, variables: Mapping[str, Any], until: float
+) -> bytes:
+    """Gives an answer's body. A redirect is refused: a token goes to one host only."""
+    import requests
+    from urllib3.exceptions import HTTPError
+
+    assert store.url is not None
+    left_seconds = until - time.monotonic()
+    if left_seconds <= 0:
+        raise too_late(store)
+    parts, size = [], 0
+    try:
+        with http.post(
+            store.url,
+            json={"query": query.text, "variables": variables},
+            timeout=min(store.timeout_seconds, left_seconds),
+            allow_redirects=False,
+            stream=True,
+        ) as answer:
+            _check(store, answer)
+            for part in answer.iter_content(CHUNK_BYTES):
+                parts.append(part)
+                size += len(part)
+                if size > store.max_answer_mb * 1_000_000:
+                    raise StoreError(
+                        f"{named(store)}: an answer of more than {store.max_answer_mb} MB",
+                        "lower metadata_store.page_size, or raise metadata_store.max_answer_mb",
+                    )
+            if answer.status_code != 200 and not b"".join(parts).lstrip().startswith(b"{"):
+                raise StoreError(
+                    f"{named(store)}: answers {answer.status_code} {answer.reason}",
+                    "check metadata_store.url",
+                )
+    except (requests.exceptions.RequestException, HTTPError, OSError, zlib.error) as problem:
+        divisible = variables.get("filter", {}).get("pageSize", 1) > 1
+        raise _fault(store, problem, divisible) from problem
+    return b"".join(parts)
+
+
+def _check(store: MetadataStore, answer: "requests.Response") -> None:
+    """Raises what the status says, and StoreError for a compression of which no limit is known here."""
+    status, said = answer.status_code, f"{named(store)}: answers {answer.status_code} {answer.reason}"
+    if status in (401, 403):
+        raise StoreError(
+            f"{named(store)}: access denied ({status})",
+            "set metadata_store.token_env to the variable that holds a valid token",
+        )
+    if status == 413:
+        raise MayPass(said, "lower metadata_store.page_size", again=False, less=True)
+    if status == 429 or status >= 500:
+        raise MayPass(said, "try again later", less=status != 429, after_seconds=_retry_after(answer))
+    if status not in (200, 400, 422):  # some services answer so what others answer as 200, with errors
+        hint = "set metadata_store.url to where it redirects" if answer.is_redirect else "try again later"
+        raise StoreError(said, hint)
+    if (coding := answer.headers.get("Content-Encoding", "identity")) not in ("identity", "gzip"):
+        raise StoreError(
+            f"{named(store)}: the answer is encoded as {coding!r}",
+            "let the store send gzip, or nothing of it",
+        )
+
+
+def _retry_after(answer: "requests.Response") -> float:
+    from urllib3.exceptions import InvalidHeader
+    from urllib3.util import Retry
+
+    try:
+        return Retry().get_retry_after(answer.raw) or 0
+    except (InvalidHeader, ValueError, OverflowError):
+        return 0
+
+
+def _fault(store: MetadataStore, problem: Exception, divisible: bool) -> StoreError:
+    """What a failed request means; a page that takes too long is not asked for again when half of it can be."""
+    from requests.exceptions import ChunkedEncodingError, ConnectionError, SSLError, Timeout
+    from urllib3.exceptions import ProtocolError, ReadTimeoutError
+
+    cause, words = problem.args[0] if problem.args else None, short(problem)
+    hint = "check metadata_store.url and the network"
+    if isinstance(problem, SSLError) and isinstance(_innermost(problem), ssl.CertificateError):
+        hint = "set metadata_store.ca_bundle to the PEM file of the authority that signed it"
+        if "match" in words:
+            hint = "set metadata_store.url to the host name that the certificate is made out to"
+        elif "expired" in words or "not yet valid" in words:
+            hint = "ask who runs the metadata store to renew it, and check this machine's clock"
+        return StoreError(f"{named(store)}: its certificate is not accepted: {words}", hint)
+    if isinstance(problem, Timeout) or isinstance(cause, ReadTimeoutError):
+        words = f"no answer in {store.timeout_seconds:g} s"
+        hint = "try again later, or raise metadata_store.timeout_seconds"
+        return MayPass(f"{named(store)}: {words}", hint, again=not divisible, less=divisible)
+    if not isinstance(problem, (ConnectionError, ChunkedEncodingError)):
+        return StoreError(f"{named(store)}: {words}", hint)
+    return MayPass(f"{named(store)}: {words}", hint, less=isinstance(cause, ProtocolError))
+
+
+def too_late(store: MetadataStore, last: StoreError | None = None) -> StoreError:
+    said = f"{named(store)}: not read to its end in {store.total_timeout_seconds:g} s"
+    return StoreError(
+        said + (last.message.replace(named(store), "; last", 1) if last else ""),
+        "try again later, or raise metadata_store.total_timeout_seconds",
+    )
+
+
+def named(store: MetadataStore) -> str:
+    """Names the store without what its URL may hold of secrets: a user's password, a query."""
+    if is_file(store):
+        return f"saved answer {masked(store.url or '')}"
+    parts = urlsplit(store.url or "")
+    return f"metadata store {parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def read(content: bytes, query: Query, where: str) -> Any:
+    """Gives what was asked for out of the answer. Raises StoreRefused when the answer tells of errors."""
+    try:
+        answer = msgspec.json.decode(content, type=_Answer)
+        if answer.errors:
+            raise StoreRefused(f"{where}: {answer.errors[0].message}", "ask who runs the metadata store")
+        if query.field not in (answer.data or {}):
+            raise StoreError(f"{where}: the answer holds no {query.field}", "ask who runs the metadata store")
+        return msgspec.json.decode((answer.data or {})[query.field], type=query.kind)
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as problem:
+        if query.kind is Page and (page := _loosely_read(content, query.field)) is not None:
+            return page
+        start = content[:60].decode("utf-8", "replace")
+        raise StoreError(
+            f"{where}: the answer is not GraphQL's JSON ({problem}): {start!r}",
+            "check that metadata_store.url is the GraphQL service itself",
+        ) from problem
+
+
+def _loosely_read(content: bytes, field: str) -> Page | None:
+    """A page that strict JSON does not allow, such as one with a NaN: its good records read, the others not."""
+    try:
+        records = json.loads(content.decode("utf-8", "surrogateescape"))["data"][field]
+        return [msgspec.Raw(json.dumps(record).encode()) for record in records]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def short(problem: BaseException) -> str:
+    """The innermost cause: what the layers above it say about it helps nobody."""
+    inner = _innermost(problem)
+    words = getattr(inner, "verify_message", None) or getattr(inner, "strerror", None) or inner
+    return " ".join(str(words).split()) or type(inner).__name__
+
+
+def _innermost(problem: BaseException) -> BaseException:
+    inner = problem.__cause__ or problem.__context__ or (problem.args[0] if problem.args else None)
+    # While a failure is being handled, it is the context of the next one, but not its cause.
+    if not isinstance(inner, BaseException) or isinstance(inner, StoreError):
+        return problem
+    return _innermost(inner)

@@ -1,0 +1,206 @@
+"""One attempt at one OP as a process that outlives l2inv: what is left in the OP's folder tells any later run.
+
+A POSIX shell script runs the command; beside it in .l2inv/ lie, under the job's name, `.pid` from when it began
+(process id and host) and `.exit` from when it ended. The same script runs here and on a cluster. Here, it holds a
+lock on `.lock` for as long as it or its command lives: the kernel lets go of it whatever happens to them.
+"""
+
+import fcntl
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from threading import Event as Flag
+
+import msgspec
+
+from l2inv.files import replace
+
+OWN = ".l2inv"  # what l2inv keeps in an OP's folder for itself
+LOG = "preprocess.log"
+_POLL_SECONDS = 0.05
+
+# The lock is what l2inv gives as standard input. An end that was written already, by a run that gave the job up,
+# means that it must not begin. What the command left running in its group ends with it: only here is the group the
+# script's own. In the shell, a wait that a signal ends leaves the child: it is waited for again.
+_SCRIPT = """#!/bin/sh
+cd {folder} || exit 1
+job={own}/{name}
+[ ! -e "$job.exit" ] || exit 0
+exec 9<&0 </dev/null >{log} 2>&1
+started=$(date +%s)
+echo "$$ $(uname -n)" >"$job.new" && mv "$job.new" "$job.pid" || exit 1
+child= told=null
+trap 'told="\\"TERM\\""; [ -z "$child" ] || kill -TERM "$child"' TERM
+exec {argv} &
+child=$!
+[ "$told" = null ] || kill -TERM "$child"
+while :; do
+    wait "$child"
+    code=$?
+    kill -0 "$child" 2>/dev/null || break
+done
+printf '{{"exit_code": %s, "signal": %s, "started_at": %s, "ended_at": %s, "host": "%s"}}\\n' \\
+    "$code" "$told" "$started" "$(date +%s)" "$(uname -n)" >"$job.new" && mv "$job.new" "$job.exit" || exit 1
+[ "$1" != here ] || kill -KILL 0
+exit "$code"
+"""
+
+
+class Stopped(Exception):
+    """l2inv was told to end while it waited."""
+
+
+class TookTooLong(Exception):
+    """The job has run for longer than it may."""
+
+
+class Job(msgspec.Struct, frozen=True):
+    """One attempt at one OP: the command and the OP's folder. The name is that of no other job in the folder."""
+
+    name: str
+    folder: Path
+    argv: Sequence[str]
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """How a job ended. A shell's exit code: 128 and the number of the signal that killed the command.
+
+    `signal` is TERM where the job was told to end. Times in seconds since 1970, by the clock of the host.
+    """
+
+    exit_code: int | None = None
+    signal: str | None = None
+    started_at: int = 0
+    ended_at: int = 0
+    host: str = ""
+
+    @property
+    def how(self) -> str:
+        """How the command ended, in words."""
+        if self.exit_code is None:
+            return "left no word of how it ended"
+        with suppress(ValueError):
+            return f"was killed by {signal.Signals(self.exit_code - 128).name}"
+        return f"ended with exit code {self.exit_code}"
+
+
+def prepare(job: Job) -> Path:
+    """Writes a job's script and gives its path. No part of the command is read by a shell. Raises OSError."""
+    script = _SCRIPT.format(
+        folder=shlex.quote(str(job.folder)), own=OWN, name=job.name, log=LOG, argv=shlex.join(job.argv)
+    )
+    path = _file(job.folder, job.name, "sh")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace(path, script)
+    (job.folder / LOG).unlink(missing_ok=True)  # an earlier attempt's words are not this one's
+    return path
+
+
+def start(job: Job) -> "subprocess.Popen[bytes]":
+    """Starts a job on this machine, in a session of its own: it goes on when l2inv is killed. Raises OSError."""
+    script = prepare(job)
+    with _file(job.folder, job.name, "lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return subprocess.Popen(  # noqa: S603 - a script of l2inv's own
+            ["/bin/sh", str(script), "here"],
+            stdin=lock,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+
+def ended(folder: Path, name: str) -> Ended | None:
+    """Gives how a job ended; None while it runs, waits, or was lost. Raises OSError."""
+    try:
+        content = _file(folder, name, "exit").read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        return msgspec.json.decode(content, type=Ended)
+    except msgspec.DecodeError:  # the command may write where it likes
+        return Ended()
+
+
+def began(folder: Path, name: str) -> float | None:
+    """Gives when a job began, in seconds since 1970; None if it did not. Raises OSError."""
+    try:
+        return _file(folder, name, "pid").stat().st_mtime
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def took_seconds(folder: Path, name: str) -> float:
+    """Gives how long an ended job ran, by the clock of the file system. Raises OSError."""
+    end = _file(folder, name, "exit").stat().st_mtime
+    return round(max(0.0, end - (began(folder, name) or end)), 3)
+
+
+def is_running(folder: Path, name: str) -> bool:
+    """Whether a job that was started on this machine runs, or a part of it that kept the lock. Raises OSError."""
+    try:
+        with _file(folder, name, "lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def wait(folder: Path, name: str, timeout_seconds: float, stop: Flag) -> Ended | None:
+    """Waits for a job on this machine: gives how it ended, None if that cannot be told any more.
+
+    Raises TookTooLong, and Stopped when stop is set: the job runs on. Raises OSError.
+    """
+    while True:
+        running = is_running(folder, name)  # asked first: what ends meanwhile has said how
+        end = ended(folder, name)
+        if end is not None or not running:
+            return end
+        if time.time() - (began(folder, name) or time.time()) > timeout_seconds:
+            raise TookTooLong
+        if stop.wait(_POLL_SECONDS):
+            raise Stopped
+
+
+def kill(folder: Path, name: str, patience_seconds: float = 5.0) -> bool:
+    """Kills a job on this machine with all its group; False if a part of it runs on, as on another host. Raises OSError."""
+    deadline = time.monotonic() + patience_seconds
+    while is_running(folder, name):
+        # The lock is held, so that the group is still the job's and no stranger's.
+        with suppress(FileNotFoundError, ProcessLookupError):  # not yet begun; ended meanwhile
+            pid, host = _file(folder, name, "pid").read_text().split()
+            if host == os.uname().nodename:
+                os.killpg(int(pid), signal.SIGKILL)
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def give_up(folder: Path, name: str) -> None:
+    """Says that a job ended, in its place: it begins no more, and no later run looks for it. Raises OSError."""
+    if folder.exists():
+        _file(folder, name, "sh").parent.mkdir(exist_ok=True)
+        replace(_file(folder, name, "exit"), msgspec.json.encode(Ended(signal="TERM")).decode())
+
+
+def last_line(folder: Path) -> str:
+    """Gives the last line of a job's log, at most 300 characters. Raises OSError."""
+    try:
+        with (folder / LOG).open("rb") as content:
+            content.seek(max(0, os.fstat(content.fileno()).st_size - 2000))
+            lines = content.read().decode("utf-8", "replace").strip().splitlines()
+    except FileNotFoundError:
+        return "it did not begin"
+    return lines[-1][:300] if lines else "it printed nothing"
+
+
+def _file(folder: Path, name: str, what: str) -> Path:
+    return folder / OWN / f"{name}.{what}"

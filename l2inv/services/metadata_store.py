@@ -1,0 +1,307 @@
+"""What l2inv asks of and tells the Data Center's metadata store: GraphQL over HTTP, or a saved answer in a file."""
+
+import gzip
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, closing, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import msgspec
+
+from l2inv.config.settings import MetadataStore
+from l2inv.domain.inventory import SUBFIELDS, Dataset
+from l2inv.errors import ConfigError, StoreError
+from l2inv.services.graphql import (
+    MayPass,
+    Page,
+    Query,
+    ask,
+    is_file,
+    named,
+    read,
+    session,
+    short,
+    too_late,
+)
+
+if TYPE_CHECKING:
+    import requests
+
+IDS_AT_ONCE = 200
+
+_INVERSION = "inversionId primaryProposalId instrumentProgramExecutionId bucket asdfObjectKey datasetIds spectralLines createDate"
+_FIELDS = " ".join(
+    f"{name} {{ {' '.join(SUBFIELDS[name])} }}" if name in SUBFIELDS else name
+    for name in Dataset.__struct_encode_fields__
+)
+
+
+class Recipes(msgspec.Struct, frozen=True):
+    """How many recipes L1 plans for an OP, and how many it has run."""
+
+    planned: int
+    complete: int
+
+
+class _Candidate(msgspec.Struct, rename="camel"):
+    observing_program_execution_id: str
+    planned_recipe_count: int | None = None
+    complete_recipe_instance_count: int | None = None
+
+
+class _Count(msgspec.Struct, rename="camel"):
+    record_count: Annotated[int, msgspec.Meta(ge=0)]
+
+
+DATASETS = Query(
+    f"query Datasets($filter: DatasetInventoriesRequest) {{ datasetInventories(filterParams: $filter) {{ {_FIELDS} }} }}",
+    "datasetInventories",
+    Page,
+)
+COUNT = Query(
+    "query Count($filter: DatasetInventoryRecordCountRequest) { datasetInventoriesRecordCount(filterParams: $filter) { recordCount } }",
+    "datasetInventoriesRecordCount",
+    _Count,
+)
+CREATE = Query(
+    f"mutation Create($params: L2InversionInventory!) {{ createL2InversionInventory(createParams: $params) {{ {_INVERSION} }} }}",
+    "createL2InversionInventory",
+    dict[str, Any],
+)
+FIND = Query(
+    f"query Find($id: String) {{ l2Inversions(filterParams: {{inversionId: $id}}) {{ {_INVERSION} }} }}",
+    "l2Inversions",
+    list[dict[str, Any]] | None,
+)
+FIND_BY_DATASETS = Query(
+    "query FindByDatasets($ids: [String!]) { l2Inversions(filterParams: {datasetIds: $ids}) "
+    f"{{ {_INVERSION} }} }}",
+    "l2Inversions",
+    list[dict[str, Any]] | None,
+)
+CANDIDATES = Query(
+    "query Candidates { processingCandidates(filterParams: {}) "
+    "{ observingProgramExecutionId plannedRecipeCount completeRecipeInstanceCount } }",
+    "processingCandidates",
+    list[_Candidate],
+)
+
+
+class _Reading(NamedTuple):
+    """A session for each request in flight, and when (by time.monotonic) all must be read; `over` once none waits."""
+
+    store: MetadataStore
+    sessions: "SimpleQueue[requests.Session]"
+    until: float
+    over: threading.Event
+
+
+def dataset_pages(store: MetadataStore, updated_since: datetime | None = None) -> Iterator[Page]:
+    """Gives the active datasets page by page, each as the JSON text of its record, oldest createDate first.
+
+    With `updated_since` (a time with an offset) only those whose updateDate is no earlier; one that was never
+    updated has none. A saved file gives all that it holds. A dataset may come twice: where the store changed meanwhile, or
+    a page was too heavy and was asked for in halves. Raises ConfigError, and StoreError when the store cannot be
+    read to its end, in time (what the caller takes for the pages counts too); those given until then are good.
+    """
+    if is_file(store):
+        records = _saved(store)
+        for start in range(0, len(records), store.page_size):
+            yield records[start : start + store.page_size]
+        return
+    with _reading(store) as reading:
+        yield from _pages(reading, _since(updated_since))
+
+
+def record_count(store: MetadataStore, updated_since: datetime | None = None) -> int | None:
+    """Gives how many datasets the store says dataset_pages has to give; None for a saved file.
+
+    Raises ConfigError and StoreError.
+    """
+    if is_file(store):
+        return None
+    with _reading(store) as reading:
+        return _count(reading, _since(updated_since))
+
+
+def datasets_by_id(store: MetadataStore, dataset_ids: Sequence[str]) -> Iterator[Page]:
+    """Gives, as dataset_pages does, those that are still active. A saved file has no more than was read of it: none.
+
+    Raises ConfigError and StoreError.
+    """
+    if is_file(store):
+        yield []
+        return
+    with _reading(store) as reading:
+        for start in range(0, len(dataset_ids), IDS_AT_ONCE):
+            yield from _pages(reading, {"datasetIds": list(dataset_ids[start : start + IDS_AT_ONCE])})
+
+
+def create_inversion(
+    http: "requests.Session", store: MetadataStore, params: dict[str, Any]
+) -> dict[str, Any]:
+    """Tells the store of an inversion and gives what it then holds of it. Not repeated when the answer is lost.
+
+    Raises StoreError; find_inversion says whether the store took it all the same.
+    """
+    held: dict[str, Any] = ask(http, store, CREATE, {"params": params})
+    return held
+
+
+def find_inversion(
+    http: "requests.Session", store: MetadataStore, inversion_id: str
+) -> dict[str, Any] | None:
+    """Gives what the store holds under an inversionId, or None. Raises StoreError, also for one of another id."""
+    found = ask(http, store, FIND, {"id": inversion_id})
+    for held in found or ():
+        if held.get("inversionId") != inversion_id:
+            raise StoreError(
+                f"{named(store)}: asked for {inversion_id}, and answers with {str(held.get('inversionId'))[:80]!r}",
+                "ask who runs the metadata store",
+            )
+    return found[0] if found else None
+
+
+def inversions_of(
+    http: "requests.Session", store: MetadataStore, dataset_ids: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Gives the inversions that the store holds of any of the datasets. Raises StoreError."""
+    return ask(http, store, FIND_BY_DATASETS, {"ids": list(dataset_ids)}) or []
+
+
+def processing_candidates(store: MetadataStore) -> dict[str, Recipes]:
+    """Gives for each OP id what L1 plans and has finished of it. Raises ConfigError, and StoreError when denied."""
+    with session(store) as http:
+        found = ask(http, store, CANDIDATES, {})
+    return {
+        c.observing_program_execution_id: Recipes(
+            c.planned_recipe_count or 0, c.complete_recipe_instance_count or 0
+        )
+        for c in found
+    }
+
+
+def check(store: MetadataStore) -> None:
+    """Raises ConfigError for what would keep every scan from even asking: a missing file, authority or token."""
+    if is_file(store):
+        if not Path(store.url or "").is_file():
+            raise ConfigError("metadata_store.url", [f"there is no {named(store)}"])
+    elif store.url is not None:
+        with session(store):
+            pass
+
+
+def _since(moment: datetime | None) -> dict[str, Any]:
+    """The store's times are UTC without an offset."""
+    return {"updateDateMin": moment.astimezone(UTC).replace(tzinfo=None).isoformat()} if moment else {}
+
+
+@contextmanager
+def _reading(store: MetadataStore) -> Iterator[_Reading]:
+    with ExitStack() as stack:
+        sessions: SimpleQueue[requests.Session] = SimpleQueue()
+        for _ in range(store.parallel_pages):
+            sessions.put(stack.enter_context(session(store)))
+        over = threading.Event()
+        stack.callback(over.set)
+        yield _Reading(store, sessions, time.monotonic() + store.total_timeout_seconds, over)
+
+
+def _pages(reading: _Reading, filters: Mapping[str, Any]) -> Iterator[Page]:
+    """Every page to the last. `at` counts the records up to here, so that the size of a page may change midway."""
+    at, size, count = 0, reading.store.page_size, _count(reading, filters)
+    while True:
+        try:
+            with closing(_ahead(reading, filters, at, size, count)) as pages:
+                for start, page in pages:
+                    if not page:
+                        return
+                    yield page
+                    at = max(at, start + len(page))
+                    # A store that ignores the paging would give the same full page for ever: hence the new count.
+                    if at >= count and (len(page) != size or _count(reading, filters) <= at):
+                        return
+                    if len(page) != size:  # the store's own size then: it may number the pages by that
+                        size = len(page)
+                        break
+        except MayPass as problem:
+            if not problem.less or size == 1:
+                raise
+            # This fails where the store is down: there no smaller page would come either.
+            count = _count(reading, filters)
+            size //= 2
+
+
+def _ahead(
+    reading: _Reading, filters: Mapping[str, Any], at: int, size: int, count: int
+) -> Generator[tuple[int, Page], None, None]:
+    """Endless pages, each with the number of records before it, beginning with the one that holds record `at`.
+
+    Up to the count, several are asked for at a time; closing this gives up those in flight.
+    """
+    window: deque[tuple[int, Future[Page]]] = deque()
+    given_up = threading.Event()
+    start = at - at % size
+    try:
+        while True:
+            while not window or (len(window) < reading.store.parallel_pages and start < count):
+                paging = {"pageSize": size, "pageNumber": start // size + 1, "sortColumn": "createDate"}
+                asked = _asked(reading, DATASETS, {"filter": {**filters, **paging}}, given_up)
+                window.append((start, asked))
+                start += size
+            before, page = window.popleft()
+            yield before, _got(reading, page)
+    finally:
+        given_up.set()
+
+
+def _count(reading: _Reading, filters: Mapping[str, Any]) -> int:
+    counted: _Count = _got(reading, _asked(reading, COUNT, {"filter": filters}, reading.over))
+    return counted.record_count
+
+
+def _asked(
+    reading: _Reading, query: Query, variables: Mapping[str, Any], given_up: threading.Event
+) -> "Future[Any]":
+    """The answer to come, from a daemon thread: an executor's would keep Ctrl-C waiting for what is in flight."""
+    future: Future[Any] = Future()
+
+    def answer() -> None:
+        http = reading.sessions.get()
+        try:
+            future.set_result(ask(http, reading.store, query, variables, reading.until, given_up))
+        except BaseException as problem:
+            future.set_exception(problem)
+        finally:
+            reading.sessions.put(http)
+
+    threading.Thread(target=answer, name="l2inv-request", daemon=True).start()
+    return future
+
+
+def _got(reading: _Reading, future: "Future[Any]") -> Any:
+    try:
+        return future.result(max(0.0, reading.until - time.monotonic()))
+    except TimeoutError:  # an answer may trickle in, so that no wait for its next byte is ever too long
+        raise too_late(reading.store) from None
+
+
+def _saved(store: MetadataStore) -> Page:
+    """A saved answer, held to the same limit as one over HTTP: a small .gz may unpack to any size."""
+    path, where, most = Path(store.url or ""), named(store), store.max_answer_mb * 1_000_000
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(most + 1)
+    except (OSError, EOFError, zlib.error) as problem:
+        raise StoreError(f"{where}: {short(problem)}", "check metadata_store.url") from problem
+    if len(content) > most:
+        raise StoreError(f"{where}: more than {store.max_answer_mb} MB", "raise metadata_store.max_answer_mb")
+    page: Page = read(content, DATASETS, where)
+    return page

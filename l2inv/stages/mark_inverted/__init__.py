@@ -1,0 +1,1 @@
+"""mark-inverted: science's ready event, typed or dropped into the inbox."""

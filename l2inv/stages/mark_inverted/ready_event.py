@@ -1,0 +1,294 @@
+"""Science's ready event: what was inverted, with what, and where it lies; checked before it is recorded."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from l2inv.config import yamlfile
+from l2inv.config.settings import Mount
+from l2inv.config.yamlfile import Must, like
+from l2inv.database.connection import Connection
+from l2inv.domain.criteria import INPUTS
+from l2inv.errors import Refused
+from l2inv.record import event_log
+from l2inv.services import outputs
+
+MOST_MISTAKES = 20  # named of one file
+CLOCKS_DIFFER = timedelta(minutes=5)
+
+Text = Annotated[str, like(r"(?=.*\S)[^\0\ud800-\udfff]*", "text that says something")]
+_URIS_ONCE = Must(lambda found: len({o.uri for o in found}) == len(found), "names a URI twice")
+_CREDIBLE = Must(lambda time: 2000 <= time.year < 3000, "must be a time between the years 2000 and 3000")
+
+
+class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A file or folder of the inversion, where science put it."""
+
+    uri: Text
+    size_bytes: Annotated[int, Meta(ge=0)] | None = None
+    sha256: Annotated[str, like("[0-9a-fA-F]{64}", "64 hexadecimal digits")] | None = None
+
+
+class Software(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The inversion code; its version may be a commit."""
+
+    name: Text
+    version: Text | None = None
+
+
+class Ready(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Science's ready event: what was inverted, with what, and where it lies."""
+
+    op_id: Text
+    instrument_programs: list[Text] | None = None  # null: those that the verdict found invertible
+    datasets: list[Text] | None = None  # null: the qualifying ones of those
+    software: Software | None = None
+    outputs: Annotated[list[Output], _URIS_ONCE] = []
+    lines: list[Text] = []
+    asdf_object_key: Text | None = None
+    inverted_by: Text | None = None
+    inverted_at: Annotated[datetime, _CREDIBLE] | None = None  # UTC where it names no offset
+    note: Text | None = None
+
+
+def read(content: bytes, name: str) -> Ready:
+    """Gives what a ready file of that name says. Raises Refused with every mistake in it."""
+    if name.endswith(".json"):
+        content = _ESCAPES.sub(_as_yaml, content)
+    ready, mistakes = yamlfile.read(Ready, content, Path(), env=None)
+    if mistakes:
+        more = len(mistakes) - MOST_MISTAKES
+        named = mistakes[:MOST_MISTAKES] + ([f"and {more} more"] if more > 0 else [])
+        raise Refused(f"{name}: {'; '.join(named)}", "mend the file")
+    return ready
+
+
+_ESCAPES = re.compile(rb"\\(?:u(d[89ab][0-9a-f]{2})\\ud[c-f][0-9a-f]{2}|.)", re.IGNORECASE | re.DOTALL)
+
+
+def _as_yaml(escape: re.Match[bytes]) -> bytes:
+    """JSON is YAML but for this: it escapes a character beyond the first 65,536 as a pair of surrogates."""
+    if escape[1] is None:  # any other escape stays
+        return escape[0]
+    character: str = json.loads(b'"%s"' % escape[0])
+    return character.encode()
+
+
+def mark_inverted(
+    connection: Connection,
+    ready: Ready,
+    actor: str,
+    now: datetime,
+    *,
+    mounts: Sequence[Mount] = (),
+    accepted_because: str | None = None,
+    for_holder: bool = False,
+    file_sha256: str | None = None,
+    run_id: int | None = None,
+) -> bool:
+    """Takes science's ready event for an OP that the actor holds. False if just this was said before.
+
+    A ready file is known by its SHA-256, also in a later cycle of the OP: an old one that turns up again says nothing.
+
+    With for_holder the actor only hands on what the holder says: `inverted_by`, or else the OP's assignee. A reason
+    why superseded datasets are accepted stands in the record beside them.
+
+    Raises Refused when another holds the OP, its state does not allow it, the event names an instrument program or
+    dataset that is not the OP's, a dataset was superseded without that being accepted, or an output that can be
+    looked at is not as it says. Raises L2invError when a mount is not there.
+    """
+
+    def checked() -> tuple[event_log.Present, dict[str, Any]] | None:
+        present = event_log.locked(connection, ready.op_id)
+        holder = (ready.inverted_by or present.assignee or actor) if for_holder else actor
+        given = _given(ready, ready.inverted_by or holder)
+        if _is_said(connection, present, given) or _was_read(connection, present.op_id, file_sha256):
+            return None
+        event_log.must_hold(present, holder)
+        event_log.must_allow(present, "inverted", "inverted")
+        return present, _detail(connection, ready.op_id, given, now, accepted_because)
+
+    # Reading the outputs takes long, and is done while no row is locked: so what comes before is looked at twice.
+    with connection.transaction():
+        if checked() is None:
+            return False
+    plain = msgspec.to_builtins(ready.outputs)
+    if wrong := outputs.problems(plain, mounts):
+        raise Refused(
+            f"OP {ready.op_id}: outputs: {'; '.join(wrong)}", "mend what is named, or the ready event"
+        )
+    with connection.transaction():
+        again = checked()
+        if again is None:
+            return False
+        present, detail = again
+        if file_sha256:
+            detail["file_sha256"] = file_sha256
+        if looked_at := [o.uri for o in ready.outputs if outputs.mounted(o.uri, mounts)]:
+            detail["outputs_checked"] = looked_at
+        event_log.add_one(connection, present, "inverted", "inverted", actor, detail, run_id)
+    return True
+
+
+def _given(ready: Ready, inverted_by: str) -> dict[str, Any]:
+    """What a ready event says, as the record keeps it, without what it leaves to its defaults."""
+    given = {
+        "software": msgspec.to_builtins(ready.software),
+        "outputs": [
+            o | {"sha256": o["sha256"].lower()} if "sha256" in o else o
+            for o in msgspec.to_builtins(ready.outputs)
+        ],
+        "lines": list(dict.fromkeys(ready.lines)),
+        "asdf_object_key": ready.asdf_object_key,
+        "inverted_by": inverted_by,
+        "note": ready.note,
+    }
+    if ready.instrument_programs is not None:
+        given["instrument_programs"] = sorted(set(ready.instrument_programs))
+    if ready.datasets is not None:
+        given["datasets"] = sorted(set(ready.datasets))
+    if ready.inverted_at is not None:
+        at = ready.inverted_at
+        in_utc = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+        given["inverted_at"] = msgspec.to_builtins(in_utc)
+    return given
+
+
+def _is_said(connection: Connection, present: event_log.Present, given: dict[str, Any]) -> bool:
+    """Whether this cycle's ready event said the same. What is left to its default says nothing else."""
+    said = event_log.newest(connection, present.op_id, "inverted")
+    if said is None or (present.state_before_error or present.state) not in ("inverted", "published"):
+        return False
+    said = said | {name: sorted(said[name], key=str) for name in ("instrument_programs", "datasets")}
+    return said | given == said
+
+
+def _was_read(connection: Connection, op_id: str, file_sha256: str | None) -> bool:
+    rows = connection.execute(
+        "select detail ->> 'file_sha256' as it from l2inv.event where op_id = %s and kind = 'inverted'",
+        [op_id],
+    )
+    return file_sha256 is not None and any(row["it"] == file_sha256 for row in rows)
+
+
+def _detail(
+    connection: Connection, op_id: str, given: dict[str, Any], now: datetime, accepted_because: str | None
+) -> dict[str, Any]:
+    """The event's detail: what was given, with its defaults filled in from the newest verdict."""
+    judged = event_log.newest(connection, op_id, "judged") or {}
+    chosen = given.get("instrument_programs", event_log.invertible_programs(connection, op_id))
+    qualifying = {
+        criterion["dataset_id"]
+        for program in judged.get("verdict", {}).get("instrument_programs", [])
+        if program["instrument_program_id"] in chosen
+        for criterion in program["criteria"]
+    }
+    datasets = given.get("datasets", sorted(qualifying - {None}))
+    known = _datasets(connection, op_id)
+    program_of = {row["dataset_id"]: row["instrument_program_id"] for row in known}
+    _must_be_the_ops(connection, op_id, chosen, datasets, program_of)
+    superseded = _superseded(connection, op_id, [row for row in known if row["dataset_id"] in datasets])
+    if superseded and accepted_because is None:
+        words = "; ".join(f"dataset {dataset}: {why}" for dataset, why in superseded.items())
+        raise Refused(
+            f"OP {op_id}: {words}",
+            "invert what is new, or name the datasets used; if it is good all the same, as the holder: "
+            "l2inv mark-inverted … --accept-superseded --reason WHY",
+        )
+    defaults = {"inverted_at": msgspec.to_builtins(now), "criteria_version": judged.get("criteria_version")}
+    used = {"instrument_programs": chosen, "datasets": {d: program_of[d] for d in datasets}}
+    detail = defaults | given | used
+    if datetime.fromisoformat(detail["inverted_at"]) > now + CLOCKS_DIFFER:
+        raise Refused(f"OP {op_id}: inverted_at {detail['inverted_at']} is yet to come", "mend the time")
+    if superseded:
+        detail["accepted"] = {"superseded": superseded, "reason": accepted_because}
+    return detail
+
+
+def _datasets(connection: Connection, op_id: str) -> list[dict[str, Any]]:
+    """Every dataset that is or was the OP's, as it was last, with the newer one of the same product there is of it."""
+    return connection.execute(
+        """
+        select distinct on (v.dataset_id) v.dataset_id, d.op_id as present_op, d.withdrawn,
+               v.record ->> 'instrumentProgramExecutionId' as instrument_program_id,
+               (select heir.dataset_id from l2inv.dataset heir
+                where heir.op_id = v.op_id and not heir.withdrawn
+                    and heir.product_id = v.record ->> 'productId'
+                    and heir.create_date > (v.record ->> 'createDate')::timestamptz
+                order by heir.create_date desc, heir.dataset_id limit 1) as heir
+        from l2inv.dataset_version v join l2inv.dataset d using (dataset_id)
+        where v.op_id = %s order by v.dataset_id, v.version desc
+        """,
+        [op_id],
+    ).fetchall()
+
+
+def _must_be_the_ops(
+    connection: Connection,
+    op_id: str,
+    chosen: list[str],
+    datasets: list[str],
+    program_of: dict[str, str | None],
+) -> None:
+    hint = f"see: l2inv show {op_id}"
+    if unknown := set(chosen) - set(program_of.values()):
+        raise Refused(f"OP {op_id} has no instrument program {_named(unknown)}", hint)
+    if unknown := set(datasets) - set(program_of):
+        rows = connection.execute(
+            "select dataset_id, op_id from l2inv.dataset where dataset_id = any(%s)", [list(unknown)]
+        )
+        others = {row["dataset_id"]: f" (it belongs to OP {row['op_id']})" for row in rows}
+        raise Refused(f"OP {op_id} has no dataset {_named(d + others.get(d, '') for d in unknown)}", hint)
+    if stray := [d for d in datasets if program_of[d] not in chosen]:
+        raise Refused(
+            f"OP {op_id}: {_named(stray)} is in none of the instrument programs {_named(chosen)}",
+            "name its instrument program too",
+        )
+    without = set(chosen) - {program_of[d] for d in datasets}
+    if without or not chosen:
+        raise Refused(
+            f"OP {op_id}: no dataset of an instrument program is named: {_named(without) or 'nor a program'}",
+            "name the instrument programs and the datasets used",
+        )
+
+
+def _named(things: Iterable[str | None]) -> str:
+    return ", ".join(sorted(map(str, things)))
+
+
+def _superseded(connection: Connection, op_id: str, used: list[dict[str, Any]]) -> dict[str, str]:
+    """What happened to datasets used that makes what was inverted from them old, by dataset."""
+    since_claim: dict[str, str] = {}
+    for row in connection.execute(
+        """
+        select detail from l2inv.event
+        where op_id = %s and kind = 'datasets_changed' and detail -> 'affects_verdict' = 'true'
+            and seq > (select max(seq) from l2inv.event where op_id = %s and kind = 'claimed')
+        order by seq
+        """,
+        [op_id, op_id],
+    ):
+        detail = row["detail"]
+        changed = [d for d, fields in detail.get("changed", {}).items() if INPUTS.intersection(fields)]
+        since_claim |= dict.fromkeys(changed, "changed since it was claimed")
+        # Also of one that came back: nothing says that it came back as it was.
+        for what in ("left", "withdrawn"):
+            since_claim |= dict.fromkeys(detail.get(what, ()), f"{what} since it was claimed")
+    found = {}
+    for row in used:
+        why = since_claim.get(row["dataset_id"])
+        if row["present_op"] != op_id:
+            why = f"now of OP {row['present_op']}"
+        elif row["withdrawn"]:
+            why = "withdrawn"
+        if row["heir"]:
+            why = ", ".join(filter(None, (why, f"superseded by {row['heir']}")))
+        if why:
+            found[row["dataset_id"]] = why
+    return found

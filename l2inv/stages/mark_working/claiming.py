@@ -1,0 +1,152 @@
+"""Who works on which OP, and when it is due: exactly one person holds one that is claimed."""
+
+from datetime import datetime
+from typing import Any
+
+from l2inv import wording
+from l2inv.database.connection import Connection
+from l2inv.errors import Refused
+from l2inv.record import event_log
+from l2inv.stages.mark_working import offers
+
+
+def claim(connection: Connection, op_id: str, actor: str, due_at: datetime, *, extend: bool = False) -> bool:
+    """Gives the OP to the actor until `due_at`: exactly one of all who try gets it.
+
+    Gives False if the actor held it already; then `extend` says whether the claim becomes due at another time.
+    Raises Refused when another holds it, saying who and since when, and when it is not ready to be worked on.
+    """
+    with connection.transaction():
+        present = event_log.locked(connection, op_id)
+        if present.state == "working" and present.assignee == actor:
+            if extend:
+                event_log.add_one(connection, present, "extended", None, actor, _claimed(actor, due_at))
+            return False
+        if present.state == "working":
+            raise Refused(
+                f"OP {op_id} is held by {present.assignee} since {present.since}, due {_day(present.due_at)}",
+                f"take another (l2inv next), or ask {present.assignee} to release it;"
+                " once it is overdue: l2inv take-over",
+            )
+        if present.state == "preprocessed" and present.on_hold:
+            held = event_log.newest(connection, op_id, "put_on_hold") or {}
+            raise Refused(f"OP {op_id} is on hold: {held.get('reason')}", f"see: l2inv history {op_id}")
+        if present.state == "preprocessed" and present.datasets_seq > (present.verdict_seq or 0):
+            raise Refused(
+                f"OP {op_id}: its datasets changed since its verdict", "l2inv qualify judges it again"
+            )
+        event_log.add_one(connection, present, "claimed", "working", actor, _claimed(actor, due_at))
+    return True
+
+
+def claim_first(
+    connection: Connection, rank_by: str, wanted: offers.Wanted, actor: str, due_at: datetime, number: int = 1
+) -> list[str]:
+    """Gives the first OPs that are offered to the actor, in one step, and their ids; as many as there are up to `number`.
+
+    Those that others take at this moment are passed over, not waited for.
+    """
+    statement, values = offers.first(rank_by, wanted, number)
+    rows = connection.execute(
+        f"""
+        with first as materialized ({statement} for update of s skip locked)
+        insert into l2inv.event (op_id, seq, kind, state, actor, detail)
+            select op_id, seq + 1, 'claimed', 'working', %(actor)s, %(detail)s::jsonb from first
+        returning op_id
+        """,  # noqa: S608 - text of our own
+        values | {"actor": actor, "detail": event_log.detail_text(_claimed(actor, due_at))},
+    ).fetchall()
+    return [row["op_id"] for row in rows]
+
+
+def _claimed(actor: str, due_at: datetime) -> dict[str, Any]:
+    return {"assignee": actor, "due_at": due_at.isoformat()}
+
+
+def release(connection: Connection, op_id: str, actor: str, reason: str | None) -> None:
+    """Puts an OP that the actor holds back for others. Raises Refused when the actor does not hold it."""
+    with connection.transaction():
+        present = event_log.locked(connection, op_id)
+        event_log.must_hold(present, actor)
+        detail = {"assignee": present.assignee} | ({"reason": reason} if reason else {})
+        event_log.add_one(connection, present, "released", "preprocessed", actor, detail)
+
+
+def hand_over(
+    connection: Connection, op_id: str, to: str, actor: str, due_at: datetime | None, reason: str | None
+) -> None:
+    """Gives an OP that the actor holds to somebody else, due as before unless `due_at` says otherwise. Raises Refused."""
+    with connection.transaction():
+        present = event_log.locked(connection, op_id)
+        event_log.must_hold(present, actor)
+        if present.state == "working" and to == present.assignee:
+            raise Refused(f"OP {op_id} is held by {to} already", "name somebody else: --to")
+        due = due_at or present.due_at
+        detail = {"assignee": to, "from": present.assignee, "due_at": due.isoformat() if due else None}
+        event_log.add_one(connection, present, "handed_over", None, actor, detail | _given(reason=reason))
+
+
+def take_over(
+    connection: Connection, op_id: str, actor: str, reason: str, due_at: datetime, now: datetime
+) -> None:
+    """Gives the actor an OP whose holder let it become overdue. Raises Refused, naming holder and due date."""
+    with connection.transaction():
+        present = event_log.locked(connection, op_id)
+        if present.state == "working":
+            if present.assignee == actor:
+                raise Refused(f"OP {op_id} is yours already", f"for more time: l2inv claim {op_id} --for 21d")
+            if present.due_at is not None and present.due_at > now:
+                raise Refused(
+                    f"OP {op_id} is held by {present.assignee} and not overdue: due {_day(present.due_at)}",
+                    f"ask {present.assignee} to hand it over or to release it",
+                )
+        detail = {
+            "assignee": actor,
+            "from": present.assignee,
+            "was_due_at": present.due_at.isoformat() if present.due_at else None,
+            "due_at": due_at.isoformat(),
+            "reason": reason,
+        }
+        event_log.add_one(connection, present, "taken_over", None, actor, detail)
+
+
+def hold(connection: Connection, op_id: str, reason: str, actor: str) -> None:
+    """Keeps an OP from being offered, prepared or published until it is taken off hold. Raises Refused."""
+    with connection.transaction():
+        present = event_log.locked(connection, op_id)
+        if present.on_hold:
+            held = event_log.newest(connection, op_id, "put_on_hold") or {}
+            raise Refused(f"OP {op_id} is on hold already: {held.get('reason')}", f"l2inv unhold {op_id}")
+        event_log.add_one(connection, present, "put_on_hold", None, actor, {"reason": reason})
+
+
+def unhold(connection: Connection, op_id: str, reason: str | None, actor: str) -> None:
+    """Lets an OP that was put on hold go on from where it is. Raises Refused."""
+    with connection.transaction():
+        present = event_log.locked(connection, op_id)
+        if not present.on_hold:
+            raise Refused(f"OP {op_id} is not on hold", "nothing to do")
+        event_log.add_one(connection, present, "taken_off_hold", None, actor, _given(reason=reason))
+
+
+def prioritize(connection: Connection, op_id: str, priority: int, reason: str, actor: str) -> None:
+    """Says how soon an OP is to be worked on: `next` offers the highest priority first; 0 is everybody's. Raises Refused."""
+    with connection.transaction():
+        present = event_log.locked(connection, op_id)
+        detail = {"priority": priority, "reason": reason}
+        event_log.add_one(connection, present, "prioritized", None, actor, detail)
+
+
+def note(connection: Connection, op_id: str, text: str, actor: str) -> None:
+    """Adds a word to an OP's history. Raises Refused."""
+    with connection.transaction():
+        present = event_log.locked(connection, op_id)
+        event_log.add_one(connection, present, "noted", None, actor, {"note": text})
+
+
+def _given(**what: str | None) -> dict[str, Any]:
+    return {name: value for name, value in what.items() if value is not None}
+
+
+def _day(due_at: datetime | None) -> str:
+    return wording.day(due_at) if due_at else "at no set date"

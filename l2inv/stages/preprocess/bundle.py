@@ -1,0 +1,167 @@
+"""An OP's folder and the input bundle in it: which datasets to invert, pinned, and how Globus fetches them."""
+
+import json
+import shlex
+from collections.abc import Iterator
+from hashlib import file_digest
+from math import isfinite
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from l2inv.config.settings import Band, Preprocess, Qualification, Settings
+from l2inv.files import replace
+from l2inv.services.jobs import OWN
+
+DESCRIPTION, MANIFEST, BATCH = "op.json", "manifest.json", "globus-batch.txt"
+
+
+def work_folder(settings: Preprocess) -> Path:
+    """Gives the folder that holds a folder for each OP."""
+    if settings.work_dir:
+        return Path(settings.work_dir)
+    from platformdirs import user_data_path
+
+    return user_data_path("l2inv") / "work"
+
+
+def folder_name(name: str) -> str:
+    """Gives a name for an OP's folder that is safe whatever the id holds; unquoted() gives the id back."""
+    safe = quote(name, safe="")
+    return f"%{ord(safe[0]):02X}{safe[1:]}" if safe[:1] in (".", "-", "~") else safe
+
+
+def unquoted(name: str) -> str:
+    """Gives the OP id of a folder's name."""
+    return unquote(name)
+
+
+def files(folder: Path) -> Iterator[Path]:
+    """Gives the files below an OP's folder in order, but for links and what l2inv keeps for itself."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.is_symlink() and path.relative_to(folder).parts[0] != OWN:
+            yield path
+
+
+def describe_file(path: Path, folder: Path) -> dict[str, Any]:
+    """Gives a file's path below the folder, as the record can keep it, its size and its SHA-256. Raises OSError."""
+    with path.open("rb") as content:
+        digest = file_digest(content, "sha256").hexdigest()
+    shown = str(path.relative_to(folder)).encode("utf-8", "backslashreplace").decode()
+    return {"path": shown, "size_bytes": path.stat().st_size, "sha256": digest}
+
+
+def write(folder: Path, description: dict[str, Any], settings: Settings) -> None:
+    """Puts op.json, manifest.json and globus-batch.txt into an OP's folder, each whole or not at all.
+
+    `description` is what preprocess.describe() gives. The same description and settings give the same bytes.
+    Raises OSError.
+    """
+    made = manifest(description, settings.qualification, settings.preprocess, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    replace(folder / DESCRIPTION, _as_json(description))
+    replace(folder / MANIFEST, _as_json(made))
+    replace(folder / BATCH, batch(made, settings.preprocess))
+
+
+def manifest(
+    description: dict[str, Any], rules: Qualification, settings: Preprocess, folder: Path
+) -> dict[str, Any]:
+    """Gives the manifest: the OP, its verdict, and each dataset with its version and where it lies; wavelengths in nm.
+
+    `qualifying` are the datasets that the verdict on an invertible instrument program names, `path` is below the
+    bucket, and `fetch` is the command line for globus-batch.txt, null where the settings do not name both ends.
+    """
+    programs = description["instrument_programs"]
+    verdict = description["verdict"] or {"instrument_programs": []}
+    used = {
+        criterion["dataset_id"]
+        for program in verdict["instrument_programs"]
+        if program["instrument_program_id"] in programs
+        for criterion in program["criteria"]
+    }
+    datasets = [_dataset(record, rules, used) for record in description["datasets"] or []]
+    fetch = None
+    if settings.globus_source and settings.globus_destination:
+        endpoint = settings.globus_destination.partition(":")[0]
+        fetch = shlex.join(
+            ["globus", "transfer", "--batch", str(folder / BATCH), settings.globus_source, endpoint]
+        )
+    return {
+        "op_id": description["op_id"],
+        "proposal_id": description["proposal_id"],
+        "experiment_id": description["experiment_id"],
+        "verdict": description["verdict"],
+        "instrument_programs": programs,
+        "datasets": sorted(datasets, key=lambda dataset: str(dataset["dataset_id"])),
+        "fetch": fetch,
+    }
+
+
+def batch(made: dict[str, Any], settings: Preprocess) -> str:
+    """Gives what `globus transfer --batch` reads: a line for the folder of each qualifying dataset.
+
+    Globus takes each line apart as a shell would, comments with # included, and joins a path that does not begin
+    with / to the folder named beside the endpoint (globus-cli: "Batch Input"). No id can end a line or leave its
+    folder: what is no letter, digit or one of _.-~ is written as %XX, as in the names of the folders.
+    """
+    missing = [
+        f"preprocess.{name}"
+        for name in ("globus_source", "globus_destination")
+        if getattr(settings, name) is None
+    ]
+    below = (settings.globus_destination or "").partition(":")[2].rstrip("/")
+    op = folder_name(made["op_id"])
+    lines = [f"# The Level 1 inputs of {op}"]
+    if missing:
+        lines.append(
+            f"# The settings name no {' and no '.join(missing)}: add that to: globus transfer --batch"
+        )
+    else:
+        lines.append(f"# {made['fetch']}" if made["fetch"].isprintable() else "# see fetch in manifest.json")
+    for dataset in made["datasets"]:
+        name = folder_name(dataset["dataset_id"])
+        if not dataset["qualifying"]:
+            continue
+        if dataset["path"] is None or not dataset["bucket"]:
+            lines.append(f"# {name}: the store names no bucket or no proposal")
+            continue
+        source = f"/{folder_name(dataset['bucket'])}/{dataset['path']}"
+        target = f"{below}/{op}/{name}/" if settings.globus_destination else f"{op}/{name}/"
+        lines.append(shlex.join(["--recursive", source, target]))
+    return "\n".join(lines) + "\n"
+
+
+def _dataset(record: dict[str, Any], rules: Qualification, used: set[str]) -> dict[str, Any]:
+    """One dataset of the manifest, from its record under the store's own names."""
+    dataset_id, proposal = record["datasetId"], record.get("primaryProposalId")
+    low, high = record.get("wavelengthMin"), record.get("wavelengthMax")
+    return {
+        "dataset_id": dataset_id,
+        "version": record["version"],
+        "content_hash": record["content_hash"],
+        "product_id": record.get("productId"),
+        "instrument": record.get("instrumentName"),
+        "instrument_program_id": record.get("instrumentProgramExecutionId"),
+        "bucket": record.get("bucket"),
+        "path": f"{folder_name(proposal)}/{folder_name(dataset_id)}/" if proposal else None,
+        "wavelength_min_nm": low,
+        "wavelength_max_nm": high,
+        "bands": [band.name for band in _bands(record, rules) if _covers(low, high, band)],
+        "qualifying": dataset_id in used,
+    }
+
+
+def _bands(record: dict[str, Any], rules: Qualification) -> list[Band]:
+    own = [r.bands for r in rules.per_instrument if r.instrument == record.get("instrumentName")]
+    return own[0] if own and own[0] is not None else rules.bands
+
+
+def _covers(low: float | None, high: float | None, band: Band) -> bool:
+    if low is None or high is None or not (isfinite(low) and isfinite(high)):
+        return False
+    return low <= band.center_nm <= high
+
+
+def _as_json(document: dict[str, Any]) -> str:
+    return json.dumps(document, indent=1, ensure_ascii=False, sort_keys=True) + "\n"

@@ -1,0 +1,112 @@
+"""An OP's intermediate files: whether they still are what was recorded, and their removal once it is published."""
+
+import shutil
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from l2inv.config.settings import Settings
+from l2inv.database.connection import Connection
+from l2inv.errors import Refused
+from l2inv.record import event_log
+from l2inv.stages.preprocess import bundle
+
+
+def files(connection: Connection, op_id: str) -> dict[str, Any]:
+    """Gives the files that the newest preprocessing of an OP left, each with how it stands.
+
+    `standing` is ok, changed (the SHA-256 given is that of now), missing (size and SHA-256 are as recorded), or new:
+    in the folder and not on record. What was cleaned is missing no more; `cleaned_at` says when. An OP that was not preprocessed has no folder and no files. Raises OSError.
+    """
+    detail = event_log.newest(connection, op_id, "preprocessed") or {}
+    row = connection.execute(
+        """
+        select max(recorded_at) filter (where kind = 'cleaned') as at from l2inv.event
+        where op_id = %s and seq > (select max(seq) from l2inv.event where op_id = %s and kind = 'preprocessed')
+        """,
+        [op_id, op_id],
+    ).fetchone()
+    cleaned_at = row["at"] if row else None
+    folder = detail.get("folder")
+    recorded = {file["path"]: file for file in detail.get("files", ())}
+    present = {}
+    if folder:
+        for path in bundle.files(Path(folder)):
+            file = bundle.describe_file(path, Path(folder))
+            present[file["path"]] = file
+    found = []
+    for path in sorted(present if cleaned_at else recorded | present):
+        was, now = recorded.get(path), present.get(path)
+        standing = "new" if was is None else "missing" if now is None else "ok" if was == now else "changed"
+        found.append({**(now or was or {}), "standing": standing})
+    return {"op_id": op_id, "folder": folder, "files": found, "cleaned_at": cleaned_at}
+
+
+def clean(
+    connection: Connection,
+    settings: Settings,
+    actor: str,
+    older_than: timedelta,
+    now: datetime,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Removes the folders of the OPs that have been published for longer than that, and records it on each.
+
+    A folder is recorded as cleaned in the transaction in which it is moved aside, and removed after that: no event
+    says more than was done, and what a killed run left aside, the next removes. `failed` names the folders that
+    could not be removed. Links are not followed.
+    """
+    work = bundle.work_folder(settings.preprocess)
+    rows = connection.execute(
+        """
+        select op_id, exists (
+            select from l2inv.event c where c.op_id = s.op_id and c.kind = 'cleaned' and not exists (
+                select from l2inv.event p where p.op_id = s.op_id and p.kind = 'preprocessed' and p.seq > c.seq)
+        ) as told
+        from l2inv.op_state s where state = 'published' and since <= %s order by op_id
+        """,
+        [now - older_than],
+    ).fetchall()
+    report: dict[str, Any] = {"ops": [], "failed": [], "dry_run": dry_run}
+    for row in rows:
+        name = bundle.folder_name(row["op_id"])
+        folder, aside = work / name, work / ".removed" / name
+        places = [place for place in (folder, aside) if place.exists() or place.is_symlink()]
+        if not places:
+            continue
+        try:
+            detail = {"folder": str(folder), **_size(places)}
+            if not dry_run:
+                if folder in places or not row["told"]:
+                    _set_aside(connection, row["op_id"], folder, aside, actor, detail)
+                shutil.rmtree(aside)
+            report["ops"].append({"op_id": row["op_id"], **detail})
+        except OSError as problem:
+            cause = f"{problem.filename or folder}: {problem.strerror or problem}"
+            report["failed"].append({"op_id": row["op_id"], "cause": cause})
+        except Refused:  # reopened meanwhile: it is wanted again
+            continue
+    return report
+
+
+def _set_aside(
+    connection: Connection, op_id: str, folder: Path, aside: Path, actor: str, detail: dict[str, Any]
+) -> None:
+    with connection.transaction():
+        present = event_log.locked(connection, op_id)
+        event_log.add_one(connection, present, "cleaned", None, actor, detail)
+        if folder.exists():
+            aside.parent.mkdir(exist_ok=True)
+            if aside.exists():
+                shutil.rmtree(aside)
+            folder.rename(aside)
+
+
+def _size(places: list[Path]) -> dict[str, int]:
+    """How many files are there, what l2inv keeps for itself included, and their bytes."""
+    sizes = []
+    for place in places:
+        if place.is_symlink() or not place.is_dir():
+            raise NotADirectoryError(20, "is no folder of l2inv's making", str(place))
+        sizes += [path.lstat().st_size for path in place.rglob("*") if path.is_symlink() or not path.is_dir()]
+    return {"files": len(sizes), "bytes": sum(sizes)}

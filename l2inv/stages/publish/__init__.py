@@ -1,0 +1,1 @@
+"""publish: tell the metadata store of each inversion exactly once; reopen and withdraw."""

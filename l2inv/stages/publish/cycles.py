@@ -1,0 +1,141 @@
+"""A further inversion of an OP, and taking a bad one back: what happens after the store was told, or instead."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from l2inv.config.settings import Settings
+from l2inv.database.connection import Connection
+from l2inv.database.runs import stage_lock
+from l2inv.errors import Refused
+from l2inv.record import event_log
+from l2inv.services import graphql, metadata_store
+from l2inv.stages.publish.preflight import preflight
+from l2inv.stages.publish.publish import differences, one_at_a_time
+
+
+def reopen(connection: Connection, settings: Settings, op_id: str, reason: str, actor: str) -> None:
+    """Starts an OP's next cycle: it is judged, inverted and published again; what was published stays.
+
+    Of an OP that is inverted, or in error since, but was not published, the store must not hold anything: it is
+    asked where the record names an inversion. Raises Refused, Busy while a publisher runs, StoreError and ConfigError.
+    """
+    with stage_lock(connection, "publish", "try again when it has ended"), connection.transaction():
+        present = _out_of_error(connection, op_id, actor)
+        event_log.must_allow(present, "reopened", "discovered")
+        row = connection.execute(
+            """
+            select count(*) filter (where kind = 'inverted') as cycle,
+                   array_agg(distinct detail ->> 'inversion_id') filter (
+                       where kind = 'inversion_named'
+                           and seq > (select max(seq) from l2inv.event where op_id = %s and kind = 'inverted')
+                   ) as named
+            from l2inv.event where op_id = %s
+            """,
+            [op_id, op_id],
+        ).fetchone()
+        assert row is not None
+        if present.state == "inverted" and row["named"]:
+            _must_not_be_told(settings, op_id, row["named"])
+        detail = {"reason": reason, "cycle": row["cycle"]}
+        event_log.add_one(connection, present, "reopened", "discovered", actor, detail)
+
+
+def adopt(
+    connection: Connection,
+    settings: Settings,
+    op_id: str,
+    inversion_id: str,
+    beside: bool,
+    reason: str,
+    actor: str,
+) -> None:
+    """Says of an inversion that the store holds, and the record does not know, that it is this OP's present one; or,
+    `beside`, that it is another, which does not stand against telling of this one.
+
+    Raises Refused where the store holds no such inversion or another than this, Busy, StoreError and ConfigError.
+    """
+    with stage_lock(connection, "publish", "try again when it has ended"), connection.transaction():
+        present = _out_of_error(connection, op_id, actor)
+        event_log.must_allow(present, "inversion_named", None)
+        with graphql.session(settings.metadata_store) as http:
+            held = metadata_store.find_inversion(http, settings.metadata_store, inversion_id)
+        if held is None:
+            raise Refused(f"the store holds no inversion {inversion_id}", _see(op_id))
+        if beside:
+            detail = {"note": reason, "beside": [inversion_id]}
+            event_log.add_one(connection, present, "noted", None, actor, detail)
+            return
+        program = held.get("instrumentProgramExecutionId")
+        for inversion in preflight(connection, settings, op_id)["inversions"]:
+            if inversion["instrument_program_id"] == program:
+                inversion["inversion_id"] = inversion_id
+                other = differences(inversion, held)
+                break
+        else:
+            other = ["instrumentProgramExecutionId"]
+        if other:
+            raise Refused(
+                f"OP {op_id}: {inversion_id} is another: it differs in {', '.join(other)}",
+                f"if both are to be: l2inv adopt {op_id} {inversion_id} --beside",
+            )
+        event_log.add_one(connection, present, "inversion_named", None, actor, inversion | {"reason": reason})
+
+
+def _out_of_error(connection: Connection, op_id: str, actor: str) -> event_log.Present:
+    """Gives where an OP stands, brought back from `error` if publishing led there."""
+    present = event_log.locked(connection, op_id)
+    if present.state == "error" and present.state_before_error == "inverted":
+        event_log.retry(connection, [op_id], actor)
+        present = event_log.locked(connection, op_id)
+    return present
+
+
+def _must_not_be_told(settings: Settings, op_id: str, inversion_ids: Sequence[str]) -> None:
+    with graphql.session(settings.metadata_store) as http:
+        held = [i for i in inversion_ids if metadata_store.find_inversion(http, settings.metadata_store, i)]
+    if held:
+        raise Refused(
+            f"OP {op_id}: the store holds {', '.join(held)} of it",
+            "l2inv publish finishes that; then reopen it",
+        )
+
+
+def withdraw(
+    connection: Connection, op_id: str, reason: str, inversion_ids: Sequence[str], actor: str
+) -> list[str]:
+    """Marks published inversions of an OP as bad and gives their ids: those named, or all of its newest cycle.
+
+    Raises Refused when one named is not the OP's, or none is left to withdraw.
+    """
+    with connection.transaction():
+        one_at_a_time(connection)
+        present = event_log.locked(connection, op_id)
+        published = connection.execute(
+            "select inversion_id, cycle, withdrawn_at is not null as withdrawn "
+            "from l2inv.published_op where op_id = %s order by inversion_id",
+            [op_id],
+        ).fetchall()
+        if unknown := sorted(set(inversion_ids) - {i["inversion_id"] for i in published}):
+            raise Refused(f"OP {op_id} has no published inversion {', '.join(unknown)}", _see(op_id))
+        newest = max((i["cycle"] for i in published), default=0)
+        meant = [
+            i
+            for i in published
+            if i["inversion_id"] in inversion_ids or (i["cycle"] == newest and not inversion_ids)
+        ]
+        chosen = [i for i in meant if not i["withdrawn"]]
+        if not chosen:
+            words = "was withdrawn already" if meant else "was never published"
+            raise Refused(f"OP {op_id}: what is to be withdrawn {words}", _see(op_id))
+        told = [i["inversion_id"] for i in chosen]
+        detail: dict[str, Any] = {
+            "reason": reason,
+            "inversion_ids": told,
+            "cycle": max(i["cycle"] for i in chosen),
+        }
+        event_log.add_one(connection, present, "withdrawn", None, actor, detail)
+    return told
+
+
+def _see(op_id: str) -> str:
+    return f"see: l2inv history {op_id}"

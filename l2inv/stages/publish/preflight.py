@@ -1,0 +1,207 @@
+"""What would be told to the metadata store of an inverted OP, and whether it is fit to be told. Reads only."""
+
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from l2inv.config.settings import Settings
+from l2inv.database.connection import Connection
+from l2inv.domain.criteria import INPUTS
+from l2inv.errors import Refused
+from l2inv.services import outputs
+
+Check = dict[str, str]  # name, result (pass, warn or fail) and detail
+TAKEN = ("asdf_object_key", "outputs", "software", "criteria_version", "inverted_by", "inverted_at")
+
+
+def inverted_ops(connection: Connection) -> list[str]:
+    """Gives the inverted OPs in the order in which publish takes them."""
+    rows = connection.execute(
+        "select op_id from l2inv.op_state where state = 'inverted' order by priority desc, since, op_id"
+    )
+    return [row["op_id"] for row in rows]
+
+
+def preflight(connection: Connection, settings: Settings, op_id: str) -> dict[str, Any]:
+    """Gives `op_id`, `ready`, `on_hold`, the `checks` and the `inversions` as they would be told.
+
+    An inversion has the columns of the view published_op; its id is None until it is recorded. What the record says
+    that the store holds in part is ready: it is to be finished, whatever its datasets have become. Raises Refused
+    for an OP that was never inverted, and L2invError when a mount with outputs is not there.
+    """
+    row = connection.execute(
+        """
+        select e.detail, e.seq, s.on_hold_seq is not null as on_hold,
+               (select count(*) from l2inv.event i where i.op_id = s.op_id and i.kind = 'inverted') as cycle
+        from l2inv.op_state s join l2inv.event e on e.op_id = s.op_id and e.kind = 'inverted'
+        where s.op_id = %s order by e.seq desc limit 1
+        """,
+        [op_id],
+    ).fetchone()
+    if row is None:
+        raise Refused(f"OP {op_id} was never inverted", f"see: l2inv show {op_id}")
+    inverted, cycle = row["detail"], row["cycle"]
+    used = _datasets(connection, inverted["datasets"])
+    inversions, missing, buckets = [], [], []
+    for program in inverted["instrument_programs"]:
+        datasets = [d for d in used if inverted["datasets"][d["dataset_id"]] == program]
+        said = named(connection, op_id, cycle, program) or {}
+        inversion = {"cycle": cycle, "inversion_id": said.get("inversion_id"), **_of_datasets(datasets)}
+        inversion |= {"instrument_program_id": program} | {name: inverted[name] for name in TAKEN}
+        inversion["spectral_lines"] = inverted["lines"] or inversion["spectral_lines"]
+        inversions.append(inversion)
+        if program is None:
+            missing.append("its datasets name no instrument program, and the store wants one")
+        missing += _not_one(datasets, "proposal_id")
+        buckets += _not_one(datasets, "bucket")
+    checks = [
+        _check("mandatory", missing, f"{_counted(inversions, 'inversion')} of {_counted(used, 'dataset')}"),
+        _check("bucket", buckets, ", ".join(sorted({d["bucket"] or "(none)" for d in used}))),
+        _embargo(inversions),
+        _outputs(inverted["outputs"], settings),
+        _superseded(connection, op_id, row["seq"], inverted, used),
+    ]
+    if held := _created(connection, op_id, cycle):
+        checks.append(
+            {
+                "name": "begun",
+                "result": "warn",
+                "detail": f"the store holds {', '.join(held)}: to be finished",
+            }
+        )
+    fit = bool(held) or not failed(checks)
+    return {
+        "op_id": op_id,
+        "ready": fit and not row["on_hold"],
+        "on_hold": row["on_hold"],
+        "checks": checks,
+        "inversions": inversions,
+    }
+
+
+def failed(checks: list[Check]) -> list[Check]:
+    return [check for check in checks if check["result"] == "fail"]
+
+
+def named(connection: Connection, op_id: str, cycle: int, program: str | None) -> dict[str, Any] | None:
+    """Gives what the record says that the store was, or was about to be, told of an instrument program in a cycle."""
+    row = connection.execute(
+        """
+        select detail from l2inv.event
+        where op_id = %s and kind = 'inversion_named' and detail -> 'cycle' = to_jsonb(%s::integer)
+            and detail ->> 'instrument_program_id' = %s
+        order by seq desc limit 1
+        """,
+        [op_id, cycle, program],
+    ).fetchone()
+    return row["detail"] if row else None
+
+
+def _created(connection: Connection, op_id: str, cycle: int) -> list[str]:
+    rows = connection.execute(
+        """
+        select detail ->> 'inversion_id' as inversion_id from l2inv.event
+        where op_id = %s and kind = 'inversion_created' and detail -> 'cycle' = to_jsonb(%s::integer) order by seq
+        """,
+        [op_id, cycle],
+    )
+    return [row["inversion_id"] for row in rows]
+
+
+def _datasets(connection: Connection, dataset_ids: dict[str, Any]) -> list[dict[str, Any]]:
+    """The datasets used, as they are now, each with the newer one there is of its product."""
+    return connection.execute(
+        """
+        select d.dataset_id, d.op_id, d.product_id, d.bucket, d.proposal_id, d.withdrawn, d.record,
+               (select heir.dataset_id from l2inv.dataset heir
+                where heir.op_id = d.op_id and heir.product_id = d.product_id and not heir.withdrawn
+                    and heir.create_date > d.create_date
+                order by heir.create_date desc, heir.dataset_id limit 1) as heir
+        from l2inv.dataset d where d.dataset_id = any(%s) order by d.dataset_id
+        """,
+        [list(dataset_ids)],
+    ).fetchall()
+
+
+def _of_datasets(datasets: list[dict[str, Any]]) -> dict[str, Any]:
+    """What an inversion takes from its L1 datasets; of what they must share, the first."""
+    records = [d["record"] for d in datasets]
+    ends = [r["embargoEndDate"] for r in records if r.get("isEmbargoed") and r.get("embargoEndDate")]
+    experiments = [r["primaryExperimentId"] for r in records if r.get("primaryExperimentId")]
+    return {
+        "proposal_id": next((d["proposal_id"] for d in datasets), None),
+        "experiment_id": next(iter(experiments), None),
+        "dataset_ids": [d["dataset_id"] for d in datasets],
+        "product_ids": sorted({d["product_id"] for d in datasets if d["product_id"]}),
+        "bucket": next((d["bucket"] for d in datasets), None),
+        "spectral_lines": sorted({line for r in records for line in r.get("spectralLines") or ()}),
+        "is_embargoed": any(r.get("isEmbargoed") for r in records),
+        "embargo_end_date": max(ends, default=None),
+    }
+
+
+def _not_one(datasets: list[dict[str, Any]], name: str) -> list[str]:
+    values = sorted({d[name] or "(none)" for d in datasets})
+    if len(values) == 1 and values != ["(none)"]:
+        return []
+    return [f"the datasets of an inversion must share one {name}, not {', '.join(values) or 'none'}"]
+
+
+def _check(name: str, problems: list[str], good: str, result: Literal["fail", "warn"] = "fail") -> Check:
+    return {"name": name, "result": result if problems else "pass", "detail": "; ".join(problems) or good}
+
+
+def _embargo(inversions: list[dict[str, Any]]) -> Check:
+    """`data` holds what is under embargo, `public` the rest; the store itself has exceptions, so this only warns."""
+    problems, good = [], set()
+    for inversion in inversions:
+        bucket, end = inversion["bucket"], inversion["embargo_end_date"]
+        words = "under embargo" if inversion["is_embargoed"] else "not under embargo"
+        if inversion["is_embargoed"]:
+            words += f" until {end}" if end else " without an end"
+        past = end is not None and datetime.fromisoformat(end) < datetime.now(UTC)
+        good.add(f"{words}, in bucket {bucket}")
+        if bucket != ("data" if inversion["is_embargoed"] else "public"):
+            problems.append(f"{words}, yet in bucket {bucket}")
+        elif past:
+            problems.append(f"{words}, which is past")
+    return _check("embargo", list(dict.fromkeys(problems)), "; ".join(sorted(good)), "warn")
+
+
+def _outputs(said: list[dict[str, Any]], settings: Settings) -> Check:
+    if not said:
+        return _check("outputs", ["science named none"], "", "warn")
+    seen = [o for o in said if outputs.mounted(o["uri"], settings.publish.mounts)]
+    good = f"{_counted(said, 'output')}, {len(seen)} of them looked at"
+    return _check("outputs", outputs.problems(said, settings.publish.mounts), good)
+
+
+def _superseded(
+    connection: Connection, op_id: str, seq: int, inverted: dict[str, Any], used: list[dict[str, Any]]
+) -> Check:
+    """Fails for datasets that are no longer what was inverted, unless the ready event accepted just that."""
+    accepted = (inverted.get("accepted") or {}).get("superseded") or {}
+    changed = {
+        dataset_id
+        for event in connection.execute(
+            "select detail -> 'changed' as datasets from l2inv.event "
+            "where op_id = %s and kind = 'datasets_changed' and seq > %s and detail ? 'changed'",
+            [op_id, seq],
+        )
+        for dataset_id, fields in event["datasets"].items()
+        if INPUTS.intersection(fields)
+    }
+    problems = []
+    for dataset in used:
+        dataset_id, words = dataset["dataset_id"], []
+        if dataset_id not in accepted:
+            words += ["is withdrawn"] if dataset["withdrawn"] else []
+            words += [f"is now of OP {dataset['op_id']}"] if dataset["op_id"] != op_id else []
+            words += [f"is superseded by {dataset['heir']}"] if dataset["heir"] else []
+        words += ["changed since it was inverted"] if dataset_id in changed else []
+        problems += [f"{dataset_id} {' and '.join(words)}"] if words else []
+    good = f"accepted: {', '.join(sorted(accepted))}" if accepted else "none"
+    return _check("superseded", problems, good)
+
+
+def _counted(things: list[Any], noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"

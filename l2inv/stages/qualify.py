@@ -1,0 +1,246 @@
+"""qualify: judges each OP that is quiet by the criteria of invertibility, and again when data or criteria changed.
+
+A scientist may overrule a verdict; that holds until the OP's datasets change.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+from psycopg.types.json import Jsonb
+
+from l2inv.config.settings import Settings
+from l2inv.database.connection import Connection
+from l2inv.database.runs import Run, stage_run
+from l2inv.domain import criteria, inventory, states
+from l2inv.errors import Refused, StoreError
+from l2inv.record import event_log
+from l2inv.services import metadata_store
+from l2inv.services.graphql import is_file
+from l2inv.services.metadata_store import Recipes
+
+BATCH = 1000  # OPs read, judged and recorded at a time
+
+
+class Candidate(msgspec.Struct):
+    """An OP to be judged, with the newest version of each of its datasets."""
+
+    op_id: str
+    seq: int
+    state: str
+    verdict: criteria.Verdict | None
+    same_data: bool  # as the newest verdict was on
+    versions: dict[str, int]
+    records: list[str]
+
+
+def qualify(
+    connection: Connection,
+    settings: Settings,
+    actor: str,
+    as_of: datetime,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> dict[str, Any]:
+    """Judges what is to be judged as of a time, and gives the report of the contract.
+
+    OPs that science holds, and those beyond, are never touched. An OP that cannot be judged goes to `error`. Where
+    the settings say so, the store is asked which OPs L1 has finished: these need not wait; `recipes` says whether it
+    answered, and `outstanding` names the waiting OPs with recipes to come. Raises Busy and DatabaseError; batches
+    recorded until then stay.
+    """
+    with stage_run(connection, "qualify", actor) as run:
+        version = criteria.version(settings.qualification)
+        counts = dict.fromkeys(
+            ("judged", "invertible", "not_invertible", "waiting", "unchanged", "failed"), 0
+        )
+        run.report |= {"ops": counts, "criteria_version": version}
+        keep_criteria(connection, version, settings)
+        recipes = _recipes(settings, run) if settings.completeness.processing_candidates else {}
+        op_ids, counts["unchanged"] = _to_judge(connection, version)
+        for start in range(0, len(op_ids), BATCH):
+            _judge_batch(connection, settings, run, op_ids[start : start + BATCH], as_of, recipes)
+            progress(min(start + BATCH, len(op_ids)), len(op_ids))
+    return run.report
+
+
+def _recipes(settings: Settings, run: Run) -> dict[str, Recipes]:
+    """What L1 plans and has finished of each OP; nothing where the store does not tell, which the report then says."""
+    run.report["outstanding"] = {}
+    if is_file(settings.metadata_store):
+        run.report["recipes"] = "a saved answer does not tell"
+        return {}
+    try:
+        recipes = metadata_store.processing_candidates(settings.metadata_store)
+    except StoreError as problem:
+        run.report["recipes"] = problem.message
+        return {}
+    run.report["recipes"] = "known"
+    return recipes
+
+
+def keep_criteria(connection: Connection, version: str, settings: Settings) -> None:
+    connection.execute(
+        "insert into l2inv.criteria (criteria_version, rules) values (%s, %s) on conflict do nothing",
+        [version, Jsonb(msgspec.to_builtins(settings.qualification))],
+    )
+
+
+def _to_judge(connection: Connection, version: str) -> tuple[list[str], int]:
+    """Gives the OPs without a verdict on their present datasets by these criteria, and how many have one."""
+    unjudged, judged = [], 0
+    with connection.transaction(), connection.cursor("l2inv_to_judge") as cursor:
+        cursor.itersize = 5000
+        cursor.execute(
+            """
+            select op_id, verdict_seq > datasets_seq and (criteria_version = %s or overruled_seq is not null) as judged
+            from l2inv.op_state
+            where state in ('discovered', 'invertible', 'not_invertible', 'preprocessed')
+            order by op_id
+            """,
+            [version],
+        )
+        for row in cursor:
+            if row["judged"]:
+                judged += 1
+            else:
+                unjudged.append(row["op_id"])
+    return unjudged, judged
+
+
+def _judge_batch(
+    connection: Connection,
+    settings: Settings,
+    run: Run,
+    op_ids: Sequence[str],
+    as_of: datetime,
+    recipes: dict[str, Recipes],
+) -> None:
+    quiet = timedelta(days=settings.completeness.quiet_days)
+    counts = run.report["ops"]
+    events, failures = [], []
+    for candidate in _candidates(connection, op_ids):
+        try:
+            datasets = [inventory.stored(text) for text in candidate.records]
+            newest = criteria.newest_arrival(datasets, settings.qualification)
+            planned = recipes.get(candidate.op_id)
+            finished = planned is not None and 0 < planned.planned <= planned.complete
+            if newest is not None and as_of - newest < quiet and not finished:
+                counts["waiting"] += 1
+                if planned is not None:
+                    run.report["outstanding"][candidate.op_id] = planned.planned - planned.complete
+                continue
+            verdict = criteria.judge(datasets, settings.qualification)
+        except Exception as problem:  # whatever it is, it is this OP's alone: the others are judged
+            failures.append((candidate, f"{type(problem).__name__}: {problem}"))
+            continue
+        events.append(_event(candidate, verdict, run.report["criteria_version"], newest, planned))
+    with connection.transaction():
+        added = event_log.add(connection, events, run.actor, run.run_id)
+        for candidate, cause in failures:
+            event_log.fail(
+                connection, candidate.op_id, candidate.seq, "qualify", cause, run.actor, run.run_id
+            )
+    for event in events:
+        if event.op_id in added:
+            counts["judged"] += 1
+            invertible = event.detail["verdict"]["invertible"]
+            counts["invertible" if invertible else "not_invertible"] += 1
+    counts["failed"] += len(failures)
+
+
+def _candidates(connection: Connection, op_ids: Sequence[str]) -> list[Candidate]:
+    rows = connection.execute(
+        """
+        select s.op_id, s.seq, s.state, e.detail -> 'verdict' as verdict,
+               coalesce(s.verdict_seq > s.datasets_seq, false) as same_data
+        from l2inv.op_state s left join l2inv.event e on e.op_id = s.op_id and e.seq = s.verdict_seq
+        where s.op_id = any(%s) order by s.op_id
+        """,
+        [op_ids],
+    ).fetchall()
+    found = {row["op_id"]: Candidate(**row, versions={}, records=[]) for row in rows}
+    datasets = connection.execute(
+        "select op_id, dataset_id, version, record::text as record from l2inv.dataset "
+        "where op_id = any(%s) and not withdrawn",
+        [op_ids],
+    )
+    for row in datasets:
+        candidate = found[row["op_id"]]
+        candidate.versions[row["dataset_id"]] = row["version"]
+        candidate.records.append(row["record"])
+    return list(found.values())
+
+
+def _event(
+    candidate: Candidate,
+    verdict: criteria.Verdict,
+    version: str,
+    newest: datetime | None,
+    planned: Recipes | None,
+) -> event_log.Event:
+    """The state stays where the verdict does; what was preprocessed stays so for the same instrument programs."""
+    state: states.State = "invertible" if verdict["invertible"] else "not_invertible"
+    same = candidate.state == state or (
+        candidate.state == "preprocessed"
+        and candidate.same_data
+        and candidate.verdict is not None
+        and _invertible_programs(candidate.verdict) == _invertible_programs(verdict) != []
+    )
+    detail: dict[str, Any] = {
+        "criteria_version": version,
+        "verdict": {"criteria_version": version, **verdict},
+        "datasets": dict(sorted(candidate.versions.items())),
+        "newest_arrival": newest,
+    }
+    if planned is not None:
+        detail["recipes"] = planned
+    return event_log.Event(
+        candidate.op_id, candidate.seq, "judged", None if same else state, msgspec.to_builtins(detail)
+    )
+
+
+def _invertible_programs(verdict: criteria.Verdict) -> list[str | None]:
+    return [p["instrument_program_id"] for p in verdict["instrument_programs"] if p["invertible"]]
+
+
+def overrule(
+    connection: Connection, op_id: str, invertible: bool, reason: str, programs: Sequence[str], actor: str
+) -> None:
+    """Records what a scientist decides against, or in support of, the newest verdict, which the event names.
+
+    Invertible are then the instrument programs named, or all that were judged. It holds until the datasets change,
+    whatever the criteria. Raises Refused for an OP that was never judged, or that science holds or has done.
+    """
+    with connection.transaction():
+        present = event_log.locked(connection, op_id)
+        judged = event_log.newest(connection, op_id, "judged")
+        stale = present.datasets_seq > (present.verdict_seq or 0)
+        if judged is None or present.state not in states.JUDGED or stale:
+            raise Refused(
+                f"OP {op_id} is {present.state}: there is no verdict on its present datasets to overrule",
+                f"see: l2inv show {op_id}",
+            )
+        verdict = judged["verdict"]
+        known = [p["instrument_program_id"] for p in verdict["instrument_programs"]]
+        unknown = sorted(set(programs) - set(known))
+        if unknown or (invertible and not known):
+            what = (
+                f"no instrument program {', '.join(unknown)}" if unknown else "no instrument program at all"
+            )
+            raise Refused(f"the verdict on OP {op_id} knows {what}", f"see: l2inv explain {op_id}")
+        state: states.State = "invertible" if invertible else "not_invertible"
+        chosen = (list(programs) or known) if invertible else []
+        prepared = present.state == "preprocessed" and chosen == event_log.invertible_programs(
+            connection, op_id
+        )
+        stays = present.state == state or (invertible and prepared)
+        detail = {
+            "invertible": invertible,
+            "reason": reason,
+            "instrument_programs": chosen,
+            "criteria_version": judged["criteria_version"],
+            "verdict_seq": present.verdict_seq,
+            "verdict": verdict,
+        }
+        event_log.add_one(connection, present, "overruled", None if stays else state, actor, detail)

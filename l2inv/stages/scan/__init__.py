@@ -1,0 +1,1 @@
+"""scan: read the metadata store, keep each version of a dataset, group datasets into observing programs."""

@@ -1,0 +1,73 @@
+"""The records of the metadata store that cannot be read: kept raw, each once, until they can or are gone."""
+
+import hashlib
+from typing import Any
+
+from l2inv.database.connection import Connection
+from l2inv.domain.inventory import Unreadable
+from l2inv.errors import Refused
+
+
+def put(connection: Connection, set_aside: list[Unreadable]) -> set[bytes]:
+    """Keeps records with their reasons, those kept before only as seen again. Gives the hashes that name them."""
+    rows = {hashlib.sha256(u.raw).digest(): u for u in set_aside}
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            """
+            insert into l2inv.quarantine (raw_hash, dataset_id, reason, raw) values (%s, %s, %s, %s)
+            on conflict (raw_hash) do update
+                set reason = excluded.reason, last_seen = clock_timestamp(), resolved_at = null
+            """,
+            [(raw_hash, u.dataset_id, u.reason, u.raw) for raw_hash, u in rows.items()],
+        )
+    return set(rows)
+
+
+def settle(connection: Connection, run_id: int, readable_ids: list[str], gone_too: bool) -> None:
+    """Marks as resolved what a run did not find unreadable again: its dataset was readable, or (where the whole
+    store was read) it is gone."""
+    connection.execute(
+        """
+        update l2inv.quarantine set resolved_at = clock_timestamp()
+        where resolved_at is null and (dataset_id = any(%s) or %s)
+            and last_seen < (select started_at from l2inv.run where run_id = %s)
+        """,
+        [readable_ids, gone_too, run_id],
+    )
+
+
+def open_records(connection: Connection) -> list[bytes]:
+    """Gives each unresolved record as it was received, but for those that another of the same dataset stands for."""
+    rows = connection.execute(
+        """
+        select raw from l2inv.quarantine
+        where resolved_at is null and not starts_with(reason, 'a second, different record') order by first_seen
+        """
+    )
+    return [row["raw"] for row in rows]
+
+
+def listed(connection: Connection) -> list[dict[str, Any]]:
+    """Gives the unresolved records, those seen first at the top, each with the key that names it."""
+    return connection.execute(
+        """
+        select dataset_id, reason, first_seen, last_seen, left(encode(raw_hash, 'hex'), 12) as key
+        from l2inv.quarantine where resolved_at is null order by first_seen, raw_hash
+        """
+    ).fetchall()
+
+
+def shown(connection: Connection, name: str) -> list[dict[str, Any]]:
+    """Gives the records that a dataset id or the beginning of a key names, with the raw text. Raises Refused."""
+    rows = connection.execute(
+        """
+        select dataset_id, reason, first_seen, last_seen, resolved_at, raw,
+               left(encode(raw_hash, 'hex'), 12) as key
+        from l2inv.quarantine
+        where dataset_id = %s or starts_with(encode(raw_hash, 'hex'), %s) order by first_seen, raw_hash
+        """,
+        [name, name],
+    ).fetchall()
+    if not rows:
+        raise Refused(f"no record {name!r} was set aside", "see: l2inv quarantine")
+    return [row | {"raw": row["raw"].decode("utf-8", "backslashreplace")} for row in rows]

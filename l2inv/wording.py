@@ -1,0 +1,195 @@
+"""How values, times and events read in text: one line each, and nothing in it that a terminal would obey."""
+
+import re
+from collections.abc import Iterable, Sized
+from datetime import UTC, datetime
+from typing import Any
+
+# Control characters, and those that hide or reorder what stands beside them. None of them is printable.
+_UNSAFE = r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+
+
+def clean(value: object) -> str:
+    """Gives a value as one line of text without characters that a terminal would obey."""
+    text = str(value)
+    return text if text.isprintable() else re.sub(_UNSAFE, lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def as_json(document: object) -> str:
+    """Gives one JSON document; times are ISO 8601 in UTC ending in Z."""
+    import json
+
+    return json.dumps(document, default=_plain, ensure_ascii=True, allow_nan=False)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    if isinstance(value, (set, frozenset, tuple)):
+        return sorted(value)
+    raise TypeError(f"{type(value).__name__} has no place in JSON")
+
+
+def moment(value: datetime | str | None) -> str:
+    """Gives a time to the minute, in UTC."""
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    return f"{value.astimezone(UTC):%Y-%m-%d %H:%M}" if value else "-"
+
+
+def day(value: datetime | str | None) -> str:
+    """Gives the day alone, in UTC, of what needs no time."""
+    return moment(value)[:10]
+
+
+def length(seconds: float) -> str:
+    """Gives a length of time in one unit, which says enough of it."""
+    for unit, one, least in (("days", 86_400, 2), ("h", 3600, 2), ("min", 60, 1)):
+        if seconds >= least * one:
+            return f"{seconds / one:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def bar(share: float, columns: int) -> str:
+    """Gives a share of 1 as a bar; what is not nothing is seen."""
+    return "#" * max(round(share * columns), share > 0)
+
+
+def value(measured: object) -> str:
+    """Gives what a criterion measured or required, numbers short enough to read."""
+    if measured is None:
+        return "-"
+    if isinstance(measured, float):
+        return f"{measured:.6g}"
+    if isinstance(measured, list):
+        return (
+            " to ".join(map(value, measured))
+            if all(isinstance(v, float) for v in measured)
+            else ", ".join(map(value, measured))
+        )
+    return str(measured)
+
+
+def centimetres(metres: float | None) -> str:
+    return f"{metres * 100:.1f} cm" if metres is not None else "unknown"
+
+
+def summary(report: dict[str, Any]) -> str:
+    """Gives a stage's report as the line that it ends with."""
+    n, stage, seconds = report["ops"], report["stage"], f"{report['seconds']:.1f} s"
+    match stage:
+        case "scan":
+            d = report["datasets"]
+            return (
+                f"scan: {d['seen']} records ({d['new']} new, {d['changed']} changed, {d['withdrawn']} withdrawn, "
+                f"{d['quarantined']} set aside), "
+                f"{n['seen']} OPs ({n['new']} new, {n['changed']} changed), {seconds}"
+            )
+        case "qualify":
+            outstanding = len(report.get("outstanding") or ())
+            more = f" ({outstanding} with recipes outstanding)" if outstanding else ""
+            return (
+                f"qualify: {n['judged']} OPs judged ({n['invertible']} invertible, {n['not_invertible']} not), "
+                f"{n['waiting']} waiting{more}, {n['unchanged']} unchanged, {n['failed']} failed, {seconds}"
+            )
+    jobs = report.get("jobs")
+    more = f" ({jobs['submitted']} submitted, {jobs['running']} on the cluster already)" if jobs else ""
+    return f"{stage}: {count(range(n['done']), 'OP')} done, {n['failed']} failed, {n['skipped']} skipped{more}, {seconds}"
+
+
+def what_happened(event: dict[str, Any]) -> str:
+    """Gives one event as a phrase."""
+    detail: dict[str, Any] = event["detail"]
+    match event["kind"]:
+        case "discovered":
+            return f"with {count(detail.get('datasets', ()), 'dataset')}"
+        case "datasets_changed":
+            parts = [
+                f"{count(detail[name], 'dataset')} {name}: {some(detail[name])}"
+                for name in ("new", "changed", "left", "withdrawn")
+                if detail.get(name)
+            ]
+            return "; ".join(parts)
+        case "judged":
+            return f"{verdict_line(detail['verdict'])} (criteria {detail['criteria_version']})"
+        case "overruled":
+            is_now = "invertible" if detail["invertible"] else "not invertible"
+            return f"{is_now} all the same: {detail['reason']}"
+        case "prioritized":
+            return f"priority {detail['priority']}: {detail['reason']}"
+        case "noted":
+            return str(detail["note"])
+        case "preprocess_started":
+            again = f", after {detail['after']}" if detail.get("after") else ""
+            return f"as job {detail['job']} ({detail['executor']}), attempt {detail['attempt']}{again}"
+        case "cleaned":
+            return f"{detail['files']} files, {detail['bytes']} bytes removed with {detail['folder']}"
+        case "preprocessed":
+            if not detail.get("needed"):
+                return "nothing to run" + (f"; bundle in {detail['folder']}" if detail.get("folder") else "")
+            return f"in {detail['seconds']:.1f} s, {count(detail['files'], 'file')} in {detail['folder']}"
+        case "claimed" | "extended":
+            return f"for {detail['assignee']}{_due(detail)}"
+        case "handed_over" | "taken_over":
+            return f"from {detail['from']} to {detail['assignee']}{_due(detail)}{_reason(detail)}"
+        case "put_on_hold" | "taken_off_hold":
+            return str(detail.get("reason") or "")
+        case "released":
+            return f"by {detail['assignee']}{_reason(detail)}"
+        case "inverted":
+            software = detail.get("software") or {}
+            with_what = " ".join(str(v) for v in (software.get("name"), software.get("version")) if v)
+            note = f": {detail['note']}" if detail.get("note") else ""
+            outputs = count(detail["outputs"], "output")
+            old = detail.get("accepted")
+            accepted = f"; accepted {some(old['superseded'])} as superseded: {old['reason']}" if old else ""
+            return f"{outputs}{f' with {with_what}' if with_what else ''} by {detail['inverted_by']}{note}{accepted}"
+        case "inversion_named" | "inversion_created":
+            told = "the store is to be told of" if event["kind"] == "inversion_named" else "the store holds"
+            return f"{told} {detail['inversion_id']} for {detail['instrument_program_id']}"
+        case "published":
+            return "as " + ", ".join(i["inversion_id"] for i in detail["inversions"])
+        case "reopened":
+            return f"after cycle {detail['cycle']}{_reason(detail)}"
+        case "withdrawn":
+            return ", ".join(detail["inversion_ids"]) + _reason(detail)
+        case "failed":
+            return f"{detail['stage']}, attempt {detail['attempt']}: {detail['cause']}"
+        case "retried":
+            return f"{detail.get('stage')}, after attempt {detail.get('attempt')}"
+    import json
+
+    return json.dumps(detail, ensure_ascii=False)
+
+
+def _due(detail: dict[str, Any]) -> str:
+    return f", due {day(detail['due_at'])}" if detail.get("due_at") else ""
+
+
+def _reason(detail: dict[str, Any]) -> str:
+    return f": {detail['reason']}" if detail.get("reason") else ""
+
+
+def verdict_line(verdict: dict[str, Any]) -> str:
+    """Gives a verdict in a line: which instrument programs, or which criteria stand against it."""
+    programs = verdict["instrument_programs"]
+    good = [str(p["instrument_program_id"]) for p in programs if p["invertible"]]
+    if good:
+        return f"invertible: {', '.join(good)}"
+    against: dict[str, set[str]] = {"fail": set(), "unknown": set()}
+    for program in programs:
+        for criterion in program["criteria"]:
+            if criterion["result"] in against and not criterion.get("optional"):
+                against[criterion["result"]].add(criterion["name"])
+    words = [f"{result}: {', '.join(sorted(names))}" for result, names in against.items() if names]
+    reason = "; ".join(words) if programs else "no dataset of a qualifying instrument"
+    return ("undetermined" if verdict["undetermined"] else "not invertible") + f", {reason}"
+
+
+def count(things: Sized, noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
+
+
+def some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,0 +1,232 @@
+"""The database as Tony sees it: migrations, schemas, what is refused and how it is said."""
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from l2inv.config.settings import Database, Settings
+from l2inv.database import migrate
+from l2inv.database import schema as schema_module
+from l2inv.database.connection import open_connection
+from l2inv.database.runs import stage_run
+from l2inv.database.schema import migrations_folder, shipped_migrations
+from l2inv.database.session import connected
+from l2inv.errors import Busy, DatabaseError
+from tests.conftest import Commands, Connection
+
+
+@pytest.fixture
+def empty_url(url: str) -> str:
+    """A database in which l2inv has no schema yet."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("drop schema l2inv cascade")
+    return url
+
+
+def migrated(url: str, schema: str = "l2inv") -> list[str]:
+    with open_connection(Settings(database=Database(url=url, schema=schema))) as connection:
+        return migrate.apply(connection, schema)
+
+
+def test_a_schema_that_is_missing_is_refused_until_migrate_made_it(l2inv: Commands, empty_url: str) -> None:
+    assert l2inv("status", expect=1).stderr == (
+        "l2inv: schema l2inv is not in the database yet; run: l2inv migrate\n"
+    )
+    sql = l2inv("migrate", "--dry-run").stdout
+    assert "create table l2inv.event" in sql
+    assert l2inv("status", expect=1).exit_code == 1
+    assert l2inv.json("migrate")["applied"] == sorted(shipped_migrations())
+    assert l2inv.json("migrate")["applied"] == []
+    assert l2inv.json("status")["ops"] == 0
+
+
+def test_a_schema_that_is_behind_or_ahead_names_what_mends_it(
+    l2inv: Commands, connection: Connection
+) -> None:
+    last = max(shipped_migrations())
+    connection.execute(
+        "update l2inv._yoyo_migration set migration_id = '9999.future' where migration_id = %s", [last]
+    )
+    for command in ("status", "scan", "next", "qualify", "publish"):
+        behind = l2inv(command, expect=1).stderr
+        assert f"lacks {last}; run: l2inv migrate" in behind
+    connection.execute(
+        "insert into l2inv._yoyo_migration select md5(%s), %s, applied_at_utc from l2inv._yoyo_migration limit 1",
+        [last, last],
+    )
+    assert "ahead of this l2inv: it has 9999.future; upgrade l2inv" in l2inv("status", expect=1).stderr
+    assert "upgrade l2inv" in l2inv("migrate", expect=1).stderr
+
+
+def test_two_migrations_at_once_make_the_schema_once(empty_url: str) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        applied = list(pool.map(migrated, [empty_url] * 4))
+    assert sorted(map(len, applied)) == [0, 0, 0, len(shipped_migrations())]
+
+
+def test_a_migration_that_fails_leaves_no_trace_and_the_next_try_completes_it(
+    empty_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(migrations_folder(), tmp_path / "migrations"))
+    last = folder / f"{max(shipped_migrations())}.sql"
+    whole = last.read_text()
+    last.write_text(whole + "\ncreate table l2inv.half (id int); select 1 / 0;")
+    monkeypatch.setattr(schema_module, "migrations_folder", lambda: folder)
+    monkeypatch.setattr(migrate, "migrations_folder", lambda: folder)
+    with pytest.raises(psycopg.Error, match="division by zero"):
+        migrated(empty_url)
+    with psycopg.connect(empty_url) as connection:
+        assert connection.execute("select to_regclass('l2inv.half')").fetchone() == (None,)
+    last.write_text(whole)
+    assert migrated(empty_url) == [last.stem]
+
+
+def test_a_migration_whose_note_cannot_be_written_leaves_no_trace(
+    empty_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(migrations_folder(), tmp_path / "migrations"))
+    for room in (schema_module, migrate):
+        monkeypatch.setattr(room, "migrations_folder", lambda: folder)
+    migrated(empty_url)
+    (folder / "9998.next.sql").write_text("create table l2inv.next (id int);")
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        connection.execute(
+            """
+            create function l2inv.no() returns trigger language plpgsql as $$ begin raise exception 'no room'; end $$;
+            create trigger no before insert on l2inv._yoyo_migration for each row execute function l2inv.no()
+            """
+        )
+        with pytest.raises(psycopg.Error, match="no room"):
+            migrated(empty_url)
+        assert connection.execute("select to_regclass('l2inv.next')").fetchone() == (None,)
+        connection.execute("drop function l2inv.no() cascade")
+    assert migrated(empty_url) == ["9998.next"]
+
+
+def test_a_schema_of_another_name_lives_beside_strangers_and_another_l2inv(
+    l2inv: Commands, url: str, connection: Connection
+) -> None:
+    connection.execute("create table public.event (stranger text)")
+    connection.execute("create table public.op_state (stranger text)")
+    l2inv.settings["database"]["schema"] = "other_one"
+    l2inv.save()
+    assert 'create table "other_one".event' in l2inv("migrate", "--dry-run").stdout
+    l2inv("migrate")
+    assert l2inv.json("scan")["ops"]["new"] > 0
+    l2inv("qualify")
+    l2inv("preprocess")
+    op = l2inv.json("next")["ops"][0]["op_id"]
+    l2inv("claim", op)
+    l2inv("mark-inverted", op)
+    l2inv("publish")
+    assert connection.execute("select count(*) as n from l2inv.event").fetchone() == {"n": 0}
+    assert connection.execute("select count(*) as n from other_one.published_op").fetchone() == {"n": 1}
+    tables = connection.execute("select tablename from pg_tables where schemaname = 'public'").fetchall()
+    assert {t["tablename"] for t in tables} == {"event", "op_state"}
+    with pytest.raises(psycopg.Error, match="append-only"):
+        connection.execute("delete from other_one.event")
+
+
+def test_no_statement_relies_on_a_search_path(l2inv: Commands, url: str) -> None:
+    l2inv.settings["database"]["url"] = make_conninfo(url, options="-c search_path=pg_catalog")
+    l2inv.save()
+    l2inv("scan")
+    l2inv("qualify")
+    assert l2inv("status").exit_code == 0
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "unreachable": ({"host": "127.0.0.1", "port": 9}, "check database.url"),
+    "no such database": ({"dbname": "nowhere"}, "nowhere"),
+    "no such user": ({"user": "nobody-here"}, "nobody-here"),
+    "no such service": ({"service": "nowhere"}, "service"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_database_that_cannot_be_had_is_one_line_and_exit_code_1(
+    l2inv: Commands, url: str, what: str
+) -> None:
+    change, said = WRONG[what]
+    l2inv.settings["database"]["url"] = make_conninfo(url, **change)
+    l2inv.save()
+    answer = l2inv("status", expect=1)
+    assert answer.stdout == ""
+    assert answer.stderr.count("\n") == 1
+    assert said in answer.stderr
+    assert l2inv("status", "--json", expect=1).json["error"]["code"] == 1
+
+
+def test_a_password_is_never_printed(l2inv: Commands, url: str) -> None:
+    l2inv.settings["database"]["url"] = "postgresql://l2inv:hunter2secret@127.0.0.1:9/l2"
+    l2inv.save()
+    for argv in (["-vv", "status"], ["status", "--json"], ["config", "check", "--json"], ["-vv", "migrate"]):
+        answer = l2inv(*argv, expect=None)
+        assert "hunter2secret" not in answer.stdout + answer.stderr
+
+
+def test_a_database_that_takes_no_writes_is_refused_with_the_reason(l2inv: Commands, url: str) -> None:
+    l2inv.settings["database"]["url"] = make_conninfo(url, options="-c default_transaction_read_only=on")
+    l2inv.save()
+    assert (
+        "read-only transaction; database.url must name a server that takes writes"
+        in l2inv("scan", expect=1).stderr
+    )
+    assert l2inv("status").exit_code == 0
+
+
+def test_one_run_of_a_stage_keeps_out_another_and_leaves_its_trace(connection: Connection, url: str) -> None:
+    with connected(Settings(database=Database(url=url))) as other:
+        with stage_run(connection, "scan", "cron"):
+            with (
+                pytest.raises(Busy, match="another run holds the lock"),
+                stage_run(other, "scan", "cron"),
+            ):
+                pass
+            with stage_run(other, "qualify", "cron"):
+                pass
+        with stage_run(other, "scan", "cron") as run:
+            run.report["seen"] = 1
+    runs = connection.execute("select stage, finished_at, result from l2inv.run order by run_id").fetchall()
+    assert [r["stage"] for r in runs] == ["scan", "qualify", "scan"]
+    assert all(r["finished_at"] for r in runs)
+    assert runs[2]["result"]["seen"] == 1
+
+
+def test_a_database_host_that_vanished_is_noticed_within_a_minute_unless_the_url_says_otherwise(
+    url: str,
+) -> None:
+    def parameters(url: str) -> dict[str, str]:
+        with open_connection(Settings(database=Database(url=url))) as connection:
+            return connection.info.get_parameters()
+
+    usual = parameters(url)
+    silent_seconds = int(usual["keepalives_idle"]) + int(usual["keepalives_interval"]) * int(
+        usual["keepalives_count"]
+    )
+    assert silent_seconds <= 60
+    assert int(usual["tcp_user_timeout"]) <= 60_000
+    assert int(usual["connect_timeout"]) == 10
+    own = parameters(make_conninfo(url, connect_timeout=3, keepalives_idle=77))
+    assert (own["connect_timeout"], own["keepalives_idle"]) == ("3", "77")
+    assert own["keepalives_count"] == usual["keepalives_count"]
+
+
+def test_a_lost_connection_is_one_line_and_gives_up_the_lock(url: str) -> None:
+    settings = Settings(database=Database(url=url))
+    with (
+        pytest.raises(DatabaseError, match="terminat"),
+        connected(settings) as connection,
+        stage_run(connection, "scan", "cron"),
+        connected(settings) as tony,
+    ):
+        tony.execute("select pg_terminate_backend(%s)", [connection.info.backend_pid])
+        connection.execute("select 1")
+    with connected(settings) as connection, stage_run(connection, "scan", "cron"):
+        rows = connection.execute("select finished_at from l2inv.run order by run_id").fetchall()
+    assert rows[0]["finished_at"] is None

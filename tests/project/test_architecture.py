@@ -1,0 +1,166 @@
+"""The habits that keep the program readable: which folder imports which, where SQL stands, what a process loads."""
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import l2inv
+
+PACKAGE = Path(l2inv.__file__).parent
+
+# The folders from the top down: a module imports from its own folder and from lower lines, nothing from its own line.
+LAYERS = [
+    {"cli"},
+    {"sample"},
+    {"stages"},
+    {"queries"},
+    {"record", "products"},
+    {"services", "database"},
+    {"domain"},
+    {"config"},
+    {"files", "wording"},
+    {"errors"},
+]
+# Where SQL may stand.
+WITH_SQL = {"stages", "queries", "record", "database", "sample"}
+OUTSIDE_WORLD = {
+    "psycopg", "requests", "os", "pathlib", "io", "socket", "subprocess", "time", "random", "secrets", "uuid", "shutil",
+    "tempfile", "threading", "platformdirs", "yaml", "logging", "sys",
+}  # fmt: skip
+# What takes tens of milliseconds to import, or is only needed now and then: imported where it is used.
+HEAVY = {
+    "jinja2", "requests", "urllib3", "rich", "yaml", "graphql", "apprise", "platformdirs", "yoyo", "astropy", "asdf", "numpy",
+    "pika",
+}  # fmt: skip
+LINES_THAT_PROMPT_A_SECOND_LOOK = 500
+
+
+class Module(NamedTuple):
+    """A module of l2inv with what it imports: everywhere, and when it is imported itself."""
+
+    name: str  # below l2inv, such as cli.app
+    path: Path
+    tree: ast.Module
+    imports: set[str]
+    at_once: set[str]
+
+    @property
+    def folder(self) -> str:
+        return self.name.split(".")[0]
+
+
+def imported(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "write imports in full"
+        yield node.module or ""
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def read(path: Path) -> Module:
+    tree = ast.parse(path.read_text())
+    everywhere = {name for node in ast.walk(tree) for name in imported(node)}
+    at_once = {name for node in tree.body for name in imported(node)}
+    name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+    return Module(name, path, tree, everywhere, at_once)
+
+
+MODULES = [
+    read(path) for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or path.stem[0] != "_"
+]
+NAMES = {module.name for module in MODULES}
+
+
+def roots(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+def of_l2inv(names: set[str]) -> set[str]:
+    """The modules of l2inv among what is imported; a package only where nothing in it is meant."""
+    found = {name.removeprefix("l2inv.") for name in names if name.startswith("l2inv.")} & NAMES
+    return {name for name in found if not any(other.startswith(f"{name}.") for other in found)}
+
+
+every_module = pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
+
+
+@every_module
+def test_a_folder_imports_only_from_the_folders_below_it(module: Module) -> None:
+    (line,) = (i for i, folders in enumerate(LAYERS) if module.folder in folders)
+    allowed = {module.folder}.union(*LAYERS[line + 1 :])
+    assert roots(of_l2inv(module.imports)) <= allowed
+
+
+@every_module
+def test_a_stage_imports_no_other_stage(module: Module) -> None:
+    if module.folder == "stages":
+        stages = {name.split(".")[1] for name in of_l2inv(module.imports) if name.startswith("stages.")}
+        assert stages <= set(module.name.split(".")[1:2])
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    by_name = {module.name: of_l2inv(module.imports) - {module.name} for module in MODULES}
+
+    @cache
+    def reached(name: str) -> frozenset[str]:
+        seen: set[str] = set()
+        waiting = [name]
+        while waiting:
+            for further in by_name[waiting.pop()] - seen:
+                seen.add(further)
+                waiting.append(further)
+        return frozenset(seen)
+
+    assert [name for name in by_name if name in reached(name)] == []
+
+
+@every_module
+def test_click_is_known_to_the_commands_alone(module: Module) -> None:
+    assert module.folder == "cli" or "click" not in roots(module.imports)
+
+
+@every_module
+def test_the_domain_does_no_io_and_asks_no_clock(module: Module) -> None:
+    if module.folder != "domain":
+        return
+    assert not roots(module.imports) & OUTSIDE_WORLD
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert not re.search(r"\b(now|utcnow|today|open|print|input)$", called), (
+                f"line {node.lineno}: {called}"
+            )
+
+
+@every_module
+def test_what_is_heavy_is_imported_where_it_is_used(module: Module) -> None:
+    # yoyo's backend is a base class in the one, and only migrations import it; only on a terminal is the other imported.
+    if module.name not in {"database.migrate", "cli.terminal"}:
+        assert not roots(module.at_once) & HEAVY
+    assert "cli.terminal" not in of_l2inv(module.at_once)
+
+
+@every_module
+def test_a_module_of_the_commands_imports_what_it_runs_when_it_is_called(module: Module) -> None:
+    if module.folder == "cli":
+        beside = {name for name in of_l2inv(module.at_once) if not name.startswith("cli")}
+        assert beside <= {"errors", "wording", "domain", "domain.states"}
+        assert not roots(module.at_once) & {"psycopg", "msgspec"}
+
+
+@every_module
+def test_sql_stands_in_the_folders_that_are_for_it(module: Module) -> None:
+    if re.search(r"\.(execute|copy)\(", module.path.read_text()):
+        assert module.folder in WITH_SQL
+
+
+@every_module
+def test_a_module_can_be_read_in_one_sitting_and_says_what_it_is(module: Module) -> None:
+    assert len(module.path.read_text().splitlines()) <= LINES_THAT_PROMPT_A_SECOND_LOOK
+    assert ast.get_docstring(module.tree)

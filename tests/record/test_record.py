@@ -1,0 +1,279 @@
+"""The record: what the database itself refuses, and that it says the same as states.py."""
+
+import re
+from itertools import product
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from psycopg.types.json import Jsonb
+
+from l2inv.database.connection import Connection
+from l2inv.database.schema import migrations_folder
+from l2inv.domain import states
+from l2inv.errors import Refused
+from l2inv.record import event_log
+
+# The shortest way into each state, as (kind, state after).
+WAY: dict[str, list[tuple[str, str | None]]] = {
+    "discovered": [("discovered", "discovered")],
+    "invertible": [("discovered", "discovered"), ("judged", "invertible")],
+    "not_invertible": [("discovered", "discovered"), ("judged", "not_invertible")],
+}
+WAY["preprocessed"] = [*WAY["invertible"], ("preprocessed", "preprocessed")]
+WAY["working"] = [*WAY["preprocessed"], ("claimed", "working")]
+WAY["inverted"] = [*WAY["working"], ("inverted", "inverted")]
+WAY["published"] = [*WAY["inverted"], ("published", "published")]
+WAY["error"] = [*WAY["working"], ("failed", "error")]
+
+
+def insert(connection: Connection, op_id: str, seq: int, kind: str, state: str | None, **detail: Any) -> None:
+    past = "2020-01-01T00:00:00Z"
+    needed = {
+        "claimed": {"assignee": "han", "due_at": past},
+        "handed_over": {"assignee": "ann", "due_at": past},
+        "taken_over": {"assignee": "ann", "due_at": past, "reason": "overdue"},
+        "extended": {"due_at": past},
+        "put_on_hold": {"reason": "why"},
+        "reopened": {"reason": "why"},
+        "withdrawn": {"reason": "why", "inversion_ids": []},
+        "prioritized": {"priority": 1},
+    }
+    detail = needed.get(kind, {}) | detail
+    connection.execute(
+        "insert into l2inv.event (op_id, seq, kind, state, actor, detail) values (%s, %s, %s, %s, 'test', %s)",
+        [op_id, seq, kind, state, Jsonb(detail)],
+    )
+
+
+def bring(connection: Connection, op_id: str, state: str) -> int:
+    for seq, (kind, after) in enumerate(WAY[state], 1):
+        insert(connection, op_id, seq, kind, after)
+    return len(WAY[state])
+
+
+def present(connection: Connection, op_id: str) -> dict[str, Any]:
+    row = connection.execute("select * from l2inv.op_state where op_id = %s", [op_id]).fetchone()
+    assert row is not None
+    return row
+
+
+def kinds() -> list[str]:
+    """Every kind that the program or any migration speaks of, and one that none does."""
+    sql = "".join(path.read_text() for path in migrations_folder().glob("*.sql"))
+    return sorted({*states.EDGES, "retried", *re.findall(r"when '(\w+)' then", sql), "no such kind"})
+
+
+def test_the_database_allows_exactly_what_states_py_allows(connection: Connection) -> None:
+    some_state = [None, *states.STATES]
+    rows = connection.execute(
+        """
+        select kind, before, after, before_error, l2inv.is_allowed(kind, before, after, before_error) as allowed
+        from unnest(%s::text[]) kind, unnest(%s::text[]) before, unnest(%s::text[]) after,
+             unnest(%s::text[]) before_error
+        """,
+        [kinds(), some_state, some_state, some_state],
+    ).fetchall()
+    assert len(rows) == len(kinds()) * 9**3
+    for row in rows:
+        allowed = row.pop("allowed")
+        assert allowed == states.is_allowed(**row), row
+
+
+@pytest.mark.parametrize("state", states.STATES)
+def test_every_edge_out_of_a_state_is_taken_or_refused_by_the_table_itself(
+    connection: Connection, state: states.State
+) -> None:
+    seq = bring(connection, "op", state)
+    before_error: states.State | None = "working" if state == "error" else None
+    for kind, after in product(kinds(), [None, *states.STATES]):
+        allowed = states.is_allowed(kind, state, after, before_error)
+        try:
+            with connection.transaction(force_rollback=True):
+                insert(connection, "op", seq + 1, kind, after)
+                assert present(connection, "op")["state"] == (after or state)
+            assert allowed, (kind, after)
+        except psycopg.Error as problem:
+            assert not allowed, (kind, after, problem)
+            assert problem.sqlstate == "L2INV"
+
+
+@pytest.mark.parametrize("table", ["event", "dataset_version", "criteria"])
+@pytest.mark.parametrize(
+    "change", ["update l2inv.{} set {} = {}", "delete from l2inv.{}", "truncate l2inv.{}"]
+)
+def test_what_was_recorded_is_not_changed_even_by_the_owner(
+    connection: Connection, table: str, change: str
+) -> None:
+    insert(connection, "op", 1, "discovered", "discovered")
+    column = {"event": "op_id", "dataset_version": "dataset_id", "criteria": "criteria_version"}[table]
+    with pytest.raises(psycopg.Error, match="append-only") as refusal:
+        connection.execute(change.format(table, column, column))
+    assert refusal.value.sqlstate == "L2INV"
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["update l2inv.op_state set state = 'error'", "update l2inv.op set assignee = 'me'", "delete from l2inv.op_state",
+     "truncate l2inv.op_state", "insert into l2inv.op_state (op_id, seq, state, since, datasets_seq) "
+     "select 'new', seq, state, since, 1 from l2inv.op_state"],
+)  # fmt: skip
+def test_the_present_state_cannot_be_changed_without_an_event(connection: Connection, change: str) -> None:
+    insert(connection, "op", 1, "discovered", "discovered")
+    with pytest.raises(psycopg.Error) as refusal:
+        connection.execute(change)
+    assert refusal.value.sqlstate == "L2INV"
+
+
+@pytest.mark.parametrize("seq", [1, 3, 0, -1, 99])
+def test_a_sequence_number_that_is_not_the_next_is_refused(connection: Connection, seq: int) -> None:
+    insert(connection, "op", 1, "discovered", "discovered")
+    with pytest.raises(psycopg.Error):
+        insert(connection, "op", seq, "judged", "invertible")
+    assert present(connection, "op")["seq"] == 1
+
+
+def test_a_claim_for_nobody_and_an_op_without_a_name_are_refused(connection: Connection) -> None:
+    bring(connection, "op", "preprocessed")
+    with pytest.raises(psycopg.errors.CheckViolation):
+        insert(connection, "op", 4, "claimed", "working", assignee="")
+    for op_id in ("", "x" * 201):
+        with pytest.raises(psycopg.errors.CheckViolation):
+            insert(connection, op_id, 1, "discovered", "discovered")
+
+
+def test_every_trigger_guards_in_any_session_and_obeys_no_search_path(connection: Connection) -> None:
+    triggers = connection.execute(
+        """
+        select c.relname || ' ' || t.tgname as name, t.tgenabled = 'A' as always,
+               coalesce(array_to_string(p.proconfig, ' '), '') like '%%search_path=pg_catalog, pg_temp%%' as fixed
+        from pg_trigger t join pg_class c on c.oid = t.tgrelid join pg_proc p on p.oid = t.tgfoid
+        where c.relnamespace = 'l2inv'::regnamespace and not t.tgisinternal
+        """,
+        [],
+    ).fetchall()
+    assert {row["name"] for row in triggers} == {
+        "event append_only", "event chain_event", "event follow_events", "op_state derived_only",
+        "dataset_version append_only", "criteria append_only",
+    }  # fmt: skip
+    assert [row["name"] for row in triggers if not (row["always"] and row["fixed"])] == []
+
+
+@pytest.mark.parametrize("change", ["delete from l2inv.event", "update l2inv.op_state set state = 'error'"])
+def test_not_even_a_replicas_session_changes_the_record(connection: Connection, change: str) -> None:
+    insert(connection, "op", 1, "discovered", "discovered")
+    connection.execute("set session_replication_role = replica")
+    with pytest.raises(psycopg.Error) as refusal:
+        connection.execute(change)
+    assert refusal.value.sqlstate == "L2INV"
+
+
+def test_text_that_postgresql_cannot_keep_is_kept_as_it_can_be_shown(connection: Connection) -> None:
+    bring(connection, "op", "preprocessed")
+    hostile = {"assignee": "han", "note": "a\0b\ud800c", "list": ["\0"], "\0": {"inner": "\udcff"}}
+    event_log.add(connection, [event_log.Event("op", 3, "claimed", "working", hostile)], "han", None)
+    assert event_log.newest(connection, "op", "claimed") == {
+        "assignee": "han", "note": "a\\x00b\\ud800c", "list": ["\\x00"], "\\x00": {"inner": "\\udcff"},
+    }  # fmt: skip
+
+
+def test_several_events_of_one_op_in_one_insert_follow_each_other(connection: Connection) -> None:
+    connection.execute(
+        """
+        insert into l2inv.event (op_id, seq, kind, state, actor)
+        select op, seq, kind, state, 'test' from unnest(array['a', 'b']) op, (values
+            (3, 'preprocessed', 'preprocessed'), (1, 'discovered', 'discovered'), (2, 'judged', 'invertible')
+        ) as e (seq, kind, state) order by op, seq
+        """
+    )
+    for op in ("a", "b"):
+        assert present(connection, op)["state"] == "preprocessed"
+        assert present(connection, op)["seq"] == 3
+
+
+def test_one_bad_event_among_many_refuses_them_all(connection: Connection) -> None:
+    insert(connection, "old", 1, "discovered", "discovered")
+    with pytest.raises(psycopg.Error):
+        connection.execute(
+            """
+            insert into l2inv.event (op_id, seq, kind, state, actor)
+            values ('new', 1, 'discovered', 'discovered', 'test'), ('old', 2, 'claimed', 'working', 'test')
+            """
+        )
+    assert connection.execute("select count(*) as n from l2inv.event").fetchone() == {"n": 1}
+
+
+def test_a_writer_that_comes_second_adds_nothing(connection: Connection) -> None:
+    bring(connection, "op", "preprocessed")
+    event = event_log.Event("op", 3, "claimed", "working", {"assignee": "han"})
+    assert event_log.add(connection, [event], "han", None) == {"op"}
+    assert event_log.add(connection, [event], "ann", None) == set()
+    assert present(connection, "op")["assignee"] == "han"
+
+
+def test_a_retry_returns_to_the_state_before_the_error(connection: Connection) -> None:
+    for state in ("discovered", "invertible", "not_invertible", "preprocessed", "working", "inverted"):
+        bring(connection, state, state)
+        with connection.transaction():
+            now = event_log.locked(connection, state)
+            event_log.fail(connection, state, now.seq, "qualify", "why", "test", 1)
+        assert event_log.retry(connection, [state], "test") == [(state, state)]
+    with pytest.raises(Refused, match="not in error"):
+        event_log.retry(connection, ["working"], "test")
+
+
+def test_an_attempt_counts_the_failures_of_its_stage_before_it(connection: Connection) -> None:
+    seq = bring(connection, "op", "invertible")
+    for attempt in (1, 2, 3):
+        event_log.fail(connection, "op", seq, "preprocess", "no disk", "cron", 1)
+        detail = event_log.newest(connection, "op", "failed")
+        assert detail == {"stage": "preprocess", "cause": "no disk", "attempt": attempt}
+        event_log.retry(connection, [], "cron")
+        seq += 2
+
+
+def test_an_op_is_named_by_its_id_or_an_unambiguous_beginning(connection: Connection) -> None:
+    for op_id in ("eid_1", "eid_10", "eidx1", "50%", "a\\b"):
+        insert(connection, op_id, 1, "discovered", "discovered")
+    assert event_log.resolve(connection, "eid_1") == "eid_1"
+    assert event_log.resolve(connection, "eid_10") == "eid_10"
+    assert event_log.resolve(connection, "eidx") == "eidx1"
+    assert event_log.resolve(connection, "a\\") == "a\\b"
+    with pytest.raises(Refused, match="eid_1, eid_10") as refusal:
+        event_log.resolve(connection, "eid_")
+    assert "eidx1" not in refusal.value.message
+    for unknown in ("%", "_", "nope"):
+        with pytest.raises(Refused, match="unknown"):
+            event_log.resolve(connection, unknown)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.sampled_from(kinds()), st.sampled_from([None, *states.STATES])), max_size=25))
+def test_whatever_is_tried_the_derived_state_is_what_the_events_say(
+    connection: Connection, tries: list[tuple[str, states.State | None]]
+) -> None:
+    with connection.transaction(force_rollback=True):
+        seq, state, before_error, on_hold = 0, None, None, False
+        for kind, after in [("discovered", "discovered"), *tries]:
+            allowed = states.is_allowed(kind, state, after, before_error) and not (
+                kind == "claimed" and on_hold
+            )
+            try:
+                with connection.transaction():
+                    insert(connection, "op", seq + 1, kind, after, assignee="han")
+            except psycopg.Error:
+                assert not allowed
+                continue
+            assert allowed
+            seq += 1
+            on_hold = kind == "put_on_hold" or (on_hold and kind != "taken_off_hold")
+            if after is not None:
+                before_error = state if after == "error" else None
+                state = after
+        row = present(connection, "op")
+        assert (row["seq"], row["state"], row["state_before_error"]) == (seq, state, before_error)
+        assert (row["on_hold_seq"] is not None) == on_hold
+        by_events = connection.execute("select * from l2inv.op_state_by_events where op_id = 'op'").fetchone()
+        assert by_events == row

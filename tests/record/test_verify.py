@@ -1,0 +1,354 @@
+"""verify: whoever gets around the triggers and changes one thing is found out."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.sql import SQL, Identifier
+
+from l2inv.config.settings import Database, Settings
+from l2inv.database import migrate, schema
+from l2inv.database.connection import open_connection
+from l2inv.database.schema import migrations_folder
+from tests.conftest import NOW, SERVER, Commands, Connection
+
+TABLES = ("event", "op_state", "dataset_version", "criteria")
+CHECKS = ("events", "state", "verdicts", "datasets", "runs")
+
+
+KEPT = Identifier(f"lived_{os.getpid()}")  # the database of which each test has a copy
+
+
+@pytest.fixture(scope="module")
+def lives() -> Iterator[list[str]]:
+    """The OP that lived, once the kept database is made."""
+    lives: list[str] = []
+    yield lives
+    with psycopg.connect(make_conninfo(os.environ[SERVER], dbname="postgres"), autocommit=True) as server:
+        server.execute(SQL("drop database if exists {} with (force)").format(KEPT))
+
+
+@pytest.fixture
+def lived(l2inv: Commands, url: str, lives: list[str], request: pytest.FixtureRequest) -> str:
+    """An OP with a life behind it, which it lived once for all tests."""
+    own = Identifier(str(conninfo_to_dict(url)["dbname"]))
+    with psycopg.connect(make_conninfo(url, dbname="postgres"), autocommit=True) as server:
+        copy = SQL("create database {} template {}").format
+        if not lives:
+            lives.append(life(l2inv, request.getfixturevalue("ready")[0]))
+            server.execute(copy(KEPT, own))
+        else:
+            server.execute(SQL("drop database {} with (force)").format(own))
+            server.execute(copy(own, KEPT))
+    return lives[0]
+
+
+def life(l2inv: Commands, op: str) -> str:
+    """Has the OP claimed, released, put on hold, inverted and published."""
+    for command in (
+        ("claim", op), ("release", op), ("hold", op, "--reason", "x"), ("unhold", op), ("note", op, "a\nword"),
+        ("prioritize", op, "--priority", "4", "--reason", "y"), ("claim", op), ("mark-inverted", op), ("publish",),
+    ):  # fmt: skip
+        l2inv(*command)
+    return op
+
+
+def around_the_triggers(connection: Connection, statement: str, values: Any = None) -> None:
+    """Does what only a superuser can."""
+    with connection.transaction():
+        for table in TABLES:
+            connection.execute(f"alter table l2inv.{table} disable trigger user")
+        assert connection.execute(statement, values).rowcount > 0
+        for table in TABLES:
+            connection.execute(f"alter table l2inv.{table} enable trigger user")
+
+
+def findings(l2inv: Commands, *argv: str) -> list[dict[str, Any]]:
+    answer = l2inv("verify", *argv, "--json", expect=None)
+    found: list[dict[str, Any]] = answer.json["findings"]
+    assert answer.exit_code == (5 if found else 0)
+    return found
+
+
+def test_a_sound_record_has_no_findings_and_says_how_much_was_checked(l2inv: Commands, lived: str) -> None:
+    answer = l2inv.json("verify")
+    assert answer["findings"] == []
+    status = l2inv.json("status")
+    assert answer["checked"]["events"] == status["events"]
+    assert answer["checked"]["state"] == status["ops"]
+    assert answer["checked"]["verdicts"] > 0
+    assert answer["checked"]["datasets"] > 0
+    for what in CHECKS:
+        assert list(l2inv.json("verify", what)["checked"]) == [what]
+    assert l2inv("verify").stdout.startswith("verify: ")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "actor = 'somebody else'", "kind = 'retried'", "state = 'working'", "recorded_at = recorded_at + interval '1 microsecond'",
+        "run_id = 4711", "detail = detail || '{\"note\": \"never said\"}'", "hash = sha256('')", "seq = seq + 1000",
+        "op_id = 'another'", "event_id = default",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("which", ["first", "middle", "last"])
+def test_one_change_to_one_event_is_found_with_its_op(
+    l2inv: Commands, lived: str, connection: Connection, change: str, which: str
+) -> None:
+    events = l2inv.json("history", lived)["events"]
+    event = {"first": events[0], "middle": events[len(events) // 2], "last": events[-1]}[which]
+    around_the_triggers(
+        connection, f"update l2inv.event set {change} where event_id = %s", [event["event_id"]]
+    )
+    found = findings(l2inv, "events") + findings(l2inv, "state")
+    assert lived in {finding["op_id"] for finding in found}
+
+
+@pytest.mark.parametrize("which", [0, 4, -1])
+def test_a_removed_event_is_found(l2inv: Commands, lived: str, connection: Connection, which: int) -> None:
+    event = l2inv.json("history", lived)["events"][which]
+    around_the_triggers(connection, "delete from l2inv.event where event_id = %s", [event["event_id"]])
+    assert lived in {finding["op_id"] for finding in findings(l2inv)}
+
+
+def test_an_inserted_event_is_found_whatever_hash_it_brings(
+    l2inv: Commands, lived: str, connection: Connection
+) -> None:
+    around_the_triggers(
+        connection,
+        """
+        insert into l2inv.event (op_id, seq, kind, actor, detail, hash)
+        select op_id, seq + 1, 'noted', 'han', '{"note": "x"}',
+               l2inv.event_hash(hash, 1, op_id, seq + 1, 'noted', null, 'han', now(), null, '{"note": "x"}')
+        from l2inv.event where op_id = %s order by seq desc limit 1
+        """,
+        [lived],
+    )
+    assert {finding["what"] for finding in findings(l2inv)} == {"event", "state"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("judged", "'{}'"), ("judged", "detail || '{\"verdict\": null}'"), ("judged", "detail || '{\"verdict\": {}}'"),
+        ("judged", "detail || '{\"datasets\": {\"x\": \"y\"}}'"), ("judged", "detail || '{\"datasets\": {\"x\": 99999999999}}'"),
+        ("judged", "detail - 'criteria_version'"), ("discovered", "detail || '{\"versions\": 7}'"),
+        ("discovered", "detail || '{\"versions\": {\"x\": \"y:z\"}}'"), ("claimed", "detail || '{\"due_at\": \"never\"}'"),
+        ("prioritized", "detail || '{\"priority\": 1e99}'"), ("published", "'{}'"),
+    ],
+)  # fmt: skip
+def test_an_event_whose_detail_no_longer_makes_sense_is_a_finding_and_no_failure(
+    l2inv: Commands, lived: str, connection: Connection, kind: str, change: str
+) -> None:
+    around_the_triggers(
+        connection, f"update l2inv.event set detail = {change} where op_id = %s and kind = %s", [lived, kind]
+    )
+    assert "event" in {finding["what"] for finding in findings(l2inv) if finding["op_id"] == lived}
+    for what in CHECKS:
+        said = l2inv("verify", what, expect=None)
+        assert said.exit_code in (0, 5), said
+        assert "unexpected" not in said.stderr
+        assert "None" not in said.stderr
+
+
+def test_the_hash_that_an_insert_names_is_not_the_one_that_is_kept(
+    l2inv: Commands, ready: list[str], connection: Connection
+) -> None:
+    connection.execute(
+        """
+        insert into l2inv.event (op_id, seq, kind, actor, detail, hash)
+        select op_id, seq + 1, 'noted', 'han', '{"note": "x"}', sha256('forged') from l2inv.op_state where op_id = %s
+        """,
+        [ready[0]],
+    )
+    assert findings(l2inv) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["state = 'invertible'", "assignee = 'eve'", "priority = 1000", "since = since - interval '1 day'", "seq = seq - 1",
+     "on_hold_seq = 1", "due_at = now()", "verdict_seq = null", "datasets_seq = 99", "proposal_id = 'mine'",
+     "hash = sha256('')", "criteria_version = 'x'", "overruled_seq = 2"],
+)  # fmt: skip
+def test_a_present_state_that_is_not_what_the_events_say_is_found(
+    l2inv: Commands, lived: str, connection: Connection, change: str
+) -> None:
+    around_the_triggers(connection, f"update l2inv.op_state set {change} where op_id = %s", [lived])
+    (finding,) = findings(l2inv, "state")
+    assert (finding["what"], finding["op_id"]) == ("state", lived)
+    assert change.split(" = ", maxsplit=1)[0] in finding["detail"]
+
+
+def test_a_present_state_that_is_gone_or_invented_is_found(
+    l2inv: Commands, lived: str, connection: Connection
+) -> None:
+    around_the_triggers(connection, "update l2inv.op_state set op_id = 'invented' where op_id = %s", [lived])
+    assert {finding["op_id"] for finding in findings(l2inv, "state")} == {"invented", lived}
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("update l2inv.dataset_version set record = record || '{\"bucket\": \"other\"}'", "is not what was read"),
+        ("update l2inv.dataset_version set content_hash = sha256('')", "is not what"),
+        ("delete from l2inv.dataset_version", "is missing"),
+        ("update l2inv.dataset_version set version = 2", "is missing"),
+        ("insert into l2inv.dataset_version select dataset_id, version + 1, op_id, content_hash, record, run_id, now(), true "
+         "from l2inv.dataset_version", "is told of by no event"),
+        ("insert into l2inv.dataset_version select 'invented', 1, op_id, content_hash, record, run_id, now(), false "
+         "from l2inv.dataset_version", "is told of by no event"),
+        ("update l2inv.dataset_version set op_id = 'another'", "is not what its event names"),
+        ("update l2inv.dataset_version set withdrawn = true", "is not what its event names"),
+        ("update l2inv.dataset_version set run_id = 2", "is not what its event names"),
+        ("update l2inv.dataset_version set record = record || '{\"more\": 1}'", "is not what was read"),
+        ("update l2inv.dataset_version set record = '{}'", "is not what was read"),
+    ],
+)  # fmt: skip
+def test_one_change_to_a_dataset_version_is_found(
+    l2inv: Commands, lived: str, connection: Connection, statement: str, said: str
+) -> None:
+    dataset = l2inv.json("show", lived)["datasets"][0]["dataset_id"]
+    around_the_triggers(connection, f"{statement} where dataset_id = %s", [dataset])
+    told = {f["op_id"] for f in findings(l2inv) if said in f["detail"] and f["what"] == "dataset"}
+    assert lived in told
+    assert told <= {lived, "another"}
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_an_op_that_is_gone_with_all_its_events_and_datasets_is_missed_by_its_runs(
+    l2inv: Commands, lived: str, connection: Connection, kept: int
+) -> None:
+    around_the_triggers(connection, "delete from l2inv.event where op_id = %s", [lived])
+    around_the_triggers(connection, "delete from l2inv.op_state where op_id = %s", [lived])
+    if not kept:
+        around_the_triggers(connection, "delete from l2inv.dataset_version where op_id = %s", [lived])
+    said = {finding["detail"] for finding in findings(l2inv, "runs")}
+    ops = l2inv.json("status")["ops"]
+    assert f"run 1 recorded {ops + 1} events discovered, {ops} are there" in said
+    assert len(said) >= 4  # those that judged, prepared and published it too
+    assert bool([f for f in findings(l2inv, "datasets") if "told of by no event" in f["detail"]]) == bool(
+        kept
+    )
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("delete from l2inv.run where run_id = 2", "run 2, which recorded it, is missing"),
+        ("update l2inv.run set actor = 'eve' where run_id = 2", "run 2 is of qualify by eve, which records no event judged by han"),
+        ("update l2inv.run set stage = 'scan' where run_id = 2", "run 2 is of scan by han"),
+        ("update l2inv.run set result = jsonb_set(result, '{ops,judged}', '99') where run_id = 2", "run 2 recorded 99 events judged"),
+        ("update l2inv.run set result = jsonb_set(result, '{ops,judged}', '\"x\"') where run_id = 2", "cannot be read to their end"),
+        ("update l2inv.run set result = jsonb_set(result, '{datasets,new}', '999') where run_id = 1", "run 1 read 999 dataset versions"),
+        ("update l2inv.criteria set rules = rules || '{\"min_ao_locked\": 0.5}'", "are not those that were kept"),
+        ("update l2inv.criteria set rules = '{\"nonsense\": 0.5}'", "are not those that were kept"),
+        ("update l2inv.criteria set rules = '7'", "are not those that were kept"),
+        ("delete from l2inv.criteria", "are not kept"),
+        ("insert into l2inv.criteria (criteria_version, rules) values ('more', '{}')", "criteria more are not those that were kept"),
+        ("update l2inv.quarantine set raw = 'x'", "is not what was received"),
+        ("update l2inv.quarantine set raw_hash = sha256('x') where raw_hash = (select min(raw_hash) from l2inv.quarantine)", "is not what was received"),
+    ],
+)  # fmt: skip
+def test_one_change_to_a_run_the_criteria_or_what_was_set_aside_is_found(
+    l2inv: Commands, lived: str, connection: Connection, statement: str, said: str
+) -> None:
+    around_the_triggers(connection, statement)
+    assert [finding for finding in findings(l2inv) if said in finding["detail"]]
+
+
+def test_an_anchor_finds_a_tail_that_was_rewritten_with_all_that_follows_from_it(
+    l2inv: Commands, lived: str, connection: Connection, tmp_path: Path
+) -> None:
+    anchor = tmp_path / "heads"
+    assert l2inv.json("verify", "--anchor", str(anchor))["anchored"] == l2inv.json("status")["ops"]
+    l2inv("note", lived, "later")
+    assert l2inv.json("verify", "--anchor", str(anchor))["findings"] == []
+    kept = anchor.read_text()
+    with connection.transaction():
+        for table in ("event", "op_state"):
+            connection.execute(f"alter table l2inv.{table} disable trigger user")
+        connection.execute("delete from l2inv.event where op_id = %s and seq > 9", [lived])
+        connection.execute("delete from l2inv.op_state where op_id = %s", [lived])
+        connection.execute("insert into l2inv.op_state select b.* from (select (jsonb_populate_record(null::l2inv.op_state, "
+                           "to_jsonb(e))).* from l2inv.op_state_by_events e where op_id = %s) b", [lived])  # fmt: skip
+    found = findings(l2inv, "--anchor", str(anchor))
+    assert [(f["what"], f["op_id"]) for f in found if f["what"] == "anchor"] == [("anchor", lived)]
+    assert anchor.read_text() == kept
+
+
+@pytest.mark.parametrize("content", ["nonsense\n", '["op", "1", "ff"]\n', "\udcff"])
+def test_a_file_that_is_no_anchor_is_named(
+    l2inv: Commands, ready: list[str], tmp_path: Path, content: str
+) -> None:
+    anchor = tmp_path / "heads"
+    anchor.write_bytes(content.encode("utf-8", "surrogateescape"))
+    before = anchor.read_bytes()
+    assert str(anchor) in l2inv("verify", "--anchor", str(anchor), expect=1).stderr
+    assert anchor.read_bytes() == before
+
+
+@pytest.mark.parametrize("earlier", [3, 4])
+def test_a_database_of_each_earlier_schema_is_migrated_with_all_it_holds_or_left_as_it_is(
+    l2inv: Commands,
+    connection: Connection,
+    url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    earlier: int,
+) -> None:
+    l2inv("scan")
+    l2inv("qualify", "--as-of", NOW.isoformat())
+    folder = Path(shutil.copytree(migrations_folder(), tmp_path / "migrations"))
+    later = {file: file.read_text() for file in sorted(folder.glob("*.sql"))[3:]}
+    for file in later:
+        file.unlink()
+    with monkeypatch.context() as those, open_connection(Settings(database=Database(url=url, schema="old"))) as old:  # fmt: skip
+        for room in (schema, migrate):
+            those.setattr(room, "migrations_folder", lambda: folder)
+        migrate.apply(old, "old")
+        columns = "event_id, op_id, seq, kind, state, actor, recorded_at, run_id, detail"
+        connection.execute(
+            f"insert into old.event ({columns}) overriding system value select {columns} from l2inv.event order by event_id"
+        )
+        for table in ("run", "dataset_version", "criteria"):
+            connection.execute(f"insert into old.{table} overriding system value select * from l2inv.{table}")
+        for file in list(later)[
+            : earlier - 3
+        ]:  # nobody records anything at these: l2inv refuses what is behind
+            file.write_text(later.pop(file))
+        migrate.apply(old, "old")
+        before = held(connection)
+        for file, text in later.items():
+            file.write_text(f"{text}\nselect 1 / 0;")
+        with pytest.raises(psycopg.Error, match="division by zero"):
+            migrate.apply(old, "old")
+        assert held(connection) == before
+    l2inv.settings["database"]["schema"] = "old"
+    l2inv.save()
+    assert "behind" in l2inv("verify", expect=1).stderr
+    l2inv("migrate")
+    assert findings(l2inv) == []
+    checked = l2inv.json("verify")["checked"]
+    assert checked["events"] > checked["state"] > 0
+    assert json.loads(l2inv("list", "--json").stdout)["ops"]
+
+
+def held(connection: Connection) -> list[Any]:
+    """Every column, function and row of the schema old."""
+    what = connection.execute(
+        """
+        select c.relname || ' ' || a.attname || ' ' || a.atttypid from pg_class c join pg_attribute a on a.attrelid = c.oid
+        where c.relnamespace = 'old'::regnamespace and a.attnum > 0 and not a.attisdropped
+        union all select pg_get_functiondef(oid) from pg_proc where pronamespace = 'old'::regnamespace
+        order by 1
+        """
+    ).fetchall()
+    for table in (*TABLES, "run", "quarantine", "_yoyo_migration"):
+        what += connection.execute(f"select to_jsonb(t)::text from old.{table} t order by 1").fetchall()
+    return what
