@@ -12,9 +12,9 @@ from l2inv.errors import L2invError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Lends the file that takes the place of `path` once all went well; a link stays, and leads to the new file.
+    """Lend the file that takes the place of `path` once all went well; a link stays, and leads to the new file.
 
-    Raises L2invError where a device, a pipe or a folder is there, or while another process writes the same; OSError.
+    Raise L2invError where a device, a pipe or a folder is there, or while another process writes the same; OSError.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():  # root would put a file in place of /dev/null
@@ -36,7 +36,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _is_ours(number: int, new: Path) -> bool:
-    """Locks what was opened, unless it is locked, or in place already by whoever wrote it."""
+    """Lock what was opened, unless it is locked, or in place already by whoever wrote it."""
     try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(number), new.lstat())
@@ -45,7 +45,7 @@ def _is_ours(number: int, new: Path) -> bool:
 
 
 def replace(path: Path, text: str) -> None:
-    """Writes a file so that a reader, or a crash, never meets half of it. Raises OSError."""
+    """Write a file so that a reader, or a crash, never meets half of it. Raise OSError."""
     new = path.with_name(f"{path.name}.new")
     try:
         new.write_bytes(text.encode("utf-8", "surrogateescape"))

@@ -10,13 +10,13 @@ _UNSAFE = r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufe
 
 
 def clean(value: object) -> str:
-    """Gives a value as one line of text without characters that a terminal would obey."""
+    """Return a value as one line of text without characters that a terminal would obey."""
     text = str(value)
     return text if text.isprintable() else re.sub(_UNSAFE, lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def as_json(document: object) -> str:
-    """Gives one JSON document; times are ISO 8601 in UTC ending in Z."""
+    """Return one JSON document; times are ISO 8601 in UTC ending in Z."""
     import json
 
     return json.dumps(document, default=_plain, ensure_ascii=True, allow_nan=False)
@@ -31,19 +31,19 @@ def _plain(value: object) -> object:
 
 
 def moment(value: datetime | str | None) -> str:
-    """Gives a time to the minute, in UTC."""
+    """Return a time to the minute, in UTC."""
     if isinstance(value, str):
         value = datetime.fromisoformat(value)
     return f"{value.astimezone(UTC):%Y-%m-%d %H:%M}" if value else "-"
 
 
 def day(value: datetime | str | None) -> str:
-    """Gives the day alone, in UTC, of what needs no time."""
+    """Return the day alone, in UTC, of what needs no time."""
     return moment(value)[:10]
 
 
 def length(seconds: float) -> str:
-    """Gives a length of time in one unit, which says enough of it."""
+    """Return a length of time in one unit, which says enough of it."""
     for unit, one, least in (("days", 86_400, 2), ("h", 3600, 2), ("min", 60, 1)):
         if seconds >= least * one:
             return f"{seconds / one:.0f} {unit}"
@@ -51,12 +51,12 @@ def length(seconds: float) -> str:
 
 
 def bar(share: float, columns: int) -> str:
-    """Gives a share of 1 as a bar; what is not nothing is seen."""
+    """Return a share of 1 as a bar; what is not nothing is seen."""
     return "#" * max(round(share * columns), share > 0)
 
 
 def value(measured: object) -> str:
-    """Gives what a criterion measured or required, numbers short enough to read."""
+    """Return what a criterion measured or required, numbers short enough to read."""
     if measured is None:
         return "-"
     if isinstance(measured, float):
@@ -75,7 +75,7 @@ def centimetres(metres: float | None) -> str:
 
 
 def summary(report: dict[str, Any]) -> str:
-    """Gives a stage's report as the line that it ends with."""
+    """Return a stage's report as the line that it ends with."""
     n, stage, seconds = report["ops"], report["stage"], f"{report['seconds']:.1f} s"
     match stage:
         case "scan":
@@ -98,7 +98,7 @@ def summary(report: dict[str, Any]) -> str:
 
 
 def what_happened(event: dict[str, Any]) -> str:
-    """Gives one event as a phrase."""
+    """Return one event as a phrase."""
     detail: dict[str, Any] = event["detail"]
     match event["kind"]:
         case "discovered":
@@ -171,7 +171,7 @@ def _reason(detail: dict[str, Any]) -> str:
 
 
 def verdict_line(verdict: dict[str, Any]) -> str:
-    """Gives a verdict in a line: which instrument programs, or which criteria stand against it."""
+    """Return a verdict in a line: which instrument programs, or which criteria stand against it."""
     programs = verdict["instrument_programs"]
     good = [str(p["instrument_program_id"]) for p in programs if p["invertible"]]
     if good:

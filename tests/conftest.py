@@ -58,7 +58,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def quick_folder() -> Path:
-    """Makes a folder in memory, where there is room: a database there is made ten times as fast."""
+    """Make a folder in memory, where there is room: a database there is made ten times as fast."""
     memory = Path("/dev/shm")
     has_room = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2**31
     return Path(tempfile.mkdtemp(prefix="l2inv-tests-", dir=memory if has_room else None))
@@ -77,7 +77,7 @@ def _started(config: pytest.Config) -> str:
 
 
 def load_migrations(**where: Any) -> None:
-    """Fills the template that every test's database is a copy of."""
+    """Fill the template that every test's database is a copy of."""
     url = make_conninfo(
         **{key: where[key] for key in ("host", "port", "user", "password", "dbname") if where[key]}
     )

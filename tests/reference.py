@@ -38,7 +38,7 @@ Row = tuple[str, ...]
 
 
 def text(connection: Connection) -> str:
-    """Gives what docs/reference.md is to say; the connection is to a migrated database."""
+    """Return what docs/reference.md is to say; the connection is to a migrated database."""
     return "\n".join(
         [
             "# Reference",

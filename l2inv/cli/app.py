@@ -21,7 +21,7 @@ def main() -> None:
 
 
 def command(*names: str) -> Callable[[Callable[..., None]], click.Command]:
-    """Makes a function a command of l2inv that takes the common options and is passed the App."""
+    """Make a function a command of l2inv that takes the common options and is passed the App."""
 
     def make(function: Callable[..., None]) -> click.Command:
         return main.command(*names)(common_options(click.pass_obj(function)))

@@ -32,7 +32,7 @@ HOLDERS = ("release", "hand-over", "mark-inverted")  # commands of who holds the
 
 
 def ops(app: App, command_name: str | None, beginning: str) -> list[str]:
-    """Gives the OPs whose ids begin so and that the command can act on; none where the database does not answer at once.
+    """Return the OPs whose ids begin so and that the command can act on; none where the database does not answer at once.
 
     Says nothing of why, and starts no server: who presses a key waits for neither.
     """

@@ -58,7 +58,7 @@ class App:
 
     @contextmanager
     def reading(self) -> Iterator[tuple["Connection", "Settings"]]:
-        """Lends a connection to the standby that the settings name for what only reads, else to the database."""
+        """Lend a connection to the standby that the settings name for what only reads, else to the database."""
         from l2inv.database.session import connected
 
         settings = self.settings
@@ -66,7 +66,7 @@ class App:
             yield connection, settings
 
     def result(self, document: object, text: Callable[[], None]) -> None:
-        """Prints the result on stdout: the JSON document where --json asked for it, else what text() prints."""
+        """Print the result on stdout: the JSON document where --json asked for it, else what text() prints."""
         if self.json:
             from l2inv.wording import as_json
 
@@ -75,7 +75,7 @@ class App:
             text()
 
     def unsaid(self, text: str) -> str:
-        """Gives the text without the secrets that the settings name, where they were read."""
+        """Return the text without the secrets that the settings name, where they were read."""
         if self.read is None:
             return text
         from l2inv.config.settings import redact
@@ -83,26 +83,26 @@ class App:
         return redact(text, self.read.settings)
 
     def summary(self, line: str) -> None:
-        """Prints a stage's closing line, unless -q."""
+        """Print a stage's closing line, unless -q."""
         if self.verbosity >= 0:
             from l2inv.cli.render import paragraph
 
             paragraph(line)
 
     def summaries(self, lines: Iterable[str]) -> None:
-        """Prints several such lines."""
+        """Print several such lines."""
         for line in lines:
             self.summary(line)
 
     def warn(self, line: str) -> None:
-        """Tells on stderr what somebody must look at, also under -q."""
+        """Tell on stderr what somebody must look at, also under -q."""
         from l2inv.wording import clean
 
         self.warned = clean(line)
         print_on_stderr(f"l2inv: {self.warned}")
 
     def warn_lines(self, text: str) -> None:
-        """Tells several lines on stderr: what -vv asked for."""
+        """Tell several lines on stderr: what -vv asked for."""
         from l2inv.wording import clean
 
         for line in text.splitlines():
@@ -110,7 +110,7 @@ class App:
 
     @contextmanager
     def monitored(self, stage: str) -> Iterator[None]:
-        """Tells the monitor of the settings, where there is one, that a stage begins and how it ended."""
+        """Tell the monitor of the settings, where there is one, that a stage begins and how it ended."""
         settings = self.settings
         if settings.monitoring.ping_url is None:
             yield
@@ -145,12 +145,12 @@ class App:
 
     @property
     def shows_progress(self) -> bool:
-        """Whether somebody watches: only a terminal shows it, and only beside text."""
+        """Return whether somebody watches: only a terminal shows it, and only beside text."""
         return self.verbosity >= 0 and not self.json and sys.stderr.isatty()
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Callable[[int, int | None], None]]:
-        """Lends a function that shows how many of what are done, and of how many."""
+        """Lend a function that shows how many of what are done, and of how many."""
         if not self.shows_progress:
             yield lambda done, of: None
             return

@@ -25,7 +25,7 @@ def _less(ctx: click.Context, param: click.Parameter, value: int) -> None:
 
 
 def common_options(command: F, *, from_environment: bool = False) -> F:
-    """Adds the options that every command takes, before or after its name.
+    """Add the options that every command takes, before or after its name.
 
     Only those before it may come from the environment: there, they must not outvote what was typed.
     """
@@ -42,7 +42,7 @@ def common_options(command: F, *, from_environment: bool = False) -> F:
 
 
 def json_option(command: F) -> F:
-    """Adds --json to a command that reports."""
+    """Add --json to a command that reports."""
     return click.option(
         "--json", "as_json", is_flag=True, expose_value=False, callback=_common("json"), help="One JSON document on stdout."
     )(command)  # fmt: skip

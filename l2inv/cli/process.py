@@ -53,7 +53,7 @@ class Group(click.Group):
                 formatter.write_dl([(name.ljust(longest), phrase) for name, (_, phrase) in commands.items()])
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **how: Any) -> Any:
-        """Runs a command line; a usage error is told in one harmless text, under --json as a JSON document."""
+        """Run a command line; a usage error is told in one harmless text, under --json as a JSON document."""
         open_what_is_closed()
         given = sys.argv[1:] if args is None else list(args)
         try:

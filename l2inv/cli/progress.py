@@ -20,7 +20,7 @@ class Line:
         self.shown: Progress | None = None
 
     def __call__(self, done: int, of: int | None = None) -> None:
-        """Takes note that so many are done, of so many where that is known. Fewer than before: another pass began."""
+        """Take note that so many are done, of so many where that is known. Fewer than before: another pass began."""
         now = time.monotonic()
         if now < self.next:
             return
@@ -34,7 +34,7 @@ class Line:
         self.shown.start()
 
     def end(self) -> None:
-        """Takes the line away."""
+        """Take the line away."""
         if self.shown and not self.shown.disable:
             self.shown.stop()
 

@@ -134,7 +134,7 @@ def export(app: App, form: str, after: int) -> None:
 
 
 def _into_a_file() -> bool:
-    """Whether stdout is a file: a program that reads it may write to the same terminal itself."""
+    """Return whether stdout is a file: a program that reads it may write to the same terminal itself."""
     return stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode)
 
 

@@ -7,7 +7,7 @@ from l2inv import wording
 
 
 def width() -> int | None:
-    """Gives how many columns the terminal has that stdout is; None where it is none."""
+    """Return how many columns the terminal has that stdout is; None where it is none."""
     if sys.stdout is None or not sys.stdout.isatty():  # None where it was closed: l2inv … >&-
         return None
     from l2inv.cli import terminal
@@ -16,7 +16,7 @@ def width() -> int | None:
 
 
 def paragraph(text: str, indent: int = 0, style: str = "", hang: int = 0) -> None:
-    """Prints a text so far to the right; on a terminal, the lines after the first `hang` further, and in that style."""
+    """Print a text so far to the right; on a terminal, the lines after the first `hang` further, and in that style."""
     text = wording.clean(text).rstrip()
     if width() is None:
         print(" " * indent + text, flush=True)  # noqa: T201 - stdout is where the result goes, before a warning
@@ -31,7 +31,7 @@ def paragraph(text: str, indent: int = 0, style: str = "", hang: int = 0) -> Non
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = (), title: int = 0
 ) -> None:
-    """Prints rows under headings, the numbers of the columns in `right` under each other; a terminal that is too narrow
+    """Print rows under headings, the numbers of the columns in `right` under each other; a terminal that is too narrow
     for them gets a card for each row instead, under the cell that is its title."""
     texts = [[wording.clean(cell).strip() for cell in row] for row in rows]
     if width() is None:
@@ -51,7 +51,7 @@ def _print_plain(rows: Sequence[Sequence[str]], to_the_right: Sequence[bool]) ->
 
 
 def fields(pairs: Iterable[tuple[str, object]]) -> None:
-    """Prints names and values under each other."""
+    """Print names and values under each other."""
     texts = [(name, wording.clean(value).strip()) for name, value in pairs]
     if width() is None:
         _print_plain(texts, [False, False])

@@ -16,7 +16,7 @@ def print_on_stderr(line: str) -> None:
 
 
 def mute(*streams: TextIO) -> None:
-    """Lets streams that take nothing more take all: tried again at exit, it would end in a traceback and in 120."""
+    """Let streams that take nothing more take all: tried again at exit, it would end in a traceback and in 120."""
     for stream in streams:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 

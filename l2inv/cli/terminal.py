@@ -22,7 +22,7 @@ NARROWEST = 16  # a column is not folded into less
 
 
 def console() -> Console:
-    """Gives rich's console of stdout, which interprets nothing that it prints."""
+    """Return rich's console of stdout, which interprets nothing that it prints."""
     return _console(sys.stdout, bool(os.environ.get("NO_COLOR")))
 
 
@@ -34,14 +34,14 @@ def _console(stream: TextIO, plain: bool) -> Console:
 
 
 def paragraph(text: Text, indent: int = 0, hang: int = 0) -> None:
-    """Prints a text so far to the right, and the lines after the first `hang` further."""
+    """Print a text so far to the right, and the lines after the first `hang` further."""
     first, *others = folded(text, console().width - indent - hang)
     _print([first], indent)
     _print(others, indent + hang)
 
 
 def folded(text: Text, columns: int) -> list[Text]:
-    """Gives a text in lines of so many columns, broken at blanks alone."""
+    """Return a text in lines of so many columns, broken at blanks alone."""
     text.overflow = "ignore"  # leaves a word whole that is too long
     return list(text.wrap(console(), columns))
 
@@ -55,7 +55,7 @@ def _print(lines: Iterable[Text], indent: int = 0) -> None:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str], title: int) -> None:
-    """Prints rows under headings; where the terminal is too narrow for that, each as its title and the rest below it."""
+    """Print rows under headings; where the terminal is too narrow for that, each as its title and the rest below it."""
     headings = [Text(name, "bold") for name in columns]
     lines = _columns(
         [headings, *([_styled(text) for text in row] for row in rows)], [name in right for name in columns]
@@ -77,7 +77,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence
 
 
 def fields(pairs: Sequence[tuple[str, str]]) -> None:
-    """Prints names and values, each value beside its name, or below it where one of its words needs the whole line."""
+    """Print names and values, each value beside its name, or below it where one of its words needs the whole line."""
     longest = max(len(name) for name, _ in pairs)
     for name, text in pairs:
         lines = _columns([[Text(name.ljust(longest), "dim"), _styled(text)]], [False, False])

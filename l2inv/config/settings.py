@@ -259,10 +259,10 @@ class Loaded(Struct, frozen=True):
 
 
 def load(path: Path | None = None, env: Mapping[str, str] = os.environ) -> Loaded:
-    """Gives the settings of `path`, or else of the first there is of L2INV_CONFIG, ./config.yaml, the user's
+    """Return the settings of `path`, or else of the first there is of L2INV_CONFIG, ./config.yaml, the user's
     config folder and /etc/l2inv, or else the defaults. Paths in the file are taken from the file's folder.
 
-    Raises ConfigError with every mistake, or when a named file is missing or a found one cannot be read.
+    Raise ConfigError with every mistake, or when a named file is missing or a found one cannot be read.
     """
     named = path or (Path(env["L2INV_CONFIG"]) if env.get("L2INV_CONFIG") else None)
     for place in [named] if named else _usual_places():
@@ -283,7 +283,7 @@ def load(path: Path | None = None, env: Mapping[str, str] = os.environ) -> Loade
 
 
 def exposed(path: Path) -> str | None:
-    """Says why another user may change a settings file; None where only root and this user may."""
+    """Return why another user may change a settings file; None where only root and this user may."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         return None
@@ -304,7 +304,7 @@ def _usual_places() -> list[Path]:
 
 
 def to_plain(settings: Settings) -> dict[str, Any]:
-    """Gives the settings as JSON knows them, with *** for the passwords in the two URLs and what else is secret."""
+    """Return the settings as JSON knows them, with *** for the passwords in the two URLs and what else is secret."""
     plain: dict[str, Any] = msgspec.to_builtins(settings)
     if plain["monitoring"]["ping_url"]:
         plain["monitoring"]["ping_url"] = origin(plain["monitoring"]["ping_url"])
@@ -317,7 +317,7 @@ def to_plain(settings: Settings) -> dict[str, Any]:
 
 
 def masked(url: str) -> str:
-    """Gives the URL of the database or the store with *** for what is secret in it."""
+    """Return the URL of the database or the store with *** for what is secret in it."""
     for start, end in reversed(_secrets(url)):
         url = f"{url[:start]}***{url[end:]}"
     return url
@@ -329,7 +329,7 @@ def origin(url: str) -> str:
 
 
 def redact(text: str, settings: Settings, env: Mapping[str, str] = os.environ) -> str:
-    """Gives the text with *** for the passwords in the URLs (as written and as meant), the token, and what stands
+    """Return the text with *** for the passwords in the URLs (as written and as meant), the token, and what stands
     behind the host in the URL that is pinged and behind the kind of the addresses."""
     from urllib.parse import quote, unquote
 

@@ -42,7 +42,7 @@ File = Annotated[str, like("[^~].*", "a path (~ is not expanded, write ${HOME})"
 
 
 def read(kind: type[T], content: bytes, folder: Path, env: Mapping[str, str] | None) -> tuple[T, list[str]]:
-    """Gives what the file says as the Struct `kind`, and what is wrong with it; it is good where nothing is.
+    """Return what the file says as the Struct `kind`, and what is wrong with it; it is good where nothing is.
 
     Paths are taken from the folder, each ${NAME} from the environment; without one, ${ is text as any other.
     """
@@ -126,7 +126,7 @@ _WRONG: Any = object()  # stands for a value whose mistake is already named
 
 
 def _value(kind: Any, raw: Any, path: str, reading: _Reading) -> Any:
-    """Gives `raw` as the type `kind`, or _WRONG beside a mistake for each thing in it that is not so."""
+    """Return `raw` as the type `kind`, or _WRONG beside a mistake for each thing in it that is not so."""
     before = len(reading.mistakes)
     bare, *notes = get_args(kind) if get_origin(kind) is Annotated else (kind,)
     if NoneType in get_args(bare):

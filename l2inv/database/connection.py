@@ -52,12 +52,12 @@ class Renaming:
 
 
 def in_schema(query: str, schema: str) -> str:
-    """Gives a statement of l2inv's as it reads for a schema of another name."""
+    """Return a statement of l2inv's as it reads for a schema of another name."""
     return query if schema == "l2inv" else _SCHEMA.sub(f'"{schema}".', query)
 
 
 def server_folder(settings: Settings) -> Path:
-    """Gives the folder of the embedded server that the settings name."""
+    """Return the folder of the embedded server that the settings name."""
     from l2inv.database import embedded
 
     folder = settings.database.embedded_folder
@@ -65,10 +65,10 @@ def server_folder(settings: Settings) -> Path:
 
 
 def open_connection(settings: Settings, url: str | None = None) -> Connection:
-    """Gives a connection in autocommit mode to what the settings name, or to another server with the same schema.
+    """Return a connection in autocommit mode to what the settings name, or to another server with the same schema.
     The embedded server is started where it is named.
 
-    Raises DatabaseError when there is none to be had.
+    Raise DatabaseError when there is none to be had.
     """
     url = url or settings.database.url
     if url == "embedded":
@@ -97,7 +97,7 @@ def open_connection(settings: Settings, url: str | None = None) -> Connection:
 
 @contextmanager
 def translated(settings: Settings) -> Iterator[None]:
-    """Puts what PostgreSQL says into one line and the hint that helps, as a DatabaseError; what the record's own
+    """Put what PostgreSQL says into one line and the hint that helps, as a DatabaseError; what the record's own
     triggers refuse, as Refused."""
     try:
         yield

@@ -57,9 +57,9 @@ def default_folder() -> Path:
 def start(folder: Path) -> str:
     """Make the server in `folder` if there is none, start it unless it runs, and say how to connect to it.
 
-    Gives a libpq URI of the database "l2inv". The server goes on running when this process ends. When root
+    Return a libpq URI of the database "l2inv". The server goes on running when this process ends. When root
     calls, it runs as the owner of `folder` or, where that is root too, as the user postgres or nobody.
-    Raises DatabaseError.
+    Raise DatabaseError.
     """
     with _plain_errors(folder):
         binaries, version = _binaries()
@@ -84,13 +84,13 @@ def _url(data: Path) -> str:
 
 
 def running(folder: Path) -> str | None:
-    """Say how to connect to the server in `folder` that runs; None if none does. Raises DatabaseError."""
+    """Say how to connect to the server in `folder` that runs; None if none does. Raise DatabaseError."""
     with _plain_errors(folder):
         return next((_url(data) for data in _data_folders(folder) if _ready(data)), None)
 
 
 def stop(folder: Path) -> bool:
-    """End the server in `folder` with all its sessions; False if none ran. Raises DatabaseError."""
+    """End the server in `folder` with all its sessions; False if none ran. Raise DatabaseError."""
     with _plain_errors(folder):
         running = {data: pid for data in _data_folders(folder) if (pid := _listener(data)) is not None}
         for data, pid in running.items():
@@ -108,7 +108,7 @@ def stop(folder: Path) -> bool:
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a server, made by any version of PostgreSQL, listens in `folder`. Raises DatabaseError."""
+    """Return whether a server, made by any version of PostgreSQL, listens in `folder`. Raise DatabaseError."""
     with _plain_errors(folder):
         return any(_listener(data) is not None for data in _data_folders(folder))
 

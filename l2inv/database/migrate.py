@@ -28,7 +28,7 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
         return self.lent
 
     def apply_one(self, migration: Any, force: bool = False, mark: bool = True) -> None:
-        """Applies one migration and records it in the same transaction: a failed one leaves no trace."""
+        """Apply one migration and records it in the same transaction: a failed one leaves no trace."""
         with self.transaction():
             migration.process_steps(self, "apply", force=force)
             self.log_migration(migration, "apply")
@@ -36,9 +36,9 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
 
 
 def apply(connection: Connection, schema: str) -> list[str]:
-    """Applies what is missing, in order, and gives the ids of it. A second caller waits for the first.
+    """Apply what is missing, in order, and return the ids of it. A second caller waits for the first.
 
-    Raises DatabaseError when the database is ahead, and what PostgreSQL refuses; then nothing of the failed
+    Raise DatabaseError when the database is ahead, and what PostgreSQL refuses; then nothing of the failed
     migration, nor of those after it, is in the database.
     """
     with _locked(connection):
@@ -49,9 +49,9 @@ def apply(connection: Connection, schema: str) -> list[str]:
 
 
 def pending_sql(connection: Connection, schema: str) -> Iterator[tuple[str, str]]:
-    """Gives id and SQL of each migration that apply() would apply, for those who read before they run.
+    """Return id and SQL of each migration that apply() would apply, for those who read before they run.
 
-    Raises DatabaseError when the database is ahead.
+    Raise DatabaseError when the database is ahead.
     """
     for name in _pending(connection, schema):
         yield name, in_schema((migrations_folder() / f"{name}.sql").read_text(), schema)

@@ -23,7 +23,7 @@ class Roles(NamedTuple):
 
 
 def statements(connection: Connection, roles: Roles) -> list[str]:
-    """Gives the SQL that makes the roles and gives them their rights, for the schema as it is; safe to run again."""
+    """Return the SQL that makes the roles and give them their rights, for the schema as it is; safe to run again."""
     quoted = connection.execute(
         """
         select quote_ident(nspname) as schema, quote_ident(current_database()) as database, quote_ident(%s) as owner, quote_ident(%s) as writer, quote_ident(%s) as reader,
@@ -63,7 +63,7 @@ def statements(connection: Connection, roles: Roles) -> list[str]:
 
 
 def apply(connection: Connection, roles: Roles) -> list[str]:
-    """Runs the statements, all or none, and gives them. Raises what PostgreSQL refuses."""
+    """Run the statements, all or none, and return them. Raise what PostgreSQL refuses."""
     with connection.transaction():
         done = statements(connection, roles)
         for statement in done:

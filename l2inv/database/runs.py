@@ -26,7 +26,7 @@ class Run:
 
 @contextmanager
 def stage_lock(connection: Connection, stage: str, hint: str) -> Iterator[None]:
-    """Holds a stage's lock: none other on any host does meanwhile. Raises Busy, with the hint, when another holds it."""
+    """Hold a stage's lock: none other on any host does meanwhile. Raise Busy, with the hint, when another holds it."""
     key = "hashtext('l2inv run'), hashtext('l2inv.' || %s)"  # the schema's name makes it this l2inv's own
     if not _one(connection, f"select pg_try_advisory_lock({key})", [stage]):
         raise Busy(f"{stage}: another run holds the lock", hint)
@@ -39,9 +39,9 @@ def stage_lock(connection: Connection, stage: str, hint: str) -> Iterator[None]:
 
 @contextmanager
 def stage_run(connection: Connection, stage: str, actor: str) -> Iterator[Run]:
-    """Lends the run under which a stage records, while it holds the stage's lock.
+    """Lend the run under which a stage records, while it holds the stage's lock.
 
-    The report begins with run_id and stage and ends with the seconds it took. Raises Busy when another run of
+    The report begins with run_id and stage and ends with the seconds it took. Raise Busy when another run of
     this stage holds the lock, on any host.
     """
     with stage_lock(connection, stage, "nothing to do: it will do the work"):

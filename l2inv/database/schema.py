@@ -9,18 +9,18 @@ from l2inv.errors import DatabaseError
 
 
 def migrations_folder() -> Path:
-    """Gives where the migrations are: inside an installed package, at the top of a checkout."""
+    """Return where the migrations are: inside an installed package, at the top of a checkout."""
     inside = Path(__file__).parents[1] / "_migrations"
     return inside if inside.is_dir() else Path(__file__).parents[2] / "migrations"
 
 
 def shipped_migrations() -> set[str]:
-    """Gives the ids of the migrations that this l2inv knows."""
+    """Return the ids of the migrations that this l2inv knows."""
     return {path.stem for path in migrations_folder().glob("*.sql") if not path.stem.endswith(".rollback")}
 
 
 def applied_migrations(connection: Connection) -> set[str]:
-    """Gives the ids of the migrations that the database has; none when the schema is missing."""
+    """Return the ids of the migrations that the database has; none when the schema is missing."""
     try:
         rows = connection.execute("select migration_id from l2inv._yoyo_migration").fetchall()
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
@@ -29,7 +29,7 @@ def applied_migrations(connection: Connection) -> set[str]:
 
 
 def ahead(applied: set[str], schema: str) -> DatabaseError | None:
-    """Gives the error that a schema with migrations unknown to this l2inv is, or None."""
+    """Return the error that a schema with migrations unknown to this l2inv is, or None."""
     extra = ", ".join(sorted(applied - shipped_migrations()))
     return (
         DatabaseError(f"schema {schema} is ahead of this l2inv: it has {extra}", "upgrade l2inv")

@@ -11,10 +11,10 @@ from l2inv.errors import DatabaseError
 
 @contextmanager
 def connected(settings: Settings, url: str | None = None) -> Iterator[Connection]:
-    """Lends a connection, as open_connection gives it, whose schema is that of this l2inv. An embedded database is
+    """Lend a connection, as open_connection gives it, whose schema is that of this l2inv. An embedded database is
     migrated by itself.
 
-    Raises DatabaseError for whatever PostgreSQL refuses while it is lent.
+    Raise DatabaseError for whatever PostgreSQL refuses while it is lent.
     """
     with translated(settings), open_connection(settings, url) as connection:
         mend = _mend_of(connection, settings.database.schema)

@@ -71,10 +71,10 @@ class Verdict(TypedDict):
 
 
 def judge(datasets: Iterable[Dataset], rules: Qualification) -> Verdict:
-    """Gives the verdict on one OP from its datasets, one of each id, in any order.
+    """Return the verdict on one OP from its datasets, one of each id, in any order.
 
     Datasets of other instruments are passed over. Rules of the same version give the same verdict.
-    Raises nothing but ValueError for a naive start time, which inventory.read never gives.
+    Raise nothing but ValueError for a naive start time, which inventory.read never gives.
     """
     groups: dict[str | None, list[Dataset]] = {}
     for dataset in sorted(_qualifying(datasets, rules), key=lambda dataset: dataset.dataset_id):
@@ -102,7 +102,7 @@ def judge(datasets: Iterable[Dataset], rules: Qualification) -> Verdict:
 
 
 def margin(criterion: Criterion) -> float | None:
-    """Gives by how much what was measured is better than what is required, in its unit; worse is negative.
+    """Return by how much what was measured is better than what is required, in its unit; worse is negative.
 
     Shares of frames, and arcsec for `on_disk`, which at 0 fails. None where nothing was measured, and for `stokes`
     and bands, which are met or not. The difference is the decimal one of the two numbers as they are shown.
@@ -115,7 +115,7 @@ def margin(criterion: Criterion) -> float | None:
 
 
 def version(rules: Qualification) -> str:
-    """Gives the rules' short id, made from their content: the first 12 hexadecimal digits of its SHA-256.
+    """Return the rules' short id, made from their content: the first 12 hexadecimal digits of its SHA-256.
 
     The order of keys, instruments and bands makes no difference, nor does writing 1 for 1.0.
     """
@@ -136,14 +136,14 @@ def version(rules: Qualification) -> str:
 
 
 def bands_within(instrument: str | None, min_nm: float, max_nm: float, rules: Qualification) -> list[str]:
-    """Gives the names of the bands that count as observed by an instrument's dataset of this wavelength range."""
+    """Return the names of the bands that count as observed by an instrument's dataset of this wavelength range."""
     own = _rules_of(instrument, rules)
     needed = {band.name: _needed_nm(band, own.band_coverage == "full") for band in own.bands}
     return [name for name, (low, high) in needed.items() if min_nm <= low and high <= max_nm]
 
 
 def newest_arrival(datasets: Iterable[Dataset], rules: Qualification) -> datetime | None:
-    """Gives the newest createDate of the qualifying instruments' datasets; None without such a dataset."""
+    """Return the newest createDate of the qualifying instruments' datasets; None without such a dataset."""
     return max((dataset.create_date for dataset in _qualifying(datasets, rules)), default=None)
 
 
@@ -211,7 +211,7 @@ def _judge_stokes(dataset: Dataset, required: str) -> Criterion:
 
 
 def _judge_on_disk(dataset: Dataset) -> Criterion:
-    """Compares at 0.01 arcsec, as the store gives the corners: the numbers shown are those compared."""
+    """Compare at 0.01 arcsec, as the store gives the corners: the numbers shown are those compared."""
     if dataset.start_time is None:
         return _criterion("on_disk", "unknown", dataset.dataset_id, None, None)
     required = round(apparent_radius_arcsec(dataset.start_time), 2)
@@ -227,7 +227,7 @@ _BOX = re.compile(rf"\s*\({_NUMBER},{_NUMBER}\)\s*,\s*\({_NUMBER},{_NUMBER}\)\s*
 
 
 def corners(box: str | None) -> tuple[float, float, float, float] | None:
-    """Gives a bounding box as x and y of its two corners, in arcsec from Sun centre; None where it says no such thing."""
+    """Return a bounding box as x and y of its two corners, in arcsec from Sun centre; None where it says no such thing."""
     match = _BOX.fullmatch(box or "")
     if match is None:
         return None

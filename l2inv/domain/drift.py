@@ -42,7 +42,7 @@ class Profile:
     sizes: dict[str, "array[float]"] = field(default_factory=dict)
 
     def count(self, datasets: Sequence[Dataset]) -> None:
-        """Counts the fields given in some datasets, and whatever in these has no known name."""
+        """Count the fields given in some datasets, and whatever in these has no known name."""
         self.datasets += len(datasets)
         columns = zip(*map(msgspec.structs.astuple, datasets), strict=True)
         for name, column in zip(Dataset.__struct_fields__, columns, strict=False):
@@ -58,7 +58,7 @@ class Profile:
                         self._note(f"{name} key {key!r}", dataset)
 
     def measure(self, dataset: Dataset) -> None:
-        """Takes the quantities with a unit from a dataset that is new or changed."""
+        """Take the quantities with a unit from a dataset that is new or changed."""
         for name in TOLERATED_DECADES:
             size = getattr(dataset, name)
             size = size if isinstance(size, (float, int)) or size is None else size.med
@@ -67,7 +67,7 @@ class Profile:
                 self.sizes.setdefault(key, array("d")).append(math.log10(size))
 
     def plain(self, earlier: Plain | None, whole: bool) -> Plain:
-        """Gives what the next scan compares with: what this one could not tell is handed on from before."""
+        """Return what the next scan compares with: what this one could not tell is handed on from before."""
         earlier = earlier or {"datasets": 0, "given": {}, "log10_medians": {}}
         medians = {key: median(sizes) for key, sizes in self.sizes.items() if len(sizes) >= ENOUGH}
         return {
@@ -82,7 +82,7 @@ class Profile:
 
 
 def warnings(now: Profile, earlier: Plain | None, whole: bool) -> list[str]:
-    """Gives one line for each sign of drift, with its count and an example.
+    """Return one line for each sign of drift, with its count and an example.
 
     That a field is null everywhere only a scan of the whole store can tell.
     """

@@ -99,7 +99,7 @@ _encoder = msgspec.json.Encoder()
 
 
 def read(raw: bytes | msgspec.Raw) -> Record | Unreadable:
-    """Gives the dataset that one record's JSON describes, or why it cannot be read. Never raises.
+    """Return the dataset that one record's JSON describes, or why it cannot be read. Never raises.
 
     The kept text holds the known fields without the nulls, times with their offset: the same dataset gives the
     same hash whatever the order, the spelling or the nulls of the answer, and after l2inv learned a field that is null in it.
@@ -121,12 +121,12 @@ def read(raw: bytes | msgspec.Raw) -> Record | Unreadable:
 
 
 def _can_name_a_folder(op_id: str) -> bool:
-    """Whether the name of the OP's folder, in which each byte may take three, is one that file systems take (255)."""
+    """Return whether the name of the OP's folder, in which each byte may take three, is one that file systems take (255)."""
     return (len(op_id) <= 80 and op_id.isascii()) or len(quote(op_id, safe="")) <= 250
 
 
 def kept(dataset: Dataset) -> bytes:
-    """Gives the one text of a dataset, the counts of frames in the order in which they are asked for."""
+    """Return the one text of a dataset, the counts of frames in the order in which they are asked for."""
     counts = {
         name: dict(sorted(value.items(), key=lambda item: _PLACE.get(item[0], (1, item[0]))))
         for name in ("health", "gos_status")
@@ -136,7 +136,7 @@ def kept(dataset: Dataset) -> bytes:
 
 
 def stored(text: bytes | str) -> Dataset:
-    """Gives the dataset that a kept text describes. Raises msgspec.ValidationError if it is no such text."""
+    """Return the dataset that a kept text describes. Raise msgspec.ValidationError if it is no such text."""
     return _decoder.decode(text)
 
 

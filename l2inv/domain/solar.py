@@ -9,10 +9,10 @@ _J2000 = datetime(2000, 1, 1, 12, tzinfo=UTC)
 
 
 def apparent_radius_arcsec(time: datetime) -> float:
-    """Gives the Sun's apparent radius in arcsec, seen from Earth's centre, at a time with an offset from UTC.
+    """Return the Sun's apparent radius in arcsec, seen from Earth's centre, at a time with an offset from UTC.
 
     The distance is that of the low-precision formulas for the Sun in the Astronomical Almanac (section C).
-    In 2015 to 2035 the radius is within 0.1 arcsec of the full ephemeris. Raises ValueError for a naive time.
+    In 2015 to 2035 the radius is within 0.1 arcsec of the full ephemeris. Raise ValueError for a naive time.
     """
     if time.utcoffset() is None:
         raise ValueError(f"{time.isoformat()} does not say its offset from UTC")

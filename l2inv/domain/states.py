@@ -86,7 +86,7 @@ MEANINGS: dict[str, str] = {
 
 
 def is_allowed(kind: str, before: State | None, after: State | None, before_error: State | None) -> bool:
-    """Says whether an event of this kind may take an OP from one state to another (None: the state stays).
+    """Return whether an event of this kind may take an OP from one state to another (None: the state stays).
 
     A retry returns exactly to the state that the OP was in before its error.
     """

@@ -26,7 +26,7 @@ DUE = """
 
 
 def limits(deadlines: Deadlines) -> dict[str, list[Any]]:
-    """Gives the states that have a deadline, each with its days and who sees to it: what DUE asks for."""
+    """Return the states that have a deadline, each with its days and who sees to it: what DUE asks for."""
     days = {state: getattr(deadlines, f"{state}_days") for state in (*Owners.__struct_fields__, "working")}
     limited = [state for state, limit in days.items() if limit is not None]
     return {
@@ -39,7 +39,7 @@ def limits(deadlines: Deadlines) -> dict[str, list[Any]]:
 def overdue(
     connection: Connection, deadlines: Deadlines, now: datetime, most: int | None = None
 ) -> list[dict[str, Any]]:
-    """Gives the OPs past their deadline, or `most` of them, the one longest over first; `days_over` is in days.
+    """Return the OPs past their deadline, or `most` of them, the one longest over first; `days_over` is in days.
 
     A claim is due when it says, and belongs to its assignee. What is on hold is not overdue.
     """
@@ -47,7 +47,7 @@ def overdue(
 
 
 def count_overdue(connection: Connection, deadlines: Deadlines, now: datetime) -> int:
-    """Gives how many OPs are past their deadline."""
+    """Return how many OPs are past their deadline."""
     row = connection.execute(
         f"select count(*) as ops from ({DUE}) d where due_at < %(now)s",  # noqa: S608 - text of our own
         limits(deadlines) | {"now": now},
@@ -83,14 +83,14 @@ class Digest(NamedTuple):
 
 
 def by_owner(ops: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Gives the OPs of each owner, by name."""
+    """Return the OPs of each owner, by name."""
     return {
         owner: [op for op in ops if op["owner"] == owner] for owner in sorted({op["owner"] for op in ops})
     }
 
 
 def earlier_digests(connection: Connection) -> list[Digest]:
-    """Gives when digests were sent, the newest first, and whom their letters reached."""
+    """Return when digests were sent, the newest first, and whom their letters reached."""
     rows = connection.execute(
         """
         select started_at, coalesce(result -> 'sent', '{}') as sent from l2inv.run
@@ -101,14 +101,14 @@ def earlier_digests(connection: Connection) -> list[Digest]:
 
 
 def since(owner: str, earlier: list[Digest], now: datetime) -> datetime:
-    """Gives since when something is new to an owner: the last digest of which no letter to him failed to arrive."""
+    """Return since when something is new to an owner: the last digest of which no letter to him failed to arrive."""
     return next((d.started_at for d in earlier if d.sent.get(owner) is not False), now - FIRST)
 
 
 def digest(
     connection: Connection, deadlines: Deadlines, earlier: list[Digest], now: datetime
 ) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Gives each owner's own list as sections, by owner; whom nothing concerns is not among them.
+    """Return each owner's own list as sections, by owner; whom nothing concerns is not among them.
 
     The sections: `overdue`, `due_soon`, `failed` (with stage and cause), `quarantined` (records of the metadata
     store), `superseded_inputs` (held OPs whose datasets changed) and `new` (since the owner's last digest).

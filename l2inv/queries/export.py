@@ -22,7 +22,7 @@ _FORMULA = re.compile(r"[=+\-@\t\r]")  # what spreadsheets run, or pass over to 
 
 
 def inversions(connection: Connection, after: int = 0) -> Generator[dict[str, Any], None, None]:
-    """Gives the inversions of each OP of which something was told after an event, in the order of that.
+    """Return the inversions of each OP of which something was told after an event, in the order of that.
 
     One snapshot is read, in bounded memory. The OPs are looked up first: the view would work out its event_id for
     each inversion there is.
@@ -40,7 +40,7 @@ def inversions(connection: Connection, after: int = 0) -> Generator[dict[str, An
 
 
 def count(connection: Connection, after: int = 0) -> int:
-    """Gives how many inversions there are to be given."""
+    """Return how many inversions there are to be given."""
     row = connection.execute(
         f"select count(*) as inversions from l2inv.published_op where {_TOLD_AFTER}",  # noqa: S608
         [after],
@@ -51,13 +51,13 @@ def count(connection: Connection, after: int = 0) -> int:
 
 
 def as_ndjson(rows: Iterable[dict[str, Any]], out: TextIO) -> None:
-    """Writes one JSON object a line."""
+    """Write one JSON object a line."""
     for row in rows:
         out.write(as_json(row) + "\n")
 
 
 def as_csv(rows: Iterable[dict[str, Any]], out: TextIO) -> None:
-    """Writes a heading and a row for each, as RFC 4180 has it, in cells that no spreadsheet takes for a formula."""
+    """Write a heading and a row for each, as RFC 4180 has it, in cells that no spreadsheet takes for a formula."""
     writer = csv.writer(out)
     writer.writerow(COLUMNS)
     for row in rows:

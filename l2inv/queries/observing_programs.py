@@ -11,7 +11,7 @@ COLUMNS = """op_id, proposal_id, experiment_id, state, since, priority, assignee
 
 
 def list_ops(connection: Connection, state: str | None) -> list[dict[str, Any]]:
-    """Gives every OP, or those in one state, in the order of their ids."""
+    """Return every OP, or those in one state, in the order of their ids."""
     return connection.execute(
         f"select {COLUMNS} from l2inv.op_overview where %s::text is null or state = %s order by op_id",  # noqa: S608
         [state, state],
@@ -19,7 +19,7 @@ def list_ops(connection: Connection, state: str | None) -> list[dict[str, Any]]:
 
 
 def show(connection: Connection, op_id: str) -> dict[str, Any]:
-    """Gives all that is known of one OP: its line of the list, its datasets in full and its newest verdict."""
+    """Return all that is known of one OP: its line of the list, its datasets in full and its newest verdict."""
     from l2inv.domain.inventory import Dataset
 
     row = connection.execute(
@@ -55,7 +55,7 @@ def show(connection: Connection, op_id: str) -> dict[str, Any]:
 
 
 def held_by(connection: Connection, actor: str) -> list[dict[str, Any]]:
-    """Gives the OPs that somebody holds, the one that is due first at the top; one in error comes back to him."""
+    """Return the OPs that somebody holds, the one that is due first at the top; one in error comes back to him."""
     return connection.execute(
         f"""
         select {COLUMNS} from l2inv.op_overview o
@@ -68,7 +68,7 @@ def held_by(connection: Connection, actor: str) -> list[dict[str, Any]]:
 
 
 def held_with_changed_inputs(connection: Connection, actor: str | None) -> list[dict[str, Any]]:
-    """Gives the OPs in science's hands, or one person's, whose datasets changed since the verdict they go by."""
+    """Return the OPs in science's hands, or one person's, whose datasets changed since the verdict they go by."""
     return connection.execute(
         """
         select op_id, state, assignee from l2inv.op_state
@@ -81,7 +81,7 @@ def held_with_changed_inputs(connection: Connection, actor: str | None) -> list[
 
 
 def history(connection: Connection, op_id: str) -> dict[str, Any]:
-    """Gives every event of one OP, oldest first."""
+    """Return every event of one OP, oldest first."""
     events = connection.execute(
         """
         select seq, kind, state, actor, recorded_at, run_id, detail, event_id
@@ -93,7 +93,7 @@ def history(connection: Connection, op_id: str) -> dict[str, Any]:
 
 
 def status(connection: Connection) -> dict[str, Any]:
-    """Gives how many OPs are in each state, and when each stage last ran and how it ended."""
+    """Return how many OPs are in each state, and when each stage last ran and how it ended."""
     rows = connection.execute(
         "select state, count(*) as ops, count(on_hold_seq) as on_hold from l2inv.op_state group by state"
     ).fetchall()

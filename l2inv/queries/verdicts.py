@@ -15,7 +15,7 @@ QUIET_DAYS = (1, 3, 7, 14, 30, 60, 90, 180)
 
 
 def explain(connection: Connection, op_id: str) -> dict[str, Any]:
-    """Gives an OP's newest verdict with each criterion's margin, and what became of it since.
+    """Return an OP's newest verdict with each criterion's margin, and what became of it since.
 
     Of an OP that was never judged it gives null for whether it is invertible, and no instrument program.
     """
@@ -40,7 +40,7 @@ def explain(connection: Connection, op_id: str) -> dict[str, Any]:
 
 
 def near_misses(connection: Connection) -> list[dict[str, Any]]:
-    """Gives the criteria that alone keep an instrument program from passing, those of most OPs first, and these OPs,
+    """Return the criteria that alone keep an instrument program from passing, those of most OPs first, and these OPs,
     the nearest first: with the worst of their datasets, and of several such programs the nearest.
 
     An OP that fails in each of two programs by another criterion stands under both.
@@ -65,7 +65,7 @@ def near_misses(connection: Connection) -> list[dict[str, Any]]:
 
 
 def _not_invertible(connection: Connection) -> Iterator[tuple[str, list[InstrumentProgramVerdict]]]:
-    """Streams the newest verdicts of the OPs that are not invertible, in the order of their ids."""
+    """Stream the newest verdicts of the OPs that are not invertible, in the order of their ids."""
     with connection.transaction(), connection.cursor("not_invertible") as cursor:
         cursor.itersize = 1000
         cursor.execute(
@@ -92,7 +92,7 @@ def _distance(miss: dict[str, Any]) -> float:
 
 
 def versions(connection: Connection) -> list[dict[str, Any]]:
-    """Gives each version of the criteria, the first used at the top: its rules, since when it is used, how many verdicts
+    """Return each version of the criteria, the first used at the top: its rules, since when it is used, how many verdicts
     it gave, and of how many OPs it gave the newest."""
     return connection.execute(
         """
@@ -110,9 +110,9 @@ def versions(connection: Connection) -> list[dict[str, Any]]:
 
 
 def version(connection: Connection, prefix: str) -> dict[str, Any]:
-    """Gives the id of the version that begins so, and its rules with every key that there is today.
+    """Return the id of the version that begins so, and its rules with every key that there is today.
 
-    Raises Refused where none or several begin so.
+    Raise Refused where none or several begin so.
     """
     found = connection.execute(
         "select criteria_version, rules from l2inv.criteria where starts_with(criteria_version, %s) order by 1",
@@ -128,7 +128,7 @@ def version(connection: Connection, prefix: str) -> dict[str, Any]:
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[dict[str, Any]]:
-    """Gives what differs between two rule sets, each with its dotted path; null is what one of them lacks.
+    """Return what differs between two rule sets, each with its dotted path; null is what one of them lacks.
 
     Bands and instruments are told apart by their names: their order makes no difference.
     """
@@ -152,7 +152,7 @@ def _unordered(value: Any) -> Any:
 
 
 def completeness(connection: Connection, instruments: list[str], quiet_days: float) -> dict[str, Any]:
-    """Gives which share of the OPs had no dataset that came after N quiet days, for several N and the one set: over all
+    """Return which share of the OPs had no dataset that came after N quiet days, for several N and the one set: over all
     instruments, over the qualifying ones and for each. An OP counts where it has a dataset of them.
 
     Arrivals are the createDates of the datasets' first versions, withdrawn ones included. An OP is late at N where

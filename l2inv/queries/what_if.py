@@ -16,7 +16,7 @@ def what_if(
     other: Qualification,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict[str, Any]:
-    """Gives the OPs that would be gained and lost under other criteria, and how many would stay what they are.
+    """Return the OPs that would be gained and lost under other criteria, and how many would stay what they are.
 
     Both rule sets judge the present datasets of every OP that has one, whatever its state and complete or not.
     `failed` names the OPs that cannot be judged. PostgreSQL itself refuses any write meanwhile.
@@ -50,7 +50,7 @@ def _count(connection: Connection) -> int:
 
 
 def _ops(connection: Connection, instruments: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """Streams the OPs with a dataset of these instruments, and its records. The others are invertible by no rule."""
+    """Stream the OPs with a dataset of these instruments, and its records. The others are invertible by no rule."""
     with connection.cursor("what_if") as cursor:
         cursor.itersize = 5000
         cursor.execute(

@@ -20,10 +20,10 @@ BATCH = 1000  # heads at a time
 
 
 def check(connection: Connection, path: Path) -> dict[str, Any]:
-    """Checks that the newest event of each OP that the file names is still there, and its hash the same.
+    """Check that the newest event of each OP that the file names is still there, and its hash the same.
 
-    Gives how many, and one finding for each that is not. A file that is not there yet names none.
-    Raises L2invError when it cannot be read.
+    Return how many, and one finding for each that is not. A file that is not there yet names none.
+    Raise L2invError when it cannot be read.
     """
     checked, findings = 0, Findings()
     try:
@@ -47,9 +47,9 @@ def check(connection: Connection, path: Path) -> dict[str, Any]:
 
 
 def write(connection: Connection, path: Path) -> int:
-    """Writes each OP's newest event and its hash to a file, one JSON array a line, in place of the one before.
+    """Write each OP's newest event and its hash to a file, one JSON array a line, in place of the one before.
 
-    Gives how many. Keep it where whoever can write to the database cannot. Raises OSError and L2invError.
+    Return how many. Keep it where whoever can write to the database cannot. Raise OSError and L2invError.
     """
     count = 0
     with replacing(path) as file, connection.transaction(), connection.cursor("heads") as cursor:

@@ -41,9 +41,9 @@ LONGEST_LINE = 1 << 30  # the largest value that PostgreSQL keeps
 def backup(
     connection: Connection, path: Path, progress: Callable[[int, int], None] = lambda done, of: None
 ) -> dict[str, Any]:
-    """Writes everything recorded, as it is at one moment, to a file in place of any before it; gives rows and size.
+    """Write everything recorded, as it is at one moment, to a file in place of any before it; return rows and size.
 
-    Nobody is kept waiting. Raises OSError, and L2invError for what is no file; then the file of before is as it was.
+    Nobody is kept waiting. Raise OSError, and L2invError for what is no file; then the file of before is as it was.
     """
     digest, rows = hashlib.sha256(), {}
     with (
@@ -92,10 +92,10 @@ def _header(connection: Connection) -> dict[str, Any]:
 def restore(
     connection: Connection, path: Path, progress: Callable[[int, int | None], None] = lambda done, of: None
 ) -> dict[str, Any]:
-    """Fills an empty schema with what the file holds, checks it, and gives the rows; all or nothing. The progress goes
+    """Fill an empty schema with what the file holds, checks it, and return the rows; all or nothing. The progress goes
     over the rows three times: read, restored, verified.
 
-    Raises Refused when something is recorded already, L2invError when the file is damaged, made by a later l2inv,
+    Raise Refused when something is recorded already, L2invError when the file is damaged, made by a later l2inv,
     or holds a record that does not agree with itself.
     """
     rows = check(path, progress)
@@ -130,7 +130,7 @@ def restore(
 
 
 def check(path: Path, progress: Callable[[int, int | None], None] = lambda done, of: None) -> dict[str, int]:
-    """Reads a backup to its end and gives its rows. Raises L2invError for whatever is wrong with it."""
+    """Read a backup to its end and return its rows. Raise L2invError for whatever is wrong with it."""
     digest, rows = hashlib.sha256(), dict.fromkeys(TABLES, 0)
     with _lines(path) as lines:
         first = next(lines, b"")

@@ -43,7 +43,7 @@ class Present(msgspec.Struct, frozen=True):
 
 
 def add(connection: Connection, events: Sequence[Event], actor: str, run_id: int | None) -> set[str]:
-    """Adds one event for each of many OPs, all or none, and gives the OPs that got theirs.
+    """Add one event for each of many OPs, all or none, and return the OPs that got theirs.
 
     An OP that moved on since its writer looked is left alone: the writer looks again in its next run.
     The OPs are locked in the order of their ids, so that two writers never wait for each other.
@@ -65,7 +65,7 @@ _COLUMNS = "l2inv.event (op_id, seq, kind, state, actor, run_id, detail)"
 
 
 def detail_text(detail: dict[str, Any]) -> str:
-    """Gives the text of a detail that PostgreSQL's jsonb takes: NUL and halves of surrogate pairs are shown, not stored."""
+    """Return the text of a detail that PostgreSQL's jsonb takes: NUL and halves of surrogate pairs are shown, not stored."""
     with suppress(UnicodeEncodeError, OverflowError):  # an integer of any size is left to json
         text = msgspec.json.encode(detail).decode()
         if "\\u0000" not in text:
@@ -82,7 +82,7 @@ def _storable(value: Any) -> Any:
 
 
 def append(connection: Connection, event: Event, actor: str, run_id: int | None) -> bool:
-    """Adds one event to an OP that is known, in one statement; False if the OP moved on since its writer looked."""
+    """Add one event to an OP that is known, in one statement; False if the OP moved on since its writer looked."""
     added = connection.execute(
         f"""
         insert into {_COLUMNS}
@@ -103,14 +103,14 @@ def add_one(
     detail: dict[str, Any],
     run_id: int | None = None,
 ) -> None:
-    """Adds one event to an OP whose row locked() holds. Raises Refused when its state does not allow it."""
+    """Add one event to an OP whose row locked() holds. Raise Refused when its state does not allow it."""
     must_allow(present, kind, state)
     added = append(connection, Event(present.op_id, present.seq, kind, state, detail), actor, run_id)
     assert added, "the row is locked"
 
 
 def must_allow(present: Present, kind: str, state: states.State | None) -> None:
-    """Raises Refused when an OP's state does not allow an event."""
+    """Raise Refused when an OP's state does not allow an event."""
     if not states.is_allowed(kind, present.state, state, present.state_before_error):
         raise Refused(
             f"OP {present.op_id} is {present.state}: it cannot be {kind}",
@@ -119,7 +119,7 @@ def must_allow(present: Present, kind: str, state: states.State | None) -> None:
 
 
 def must_hold(present: Present, actor: str) -> None:
-    """Raises Refused when another holds the OP."""
+    """Raise Refused when another holds the OP."""
     if present.state == "working" and present.assignee != actor:
         raise Refused(
             f"OP {present.op_id} is held by {present.assignee} since {present.since}, not by {actor}",
@@ -128,7 +128,7 @@ def must_hold(present: Present, actor: str) -> None:
 
 
 def locked(connection: Connection, op_id: str) -> Present:
-    """Gives where an OP stands and keeps others from moving it until the transaction ends. Raises Refused."""
+    """Return where an OP stands and keeps others from moving it until the transaction ends. Raise Refused."""
     row = connection.execute(
         """
         select op_id, seq, state, to_char(since at time zone 'UTC', 'YYYY-MM-DD HH24:MI "UTC"') as since,
@@ -143,7 +143,7 @@ def locked(connection: Connection, op_id: str) -> Present:
 
 
 def resolve(connection: Connection, op: str) -> str:
-    """Gives the full id of the OP that an id or an unambiguous prefix names. Raises Refused otherwise."""
+    """Return the full id of the OP that an id or an unambiguous prefix names. Raise Refused otherwise."""
     found = connection.execute(
         "select op_id from l2inv.op_state where op_id = %s or op_id like %s order by op_id = %s desc, op_id limit 6",
         [op, _pattern(op), op],
@@ -160,7 +160,7 @@ def resolve(connection: Connection, op: str) -> str:
 def beginning_with(
     connection: Connection, prefix: str, among: Sequence[states.State] | None, holder: str | None, most: int
 ) -> list[str]:
-    """Gives the first OPs in the order of their ids that begin so: in these states, held by that person, where given."""
+    """Return the first OPs in the order of their ids that begin so: in these states, held by that person, where given."""
     rows = connection.execute(
         """
         select op_id from l2inv.op_state
@@ -180,7 +180,7 @@ def _pattern(prefix: str) -> str:
 def fail(
     connection: Connection, op_id: str, seq: int, stage: str, cause: str, actor: str, run_id: int
 ) -> bool:
-    """Puts an OP into `error` with stage, cause and the number of this attempt. False if it moved on meanwhile."""
+    """Put an OP into `error` with stage, cause and the number of this attempt. False if it moved on meanwhile."""
     row = connection.execute(
         """
         select count(*) as earlier from l2inv.event
@@ -195,9 +195,9 @@ def fail(
 
 
 def retry(connection: Connection, op_ids: Sequence[str], actor: str) -> list[tuple[str, states.State]]:
-    """Brings OPs back from `error` to the state before it, all of them when none is named: gives (OP, state).
+    """Bring OPs back from `error` to the state before it, all of them when none is named: return (OP, state).
 
-    Raises Refused when a named OP is not in `error`; then none is brought back.
+    Raise Refused when a named OP is not in `error`; then none is brought back.
     """
     with connection.transaction():
         if not op_ids:
@@ -216,7 +216,7 @@ def retry(connection: Connection, op_ids: Sequence[str], actor: str) -> list[tup
 
 
 def newest(connection: Connection, op_id: str, kind: str) -> dict[str, Any] | None:
-    """Gives the detail of an OP's newest event of a kind, or None."""
+    """Return the detail of an OP's newest event of a kind, or None."""
     row = connection.execute(
         "select detail from l2inv.event where op_id = %s and kind = %s order by seq desc limit 1",
         [op_id, kind],
@@ -225,7 +225,7 @@ def newest(connection: Connection, op_id: str, kind: str) -> dict[str, Any] | No
 
 
 def invertible_programs(connection: Connection, op_id: str) -> list[str]:
-    """Gives the instrument programs that are invertible by the newest verdict, or by what overrules it."""
+    """Return the instrument programs that are invertible by the newest verdict, or by what overrules it."""
     row = connection.execute(
         """
         select o.detail -> 'instrument_programs' as overruled,
@@ -249,7 +249,7 @@ def _held(present: Present) -> str:
 
 
 def way_on(op_id: str, state: states.State, held: str) -> str:
-    """Says what is to be done with an OP that is in a state; `held` is what to say of one that somebody works on."""
+    """Return what is to be done with an OP that is in a state; `held` is what to say of one that somebody works on."""
     return {
         "discovered": "qualify judges it when it is quiet",
         "invertible": "run: l2inv preprocess",

@@ -42,7 +42,7 @@ def verify(
     what: str | None = None,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict[str, Any]:
-    """Makes every check, or the one that is named: how many of each, and one finding for each fault."""
+    """Make every check, or the one that is named: how many of each, and one finding for each fault."""
     findings = Findings()
     with connection.transaction():
         connection.execute("set transaction isolation level repeatable read, read only")
@@ -53,7 +53,7 @@ def verify(
 def run_checks(
     connection: Connection, findings: Findings, names: list[str], progress: Callable[[int, int], None]
 ) -> dict[str, int]:
-    """Makes the named checks in the transaction that is open, and gives how many rows each checked."""
+    """Make the named checks in the transaction that is open, and return how many rows each checked."""
     rows = {name: _count(connection, CHECKED[name]) for name in names}
     checked, of, before = {}, sum(rows.values()), 0
     for name in names:
@@ -65,7 +65,7 @@ def run_checks(
 
 
 def _check(connection: Connection, name: str, findings: Findings, progress: Callable[[int], None]) -> bool:
-    """Makes one of the checks; False where it cannot be made to its end.
+    """Make one of the checks; False where it cannot be made to its end.
 
     What it cannot even read is a finding: whoever changed it may have put anything there.
     """
@@ -80,7 +80,7 @@ def _check(connection: Connection, name: str, findings: Findings, progress: Call
 
 
 def events(connection: Connection, findings: Findings, progress: Callable[[int], None]) -> None:
-    """Checks every OP's chain: seq without holes, and each hash that of the content and of the hash before it."""
+    """Check every OP's chain: seq without holes, and each hash that of the content and of the hash before it."""
     passed = 0
     with connection.cursor("verify_events") as cursor:
         cursor.itersize = 10  # the server hands over nothing before it has found so many
@@ -108,7 +108,7 @@ def events(connection: Connection, findings: Findings, progress: Callable[[int],
 
 
 def state(connection: Connection, findings: Findings, _: Callable[[int], None]) -> None:
-    """Compares each OP's present state with what its events say, the hash of the newest among it."""
+    """Compare each OP's present state with what its events say, the hash of the newest among it."""
     with connection.cursor("verify_state") as cursor:
         cursor.execute(
             """
@@ -136,7 +136,7 @@ def _count(connection: Connection, table: LiteralString) -> int:
 
 
 def datasets(connection: Connection, findings: Findings, progress: Callable[[int], None]) -> None:
-    """Hashes every kept dataset version again, and compares the versions there are with those that events name.
+    """Hash every kept dataset version again, and compares the versions there are with those that events name.
 
     So it does with the records that were set aside, which no event names.
     """
@@ -213,7 +213,7 @@ def _hash_of(record: str) -> bytes | None:
 
 
 def runs(connection: Connection, findings: Findings, _: Callable[[int], None]) -> None:
-    """Compares what each run reported with the events and dataset versions that name it: an OP that is gone with all
+    """Compare what each run reported with the events and dataset versions that name it: an OP that is gone with all
     its events is missed by the run that discovered it."""
     with connection.cursor("verify_runs") as cursor:
         cursor.execute(
@@ -273,7 +273,7 @@ class _Judged(msgspec.Struct):
 
 
 def verdicts(connection: Connection, findings: Findings, progress: Callable[[int], None]) -> None:
-    """Judges every recorded verdict again, on the dataset versions and by the criteria that it names."""
+    """Judge every recorded verdict again, on the dataset versions and by the criteria that it names."""
     rules = {}
     for row in connection.execute(
         "select criteria_version, rules from l2inv.criteria order by criteria_version"
@@ -356,7 +356,7 @@ def _differs(
     rules: dict[str, Qualification | None],
     versions: dict[tuple[str, int], inventory.Dataset | None],
 ) -> str | None:
-    """Says what is wrong with a verdict, or None."""
+    """Return what is wrong with a verdict, or None."""
     recorded, version = row.verdict, row.criteria_version
     if version not in rules:
         return f"criteria {version} are not kept"

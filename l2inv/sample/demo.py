@@ -43,9 +43,9 @@ if trouble.exists() and trouble.read_text(encoding="utf-8") == op["op_id"]:
 
 
 def run(say: Callable[[str], None], port: int = 0) -> dict[str, Any]:
-    """Runs every stage once on a fresh database in the demo's own folder and says what each did.
+    """Run every stage once on a fresh database in the demo's own folder and says what each did.
 
-    The database stays for the commands that it ends by naming. Raises Busy while another demo runs, and L2invError.
+    The database stays for the commands that it ends by naming. Raise Busy while another demo runs, and L2invError.
     """
     folder = demo_folder()
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def run(say: Callable[[str], None], port: int = 0) -> dict[str, Any]:
 
 
 def run_store(port: int, say: Callable[[str], None]) -> None:
-    """Serves the sample metadata store alone until Ctrl-C, so that anybody's settings can point at it."""
+    """Serve the sample metadata store alone until Ctrl-C, so that anybody's settings can point at it."""
     store = Store(inventory.make(now=datetime.now(UTC)))
     with suppress(KeyboardInterrupt), serving(store, port) as url:
         say(f"sample metadata store at {url} with {len(store.datasets)} datasets; Ctrl-C ends it")
@@ -77,7 +77,7 @@ def run_store(port: int, say: Callable[[str], None]) -> None:
 
 
 def demo_folder() -> Path:
-    """Gives the folder that is the demo's alone, beside that of the embedded server."""
+    """Return the folder that is the demo's alone, beside that of the embedded server."""
     return embedded.default_folder().parent / "demo"
 
 
@@ -92,7 +92,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _saved_settings(folder: Path, settings: Settings, store: Store) -> Path:
-    """Writes settings for the commands after the demo; they read what the store, gone by then, had answered."""
+    """Write settings for the commands after the demo; they read what the store, gone by then, had answered."""
     import yaml
 
     answer = folder / "inventory.json"

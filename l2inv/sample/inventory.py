@@ -187,7 +187,7 @@ class _Draw(Random):
 
 
 def make(seed: int = 2024, ops: int = 40, now: datetime = NOW) -> list[Values]:
-    """Gives the datasets of that many OPs, oldest first, as the store describes them: always the same ones.
+    """Return the datasets of that many OPs, oldest first, as the store describes them: always the same ones.
 
     The times lie before `now` (which has an offset). A quarter of the OPs are invertible by the rules in use,
     most others fail a single one, and of every twenty one is too recent to be judged. Three more datasets

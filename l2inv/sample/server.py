@@ -25,9 +25,9 @@ PATH = "/graphql"
 
 @contextmanager
 def serving(store: Store, port: int = 0, tls: ssl.SSLContext | None = None) -> Iterator[str]:
-    """Serves the store on loopback while the context lasts, and gives its URL. Port 0 takes any free one.
+    """Serve the store on loopback while the context lasts, and return its URL. Port 0 takes any free one.
 
-    Raises L2invError when graphql-core is not installed or the port is taken.
+    Raise L2invError when graphql-core is not installed or the port is taken.
     """
     schema()  # says now, not to the first client, what is not installed
     try:
@@ -70,7 +70,7 @@ class _Server(socketserver.ThreadingTCPServer):
         super().shutdown_request(request)
 
     def hang_up(self) -> None:
-        """Ends the kept connections: a client must not be answered by a store that is gone."""
+        """End the kept connections: a client must not be answered by a store that is gone."""
         self.closing.set()
         for connection in list(self.connections):
             with suppress(OSError):  # it is closed already

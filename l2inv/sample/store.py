@@ -57,7 +57,7 @@ class Store:
 def execute(
     store: Store, query: str, variables: Values | None = None, operation: str | None = None
 ) -> Values:
-    """Gives what the store answers to a GraphQL request: `data`, `errors` or both."""
+    """Return what the store answers to a GraphQL request: `data`, `errors` or both."""
     from graphql import execute_sync
 
     document, errors = validated(query)
@@ -70,7 +70,7 @@ def execute(
 
 
 def operation_name(query: str, operation: str | None = None) -> str:
-    """Gives the name under which Store counts a request."""
+    """Return the name under which Store counts a request."""
     from graphql import FieldNode, OperationDefinitionNode
 
     document, _ = validated(query)
@@ -96,7 +96,7 @@ def _whole(value: Any) -> Any:
 
 @cache
 def schema() -> "GraphQLSchema":
-    """Gives the interface. Raises L2invError when graphql-core is not installed."""
+    """Return the interface. Raise L2invError when graphql-core is not installed."""
     try:
         from graphql import build_schema
     except ImportError as problem:
@@ -109,7 +109,7 @@ def schema() -> "GraphQLSchema":
 
 @lru_cache(maxsize=32)
 def validated(query: str) -> "tuple[DocumentNode | None, list[GraphQLError]]":
-    """Gives the parsed query, or None if it is none, and what is wrong with it."""
+    """Return the parsed query, or None if it is none, and what is wrong with it."""
     from graphql import GraphQLError, parse, validate
 
     try:

@@ -27,7 +27,7 @@ Page = list[msgspec.Raw]  # the JSON text of each record
 
 
 def is_file(store: MetadataStore) -> bool:
-    """Says whether the settings name a saved answer rather than a service."""
+    """Return whether the settings name a saved answer rather than a service."""
     return store.url is not None and not store.url.startswith(("http://", "https://"))
 
 
@@ -60,9 +60,9 @@ class MayPass(StoreError):
 
 @contextmanager
 def session(store: MetadataStore) -> Iterator["requests.Session"]:
-    """Lends an HTTP session with the store's certificate authority and token.
+    """Lend an HTTP session with the store's certificate authority and token.
 
-    Raises ConfigError when no service is set, its token is not in the environment, or the authority's file is none.
+    Raise ConfigError when no service is set, its token is not in the environment, or the authority's file is none.
     """
     import requests
 
@@ -118,7 +118,7 @@ def ask(
     until: float | None = None,
     given_up: threading.Event | None = None,
 ) -> Any:
-    """Gives what the query asks for; asks again, unless it is a mutation, after a fault that may pass.
+    """Return what the query asks for; asks again, unless it is a mutation, after a fault that may pass.
 
     Not with urllib3's Retry: it does not see a body that is cut short, and its waits know neither limit nor end.
     """
@@ -161,7 +161,7 @@ def _asked(
 def _content(
     http: "requests.Session", store: MetadataStore, query: Query, variables: Mapping[str, Any], until: float
 ) -> bytes:
-    """Gives an answer's body. A redirect is refused: a token goes to one host only."""
+    """Return an answer's body. A redirect is refused: a token goes to one host only."""
     import requests
     from urllib3.exceptions import HTTPError
 
@@ -199,7 +199,7 @@ def _content(
 
 
 def _check(store: MetadataStore, answer: "requests.Response") -> None:
-    """Raises what the status says, and StoreError for a compression of which no limit is known here."""
+    """Raise what the status says, and StoreError for a compression of which no limit is known here."""
     status, said = answer.status_code, f"{named(store)}: answers {answer.status_code} {answer.reason}"
     if status in (401, 403):
         raise StoreError(
@@ -262,7 +262,7 @@ def too_late(store: MetadataStore, last: StoreError | None = None) -> StoreError
 
 
 def named(store: MetadataStore) -> str:
-    """Names the store without what its URL may hold of secrets: a user's password, a query."""
+    """Name the store without what its URL may hold of secrets: a user's password, a query."""
     if is_file(store):
         return f"saved answer {masked(store.url or '')}"
     parts = urlsplit(store.url or "")
@@ -270,7 +270,7 @@ def named(store: MetadataStore) -> str:
 
 
 def read(content: bytes, query: Query, where: str) -> Any:
-    """Gives what was asked for out of the answer. Raises StoreRefused when the answer tells of errors."""
+    """Return what was asked for out of the answer. Raise StoreRefused when the answer tells of errors."""
     try:
         answer = msgspec.json.decode(content, type=_Answer)
         if answer.errors:

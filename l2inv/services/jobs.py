@@ -90,7 +90,7 @@ class Ended(msgspec.Struct, frozen=True):
 
 
 def prepare(job: Job) -> Path:
-    """Writes a job's script and gives its path. No part of the command is read by a shell. Raises OSError."""
+    """Write a job's script and return its path. No part of the command is read by a shell. Raise OSError."""
     script = _SCRIPT.format(
         folder=shlex.quote(str(job.folder)), own=OWN, name=job.name, log=LOG, argv=shlex.join(job.argv)
     )
@@ -102,7 +102,7 @@ def prepare(job: Job) -> Path:
 
 
 def start(job: Job) -> "subprocess.Popen[bytes]":
-    """Starts a job on this machine, in a session of its own: it goes on when l2inv is killed. Raises OSError."""
+    """Start a job on this machine, in a session of its own: it goes on when l2inv is killed. Raise OSError."""
     script = prepare(job)
     with _file(job.folder, job.name, "lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -116,7 +116,7 @@ def start(job: Job) -> "subprocess.Popen[bytes]":
 
 
 def ended(folder: Path, name: str) -> Ended | None:
-    """Gives how a job ended; None while it runs, waits, or was lost. Raises OSError."""
+    """Return how a job ended; None while it runs, waits, or was lost. Raise OSError."""
     try:
         content = _file(folder, name, "exit").read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -128,7 +128,7 @@ def ended(folder: Path, name: str) -> Ended | None:
 
 
 def began(folder: Path, name: str) -> float | None:
-    """Gives when a job began, in seconds since 1970; None if it did not. Raises OSError."""
+    """Return when a job began, in seconds since 1970; None if it did not. Raise OSError."""
     try:
         return _file(folder, name, "pid").stat().st_mtime
     except (FileNotFoundError, NotADirectoryError):
@@ -136,13 +136,13 @@ def began(folder: Path, name: str) -> float | None:
 
 
 def took_seconds(folder: Path, name: str) -> float:
-    """Gives how long an ended job ran, by the clock of the file system. Raises OSError."""
+    """Return how long an ended job ran, by the clock of the file system. Raise OSError."""
     end = _file(folder, name, "exit").stat().st_mtime
     return round(max(0.0, end - (began(folder, name) or end)), 3)
 
 
 def is_running(folder: Path, name: str) -> bool:
-    """Whether a job that was started on this machine runs, or a part of it that kept the lock. Raises OSError."""
+    """Return whether a job that was started on this machine runs, or a part of it that kept the lock. Raise OSError."""
     try:
         with _file(folder, name, "lock").open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -154,9 +154,9 @@ def is_running(folder: Path, name: str) -> bool:
 
 
 def wait(folder: Path, name: str, timeout_seconds: float, stop: Flag) -> Ended | None:
-    """Waits for a job on this machine: gives how it ended, None if that cannot be told any more.
+    """Wait for a job on this machine: return how it ended, None if that cannot be told any more.
 
-    Raises TookTooLong, and Stopped when stop is set: the job runs on. Raises OSError.
+    Raise TookTooLong, and Stopped when stop is set: the job runs on. Raise OSError.
     """
     while True:
         running = is_running(folder, name)  # asked first: what ends meanwhile has said how
@@ -170,7 +170,7 @@ def wait(folder: Path, name: str, timeout_seconds: float, stop: Flag) -> Ended |
 
 
 def kill(folder: Path, name: str, patience_seconds: float = 5.0) -> bool:
-    """Kills a job on this machine with all its group; False if a part of it runs on, as on another host. Raises OSError."""
+    """Kill a job on this machine with all its group; False if a part of it runs on, as on another host. Raise OSError."""
     deadline = time.monotonic() + patience_seconds
     while is_running(folder, name):
         # The lock is held, so that the group is still the job's and no stranger's.
@@ -185,14 +185,14 @@ def kill(folder: Path, name: str, patience_seconds: float = 5.0) -> bool:
 
 
 def give_up(folder: Path, name: str) -> None:
-    """Says that a job ended, in its place: it begins no more, and no later run looks for it. Raises OSError."""
+    """Return that a job ended, in its place: it begins no more, and no later run looks for it. Raise OSError."""
     if folder.exists():
         _file(folder, name, "sh").parent.mkdir(exist_ok=True)
         replace(_file(folder, name, "exit"), msgspec.json.encode(Ended(signal="TERM")).decode())
 
 
 def last_line(folder: Path) -> str:
-    """Gives the last line of a job's log, at most 300 characters. Raises OSError."""
+    """Return the last line of a job's log, at most 300 characters. Raise OSError."""
     try:
         with (folder / LOG).open("rb") as content:
             content.seek(max(0, os.fstat(content.fileno()).st_size - 2000))

@@ -104,11 +104,11 @@ class _Reading(NamedTuple):
 
 
 def dataset_pages(store: MetadataStore, updated_since: datetime | None = None) -> Iterator[Page]:
-    """Gives the active datasets page by page, each as the JSON text of its record, oldest createDate first.
+    """Return the active datasets page by page, each as the JSON text of its record, oldest createDate first.
 
     With `updated_since` (a time with an offset) only those whose updateDate is no earlier; one that was never
     updated has none. A saved file gives all that it holds. A dataset may come twice: where the store changed meanwhile, or
-    a page was too heavy and was asked for in halves. Raises ConfigError, and StoreError when the store cannot be
+    a page was too heavy and was asked for in halves. Raise ConfigError, and StoreError when the store cannot be
     read to its end, in time (what the caller takes for the pages counts too); those given until then are good.
     """
     if is_file(store):
@@ -121,9 +121,9 @@ def dataset_pages(store: MetadataStore, updated_since: datetime | None = None) -
 
 
 def record_count(store: MetadataStore, updated_since: datetime | None = None) -> int | None:
-    """Gives how many datasets the store says dataset_pages has to give; None for a saved file.
+    """Return how many datasets the store says dataset_pages has to give; None for a saved file.
 
-    Raises ConfigError and StoreError.
+    Raise ConfigError and StoreError.
     """
     if is_file(store):
         return None
@@ -132,9 +132,9 @@ def record_count(store: MetadataStore, updated_since: datetime | None = None) ->
 
 
 def datasets_by_id(store: MetadataStore, dataset_ids: Sequence[str]) -> Iterator[Page]:
-    """Gives, as dataset_pages does, those that are still active. A saved file has no more than was read of it: none.
+    """Return, as dataset_pages does, those that are still active. A saved file has no more than was read of it: none.
 
-    Raises ConfigError and StoreError.
+    Raise ConfigError and StoreError.
     """
     if is_file(store):
         yield []
@@ -147,9 +147,9 @@ def datasets_by_id(store: MetadataStore, dataset_ids: Sequence[str]) -> Iterator
 def create_inversion(
     http: "requests.Session", store: MetadataStore, params: dict[str, Any]
 ) -> dict[str, Any]:
-    """Tells the store of an inversion and gives what it then holds of it. Not repeated when the answer is lost.
+    """Tell the store of an inversion and return what it then holds of it. Not repeated when the answer is lost.
 
-    Raises StoreError; find_inversion says whether the store took it all the same.
+    Raise StoreError; find_inversion says whether the store took it all the same.
     """
     held: dict[str, Any] = ask(http, store, CREATE, {"params": params})
     return held
@@ -158,7 +158,7 @@ def create_inversion(
 def find_inversion(
     http: "requests.Session", store: MetadataStore, inversion_id: str
 ) -> dict[str, Any] | None:
-    """Gives what the store holds under an inversionId, or None. Raises StoreError, also for one of another id."""
+    """Return what the store holds under an inversionId, or None. Raise StoreError, also for one of another id."""
     found = ask(http, store, FIND, {"id": inversion_id})
     for held in found or ():
         if held.get("inversionId") != inversion_id:
@@ -172,12 +172,12 @@ def find_inversion(
 def inversions_of(
     http: "requests.Session", store: MetadataStore, dataset_ids: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Gives the inversions that the store holds of any of the datasets. Raises StoreError."""
+    """Return the inversions that the store holds of any of the datasets. Raise StoreError."""
     return ask(http, store, FIND_BY_DATASETS, {"ids": list(dataset_ids)}) or []
 
 
 def processing_candidates(store: MetadataStore) -> dict[str, Recipes]:
-    """Gives for each OP id what L1 plans and has finished of it. Raises ConfigError, and StoreError when denied."""
+    """Return for each OP id what L1 plans and has finished of it. Raise ConfigError, and StoreError when denied."""
     with session(store) as http:
         found = ask(http, store, CANDIDATES, {})
     return {
@@ -189,7 +189,7 @@ def processing_candidates(store: MetadataStore) -> dict[str, Recipes]:
 
 
 def check(store: MetadataStore) -> None:
-    """Raises ConfigError for what would keep every scan from even asking: a missing file, authority or token."""
+    """Raise ConfigError for what would keep every scan from even asking: a missing file, authority or token."""
     if is_file(store):
         if not Path(store.url or "").is_file():
             raise ConfigError("metadata_store.url", [f"there is no {named(store)}"])

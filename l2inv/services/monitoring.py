@@ -14,9 +14,9 @@ MAX_BODY = 10_000  # characters
 
 
 def ping(monitoring: Monitoring, stage: str, run_id: str, word: str, said: str = "") -> str | None:
-    """Pings with `word` ("start", "fail", "log", or "" for success) at the end of the URL's path; `said` is the body.
+    """Ping with `word` ("start", "fail", "log", or "" for success) at the end of the URL's path; `said` is the body.
 
-    Gives None, or the reason why the monitor was not told, without the key that its URL holds. Never raises.
+    Return None, or the reason why the monitor was not told, without the key that its URL holds. Never raises.
     """
     import requests
 
@@ -41,7 +41,7 @@ def ping(monitoring: Monitoring, stage: str, run_id: str, word: str, said: str =
 
 
 def address(ping_url: str, stage: str, run_id: str, word: str) -> str:
-    """Gives the URL to ask for: the word behind the path, the run's id beside what the query holds already."""
+    """Return the URL to ask for: the word behind the path, the run's id beside what the query holds already."""
     parts = urlsplit(ping_url.replace("{stage}", stage))
     path = f"{parts.path.rstrip('/')}/{word}" if word else parts.path
     query = "&".join(filter(None, (parts.query, urlencode({"rid": run_id}))))
@@ -49,12 +49,12 @@ def address(ping_url: str, stage: str, run_id: str, word: str) -> str:
 
 
 def word_for(exit_code: int) -> str:
-    """Gives what is pinged for an exit code; a run that found another one at work says nothing of how that is."""
+    """Return what is pinged for an exit code; a run that found another one at work says nothing of how that is."""
     return {0: "", 75: "log"}.get(exit_code, "fail")
 
 
 def _within(seconds: float, ask: Callable[[], str | None]) -> str | None:
-    """Gives what `ask` gives. A timeout of requests limits each wait; this limits them together."""
+    """Return what `ask` gives. A timeout of requests limits each wait; this limits them together."""
     answers: SimpleQueue[str | None] = SimpleQueue()
     Thread(target=lambda: answers.put(ask()), daemon=True).start()
     try:

@@ -16,7 +16,7 @@ INSTALL = "apprise is not installed; run: pip install 'l2inv[notify]'"
 
 
 def send(addresses: Sequence[str], title: str, body: str, limit_seconds: float = LIMIT_SECONDS) -> list[str]:
-    """Sends plain text to each address (a URL of apprise's) and gives why it could not, where it could not.
+    """Send plain text to each address (a URL of apprise's) and return why it could not, where it could not.
 
     The reasons name an address by its kind alone, since the rest may be a password. Never raises.
     """

@@ -16,16 +16,16 @@ _HERE = [Mount(uri, "/") for uri in ("/", "file:///", "file://localhost/")]
 
 
 def problems(outputs: Sequence[Mapping[str, Any]], mounts: Sequence[Mount]) -> list[str]:
-    """Gives what is wrong with the outputs (`uri`, `size_bytes`, `sha256`) that can be looked at from here, a line each.
+    """Return what is wrong with the outputs (`uri`, `size_bytes`, `sha256`) that can be looked at from here, a line each.
 
-    Raises L2invError when the folder of a mount is not there: that says nothing of the outputs.
+    Raise L2invError when the folder of a mount is not there: that says nothing of the outputs.
     """
     found = [(output["uri"], _problem(output, mounts)) for output in outputs]
     return [f"{uri}: {problem}" for uri, problem in found if problem]
 
 
 def mounted(uri: str, mounts: Sequence[Mount]) -> Path | None:
-    """Gives where a URI can be looked at: below the mount with the longest URI that it lies under, or at its own path
+    """Return where a URI can be looked at: below the mount with the longest URI that it lies under, or at its own path
     (file:/// or absolute). None where it cannot, or where .. may lead out of the mount."""
     mount = _mount_of(uri, mounts)
     if mount is None:

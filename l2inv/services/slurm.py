@@ -57,9 +57,9 @@ class Standing(msgspec.Struct, frozen=True):
 def submit(
     settings: Slurm, name: str, time_minutes: int, batch_folder: Path, scripts: Sequence[Path]
 ) -> None:
-    """Gives the cluster one job array: task i runs scripts[i] by /bin/sh. Nodes must see the paths as they are here.
+    """Return the cluster one job array: task i runs scripts[i] by /bin/sh. Nodes must see the paths as they are here.
 
-    A task that fails to start leaves its words in I.out in the batch folder. Raises SlurmRefused; SlurmDown, after
+    A task that fails to start leaves its words in I.out in the batch folder. Raise SlurmRefused; SlurmDown, after
     which the jobs may be there all the same (standing() tells); and OSError.
     """
     # The shell becomes the script: it would end by the SIGTERM of scancel and of the time limit, and the task with it,
@@ -104,11 +104,11 @@ def submit(
 
 
 def standing(names: Collection[str]) -> dict[tuple[str, int], Standing]:
-    """Gives for each job name and array index the newest that is known; a task that is not known is absent.
+    """Return for each job name and array index the newest that is known; a task that is not known is absent.
 
     The controller knows what waits and runs, and for a while (MinJobAge, 5 minutes by default) what ended; the
     accounting, where there is one, knows the rest, but says 128 too little of an exit code above 127. A task that
-    was cancelled while it waited is absent as well: see has_heard_of(). Raises SlurmDown when either does not answer.
+    was cancelled while it waited is absent as well: see has_heard_of(). Raise SlurmDown when either does not answer.
     """
     found: dict[tuple[str, int], tuple[int, Standing]] = {}
     for name, task, job, known in _known(names):
@@ -118,15 +118,15 @@ def standing(names: Collection[str]) -> dict[tuple[str, int], Standing]:
 
 
 def has_heard_of(names: Collection[str]) -> set[str]:
-    """Gives those names of which the cluster was given an array, also if it was cancelled before it began.
+    """Return those names of which the cluster was given an array, also if it was cancelled before it began.
 
-    A task of such an array that never began, and that standing() does not know, was cancelled. Raises SlurmDown.
+    A task of such an array that never began, and that standing() does not know, was cancelled. Raise SlurmDown.
     """
     return {name for name, *_ in _known(names)}
 
 
 def cancel(name: str, index: int) -> None:
-    """Ends a task, if it waits or runs: it gets a SIGTERM, and later (KillWait) a SIGKILL. Raises SlurmDown."""
+    """End a task, if it waits or runs: it gets a SIGTERM, and later (KillWait) a SIGKILL. Raise SlurmDown."""
     for _, task, job, known in _live([name]):
         if task == index and known.state not in ENDED:
             _answer(["scancel", "--quiet", f"{job}_{task}"])

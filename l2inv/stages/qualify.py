@@ -42,11 +42,11 @@ def qualify(
     as_of: datetime,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict[str, Any]:
-    """Judges what is to be judged as of a time, and gives the report of the contract.
+    """Judge what is to be judged as of a time, and return the report of the contract.
 
     OPs that science holds, and those beyond, are never touched. An OP that cannot be judged goes to `error`. Where
     the settings say so, the store is asked which OPs L1 has finished: these need not wait; `recipes` says whether it
-    answered, and `outstanding` names the waiting OPs with recipes to come. Raises Busy and DatabaseError; batches
+    answered, and `outstanding` names the waiting OPs with recipes to come. Raise Busy and DatabaseError; batches
     recorded until then stay.
     """
     with stage_run(connection, "qualify", actor) as run:
@@ -87,7 +87,7 @@ def keep_criteria(connection: Connection, version: str, settings: Settings) -> N
 
 
 def _to_judge(connection: Connection, version: str) -> tuple[list[str], int]:
-    """Gives the OPs without a verdict on their present datasets by these criteria, and how many have one."""
+    """Return the OPs without a verdict on their present datasets by these criteria, and how many have one."""
     unjudged, judged = [], 0
     with connection.transaction(), connection.cursor("l2inv_to_judge") as cursor:
         cursor.itersize = 5000
@@ -207,10 +207,10 @@ def _invertible_programs(verdict: criteria.Verdict) -> list[str | None]:
 def overrule(
     connection: Connection, op_id: str, invertible: bool, reason: str, programs: Sequence[str], actor: str
 ) -> None:
-    """Records what a scientist decides against, or in support of, the newest verdict, which the event names.
+    """Record what a scientist decides against, or in support of, the newest verdict, which the event names.
 
     Invertible are then the instrument programs named, or all that were judged. It holds until the datasets change,
-    whatever the criteria. Raises Refused for an OP that was never judged, or that science holds or has done.
+    whatever the criteria. Raise Refused for an OP that was never judged, or that science holds or has done.
     """
     with connection.transaction():
         present = event_log.locked(connection, op_id)

@@ -38,7 +38,7 @@ class Hanging(BaseException):
 
 @contextmanager
 def limited(case: object) -> Iterator[None]:
-    """Ends a case that hangs, and names it beside whatever goes wrong in it."""
+    """End a case that hangs, and names it beside whatever goes wrong in it."""
 
     def hangs(*_: object) -> None:
         raise Hanging(f"{case} takes longer than {LIMIT_SECONDS} s")
@@ -89,7 +89,7 @@ def places(tree: Any) -> list[tuple[Any, Any]]:
 
 
 def mutate(draw: random.Random, tree: Any, values: list[Any], raw: list[str]) -> None:
-    """Changes one thing somewhere in a tree."""
+    """Change one thing somewhere in a tree."""
     if not tree:
         return
     container, key = draw.choice(places(tree))

@@ -44,7 +44,7 @@ MEGABYTE = "x\x1b[31m=\u202e" * 130_000
 
 
 def harmless(answer: Answer, what: object) -> Answer:
-    """Holds an answer to what every answer must be."""
+    """Hold an answer to what every answer must be."""
     for said in (answer.stdout.replace("\r\n", "\n"), answer.stderr):
         found = NEVER.search(said)
         assert not found, f"{what}: {said[max(0, ((found and found.start()) or 0) - 80) :][:160]!r}"

@@ -80,7 +80,7 @@ class Warm:
         return pid
 
     def ended(self, pid: int) -> tuple[int, str, str]:
-        """Gives exit code, stdout and stderr once it ended, of the process started last."""
+        """Return exit code, stdout and stderr once it ended, of the process started last."""
         code = self._ask(pid)
         assert code is not None, "it hangs"
         return code, (self.folder / "said.out").read_text(), (self.folder / "said.err").read_text()
@@ -142,7 +142,7 @@ class World:
         return found
 
     def gone(self, but: int = 0) -> None:
-        """Waits until PostgreSQL has noticed that whoever was connected is dead; all but one."""
+        """Wait until PostgreSQL has noticed that whoever was connected is dead; all but one."""
         others = """
             select from pg_stat_activity where datname = current_database() and pid not in (pg_backend_pid(), %s)
                 and backend_type = 'client backend'
@@ -150,7 +150,7 @@ class World:
         wait_until(lambda: not self.rows(others, but))
 
     def _done(self, stage: str, argv: tuple[str, ...], attack: Attack | None) -> None:
-        """Runs a stage: attacked, and then to its end."""
+        """Run a stage: attacked, and then to its end."""
         if attack is not None and stage in self.took:
             pid = self.warm.start(*argv)
             struck = attack(pid, self.took[stage])
@@ -183,7 +183,7 @@ class World:
         assert verified["findings"] == []
 
     def touch(self) -> tuple[set[str], str]:
-        """Changes an input of every verdict that does not change the verdict; gives the OPs, and the second."""
+        """Change an input of every verdict that does not change the verdict; return the OPs, and the second."""
         touched, second = set(), f"{(self.rounds + 30) % 60:02}"
         for dataset in self.store.datasets:
             if dataset["instrumentName"] == "VISP" and dataset["observingProgramExecutionId"] in self.states:
@@ -322,7 +322,7 @@ def own_server(store: Store, store_url: str, tmp_path: Path) -> Iterator[tuple[P
 
 
 def stopping(folder: Path, draw: Random, times: int) -> Attack:
-    """Stops PostgreSQL at once, so many times, and starts it again: it then recovers by itself."""
+    """Stop PostgreSQL at once, so many times, and starts it again: it then recovers by itself."""
     left = [times]
 
     def attack(pid: int, took: float) -> bool:
@@ -406,7 +406,7 @@ def slow(connection: Connection) -> Iterator[None]:
 
 
 def ready_for(world: World, stage: str) -> tuple[str, ...]:
-    """Brings an OP to where the stage has work to do, and gives the stage's command."""
+    """Bring an OP to where the stage has work to do, and return the stage's command."""
     argv = {"inbox": ("inbox", str(world.inbox)), "qualify": ("qualify", "--as-of", NOW.isoformat())}
     op = next(op for op, state in world.states.items() if state == "invertible")
     if stage in ("scan", "qualify"):

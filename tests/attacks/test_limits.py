@@ -47,7 +47,7 @@ def small_disk(folder: Path, size_mb: int) -> Iterator[Path]:
 
 
 def fill(folder: Path) -> Path:
-    """Takes all the room there is, and gives the file to remove again."""
+    """Take all the room there is, and return the file to remove again."""
     filler = folder / "filler"
     with filler.open("wb", buffering=0) as file:
         for size in (1 << 20, 1 << 12, 1 << 8, 1):

@@ -118,7 +118,7 @@ class World(RuleBasedStateMachine):
         return Answer(result.exit_code, result.stdout, result.stderr)
 
     def does(self, *argv: str, actor: str, expect: set[int]) -> int:
-        """Runs a command, looks at what it added, and gives its exit code. Refused, it must have added nothing."""
+        """Run a command, looks at what it added, and return its exit code. Refused, it must have added nothing."""
         type(self).steps += 1
         answer = self.l2inv(*argv, actor=actor)
         assert answer.exit_code in expect, f"{argv} by {actor}: {answer}, expected {expect}"
@@ -130,7 +130,7 @@ class World(RuleBasedStateMachine):
         return answer.exit_code
 
     def look(self) -> None:
-        """Reads the whole history: what was seen before must be its beginning, event for event."""
+        """Read the whole history: what was seen before must be its beginning, event for event."""
         rows = self.connection.execute("select * from l2inv.event order by event_id").fetchall()
         assert rows[: len(self.seen)] == self.seen, "the past changed"
         self.added = rows[len(self.seen) :]
@@ -144,7 +144,7 @@ class World(RuleBasedStateMachine):
         return self.ops[number % len(self.ops)]
 
     def reads(self, op: Op) -> None:
-        """Takes from the record what the model cannot foresee: what a stage did before the world failed."""
+        """Take from the record what the model cannot foresee: what a stage did before the world failed."""
         row = self.connection.execute("select * from l2inv.op_state where op_id = %s", [op.op_id]).fetchone()
         assert row is not None
         op.state, op.before_error = row["state"], row["state_before_error"]
@@ -494,7 +494,7 @@ def sample() -> Store:
 
 
 def attacked(url: str, folder: Path, examples: int, steps: int) -> None:
-    """Lets the machine run that many histories of so many steps, each from a database in which OPs are ready."""
+    """Let the machine run that many histories of so many steps, each from a database in which OPs are ready."""
     store = sample()
     with serving(store) as where:
         config = folder / "config.yaml"

@@ -109,7 +109,7 @@ def store() -> Store:
 
 
 def change(store: Store, over: threading.Event) -> int:
-    """Changes what verdicts depend on, OP after OP, until it is over; gives how often."""
+    """Change what verdicts depend on, OP after OP, until it is over; return how often."""
     changes = 0
     while not over.wait(0.2):
         with store.lock:
@@ -123,7 +123,7 @@ def change(store: Store, over: threading.Event) -> int:
 def race(
     l2inv: Commands, store: Store, connection: Connection, folder: Path, seconds: float
 ) -> Counter[tuple[str, int]]:
-    """Races for so long and gives how often each command ended with which exit code."""
+    """Races for so long and return how often each command ended with which exit code."""
     l2inv("scan")
     l2inv("qualify", "--as-of", NOW.isoformat())
     l2inv("preprocess")

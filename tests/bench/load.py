@@ -38,7 +38,7 @@ class Life(NamedTuple):
 
 
 def config(folder: Path, url: str, schema: str, store_url: str | None = None, **store: Any) -> Path:
-    """Writes the settings of a schema and gives their file."""
+    """Write the settings of a schema and return their file."""
     path = folder / f"{schema}.yaml"
     settings = {
         "database": {"url": url, "schema": schema},
@@ -126,7 +126,7 @@ def _pin(text: str) -> str:
 
 
 def fill(connection: Connection, of: list[Life], ops: int) -> None:
-    """Makes and fills the connection's schema; then PostgreSQL knows of it what autovacuum would tell it in time."""
+    """Make and fills the connection's schema; then PostgreSQL knows of it what autovacuum would tell it in time."""
     schema = connection.cursor_factory.schema  # type: ignore[attr-defined]
     migrate.apply(connection, schema)
     rules = Settings()

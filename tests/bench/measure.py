@@ -33,7 +33,7 @@ class Place(NamedTuple):
 
     @contextmanager
     def connect(self, prepares: bool = False) -> Iterator[Connection]:
-        """Lends a connection; unless it prepares, it is one as for a command that cron runs."""
+        """Lend a connection; unless it prepares, it is one as for a command that cron runs."""
         settings = Settings(database=Database(url=self.url, schema=self.schema))
         with open_connection(settings) as connection:
             if not prepares:
@@ -67,7 +67,7 @@ def seconds(act: Callable[[], object]) -> float:
 
 
 def l2inv(config: Path, *argv: str) -> Process:
-    """Runs a command in a process of its own."""
+    """Run a command in a process of its own."""
     return process([sys.executable, "-m", "l2inv", "--config", str(config), *argv])
 
 
@@ -82,7 +82,7 @@ print(code, seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, fil
 
 
 def process(command: Sequence[str], codes: tuple[int, ...] = (0,)) -> Process:
-    """Runs a command and gives how long it took, the most memory that it had, and what it printed."""
+    """Run a command and return how long it took, the most memory that it had, and what it printed."""
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", IN_BETWEEN, *command], capture_output=True, text=True, check=True
     )

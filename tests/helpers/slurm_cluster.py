@@ -98,31 +98,31 @@ class Cluster:
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, *options: object) -> None:
-        """Starts a daemon in the foreground; its words are in NAME.log in the folder."""
+        """Start a daemon in the foreground; its words are in NAME.log in the folder."""
         argv = [name, *map(str, options)]
         with (self.folder / f"{name}.log").open("ab") as log:
             self._daemons[name] = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def stop(self, name: str) -> None:
-        """Stops a daemon, if it runs."""
+        """Stop a daemon, if it runs."""
         if name in self._daemons:
             daemon = self._daemons.pop(name)
             daemon.terminate()
             daemon.wait(30)
 
     def start_controller(self, *options: str) -> None:
-        """Starts slurmctld and waits until the node takes jobs; -c forgets all jobs."""
+        """Start slurmctld and waits until the node takes jobs; -c forgets all jobs."""
         self.start("slurmctld", "-D", *options)
         ready = ("idle", "mixed", "allocated")
         until(lambda: self.asked("sinfo", "--noheader", "--format=%T") in ready, "the node takes jobs")
 
     def stop_controller(self) -> None:
-        """Stops slurmctld."""
+        """Stop slurmctld."""
         self.stop("slurmctld")
 
     @contextmanager
     def frozen_controller(self) -> Iterator[None]:
-        """Lets slurmctld listen and say nothing."""
+        """Let slurmctld listen and say nothing."""
         self._daemons["slurmctld"].send_signal(signal.SIGSTOP)
         try:
             yield
@@ -130,27 +130,27 @@ class Cluster:
             self._daemons["slurmctld"].send_signal(signal.SIGCONT)
 
     def cancel_all(self) -> None:
-        """Ends every job and waits until it has."""
+        """End every job and waits until it has."""
         for user in ("root", "nobody"):
             self.tell("scancel", "--quiet", f"--user={user}")
         until(lambda: self.tell("squeue", "--noheader") == "", "all jobs have ended")
 
     def tell(self, *argv: str) -> str:
-        """Runs a command of Slurm's, which must succeed, and gives what it printed."""
+        """Run a command of Slurm's, which must succeed, and return what it printed."""
         return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
 
     def show_words(self, failed: type[BaseException] | None, *_: object) -> None:
-        """Prints what the daemons said last, when something failed."""
+        """Print what the daemons said last, when something failed."""
         for log in sorted(self.folder.glob("*.log")) if failed else []:
             print(log.name, *log.read_text(errors="replace").splitlines()[-15:], sep="\n  ")
 
     def asked(self, *argv: str) -> str:
-        """Runs a command of Slurm's, which may fail, and gives what it printed."""
+        """Run a command of Slurm's, which may fail, and return what it printed."""
         return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False).stdout.strip()
 
 
 def until(holds: Callable[[], bool], what: str, seconds: float = 30) -> None:
-    """Waits until something holds."""
+    """Wait until something holds."""
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
@@ -159,7 +159,7 @@ def until(holds: Callable[[], bool], what: str, seconds: float = 30) -> None:
 
 @contextmanager
 def running(accounting: bool = False, memory_limits: bool = False) -> Iterator[Cluster]:
-    """Starts a cluster, with slurmdbd and a MariaDB when it is to keep accounts, and stops it at the end."""
+    """Start a cluster, with slurmdbd and a MariaDB when it is to keep accounts, and stops it at the end."""
     # Slurm takes no spaces in a path, and a socket's path must be short.
     folder = Path(tempfile.mkdtemp(prefix="l2inv-slurm-", dir="/tmp"))
     ports = _free_ports("controller_port", "node_port", "accounting_port", "database_port")

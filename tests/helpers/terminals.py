@@ -33,7 +33,7 @@ class Terminal:
         os.write(self.side, text.encode())
 
     def read_until(self, seen: Callable[[str], object]) -> str:
-        """Gives all that was shown, once `seen` finds in it what is waited for, or nobody writes there any more."""
+        """Return all that was shown, once `seen` finds in it what is waited for, or nobody writes there any more."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not seen(self.shown):
             if not select.select([self.side], [], [], deadline - time.monotonic())[0]:
@@ -50,7 +50,7 @@ class Terminal:
 def on_terminal(
     argv: Sequence[str], columns: int = 80, env: dict[str, str] | None = None, **streams: int
 ) -> Iterator[tuple[Terminal, subprocess.Popen[bytes]]]:
-    """Lends a process whose streams are a terminal with so many columns, but for those that are given."""
+    """Lend a process whose streams are a terminal with so many columns, but for those that are given."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
     kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES")}

@@ -181,7 +181,7 @@ class Machine:
         return self.podman("run", "--rm", *options, f"--entrypoint={entrypoint}", "l2inv", *argv)
 
     def __call__(self, *argv: str, expect: int = 0, **how: str) -> str:
-        """Runs a command of l2inv in a container and gives what it said on stdout, or on stderr where it failed."""
+        """Run a command of l2inv in a container and return what it said on stdout, or on stderr where it failed."""
         done = subprocess.run(
             self.run(*argv, **how), check=False, capture_output=True, text=True, timeout=120
         )
@@ -204,7 +204,7 @@ def machine() -> Iterator[Machine]:
 
 @contextmanager
 def postgres(folder: Path, password: str) -> Iterator[str]:
-    """A server on loopback that takes passwords alone; gives its superuser's URL of a database level2."""
+    """A server on loopback that takes passwords alone; return its superuser's URL of a database level2."""
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
     folder.mkdir()

@@ -110,7 +110,7 @@ def mails(folder: Path) -> dict[str, set[tuple[str, ...]]]:
 
 
 def run_cron(folder: Path, done: Any) -> None:
-    """Runs cron until `done`, and then until what it started has ended."""
+    """Run cron until `done`, and then until what it started has ended."""
     (folder / "crontab").write_text(crontab_for(folder))
     (folder / "sbin/sendmail").write_text(SENDMAIL.format(folder=folder))
     (folder / "sbin/sendmail").chmod(0o755)

@@ -33,7 +33,7 @@ def steps() -> Iterator[tuple[str, str]]:
 
 
 def same(said: str, shown: str) -> bool:
-    """Whether a command said what the page shows; … stands for anything in a line, alone in a line for any lines."""
+    """Return whether a command said what the page shows; … stands for anything in a line, alone in a line for any lines."""
     lines = [" ".join(line.split()) for line in shown.splitlines()]
     pattern = "".join(
         r"(?:.*\n)*" if line == "…" else re.escape(line).replace("…", ".*") + r"\n" for line in lines

@@ -27,7 +27,7 @@ def lines(l2inv: Commands, *argv: str) -> list[dict[str, object]]:
 
 
 def tell(connection: Connection, ops: int, asdf_object_key: str = "key") -> None:
-    """Makes OPs that are published, each with one inversion."""
+    """Make OPs that are published, each with one inversion."""
     connection.execute(
         """
         insert into l2inv.event (op_id, seq, kind, state, actor, detail)

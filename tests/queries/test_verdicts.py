@@ -284,7 +284,7 @@ def test_a_version_that_is_unknown_or_fits_several_is_refused(
 
 
 def arrivals(store: Store, *ops: tuple[str, dict[str, list[float]]]) -> None:
-    """Makes the store hold OPs with datasets of these instruments, so many days after the first day."""
+    """Make the store hold OPs with datasets of these instruments, so many days after the first day."""
     one = store.datasets[0]
     store.datasets[:] = [
         one

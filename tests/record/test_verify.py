@@ -60,7 +60,7 @@ def life(l2inv: Commands, op: str) -> str:
 
 
 def around_the_triggers(connection: Connection, statement: str, values: Any = None) -> None:
-    """Does what only a superuser can."""
+    """Do what only a superuser can."""
     with connection.transaction():
         for table in TABLES:
             connection.execute(f"alter table l2inv.{table} disable trigger user")

@@ -563,7 +563,7 @@ def authority() -> trustme.CA:
 
 @pytest.fixture
 def over_tls(store: Store, authority: trustme.CA) -> Iterator[Callable[..., str]]:
-    """Serves the store over TLS with a certificate made out to a name, and gives its URL."""
+    """Serve the store over TLS with a certificate made out to a name, and return its URL."""
     servers = []
 
     def serve(name: str = "127.0.0.1", **how: Any) -> str:

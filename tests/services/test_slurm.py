@@ -42,7 +42,7 @@ def name() -> str:
 
 
 def submitted(folder: Path, name: str, *scripts: str, minutes: int = 5, **settings: Any) -> list[Path]:
-    """Gives the cluster an array of shell scripts; their paths."""
+    """Return the cluster an array of shell scripts; their paths."""
     paths = [folder / f"{i} of the scripts" for i in range(len(scripts))]
     for path, script in zip(paths, scripts, strict=True):
         path.write_text(script)
@@ -51,7 +51,7 @@ def submitted(folder: Path, name: str, *scripts: str, minutes: int = 5, **settin
 
 
 def ended(name: str, *tasks: int) -> list[Standing]:
-    """Waits until the tasks have ended, and gives how."""
+    """Wait until the tasks have ended, and return how."""
     until(
         lambda: all(slurm.standing([name])[name, task].state in slurm.ENDED for task in tasks),
         "the tasks end",
@@ -66,13 +66,13 @@ def began(script: Path) -> None:
 
 
 def down(cluster: Cluster) -> None:
-    """Fails the node under what runs on it, and lets it come back."""
+    """Fail the node under what runs on it, and lets it come back."""
     cluster.tell("scontrol", "update", f"NodeName={cluster.node}", "State=DOWN", "Reason=test")
     cluster.tell("scontrol", "update", f"NodeName={cluster.node}", "State=RESUME")
 
 
 def out_of_time(cluster: Cluster, name: str) -> None:
-    """Ends the time of a job: Slurm counts it in minutes, and looks every 30 s."""
+    """End the time of a job: Slurm counts it in minutes, and looks every 30 s."""
     running = cluster.tell(
         "squeue", "--noheader", "--array", "--states=R", f"--name={name}", "--format=%F_%K"
     )
@@ -332,7 +332,7 @@ def causes(l2inv: Commands, ops: list[str]) -> set[str]:
 
 
 def preprocessed_until(l2inv: Commands, state: str, number: int) -> None:
-    """Runs preprocess as cron would, until so many OPs are in a state."""
+    """Run preprocess as cron would, until so many OPs are in a state."""
     until(
         lambda: bool(l2inv("preprocess", expect=None)) and l2inv.json("status")["states"][state] == number,
         f"{number} OPs are {state}",

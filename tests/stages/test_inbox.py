@@ -213,7 +213,7 @@ def test_a_file_that_a_process_is_writing_waits_until_it_is_closed(
 
 @contextmanager
 def blocked(url: str, when: str) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
-    """Makes the statement that `when` names wait in the database for as long as this lasts."""
+    """Make the statement that `when` names wait in the database for as long as this lasts."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(
             "create or replace function wait_at_gate() returns trigger language plpgsql as "

@@ -158,7 +158,7 @@ def test_a_verdict_that_differs_is_found_and_named(
 
 
 def finished(store: Store, complete: int) -> Any:
-    """Makes the store say of every OP that so many of its three planned recipes are complete."""
+    """Make the store say of every OP that so many of its three planned recipes are complete."""
     ops = sorted(
         {d["observingProgramExecutionId"] for d in store.datasets if d["observingProgramExecutionId"]}
     )

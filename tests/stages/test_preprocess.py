@@ -31,7 +31,7 @@ def invertible(l2inv: Commands) -> list[str]:
 
 
 def command(l2inv: Commands, code: str, **more: object) -> None:
-    """Makes a Python program the configured command."""
+    """Make a Python program the configured command."""
     argv = [sys.executable, "-c", code, "{folder}", "{description}", "{op_id}"]
     l2inv.settings["preprocess"] |= {"command": argv, **more}
     l2inv.save()
@@ -397,7 +397,7 @@ def on_cluster(l2inv: Commands, invertible: list[str], cluster: slurm_cluster.Cl
 
 
 def collected(l2inv: Commands, number: int) -> None:
-    """Runs preprocess as cron would until so many OPs are no longer invertible."""
+    """Run preprocess as cron would until so many OPs are no longer invertible."""
     wait_until(
         "they are collected",
         lambda: l2inv("preprocess", expect=None) and l2inv.json("status")["states"]["invertible"] <= number,

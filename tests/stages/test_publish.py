@@ -225,7 +225,7 @@ Border = tuple[str, int]
 
 
 def killed_at(border: Border, l2inv: Commands, store: Store, connection: Connection) -> None:
-    """Runs publish and kills it at the n-th request, before or after the store does what it asks, or at the n-th
+    """Run publish and kills it at the n-th request, before or after the store does what it asks, or at the n-th
     event that it records, before that is committed: so after all that came before it."""
     when, n = border
     if when == "before event":
@@ -267,7 +267,7 @@ def _killed_while_recording(n: int, l2inv: Commands, connection: Connection) -> 
 
 @contextmanager
 def blocking(connection: Connection, events: int) -> Iterator[None]:
-    """Lets whoever records an event, or the end of a run, wait once there are so many events."""
+    """Let whoever records an event, or the end of a run, wait once there are so many events."""
     connection.execute(
         f"""
         create function l2inv.wait() returns trigger language plpgsql as $$ begin

@@ -45,12 +45,12 @@ LONGEST_URL = 500
 
 
 def short(text: str, most: int = 60) -> str:
-    """Gives a text, its end cut off where it is longer than the page has room for."""
+    """Return a text, its end cut off where it is longer than the page has room for."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def page(found: Row, settings: Settings, now: datetime) -> Row:
-    """Gives all that the page shows, from what report.read found."""
+    """Return all that the page shows, from what report.read found."""
     standing = found["standing"]
     states: Counter[str] = Counter()
     for row in standing:
@@ -94,12 +94,12 @@ def _linked(row: Row, numbers: dict[str, int], words: Iterable[str] = ()) -> Row
 
 
 def percent(part: float, whole: float) -> float:
-    """Gives a share in percent, 0 of nothing."""
+    """Return a share in percent, 0 of nothing."""
     return round(100 * part / whole, 2) if whole else 0.0
 
 
 def funnel(standing: list[Row]) -> list[Row]:
-    """Gives the steps from discovered to published: how many OPs came so far or further, and where they stand now.
+    """Return the steps from discovered to published: how many OPs came so far or further, and where they stand now.
 
     An OP in error came as far as the state that it was in before.
     """
@@ -131,7 +131,7 @@ def funnel(standing: list[Row]) -> list[Row]:
 
 
 def ages(standing: list[Row], now: datetime) -> list[Row]:
-    """Gives for each state how many OPs have been in it for how long, and how many for too long."""
+    """Return for each state how many OPs have been in it for how long, and how many for too long."""
     rows = []
     for state in STATES:
         own = [row for row in standing if row["state"] == state]
@@ -157,7 +157,7 @@ def _heat(part: int, whole: int) -> int:
 
 
 def months(counts: dict[str, int], now: datetime) -> Row:
-    """Gives a bar for each of the MONTHS up to now, its height in percent of the highest, and what lies outside them."""
+    """Return a bar for each of the MONTHS up to now, its height in percent of the highest, and what lies outside them."""
     last = now.year * 12 + now.month - 1
     names = [f"{number // 12:04}-{number % 12 + 1:02}" for number in range(last - MONTHS + 1, last + 1)]
     highest = max((counts.get(name, 0) for name in names), default=0)
@@ -184,7 +184,7 @@ def months(counts: dict[str, int], now: datetime) -> Row:
 
 
 def against(rows: list[Row], ops: int, numbers: dict[str, int]) -> list[Row]:
-    """Gives each criterion with its counts and shares of `ops`, and its nearest misses with what was measured."""
+    """Return each criterion with its counts and shares of `ops`, and its nearest misses with what was measured."""
     found: dict[str, Row] = {}
     for row in rows:
         name = row["name"]
@@ -207,7 +207,7 @@ def against(rows: list[Row], ops: int, numbers: dict[str, int]) -> list[Row]:
 
 
 def disk(ops: list[Row], now: datetime) -> Row:
-    """Gives the Sun's radius in arcsec and the fields of view of the OPs: north is up, so y grows downwards.
+    """Return the Sun's radius in arcsec and the fields of view of the OPs: north is up, so y grows downwards.
 
     An OP's boxes are drawn to the arcsec, and those that are then equal once. Small ones come last, so that no large one
     covers them. What has none, or none within the picture, is counted.
@@ -245,7 +245,7 @@ def _box(text: str | None) -> tuple[int, int, int, int] | None:
 
 
 def line(op: Row, number: int, rules: Qualification, now: datetime) -> Row:
-    """Gives one OP's line. Its bands are those of the instruments that are inverted, its seeing that of all."""
+    """Return one OP's line. Its bands are those of the instruments that are inverted, its seeing that of all."""
     datasets = op["datasets"]
     inverted = [d for d in datasets if d["instrument"] in rules.instruments]
     present = sorted({d["instrument"] for d in datasets if d["instrument"]})
@@ -312,7 +312,7 @@ def _movie(datasets: list[Row]) -> Row | None:
 
 
 def seeing(distributions: Iterable[Row]) -> Row | None:
-    """Gives the Fried parameter in cm of datasets whose five numbers are in metres, None where no median is known.
+    """Return the Fried parameter in cm of datasets whose five numbers are in metres, None where no median is known.
 
     The extremes are those of all; the median and the quartiles are the medians of theirs. `box` is a path
     that draws the five, 80 wide for the whole scale and 12 high; None where one is missing or they are out of order.
@@ -345,7 +345,7 @@ def _box_plot(cms: list[float]) -> str:
 
 
 def history(op: Row, told: str, now: datetime) -> Row:
-    """Gives an OP's events in words, and the states between them as percent of the time since the first of them.
+    """Return an OP's events in words, and the states between them as percent of the time since the first of them.
 
     A state that did not last is not among `segments`. Events that were not read are counted in `not_shown`.
     """

@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parent / "templates"
 
 
 def rendered(drawn: dict[str, Any]) -> str:
-    """Gives the page that shows what drawing.page gave: no script, nothing from elsewhere, one style element."""
+    """Return the page that shows what drawing.page gave: no script, nothing from elsewhere, one style element."""
     from markupsafe import Markup
 
     style = (FOLDER / "report.css").read_text(encoding="utf-8")
@@ -32,7 +32,7 @@ def rendered(drawn: dict[str, Any]) -> str:
 
 
 def templates() -> "Environment":
-    """Gives the templates, in which a name that nobody gave is an error and None is a dash."""
+    """Return the templates, in which a name that nobody gave is an error and None is a dash."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -56,9 +56,9 @@ def _words(state: str) -> str:
 
 
 def write(path: Path, html: str) -> int:
-    """Writes a page for everybody to read in place of any before it, and gives its bytes.
+    """Write a page for everybody to read in place of any before it, and return its bytes.
 
-    It is there whole or not at all, also after a crash. Raises L2invError where it cannot be written; then what was
+    It is there whole or not at all, also after a crash. Raise L2invError where it cannot be written; then what was
     there before is as it was.
     """
     try:

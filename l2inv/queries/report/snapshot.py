@@ -20,7 +20,7 @@ EVENTS, LEAST_EVENTS = (
 
 
 def report(connection: Connection, settings: Settings, now: datetime, lines: int) -> tuple[str, int]:
-    """Gives the page as HTML, with a line for each of the `lines` OPs observed last, and how many OPs it counts."""
+    """Return the page as HTML, with a line for each of the `lines` OPs observed last, and how many OPs it counts."""
     found = read(connection, settings, now, lines)
     drawn = drawing.page(found, settings, now)
     return page.rendered(drawn), drawn["ops"]
@@ -29,13 +29,13 @@ def report(connection: Connection, settings: Settings, now: datetime, lines: int
 def written(
     connection: Connection, settings: Settings, now: datetime, lines: int, path: Path
 ) -> dict[str, Any]:
-    """Writes the page in place of any before it. Raises L2invError where it cannot; then that one is as it was."""
+    """Write the page in place of any before it. Raise L2invError where it cannot; then that one is as it was."""
     html, ops = report(connection, settings, now, lines)
     return {"file": str(path), "ops": ops, "bytes": page.write(path, html)}
 
 
 def read(connection: Connection, settings: Settings, now: datetime, lines: int) -> dict[str, Any]:
-    """Gives what the page is made of, as of one moment. PostgreSQL itself refuses any write meanwhile.
+    """Return what the page is made of, as of one moment. PostgreSQL itself refuses any write meanwhile.
 
     Whatever is counted is counted over all OPs; only the lists end: `lines` bounds `listed`, MOST the others.
     """

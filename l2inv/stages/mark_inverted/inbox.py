@@ -42,10 +42,10 @@ def inbox(
     now: datetime,
     rejected: Callable[[str, str], None] = lambda file, reason: None,
 ) -> dict[str, Any]:
-    """Takes each ready file of the folder, gives the report of the stage, and tells of each file as it is rejected.
+    """Take each ready file of the folder, return the report of the stage, and tells of each file as it is rejected.
 
     A file is rejected with its reason beside it when its ready event is refused. One whose outputs lie on a mount
-    that is not there waits, the others are taken, and L2invError is raised at the end. Raises Busy, DatabaseError,
+    that is not there waits, the others are taken, and L2invError is raised at the end. Raise Busy, DatabaseError,
     L2invError when the folder is not there, and OSError when a file cannot be moved; the file at hand and those after
     it then stay for the next run.
     """
@@ -86,7 +86,7 @@ def inbox(
 
 
 def _must_not_be_led_away(place: Path) -> None:
-    """Raises L2invError where somebody else made a link of it: who drops files here would choose where they land."""
+    """Raise L2invError where somebody else made a link of it: who drops files here would choose where they land."""
     found = place.lstat()
     if stat.S_ISLNK(found.st_mode) and found.st_uid not in (0, os.geteuid()):
         raise L2invError(f"{place}: is a link that another user made", "remove it: l2inv makes the folder")
@@ -105,7 +105,7 @@ def _ready_files(folder: Path) -> list[Path]:
 def _refusal(
     connection: Connection, mounts: list[Mount], run: Run, path: Path, was: tuple[int, ...], now: datetime
 ) -> str | None:
-    """Records what a file says, for who holds the OP; gives why it is refused, or None."""
+    """Record what a file says, for who holds the OP; return why it is refused, or None."""
     try:
         content = _content(path, was)
         ready_event.mark_inverted(
@@ -124,7 +124,7 @@ def _refusal(
 
 
 def _content(path: Path, was: tuple[int, ...]) -> bytes:
-    """Reads a file, one byte beyond the limit at most. Raises _Waiting when it is not whole, Refused and OSError."""
+    """Read a file, one byte beyond the limit at most. Raise _Waiting when it is not whole, Refused and OSError."""
     if not stat.S_ISREG(path.lstat().st_mode):
         raise Refused(f"{path.name}: is no regular file", "drop the file itself")
     try:
@@ -142,7 +142,7 @@ def _content(path: Path, was: tuple[int, ...]) -> bytes:
 
 
 def _is_open_for_writing(number: int) -> bool:
-    """Whether some process has the file open for writing, which no read lease is given on (fcntl(2), F_SETLEASE)."""
+    """Return whether some process has the file open for writing, which no read lease is given on (fcntl(2), F_SETLEASE)."""
     fcntl.fcntl(
         number, fcntl.F_SETSIG, signal.SIGURG
     )  # tells of a writer to come: SIGIO would end this process
@@ -161,7 +161,7 @@ def _identity(found: os.stat_result) -> tuple[int, ...]:
 
 
 def _move(path: Path, folder: Path, was: tuple[int, ...], reason: str | None) -> None:
-    """Moves the file that was read to a free name, its reason written first. Raises _Waiting when it was replaced."""
+    """Move the file that was read to a free name, its reason written first. Raise _Waiting when it was replaced."""
     target = _free(folder, path.name)
     if reason:
         beside = folder / f"{target.name}.reason.txt"
@@ -175,7 +175,7 @@ def _move(path: Path, folder: Path, was: tuple[int, ...], reason: str | None) ->
 
 
 def _free(folder: Path, name: str) -> Path:
-    """Gives a path that nothing has yet: the name, or the name with a number. The stage's lock keeps it free."""
+    """Return a path that nothing has yet: the name, or the name with a number. The stage's lock keeps it free."""
     path = folder / name
     stem = os.fsdecode(os.fsencode(path.stem)[:LONGEST_NAME])
     names = (f"{stem}{f'.{n}' if n else ''}{path.suffix}" for n in count())

@@ -58,7 +58,7 @@ class Ready(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 def read(content: bytes, name: str) -> Ready:
-    """Gives what a ready file of that name says. Raises Refused with every mistake in it."""
+    """Return what a ready file of that name says. Raise Refused with every mistake in it."""
     if name.endswith(".json"):
         content = _ESCAPES.sub(_as_yaml, content)
     ready, mistakes = yamlfile.read(Ready, content, Path(), env=None)
@@ -92,16 +92,16 @@ def mark_inverted(
     file_sha256: str | None = None,
     run_id: int | None = None,
 ) -> bool:
-    """Takes science's ready event for an OP that the actor holds. False if just this was said before.
+    """Take science's ready event for an OP that the actor holds. False if just this was said before.
 
     A ready file is known by its SHA-256, also in a later cycle of the OP: an old one that turns up again says nothing.
 
     With for_holder the actor only hands on what the holder says: `inverted_by`, or else the OP's assignee. A reason
     why superseded datasets are accepted stands in the record beside them.
 
-    Raises Refused when another holds the OP, its state does not allow it, the event names an instrument program or
+    Raise Refused when another holds the OP, its state does not allow it, the event names an instrument program or
     dataset that is not the OP's, a dataset was superseded without that being accepted, or an output that can be
-    looked at is not as it says. Raises L2invError when a mount is not there.
+    looked at is not as it says. Raise L2invError when a mount is not there.
     """
 
     def checked() -> tuple[event_log.Present, dict[str, Any]] | None:
@@ -161,7 +161,7 @@ def _given(ready: Ready, inverted_by: str) -> dict[str, Any]:
 
 
 def _is_said(connection: Connection, present: event_log.Present, given: dict[str, Any]) -> bool:
-    """Whether this cycle's ready event said the same. What is left to its default says nothing else."""
+    """Return whether this cycle's ready event said the same. What is left to its default says nothing else."""
     said = event_log.newest(connection, present.op_id, "inverted")
     if said is None or (present.state_before_error or present.state) not in ("inverted", "published"):
         return False

@@ -11,10 +11,10 @@ from l2inv.stages.mark_working import offers
 
 
 def claim(connection: Connection, op_id: str, actor: str, due_at: datetime, *, extend: bool = False) -> bool:
-    """Gives the OP to the actor until `due_at`: exactly one of all who try gets it.
+    """Return the OP to the actor until `due_at`: exactly one of all who try gets it.
 
-    Gives False if the actor held it already; then `extend` says whether the claim becomes due at another time.
-    Raises Refused when another holds it, saying who and since when, and when it is not ready to be worked on.
+    Return False if the actor held it already; then `extend` says whether the claim becomes due at another time.
+    Raise Refused when another holds it, saying who and since when, and when it is not ready to be worked on.
     """
     with connection.transaction():
         present = event_log.locked(connection, op_id)
@@ -42,7 +42,7 @@ def claim(connection: Connection, op_id: str, actor: str, due_at: datetime, *, e
 def claim_first(
     connection: Connection, rank_by: str, wanted: offers.Wanted, actor: str, due_at: datetime, number: int = 1
 ) -> list[str]:
-    """Gives the first OPs that are offered to the actor, in one step, and their ids; as many as there are up to `number`.
+    """Return the first OPs that are offered to the actor, in one step, and their ids; as many as there are up to `number`.
 
     Those that others take at this moment are passed over, not waited for.
     """
@@ -64,7 +64,7 @@ def _claimed(actor: str, due_at: datetime) -> dict[str, Any]:
 
 
 def release(connection: Connection, op_id: str, actor: str, reason: str | None) -> None:
-    """Puts an OP that the actor holds back for others. Raises Refused when the actor does not hold it."""
+    """Put an OP that the actor holds back for others. Raise Refused when the actor does not hold it."""
     with connection.transaction():
         present = event_log.locked(connection, op_id)
         event_log.must_hold(present, actor)
@@ -75,7 +75,7 @@ def release(connection: Connection, op_id: str, actor: str, reason: str | None) 
 def hand_over(
     connection: Connection, op_id: str, to: str, actor: str, due_at: datetime | None, reason: str | None
 ) -> None:
-    """Gives an OP that the actor holds to somebody else, due as before unless `due_at` says otherwise. Raises Refused."""
+    """Return an OP that the actor holds to somebody else, due as before unless `due_at` says otherwise. Raise Refused."""
     with connection.transaction():
         present = event_log.locked(connection, op_id)
         event_log.must_hold(present, actor)
@@ -89,7 +89,7 @@ def hand_over(
 def take_over(
     connection: Connection, op_id: str, actor: str, reason: str, due_at: datetime, now: datetime
 ) -> None:
-    """Gives the actor an OP whose holder let it become overdue. Raises Refused, naming holder and due date."""
+    """Return the actor an OP whose holder let it become overdue. Raise Refused, naming holder and due date."""
     with connection.transaction():
         present = event_log.locked(connection, op_id)
         if present.state == "working":
@@ -111,7 +111,7 @@ def take_over(
 
 
 def hold(connection: Connection, op_id: str, reason: str, actor: str) -> None:
-    """Keeps an OP from being offered, prepared or published until it is taken off hold. Raises Refused."""
+    """Keep an OP from being offered, prepared or published until it is taken off hold. Raise Refused."""
     with connection.transaction():
         present = event_log.locked(connection, op_id)
         if present.on_hold:
@@ -121,7 +121,7 @@ def hold(connection: Connection, op_id: str, reason: str, actor: str) -> None:
 
 
 def unhold(connection: Connection, op_id: str, reason: str | None, actor: str) -> None:
-    """Lets an OP that was put on hold go on from where it is. Raises Refused."""
+    """Let an OP that was put on hold go on from where it is. Raise Refused."""
     with connection.transaction():
         present = event_log.locked(connection, op_id)
         if not present.on_hold:
@@ -130,7 +130,7 @@ def unhold(connection: Connection, op_id: str, reason: str | None, actor: str) -
 
 
 def prioritize(connection: Connection, op_id: str, priority: int, reason: str, actor: str) -> None:
-    """Says how soon an OP is to be worked on: `next` offers the highest priority first; 0 is everybody's. Raises Refused."""
+    """Return how soon an OP is to be worked on: `next` offers the highest priority first; 0 is everybody's. Raise Refused."""
     with connection.transaction():
         present = event_log.locked(connection, op_id)
         detail = {"priority": priority, "reason": reason}
@@ -138,7 +138,7 @@ def prioritize(connection: Connection, op_id: str, priority: int, reason: str, a
 
 
 def note(connection: Connection, op_id: str, text: str, actor: str) -> None:
-    """Adds a word to an OP's history. Raises Refused."""
+    """Add a word to an OP's history. Raise Refused."""
     with connection.transaction():
         present = event_log.locked(connection, op_id)
         event_log.add_one(connection, present, "noted", None, actor, {"note": text})

@@ -36,7 +36,7 @@ class Wanted(msgspec.Struct, frozen=True):
 def offered(
     connection: Connection, rank_by: str, limit: int, wanted: Wanted | None = None
 ) -> list[dict[str, Any]]:
-    """Gives the OPs that science can claim, the one to do first at the top: by priority, then as the settings rank.
+    """Return the OPs that science can claim, the one to do first at the top: by priority, then as the settings rank.
 
     `why` says what put each where it is.
     """
@@ -58,7 +58,7 @@ def offered(
 
 
 def first(rank_by: str, wanted: Wanted, limit: int) -> tuple[str, dict[str, Any]]:
-    """Gives the statement, and its values, that finds op_id and seq of the first OPs offered, in order.
+    """Return the statement, and its values, that finds op_id and seq of the first OPs offered, in order.
 
     Where nothing is wanted in particular, an index gives them. It may go on with `for update of s skip locked`.
     """

@@ -89,7 +89,7 @@ def candidates(connection: Connection, op_id: str | None = None) -> list[Op]:
 
 
 def describe(connection: Connection, op_id: str) -> dict[str, Any]:
-    """Gives what a command needs to know of an OP: its verdict, which instrument programs are to be inverted, and the
+    """Return what a command needs to know of an OP: its verdict, which instrument programs are to be inverted, and the
     newest version of each dataset in full."""
     row = connection.execute(
         """
@@ -107,24 +107,24 @@ def describe(connection: Connection, op_id: str) -> dict[str, Any]:
 
 
 def again(op: Op, after: str) -> Start:
-    """Gives the start that follows a job which came to nothing."""
+    """Return the start that follows a job which came to nothing."""
     return Start(op, (op.started or {})["attempt"] + 1, after)
 
 
 def bundled(stage: Stage, op_id: str) -> Path:
-    """Makes an OP's input bundle and gives its folder. Raises OSError."""
+    """Make an OP's input bundle and return its folder. Raise OSError."""
     folder = work_folder(stage.settings.preprocess) / bundle.folder_name(op_id)
     bundle.write(folder, describe(stage.connection, op_id), stage.settings)
     return folder
 
 
 def new_name() -> str:
-    """Gives a name that no other job has."""
+    """Return a name that no other job has."""
     return f"l2inv-{secrets.token_hex(6)}"
 
 
 def job_of(settings: Preprocess, op_id: str, folder: Path, name: str) -> jobs.Job:
-    """Gives the configured command with {op_id}, {folder} and {description} filled in."""
+    """Return the configured command with {op_id}, {folder} and {description} filled in."""
     values = {"op_id": op_id, "folder": str(folder), "description": str(folder / bundle.DESCRIPTION)}
     argv = [
         re.sub(r"\{(op_id|folder|description)\}", lambda found: values[found[1]], part)
@@ -134,7 +134,7 @@ def job_of(settings: Preprocess, op_id: str, folder: Path, name: str) -> jobs.Jo
 
 
 def started(start: Start, job: jobs.Job, task: int | None) -> dict[str, Any]:
-    """Gives the detail of `preprocess_started`."""
+    """Return the detail of `preprocess_started`."""
     return {
         "executor": "local" if task is None else "slurm",
         "job": job.name,
@@ -147,7 +147,7 @@ def started(start: Start, job: jobs.Job, task: int | None) -> dict[str, Any]:
 
 
 def begin(stage: Stage, begun: Sequence[tuple[Start, jobs.Job, int | None]]) -> set[str]:
-    """Records that jobs begin, before they do; gives the OPs that had not moved on."""
+    """Record that jobs begin, before they do; return the OPs that had not moved on."""
     events = [
         event_log.Event(start.op.op_id, start.op.seq, "preprocess_started", None, started(start, job, task))
         for start, job, task in begun
@@ -157,7 +157,7 @@ def begin(stage: Stage, begun: Sequence[tuple[Start, jobs.Job, int | None]]) -> 
 
 
 def outcome(op: Op, end: jobs.Ended, state: str | None = None) -> dict[str, Any]:
-    """The detail of `preprocessed` for a job that ended well. Raises Failed with the cause, and OSError."""
+    """The detail of `preprocessed` for a job that ended well. Raise Failed with the cause, and OSError."""
     folder, name = op.job
     if state is not None or end.signal or end.exit_code != 0:
         what = f"{state}: " if state else ""
@@ -177,22 +177,22 @@ def outcome(op: Op, end: jobs.Ended, state: str | None = None) -> dict[str, Any]
 
 
 def described(folder: Path) -> list[dict[str, Any]]:
-    """Gives each file of an OP's folder, those of earlier attempts included: a command may build on them. Raises OSError."""
+    """Return each file of an OP's folder, those of earlier attempts included: a command may build on them. Raise OSError."""
     return [bundle.describe_file(path, folder) for path in bundle.files(folder)]
 
 
 def command_of(op: Op) -> str:
-    """Gives the program that an OP's newest job runs."""
+    """Return the program that an OP's newest job runs."""
     return str((op.started or {})["command"][0])
 
 
 def log_of(op: Op) -> str:
-    """Says where the log of an OP's newest job is."""
+    """Return where the log of an OP's newest job is."""
     return f"log: {op.job[0] / jobs.LOG}"
 
 
 def settle(stage: Stage, op: Op, outcome: Callable[[], dict[str, Any]]) -> None:
-    """Records what became of an OP. If it moved on meanwhile, a later run finds its job as it was left."""
+    """Record what became of an OP. If it moved on meanwhile, a later run finds its job as it was left."""
     run = stage.run
     try:
         detail, cause = outcome(), ""

@@ -17,7 +17,7 @@ DESCRIPTION, MANIFEST, BATCH = "op.json", "manifest.json", "globus-batch.txt"
 
 
 def work_folder(settings: Preprocess) -> Path:
-    """Gives the folder that holds a folder for each OP."""
+    """Return the folder that holds a folder for each OP."""
     if settings.work_dir:
         return Path(settings.work_dir)
     from platformdirs import user_data_path
@@ -26,25 +26,25 @@ def work_folder(settings: Preprocess) -> Path:
 
 
 def folder_name(name: str) -> str:
-    """Gives a name for an OP's folder that is safe whatever the id holds; unquoted() gives the id back."""
+    """Return a name for an OP's folder that is safe whatever the id holds; unquoted() gives the id back."""
     safe = quote(name, safe="")
     return f"%{ord(safe[0]):02X}{safe[1:]}" if safe[:1] in (".", "-", "~") else safe
 
 
 def unquoted(name: str) -> str:
-    """Gives the OP id of a folder's name."""
+    """Return the OP id of a folder's name."""
     return unquote(name)
 
 
 def files(folder: Path) -> Iterator[Path]:
-    """Gives the files below an OP's folder in order, but for links and what l2inv keeps for itself."""
+    """Return the files below an OP's folder in order, but for links and what l2inv keeps for itself."""
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.is_symlink() and path.relative_to(folder).parts[0] != OWN:
             yield path
 
 
 def describe_file(path: Path, folder: Path) -> dict[str, Any]:
-    """Gives a file's path below the folder, as the record can keep it, its size and its SHA-256. Raises OSError."""
+    """Return a file's path below the folder, as the record can keep it, its size and its SHA-256. Raise OSError."""
     with path.open("rb") as content:
         digest = file_digest(content, "sha256").hexdigest()
     shown = str(path.relative_to(folder)).encode("utf-8", "backslashreplace").decode()
@@ -52,10 +52,10 @@ def describe_file(path: Path, folder: Path) -> dict[str, Any]:
 
 
 def write(folder: Path, description: dict[str, Any], settings: Settings) -> None:
-    """Puts op.json, manifest.json and globus-batch.txt into an OP's folder, each whole or not at all.
+    """Put op.json, manifest.json and globus-batch.txt into an OP's folder, each whole or not at all.
 
     `description` is what preprocess.describe() gives. The same description and settings give the same bytes.
-    Raises OSError.
+    Raise OSError.
     """
     made = manifest(description, settings.qualification, settings.preprocess, folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def write(folder: Path, description: dict[str, Any], settings: Settings) -> None
 def manifest(
     description: dict[str, Any], rules: Qualification, settings: Preprocess, folder: Path
 ) -> dict[str, Any]:
-    """Gives the manifest: the OP, its verdict, and each dataset with its version and where it lies; wavelengths in nm.
+    """Return the manifest: the OP, its verdict, and each dataset with its version and where it lies; wavelengths in nm.
 
     `qualifying` are the datasets that the verdict on an invertible instrument program names, `path` is below the
     bucket, and `fetch` is the command line for globus-batch.txt, null where the settings do not name both ends.
@@ -99,7 +99,7 @@ def manifest(
 
 
 def batch(made: dict[str, Any], settings: Preprocess) -> str:
-    """Gives what `globus transfer --batch` reads: a line for the folder of each qualifying dataset.
+    """Return what `globus transfer --batch` reads: a line for the folder of each qualifying dataset.
 
     Globus takes each line apart as a shell would, comments with # included, and joins a path that does not begin
     with / to the folder named beside the endpoint (globus-cli: "Batch Input"). No id can end a line or leave its

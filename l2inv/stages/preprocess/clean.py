@@ -13,10 +13,10 @@ from l2inv.stages.preprocess import bundle
 
 
 def files(connection: Connection, op_id: str) -> dict[str, Any]:
-    """Gives the files that the newest preprocessing of an OP left, each with how it stands.
+    """Return the files that the newest preprocessing of an OP left, each with how it stands.
 
     `standing` is ok, changed (the SHA-256 given is that of now), missing (size and SHA-256 are as recorded), or new:
-    in the folder and not on record. What was cleaned is missing no more; `cleaned_at` says when. An OP that was not preprocessed has no folder and no files. Raises OSError.
+    in the folder and not on record. What was cleaned is missing no more; `cleaned_at` says when. An OP that was not preprocessed has no folder and no files. Raise OSError.
     """
     detail = event_log.newest(connection, op_id, "preprocessed") or {}
     row = connection.execute(
@@ -50,7 +50,7 @@ def clean(
     now: datetime,
     dry_run: bool = False,
 ) -> dict[str, Any]:
-    """Removes the folders of the OPs that have been published for longer than that, and records it on each.
+    """Remove the folders of the OPs that have been published for longer than that, and records it on each.
 
     A folder is recorded as cleaned in the transaction in which it is moved aside, and removed after that: no event
     says more than was done, and what a killed run left aside, the next removes. `failed` names the folders that

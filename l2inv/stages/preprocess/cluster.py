@@ -20,9 +20,9 @@ FAILED = slurm.ENDED - REQUEUED - {"COMPLETED"}
 
 
 def run(stage: Stage, distant: list[Op], starts: list[Start]) -> list[Start]:
-    """Collects what ended on the cluster and submits what is to begin there; gives what is to begin here.
+    """Collect what ended on the cluster and submits what is to begin there; return what is to begin here.
 
-    While the controller cannot be reached, the report warns and nothing changes. Raises L2invError when it refuses.
+    While the controller cannot be reached, the report warns and nothing changes. Raise L2invError when it refuses.
     """
     report, local = stage.run.report["jobs"], stage.settings.preprocess.executor == "local"
     try:
@@ -40,7 +40,7 @@ def run(stage: Stage, distant: list[Op], starts: list[Start]) -> list[Start]:
 
 
 def end(stage: Stage, ops: list[Op]) -> set[str]:
-    """Cancels jobs that are no longer wanted; gives the OPs whose job may still run."""
+    """Cancel jobs that are no longer wanted; return the OPs whose job may still run."""
     in_use = {op.op_id for op in ops}
     try:
         standing = slurm.standing({op.job[1] for op in ops})
@@ -57,7 +57,7 @@ def end(stage: Stage, ops: list[Op]) -> set[str]:
 
 
 def _collected(stage: Stage, ops: list[Op]) -> list[Start]:
-    """Records the jobs that ended on the cluster; gives those that are to begin again. Raises SlurmDown."""
+    """Record the jobs that ended on the cluster; return those that are to begin again. Raise SlurmDown."""
     unclear = []
     for op in ops:
         end = jobs.ended(*op.job)
@@ -101,7 +101,7 @@ def _forgotten(settings: Preprocess, op: Op, end: jobs.Ended | None) -> str:
 
 
 def _submit(stage: Stage, starts: list[Start]) -> int:
-    """Submits OPs as one array, recorded first: a later run finds it by its name. Raises SlurmDown, SlurmRefused."""
+    """Submit OPs as one array, recorded first: a later run finds it by its name. Raise SlurmDown, SlurmRefused."""
     settings, name = stage.settings.preprocess, attempts.new_name()
     made: list[tuple[Start, Job, int]] = []
     scripts = []

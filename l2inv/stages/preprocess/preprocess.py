@@ -30,12 +30,12 @@ def preprocess(
     actor: str,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict[str, Any]:
-    """Preprocesses what is invertible and gives the report of the contract.
+    """Preprocess what is invertible and return the report of the contract.
 
     An OP whose command fails goes to `error`; one whose datasets changed since its verdict is skipped until it is
     judged again, and one on hold until that ends. Without a command, the state moves on with the bundle alone. Stopped
     by a signal, it ends the commands that run here; their OPs stay invertible for the next run. On the cluster, `jobs`
-    says what was submitted and what runs. Raises Busy, ConfigError, DatabaseError, and L2invError when the cluster
+    says what was submitted and what runs. Raise Busy, ConfigError, DatabaseError, and L2invError when the cluster
     refuses.
     """
     with stage_run(connection, "preprocess", actor) as run:
@@ -61,7 +61,7 @@ def preprocess(
 
 
 def check(settings: Preprocess) -> None:
-    """Raises ConfigError when no OP could be preprocessed: rather none is touched than all go to `error`."""
+    """Raise ConfigError when no OP could be preprocessed: rather none is touched than all go to `error`."""
     mistakes = []
     if settings.executor == "slurm":
         if settings.command is None:
@@ -82,7 +82,7 @@ def check(settings: Preprocess) -> None:
 
 
 def _end_stale(stage: Stage, ops: Sequence[Op]) -> set[str]:
-    """Ends the jobs of verdicts that hold no longer; gives the OPs whose folder such a job may still write to."""
+    """End the jobs of verdicts that hold no longer; return the OPs whose folder such a job may still write to."""
     stale = [op for op in ops if op.job[0].exists() and jobs.ended(*op.job) is None]
     distant = [op for op in stale if (op.started or {})["executor"] == "slurm"]
     in_use = cluster.end(stage, distant)
@@ -96,7 +96,7 @@ def _end_stale(stage: Stage, ops: Sequence[Op]) -> set[str]:
 
 
 def _here(stage: Stage, waited: list[Op], starts: list[Start], progress: Callable[[int, int], None]) -> None:
-    """Waits for the jobs that a killed run left on this machine, starts others, and records how they end."""
+    """Wait for the jobs that a killed run left on this machine, starts others, and records how they end."""
     stop = Flag()
     with ThreadPoolExecutor(stage.settings.preprocess.parallel) as pool, _stopping(pool, stop, waited):
         running = {pool.submit(_finished, stage, op, stop): op for op in waited}
@@ -108,7 +108,7 @@ def _here(stage: Stage, waited: list[Op], starts: list[Start], progress: Callabl
 
 @contextmanager
 def _stopping(pool: ThreadPoolExecutor, stop: Flag, waited: Sequence[Op]) -> Iterator[None]:
-    """Ends what runs and what waits when the caller is interrupted: only a killed l2inv leaves commands behind."""
+    """End what runs and what waits when the caller is interrupted: only a killed l2inv leaves commands behind."""
     try:
         yield
     except BaseException:
@@ -120,7 +120,7 @@ def _stopping(pool: ThreadPoolExecutor, stop: Flag, waited: Sequence[Op]) -> Ite
 
 
 def _started_and_finished(stage: Stage, start: Start, stop: Flag) -> dict[str, Any]:
-    """Does an OP's work on this machine and gives the detail of `preprocessed`. Raises Failed, MovedOn, OSError."""
+    """Do an OP's work on this machine and return the detail of `preprocessed`. Raise Failed, MovedOn, OSError."""
     folder = attempts.bundled(stage, start.op.op_id)
     if stage.settings.preprocess.command is None:
         return {"needed": False, "folder": str(folder), "files": attempts.described(folder)}
@@ -138,7 +138,7 @@ def _started_and_finished(stage: Stage, start: Start, stop: Flag) -> dict[str, A
 
 
 def _finished(stage: Stage, op: Op, stop: Flag) -> dict[str, Any]:
-    """Waits for a job on this machine. What is no longer waited for, for whatever reason, is ended."""
+    """Wait for a job on this machine. What is no longer waited for, for whatever reason, is ended."""
     seconds = stage.settings.preprocess.timeout_seconds
     try:
         end = jobs.wait(*op.job, seconds, stop)

@@ -14,10 +14,10 @@ from l2inv.stages.publish.publish import differences, one_at_a_time
 
 
 def reopen(connection: Connection, settings: Settings, op_id: str, reason: str, actor: str) -> None:
-    """Starts an OP's next cycle: it is judged, inverted and published again; what was published stays.
+    """Start an OP's next cycle: it is judged, inverted and published again; what was published stays.
 
     Of an OP that is inverted, or in error since, but was not published, the store must not hold anything: it is
-    asked where the record names an inversion. Raises Refused, Busy while a publisher runs, StoreError and ConfigError.
+    asked where the record names an inversion. Raise Refused, Busy while a publisher runs, StoreError and ConfigError.
     """
     with stage_lock(connection, "publish", "try again when it has ended"), connection.transaction():
         present = _out_of_error(connection, op_id, actor)
@@ -49,10 +49,10 @@ def adopt(
     reason: str,
     actor: str,
 ) -> None:
-    """Says of an inversion that the store holds, and the record does not know, that it is this OP's present one; or,
+    """Return of an inversion that the store holds, and the record does not know, that it is this OP's present one; or,
     `beside`, that it is another, which does not stand against telling of this one.
 
-    Raises Refused where the store holds no such inversion or another than this, Busy, StoreError and ConfigError.
+    Raise Refused where the store holds no such inversion or another than this, Busy, StoreError and ConfigError.
     """
     with stage_lock(connection, "publish", "try again when it has ended"), connection.transaction():
         present = _out_of_error(connection, op_id, actor)
@@ -82,7 +82,7 @@ def adopt(
 
 
 def _out_of_error(connection: Connection, op_id: str, actor: str) -> event_log.Present:
-    """Gives where an OP stands, brought back from `error` if publishing led there."""
+    """Return where an OP stands, brought back from `error` if publishing led there."""
     present = event_log.locked(connection, op_id)
     if present.state == "error" and present.state_before_error == "inverted":
         event_log.retry(connection, [op_id], actor)
@@ -103,9 +103,9 @@ def _must_not_be_told(settings: Settings, op_id: str, inversion_ids: Sequence[st
 def withdraw(
     connection: Connection, op_id: str, reason: str, inversion_ids: Sequence[str], actor: str
 ) -> list[str]:
-    """Marks published inversions of an OP as bad and gives their ids: those named, or all of its newest cycle.
+    """Mark published inversions of an OP as bad and return their ids: those named, or all of its newest cycle.
 
-    Raises Refused when one named is not the OP's, or none is left to withdraw.
+    Raise Refused when one named is not the OP's, or none is left to withdraw.
     """
     with connection.transaction():
         one_at_a_time(connection)

@@ -14,7 +14,7 @@ TAKEN = ("asdf_object_key", "outputs", "software", "criteria_version", "inverted
 
 
 def inverted_ops(connection: Connection) -> list[str]:
-    """Gives the inverted OPs in the order in which publish takes them."""
+    """Return the inverted OPs in the order in which publish takes them."""
     rows = connection.execute(
         "select op_id from l2inv.op_state where state = 'inverted' order by priority desc, since, op_id"
     )
@@ -22,10 +22,10 @@ def inverted_ops(connection: Connection) -> list[str]:
 
 
 def preflight(connection: Connection, settings: Settings, op_id: str) -> dict[str, Any]:
-    """Gives `op_id`, `ready`, `on_hold`, the `checks` and the `inversions` as they would be told.
+    """Return `op_id`, `ready`, `on_hold`, the `checks` and the `inversions` as they would be told.
 
     An inversion has the columns of the view published_op; its id is None until it is recorded. What the record says
-    that the store holds in part is ready: it is to be finished, whatever its datasets have become. Raises Refused
+    that the store holds in part is ready: it is to be finished, whatever its datasets have become. Raise Refused
     for an OP that was never inverted, and L2invError when a mount with outputs is not there.
     """
     row = connection.execute(
@@ -83,7 +83,7 @@ def failed(checks: list[Check]) -> list[Check]:
 
 
 def named(connection: Connection, op_id: str, cycle: int, program: str | None) -> dict[str, Any] | None:
-    """Gives what the record says that the store was, or was about to be, told of an instrument program in a cycle."""
+    """Return what the record says that the store was, or was about to be, told of an instrument program in a cycle."""
     row = connection.execute(
         """
         select detail from l2inv.event
@@ -178,7 +178,7 @@ def _outputs(said: list[dict[str, Any]], settings: Settings) -> Check:
 def _superseded(
     connection: Connection, op_id: str, seq: int, inverted: dict[str, Any], used: list[dict[str, Any]]
 ) -> Check:
-    """Fails for datasets that are no longer what was inverted, unless the ready event accepted just that."""
+    """Fail for datasets that are no longer what was inverted, unless the ready event accepted just that."""
     accepted = (inverted.get("accepted") or {}).get("superseded") or {}
     changed = {
         dataset_id

@@ -40,12 +40,12 @@ def publish(
     actor: str,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict[str, Any]:
-    """Publishes every inverted OP that is not on hold and gives the report of the contract.
+    """Publish every inverted OP that is not on hold and return the report of the contract.
 
     An OP whose preflight fails, or that the store refuses, goes to `error` with what was found, or the store's words.
-    Raises StoreError when the store cannot be reached: the OPs stay inverted for the next run. So does an OP for
+    Raise StoreError when the store cannot be reached: the OPs stay inverted for the next run. So does an OP for
     which no good answer comes, and one whose outputs cannot be looked at: the others go on, and the first of these
-    is raised at the end. Raises ConfigError when the settings name no service, Busy, and DatabaseError.
+    is raised at the end. Raise ConfigError when the settings name no service, Busy, and DatabaseError.
     """
     with stage_run(connection, "publish", actor) as run:
         counts = {"done": 0, "failed": 0, "skipped": 0}
@@ -111,7 +111,7 @@ def _begun(
     op_id: str,
     inversion: dict[str, Any],
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Gives the inversion beside what the store holds of it since a run before this one.
+    """Return the inversion beside what the store holds of it since a run before this one.
 
     What is held was told as its datasets were then, whatever they have become since.
     """
@@ -129,7 +129,7 @@ def _cause(found: dict[str, Any]) -> str:
 
 
 def one_at_a_time(connection: Connection) -> None:
-    """Keeps other events that tell of inversions waiting until the transaction ends.
+    """Keep other events that tell of inversions waiting until the transaction ends.
 
     Event ids are given out when events are written, but events are seen when they are committed: without this a
     reader that goes on behind the newest id it saw could miss a smaller one that was committed after it looked.
@@ -145,7 +145,7 @@ def _name(
     op_id: str,
     inversion: dict[str, Any],
 ) -> None:
-    """Records what the store is about to be told, under the id recorded before or a new one."""
+    """Record what the store is about to be told, under the id recorded before or a new one."""
     if inversion["inversion_id"] is None:
         _must_not_be_held(connection, http, store, op_id, inversion)
         inversion["inversion_id"] = _free_id(http, store)
@@ -160,7 +160,7 @@ def _must_not_be_held(
     op_id: str,
     inversion: dict[str, Any],
 ) -> None:
-    """Raises Unpublishable when the store holds an inversion of the same that no event named: the record is a copy
+    """Raise Unpublishable when the store holds an inversion of the same that no event named: the record is a copy
     from before that, restored, and would tell of it a second time. What adopt() called another one does not count."""
     try:
         found = metadata_store.inversions_of(http, store, inversion["dataset_ids"])
@@ -188,7 +188,7 @@ def _must_not_be_held(
 
 
 def _free_id(http: "requests.Session", store: MetadataStore) -> str:
-    """Gives a new id that the store does not hold. Raises StoreError when it says that it holds any id whatever."""
+    """Return a new id that the store does not hold. Raise StoreError when it says that it holds any id whatever."""
     for _ in range(_DRAWN_IDS):
         if not _held(http, store, inversion_id := new_inversion_id()):
             return inversion_id
@@ -199,7 +199,7 @@ def _free_id(http: "requests.Session", store: MetadataStore) -> str:
 
 
 def new_inversion_id() -> str:
-    """Gives a random id in the store's convention: `inv.` and six of A-Z and 0-9."""
+    """Return a random id in the store's convention: `inv.` and six of A-Z and 0-9."""
     return "inv." + "".join(secrets.choice(string.ascii_uppercase + string.digits) for _ in range(6))
 
 
@@ -216,9 +216,9 @@ def _params(inversion: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tell(http: "requests.Session", store: MetadataStore, params: dict[str, Any]) -> dict[str, Any]:
-    """Tells the store of an inversion that it did not hold, and gives what it then says it holds of it.
+    """Tell the store of an inversion that it did not hold, and return what it then says it holds of it.
 
-    Raises StoreError when the store cannot be asked, StoreRefused and Unpublishable when it will not have this one,
+    Raise StoreError when the store cannot be asked, StoreRefused and Unpublishable when it will not have this one,
     and Unfinished when no good answer came. Telling it once more is safe: it refuses a second of the same id.
     """
     lost = _create(http, store, params)
@@ -234,7 +234,7 @@ def _tell(http: "requests.Session", store: MetadataStore, params: dict[str, Any]
 
 
 def _create(http: "requests.Session", store: MetadataStore, params: dict[str, Any]) -> str | None:
-    """Gives None, or why no good answer came: the work may be done all the same. Raises StoreRefused."""
+    """Return None, or why no good answer came: the work may be done all the same. Raise StoreRefused."""
     try:
         metadata_store.create_inversion(http, store, params)
     except StoreRefused:
@@ -245,7 +245,7 @@ def _create(http: "requests.Session", store: MetadataStore, params: dict[str, An
 
 
 def _held(http: "requests.Session", store: MetadataStore, inversion_id: str) -> dict[str, Any] | None:
-    """Asks what the store holds. A store that refuses to say refuses us, not the inversion: raises StoreError."""
+    """Ask what the store holds. A store that refuses to say refuses us, not the inversion: raises StoreError."""
     try:
         return metadata_store.find_inversion(http, store, inversion_id)
     except StoreRefused as problem:
@@ -255,7 +255,7 @@ def _held(http: "requests.Session", store: MetadataStore, inversion_id: str) -> 
 def _finish(
     connection: Connection, run: Run, op_id: str, inversion: dict[str, Any], held: dict[str, Any]
 ) -> None:
-    """Records that the store holds what it was told, unless a run before this one did. Raises Unpublishable."""
+    """Record that the store holds what it was told, unless a run before this one did. Raise Unpublishable."""
     if other := differences(inversion, held):
         raise Unpublishable(f"the store holds another {', '.join(other)} under {inversion['inversion_id']}")
     key = {name: inversion[name] for name in ("cycle", "instrument_program_id", "inversion_id")}
@@ -269,7 +269,7 @@ def _finish(
 
 
 def differences(inversion: dict[str, Any], held: dict[str, Any]) -> list[str]:
-    """Gives the store's names of what it holds otherwise than the inversion says."""
+    """Return the store's names of what it holds otherwise than the inversion says."""
     params = _params(inversion)
     return [name for name, value in params.items() if _comparable(held.get(name)) != _comparable(value)]
 

@@ -9,7 +9,7 @@ from l2inv.errors import Refused
 
 
 def put(connection: Connection, set_aside: list[Unreadable]) -> set[bytes]:
-    """Keeps records with their reasons, those kept before only as seen again. Gives the hashes that name them."""
+    """Keep records with their reasons, those kept before only as seen again. Return the hashes that name them."""
     rows = {hashlib.sha256(u.raw).digest(): u for u in set_aside}
     with connection.cursor() as cursor:
         cursor.executemany(
@@ -24,7 +24,7 @@ def put(connection: Connection, set_aside: list[Unreadable]) -> set[bytes]:
 
 
 def settle(connection: Connection, run_id: int, readable_ids: list[str], gone_too: bool) -> None:
-    """Marks as resolved what a run did not find unreadable again: its dataset was readable, or (where the whole
+    """Mark as resolved what a run did not find unreadable again: its dataset was readable, or (where the whole
     store was read) it is gone."""
     connection.execute(
         """
@@ -37,7 +37,7 @@ def settle(connection: Connection, run_id: int, readable_ids: list[str], gone_to
 
 
 def open_records(connection: Connection) -> list[bytes]:
-    """Gives each unresolved record as it was received, but for those that another of the same dataset stands for."""
+    """Return each unresolved record as it was received, but for those that another of the same dataset stands for."""
     rows = connection.execute(
         """
         select raw from l2inv.quarantine
@@ -48,7 +48,7 @@ def open_records(connection: Connection) -> list[bytes]:
 
 
 def listed(connection: Connection) -> list[dict[str, Any]]:
-    """Gives the unresolved records, those seen first at the top, each with the key that names it."""
+    """Return the unresolved records, those seen first at the top, each with the key that names it."""
     return connection.execute(
         """
         select dataset_id, reason, first_seen, last_seen, left(encode(raw_hash, 'hex'), 12) as key
@@ -58,7 +58,7 @@ def listed(connection: Connection) -> list[dict[str, Any]]:
 
 
 def shown(connection: Connection, name: str) -> list[dict[str, Any]]:
-    """Gives the records that a dataset id or the beginning of a key names, with the raw text. Raises Refused."""
+    """Return the records that a dataset id or the beginning of a key names, with the raw text. Raise Refused."""
     rows = connection.execute(
         """
         select dataset_id, reason, first_seen, last_seen, resolved_at, raw,

@@ -60,7 +60,7 @@ class Reading:
 
 
 def begun(connection: Connection, settings: Settings, run: Run, progress: Progress) -> Reading:
-    """Begins a scan within a transaction, at whose end its temporary tables are gone."""
+    """Begin a scan within a transaction, at whose end its temporary tables are gone."""
     counts = dict.fromkeys(("seen", "new", "changed", "unchanged", "withdrawn", "quarantined"), 0)
     run.report |= {"complete": True, "datasets": counts, "ops": {}, "warnings": []}
     connection.execute(
@@ -89,7 +89,7 @@ def begun(connection: Connection, settings: Settings, run: Run, progress: Progre
 
 
 def take(reading: Reading, page: Iterable[bytes | msgspec.Raw]) -> None:
-    """Keeps one page: sets aside what cannot be read, drops what was read before, as a page that shifted gives."""
+    """Keep one page: sets aside what cannot be read, drops what was read before, as a page that shifted gives."""
     records: dict[str, inventory.Record] = {}
     raws: dict[str, bytes | msgspec.Raw] = {}
     set_aside: list[inventory.Unreadable] = []
@@ -133,7 +133,7 @@ def _second(dataset_id: str, raw: bytes | msgspec.Raw) -> inventory.Unreadable:
 
 
 def _not_unchanged(reading: Reading, records: Collection[inventory.Record]) -> list[Row]:
-    """Notes the datasets as seen, and gives the newest version of each, but for those that are just as it says.
+    """Note the datasets as seen, and return the newest version of each, but for those that are just as it says.
 
     `version` is null for a new one. One that this scan saw already is given, with what it was then.
     """
@@ -164,7 +164,7 @@ def _not_unchanged(reading: Reading, records: Collection[inventory.Record]) -> l
 
 
 def _is_newer(r: inventory.Record, before: datetime | None) -> bool:
-    """Whether the store changed a dataset since this scan read it, on an earlier page."""
+    """Return whether the store changed a dataset since this scan read it, on an earlier page."""
     return before is not None and r.dataset.update_date is not None and r.dataset.update_date > before
 
 
@@ -182,7 +182,7 @@ def _see_again(reading: Reading, records: list[inventory.Record]) -> None:
 
 
 def _keep(reading: Reading, records: list[inventory.Record], known: dict[str, Row]) -> None:
-    """Adds a version for each record that is new or not what the database holds, and notes it for the OP's event."""
+    """Add a version for each record that is new or not what the database holds, and notes it for the OP's event."""
     reading.profile.count([r.dataset for r in records])
     fresh = [r for r in records if r.dataset.dataset_id in known and _differs(r, known[r.dataset.dataset_id])]
     reading.counts["unchanged"] += len(records) - len(fresh)
@@ -248,7 +248,7 @@ def _found(
 
 
 def note(reading: Reading, found: Iterable[Found]) -> None:
-    """Notes what is to be told to the OPs at the scan's end."""
+    """Note what is to be told to the OPs at the scan's end."""
     with (
         reading.connection.cursor() as cursor,
         cursor.copy(f"copy pg_temp.found ({', '.join(Found._fields)}) from stdin") as copy,

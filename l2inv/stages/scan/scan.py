@@ -29,13 +29,13 @@ def scan(
     allow_withdrawals: bool = False,
     progress: Progress = lambda seen, of: None,
 ) -> dict[str, Any]:
-    """Reads the whole store, or what changed since the last complete scan, and gives the report of the contract.
+    """Read the whole store, or what changed since the last complete scan, and return the report of the contract.
 
     Everything it writes becomes visible at once at its end. When the store fails on the way, or changes faster than
     it can be read, what was read is kept, the report says `complete: false`, and `failed` names the cause. Only a
     complete scan of the whole store finds datasets withdrawn. `warnings` names what looks like drift.
 
-    Raises Busy, DatabaseError, and StoreError when nothing could be read at all, and TooManyGone when more datasets
+    Raise Busy, DatabaseError, and StoreError when nothing could be read at all, and TooManyGone when more datasets
     would be withdrawn than the settings allow; then nothing is written.
     """
     with stage_run(connection, "scan", actor) as run, connection.transaction():
@@ -57,7 +57,7 @@ def scan(
 
 
 def read_again(connection: Connection, settings: Settings, actor: str) -> dict[str, Any]:
-    """Reads what is in quarantine with the reader of this l2inv, and gives a scan's report of it."""
+    """Read what is in quarantine with the reader of this l2inv, and return a scan's report of it."""
     with stage_run(connection, "scan", actor) as run, connection.transaction():
         run.notes["read_again"] = True
         reading = begun(connection, settings, run, lambda seen, of: None)
@@ -81,7 +81,7 @@ def _last_complete(connection: Connection) -> datetime | None:
 
 
 def _read_all(reading: Reading, since: datetime | None) -> None:
-    """Reads until the store holds no more than was read. Raises Incomplete when it never comes to that."""
+    """Read until the store holds no more than was read. Raise Incomplete when it never comes to that."""
     store = reading.settings.metadata_store
     reading.held = metadata_store.record_count(store, since)
     for _ in range(PASSES):
@@ -101,9 +101,9 @@ def _read_all(reading: Reading, since: datetime | None) -> None:
 
 
 def _withdraw(reading: Reading, allowed: bool) -> None:
-    """Records as withdrawn what the whole store, and the store asked by name, no longer holds.
+    """Record as withdrawn what the whole store, and the store asked by name, no longer holds.
 
-    Raises TooManyGone when that is more than the settings allow: rather a broken store than an empty Sun.
+    Raise TooManyGone when that is more than the settings allow: rather a broken store than an empty Sun.
     """
     store = reading.settings.metadata_store
     active, missing = _missing(reading)
@@ -154,7 +154,7 @@ def _withdraw(reading: Reading, allowed: bool) -> None:
 
 
 def _missing(reading: Reading) -> tuple[int, list[str]]:
-    """Gives how many datasets are active by the record, and which of them this scan has not seen."""
+    """Return how many datasets are active by the record, and which of them this scan has not seen."""
     reading.connection.execute("analyze pg_temp.seen")
     counted = reading.connection.execute(
         "select count(*) as active from l2inv.dataset where not withdrawn"
@@ -177,7 +177,7 @@ class TooManyGone(L2invError):
 
 
 def _heirs(connection: Connection, product_ids: list[str]) -> dict[str, str]:
-    """Gives the active dataset of each product: what supersedes a withdrawn one."""
+    """Return the active dataset of each product: what supersedes a withdrawn one."""
     rows = connection.execute(
         """
         select product_id, max(dataset_id) as dataset_id from l2inv.dataset
@@ -189,7 +189,7 @@ def _heirs(connection: Connection, product_ids: list[str]) -> dict[str, str]:
 
 
 def _end(reading: Reading, whole: bool) -> None:
-    """Tells the OPs, settles the quarantine and compares with what earlier scans looked like."""
+    """Tell the OPs, settles the quarantine and compares with what earlier scans looked like."""
     connection, report = reading.connection, reading.run.report
     ops = connection.execute("select count(distinct op_id) as seen from pg_temp.seen").fetchone()
     assert ops is not None
@@ -215,7 +215,7 @@ def _earlier_profile(connection: Connection) -> drift.Plain | None:
 
 
 def _tell(connection: Connection, run: Run) -> dict[str, int]:
-    """Adds one event to each OP that changed: `discovered` to a new one, else `datasets_changed`, which takes an OP
+    """Add one event to each OP that changed: `discovered` to a new one, else `datasets_changed`, which takes an OP
     that was judged back to `discovered` when its verdict depends on what changed."""
     connection.execute(
         """
