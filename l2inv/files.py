@@ -1,9 +1,10 @@
-"""A file written whole or not at all: under another name, brought to disk, then put in place of the one before."""
+"""A file written whole or not at all: beside its place, under a name that nobody can have planted, then renamed."""
 
 import fcntl
 import os
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,45 +12,57 @@ from l2inv.errors import L2invError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, mode: int = 0o600) -> Iterator[BinaryIO]:
     """Lend the file that takes the place of `path` once all went well; a link stays, and leads to the new file.
 
-    Raise L2invError where a device, a pipe or a folder is there, or while another process writes the same; OSError.
+    Its permissions are `mode`, whatever the umask. What a killed writer left beside it is removed. Raise L2invError
+    where a device, a pipe, a folder or another user's link is there, and OSError.
     """
+    if path.is_symlink() and path.lstat().st_uid not in (0, os.geteuid()):
+        raise L2invError(f"{path}: is a link that another user made", "remove it, or name another file")
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():  # root would put a file in place of /dev/null
         raise L2invError(f"{path}: is no regular file", "name a file, new or to be replaced")
-    new = path.with_name(path.name + ".new")
-    number = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    with os.fdopen(number, "wb") as file:
-        if not _is_ours(number, new):
-            raise L2invError(f"{new}: another process writes it", "try again when it has ended")
-        try:
-            file.truncate()
+    _remove_leftovers(path)
+    new = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
+    number = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(number, "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # tells other writers that this is no leftover
+            os.fchmod(number, mode)
             yield file
             file.flush()
             os.fsync(number)
             new.replace(path)
-        except BaseException:
-            new.unlink(missing_ok=True)
-            raise
-
-
-def _is_ours(number: int, new: Path) -> bool:
-    """Lock what was opened, unless it is locked, or in place already by whoever wrote it."""
-    try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(number), new.lstat())
-    except (BlockingIOError, FileNotFoundError):
-        return False
-
-
-def replace(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, never meets half of it. Raise OSError."""
-    new = path.with_name(f"{path.name}.new")
-    try:
-        new.write_bytes(text.encode("utf-8", "surrogateescape"))
-        new.replace(path)
-    except OSError:
+            _sync(path.parent)
+    except BaseException:
         new.unlink(missing_ok=True)
         raise
+
+
+def _remove_leftovers(path: Path) -> None:
+    for left in path.parent.glob(f".{_literally(path.name)}.{'[0-9a-f]' * 16}.new"):
+        with suppress(OSError):  # of another user, or written at this moment
+            number = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(number, "rb") as file:
+                if os.fstat(number).st_uid == os.geteuid():
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    left.unlink()
+
+
+def _sync(folder: Path) -> None:
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _literally(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def replace(path: Path, text: str, mode: int = 0o644) -> None:
+    """Write a text file so that a reader, or a crash, never meets half of it. Raise OSError."""
+    with replacing(path, mode) as file:
+        file.write(text.encode("utf-8", "surrogateescape"))

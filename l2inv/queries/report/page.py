@@ -5,14 +5,12 @@ what stands beside them.
 """
 
 import hashlib
-import os
-import tempfile
 from base64 import b64encode
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from l2inv.errors import L2invError
+from l2inv.files import replacing
 from l2inv.wording import clean, day, moment
 
 if TYPE_CHECKING:
@@ -61,30 +59,10 @@ def write(path: Path, html: str) -> int:
     It is there whole or not at all, also after a crash. Raise L2invError where it cannot be written; then what was
     there before is as it was.
     """
+    content = html.encode()
     try:
-        place = Path(os.path.realpath(path))
-        if place.exists() and not place.is_file():
-            raise L2invError(f"{path}: is no ordinary file", "name another")
-        return _put(place, html.encode())
-    except OSError as problem:
-        raise L2invError(f"{path}: {problem.strerror or problem}", "mend that and run it again") from problem
-
-
-def _put(place: Path, content: bytes) -> int:
-    handle, name = tempfile.mkstemp(prefix=".l2inv-report-", dir=place.parent)
-    try:
-        with open(handle, "wb") as file:  # noqa: PTH123 - a handle
+        with replacing(path, 0o644) as file:
             file.write(content)
-            file.flush()
-            os.fchmod(handle, 0o644)
-            os.fsync(handle)
-        Path(name).replace(place)
-    finally:
-        with suppress(FileNotFoundError):
-            Path(name).unlink()
-    folder = os.open(place.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    except OSError as problem:
+        raise L2invError(f"{path}: {problem.strerror or problem}", "fix that and run it again") from problem
     return len(content)
