@@ -24,6 +24,12 @@ def replacing(path: Path, mode: int = 0o600) -> Iterator[BinaryIO]:
     if path.exists() and not path.is_file():  # root would put a file in place of /dev/null
         raise L2invError(f"{path}: is no regular file", "name a file, new or to be replaced")
     _remove_leftovers(path)
+    with _beside(path, mode) as file:
+        yield file
+
+
+@contextmanager
+def _beside(path: Path, mode: int) -> Iterator[BinaryIO]:
     new = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
     number = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
@@ -64,5 +70,5 @@ def _literally(name: str) -> str:
 
 def replace(path: Path, text: str, mode: int = 0o644) -> None:
     """Write a text file so that a reader, or a crash, never meets half of it. Raise OSError."""
-    with replacing(path, mode) as file:
+    with _beside(path, mode) as file:
         file.write(text.encode("utf-8", "surrogateescape"))

@@ -631,7 +631,7 @@ def test_a_write_that_fails_is_one_line_and_leaves_the_last_page(l2inv: Commands
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)),
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"l2inv: {file}: File too large; mend that and run it again\n"
+    assert done.stderr == f"l2inv: {file}: File too large; fix that and run it again\n"
     assert (file.read_text(), list(file.parent.iterdir())) == ("the last one", [file])
     for wrong, why in (
         (tmp_path / "no" / "l2.html", "No such file"),
