@@ -70,6 +70,62 @@ def value(measured: object) -> str:
     return str(measured)
 
 
+COMPARISONS = {">=": "≥", "contains": "contains"}
+UNITS = {"fraction of frames": "of frames"}
+
+
+def measured(criterion: dict[str, Any]) -> str:
+    """Return what a criterion measured, with its unit unless that is a fraction's."""
+    from l2inv.domain.criteria import comparison
+
+    _, unit = comparison(criterion["name"])
+    found = criterion["measured"]
+    is_plain = unit is None or unit in UNITS or found is None or isinstance(found, str)
+    return value(found) if is_plain else f"{value(found)} {unit}"
+
+
+def required(criterion: dict[str, Any]) -> str:
+    """Return what a criterion requires: how the measured value must compare, with which value, in which unit."""
+    from l2inv.domain.criteria import comparison
+
+    sign, unit = comparison(criterion["name"])
+    if criterion["required"] is None:
+        return "-"
+    words = (COMPARISONS.get(sign, sign), value(criterion["required"]), UNITS.get(unit or "", unit))
+    return " ".join(word for word in words if word)
+
+
+def margin(name: str, by: float | None) -> str:
+    """Return by how much a criterion of that name passes (+) or fails (-), with its unit unless that is a fraction's."""
+    from l2inv.domain.criteria import comparison
+
+    _, unit = comparison(name)
+    if by is None:
+        return "-"
+    if unit == "nm" and by < 0:
+        return f"{-by:.4g} nm missing"
+    return f"{by:+.6g}" + (f" {unit}" if unit not in UNITS else "")
+
+
+def warning(found: dict[str, Any]) -> str:
+    """Return a warning of verdicts.warnings as a sentence."""
+    if found["warning"] == "narrow":
+        return (
+            f"{found['dataset_id']} is narrow in band {found['band']}: {found['below_nm']:.3g} nm below and "
+            f"{found['above_nm']:.3g} nm above its center, less than {found['narrow_nm']:g} nm on a side"
+        )
+    return (
+        f"createDate of {found['dataset_id']} lies in the future: {moment(found['create_date'])} UTC; "
+        f"it counts as arrived when it was first seen, {moment(found['first_seen'])} UTC"
+    )
+
+
+def bands(op: dict[str, Any]) -> str:
+    """Return the bands observed by an OP, the narrow ones marked so."""
+    narrow = {found["band"] for found in op["warnings"] if found["warning"] == "narrow"}
+    return ", ".join(f"{name} (narrow)" if name in narrow else name for name in op["bands"]) or "-"
+
+
 def centimetres(metres: float | None) -> str:
     return f"{metres * 100:.1f} cm" if metres is not None else "unknown"
 
@@ -182,6 +238,8 @@ def verdict_line(verdict: dict[str, Any]) -> str:
             if criterion["result"] in against and not criterion.get("optional"):
                 against[criterion["result"]].add(criterion["name"])
     words = [f"{result}: {', '.join(sorted(names))}" for result, names in against.items() if names]
+    if any(p["instrument_program_id"] is None for p in programs):
+        words.append("datasets without an instrument program id")
     reason = "; ".join(words) if programs else "no dataset of a qualifying instrument"
     return ("undetermined" if verdict["undetermined"] else "not invertible") + f", {reason}"
 

@@ -66,7 +66,8 @@ def next_(
 
     By priority, then as next.rank_by says. Each tells why it stands where it does.
     """
-    from l2inv.queries import observing_programs
+    from l2inv import wording
+    from l2inv.queries import observing_programs, verdicts
     from l2inv.stages.mark_working import offers
 
     if duration and not claims:
@@ -79,17 +80,22 @@ def next_(
     with app.connected() if claims else app.reading() as (connection, settings):
         rank_by = settings.next.rank_by
         if claims:
-            from l2inv import wording
             from l2inv.stages.mark_working import claiming
 
             due_at = _due(settings, duration)
             op_ids = claiming.claim_first(connection, rank_by, wanted, app.actor, due_at, limit or 1)
             found = [observing_programs.show(connection, op_id) for op_id in op_ids]
+            _add_warnings(found, verdicts.warnings(connection, op_ids, settings.qualification))
             said = [f"claimed {op_id} for {app.actor}, due {wording.day(due_at)}" for op_id in op_ids]
             document = {"claimed": found[0] if found else None, "ops": found}
             app.result(document, lambda: app.summaries(said or [nothing]))
+            for op in found:
+                for one in op["warnings"]:
+                    app.warn(f"{op['op_id']}: {wording.warning(one)}")
             return
         ops = offers.offered(connection, rank_by, limit or 10, wanted)
+        op_ids = [op["op_id"] for op in ops]
+        _add_warnings(ops, verdicts.warnings(connection, op_ids, settings.qualification))
         changed = observing_programs.held_with_changed_inputs(connection, app.actor)
         held = observing_programs.held_by(connection, app.actor)
     app.result({"ops": ops, "inputs_changed": changed}, lambda: _print_next(ops, held, nothing))
@@ -97,6 +103,11 @@ def next_(
         app.warn(
             f"{op['op_id']}, which you hold, was judged on other datasets; see: l2inv history {op['op_id']}"
         )
+
+
+def _add_warnings(ops: list[dict[str, Any]], warnings: dict[str, list[dict[str, Any]]]) -> None:
+    for op in ops:
+        op["warnings"] = warnings[op["op_id"]]
 
 
 def _due(settings: "Settings", duration: timedelta | None) -> datetime:
@@ -134,7 +145,7 @@ def _print_next(ops: list[dict[str, Any]], held: list[dict[str, Any]], nothing: 
             op["op_id"],
             op["proposal_id"] or "-",
             wording.day(op["start_time"]),
-            ", ".join(op["bands"]) or "-",
+            wording.bands(op),
             wording.centimetres(op["fried_parameter_med"]),
             op["datasets"],
             ", ".join(op["instruments"]),

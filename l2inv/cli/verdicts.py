@@ -18,13 +18,13 @@ BAR_COLUMNS = 40
 def explain(app: App, op: str) -> None:
     """Explain an OP's verdict, criterion by criterion.
 
-    What was measured, what is required, and by how much it passes or fails.
+    What was measured, what is required, and by how much it passes or fails; and what to be warned of.
     """
     from l2inv.queries import verdicts
     from l2inv.record import event_log
 
-    with app.connected() as (connection, _):
-        found = verdicts.explain(connection, event_log.resolve(connection, op))
+    with app.connected() as (connection, settings):
+        found = verdicts.explain(connection, event_log.resolve(connection, op), settings.qualification)
     app.result(found, lambda: _print_verdict(found))
 
 
@@ -47,6 +47,7 @@ def _print_verdict(found: dict[str, Any]) -> None:
         pairs.append(("overruled", f"{counts_as}: {overruled['reason']}"))
     if found["inputs_changed"]:
         pairs.append(("datasets", "changed since; see: l2inv history"))
+    pairs += [("warning", wording.warning(one)) for one in found["warnings"]]
     render.fields(pairs)
     for program in found["instrument_programs"]:
         click.echo()
@@ -56,19 +57,15 @@ def _print_verdict(found: dict[str, Any]) -> None:
                 c["name"] + (" (optional)" if c.get("optional") else ""),
                 c["result"],
                 c["dataset_id"] or "-",
-                wording.value(c["measured"]),
-                wording.value(c["required"]),
-                _signed(c["margin"]),
+                wording.measured(c),
+                wording.required(c),
+                wording.margin(c["name"], c["margin"]),
             )
             for c in program["criteria"]
         ]
         render.table(
             ("criterion", "result", "dataset", "measured", "required", "margin"), rows, right=("margin",)
         )
-
-
-def _signed(margin: float | None) -> str:
-    return "-" if margin is None else f"{margin:+.6g}"
 
 
 @command("near-misses")
@@ -98,9 +95,9 @@ def _print_near_misses(found: list[dict[str, Any]]) -> None:
             (
                 op["op_id"],
                 op["instrument_program_id"] or "-",
-                wording.value(op["measured"]),
-                wording.value(op["required"]),
-                _signed(op["margin"]),
+                wording.measured({"name": criterion["name"], **op}),
+                wording.required({"name": criterion["name"], **op}),
+                wording.margin(criterion["name"], op["margin"]),
             )
             for op in ops
         ]

@@ -51,11 +51,13 @@ def list_(app: App, state: str | None) -> None:
 @json_option
 def show(app: App, op: str) -> None:
     """Show one OP: its datasets, its verdict, who holds it."""
-    from l2inv.queries import observing_programs
+    from l2inv.queries import observing_programs, verdicts
     from l2inv.record import event_log
 
-    with app.connected() as (connection, _):
-        found = observing_programs.show(connection, event_log.resolve(connection, op))
+    with app.connected() as (connection, settings):
+        op_id = event_log.resolve(connection, op)
+        found = observing_programs.show(connection, op_id)
+        found["warnings"] = verdicts.warnings(connection, [op_id], settings.qualification)[op_id]
     app.result(found, lambda: _print_op(found))
 
 
@@ -84,6 +86,7 @@ def _print_op(op: dict[str, Any]) -> None:
         ("verdict", wording.verdict_line(verdict) if verdict else "not judged yet"),
         ("overruled", f"invertible: {_yes(overruled['invertible'])}: {overruled['reason']}" if overruled else None),
         ("inputs", "changed since the verdict; see: l2inv history" if op["inputs_changed"] else None),
+        *(("warning", wording.warning(found)) for found in op["warnings"]),
     ]  # fmt: skip
     render.fields((name, value) for name, value in pairs if value is not None)
     click.echo()
@@ -118,8 +121,8 @@ def _print_op(op: dict[str, Any]) -> None:
                         c["name"] + (" (optional)" if c.get("optional") else ""),
                         c["result"],
                         c["dataset_id"] or "-",
-                        wording.value(c["measured"]),
-                        wording.value(c["required"]),
+                        wording.measured(c),
+                        wording.required(c),
                     )
                     for c in against
                 ],

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from decimal import Decimal
 from math import hypot, isfinite
-from typing import Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import msgspec
 
@@ -43,6 +43,9 @@ INPUTS = {
 ADDED = ("per_instrument",)
 
 
+NAMELESS = "no instrument program id"  # what a band criterion measured of datasets that name no program
+
+
 class Criterion(TypedDict):
     """One criterion's outcome, for one dataset or (`band NAME`) for a program's datasets together."""
 
@@ -62,6 +65,15 @@ class InstrumentProgramVerdict(TypedDict):
     criteria: list[Criterion]
 
 
+class NarrowBand(TypedDict):
+    """A band of which a dataset's range contains the center, but less than `narrow_nm` below or above it."""
+
+    band: str
+    below_nm: float
+    above_nm: float
+    narrow_nm: float
+
+
 class Verdict(TypedDict):
     """What was found of an OP: plain data that comes back equal from a round trip through JSON."""
 
@@ -73,7 +85,8 @@ class Verdict(TypedDict):
 def judge(datasets: Iterable[Dataset], rules: Qualification) -> Verdict:
     """Return the verdict on one OP from its datasets, one of each id, in any order.
 
-    Datasets of other instruments are passed over. Rules of the same version give the same verdict.
+    Datasets of other instruments are passed over. Rules of the same version give the same verdict. A program without
+    an id is never invertible, since no inversion of it could be published: which datasets belong together is unknown.
     Raise nothing but ValueError for a naive start time, which inventory.read never gives.
     """
     groups: dict[str | None, list[Dataset]] = {}
@@ -86,17 +99,22 @@ def judge(datasets: Iterable[Dataset], rules: Qualification) -> Verdict:
         own = _rules_of(group[0].instrument_name, rules)  # an instrument program is one instrument's
         criteria = [criterion for dataset in group for criterion in _judge_dataset(dataset, own)]
         deciding = {criterion["result"] for criterion in criteria}
-        ranges = [(dataset.dataset_id, _range_nm(dataset)) for dataset in group]
+        ranges = [
+            (dataset.dataset_id, _range_nm(dataset.wavelength_min, dataset.wavelength_max))
+            for dataset in group
+        ]
         for band in _sorted_bands(own.bands):
-            criterion = _judge_band(band, ranges, whole=own.band_coverage == "full")
+            criterion = _judge_band(
+                band, None if program_id is None else ranges, whole=own.band_coverage == "full"
+            )
             criteria.append(criterion)
             if band.required:
                 deciding.add(criterion["result"])
             else:
                 criterion["optional"] = True
-        invertible = deciding == {"pass"}
+        invertible = deciding == {"pass"} and program_id is not None
         programs.append({"instrument_program_id": program_id, "invertible": invertible, "criteria": criteria})
-        undecided = undecided or ("unknown" in deciding and "fail" not in deciding)
+        undecided = undecided or not (invertible or "fail" in deciding)
     found = any(program["invertible"] for program in programs)
     return {"invertible": found, "undetermined": undecided and not found, "instrument_programs": programs}
 
@@ -104,20 +122,57 @@ def judge(datasets: Iterable[Dataset], rules: Qualification) -> Verdict:
 def margin(criterion: Criterion) -> float | None:
     """Return by how much what was measured is better than what is required, in its unit; worse is negative.
 
-    Shares of frames, and arcsec for `on_disk`, which at 0 fails. None where nothing was measured, and for `stokes`
-    and bands, which are met or not. The difference is the decimal one of the two numbers as they are shown.
+    Fractions of the frames; arcsec for `on_disk`, which at 0 fails; nm for bands: how much of the range lies beyond
+    what is required on the nearer side, or how much the range that comes nearest is short. None where nothing was
+    measured, and for `stokes`, which is met or not. The difference is the decimal one of the numbers as they are shown.
     """
     measured, required = criterion["measured"], criterion["required"]
+    if criterion["name"].startswith("band "):
+        return _band_margin_nm(measured, required)
     if not isinstance(measured, (int, float)) or not isinstance(required, (int, float)):
         return None
     spare = Decimal(str(measured)) - Decimal(str(required))
     return float(-spare if criterion["name"] == "on_disk" else spare)
 
 
+def _band_margin_nm(measured: Any, required: Any) -> float | None:
+    if not isinstance(measured, list) or not measured:
+        return None
+    low, high = map(_exact, required if isinstance(required, list) else (required, required))
+    if not isinstance(measured[0], list):
+        return float(min(low - _exact(measured[0]), _exact(measured[1]) - high))
+    short = (
+        (max(_exact(min_nm) - low, Decimal()), max(high - _exact(max_nm), Decimal()))
+        for min_nm, max_nm in measured
+    )
+    return -float(min(map(sum, short)))
+
+
+def _exact(number: float) -> Decimal:
+    """The decimal number that is shown: 630.8 - 630.3 is then 0.5, and no less."""
+    return Decimal(str(number))
+
+
+def comparison(name: str) -> tuple[str, str | None]:
+    """Return how what was measured must compare with what the criterion of that name requires, and their unit."""
+    if name.startswith("band "):
+        return "contains", "nm"
+    return {"stokes": ("contains", None), "on_disk": ("<", "arcsec")}.get(name, (">=", "fraction of frames"))
+
+
+def deciding(rules: Qualification) -> dict[str, Any]:
+    """Return the rules as plain data without what only warns: the bands' `narrow_nm`."""
+    plain: dict[str, Any] = msgspec.to_builtins(rules)
+    for own in (plain, *plain["per_instrument"]):
+        for band in own.get("bands") or ():
+            del band["narrow_nm"]
+    return plain
+
+
 def version(rules: Qualification) -> str:
     """Return the rules' short id, made from their content: the first 12 hexadecimal digits of its SHA-256.
 
-    The order of keys, instruments and bands makes no difference, nor does writing 1 for 1.0.
+    The order of keys, instruments and bands makes no difference, nor does writing 1 for 1.0, nor what only warns.
     """
     ordered = msgspec.structs.replace(
         rules,
@@ -128,7 +183,7 @@ def version(rules: Qualification) -> str:
             for own in sorted(rules.per_instrument, key=lambda own: own.instrument)
         ],
     )
-    plain = msgspec.to_builtins(msgspec.convert(msgspec.to_builtins(ordered), Qualification))
+    plain = deciding(msgspec.convert(msgspec.to_builtins(ordered), Qualification))
     for name in ADDED:
         if not plain[name]:
             del plain[name]
@@ -142,9 +197,45 @@ def bands_within(instrument: str | None, min_nm: float, max_nm: float, rules: Qu
     return [name for name, (low, high) in needed.items() if min_nm <= low and high <= max_nm]
 
 
-def newest_arrival(datasets: Iterable[Dataset], rules: Qualification) -> datetime | None:
-    """Return the newest createDate of the qualifying instruments' datasets; None without such a dataset."""
-    return max((dataset.create_date for dataset in _qualifying(datasets, rules)), default=None)
+def narrow_bands(
+    instrument: str | None, min_nm: float | None, max_nm: float | None, rules: Qualification
+) -> list[NarrowBand]:
+    """Return the bands of which an instrument's dataset of this range holds little on a side of the center.
+
+    A warning to the scientist; no verdict and no version depends on it.
+    """
+    known = _range_nm(min_nm, max_nm)
+    if known is None:
+        return []
+    low, high = map(_exact, known)
+    found: list[NarrowBand] = []
+    for band in _sorted_bands(_rules_of(instrument, rules).bands):
+        below, above = _exact(band.center_nm) - low, high - _exact(band.center_nm)
+        if min(below, above) >= 0 and min(below, above) < _exact(band.narrow_nm):
+            found.append(
+                {
+                    "band": band.name,
+                    "below_nm": float(below),
+                    "above_nm": float(above),
+                    "narrow_nm": band.narrow_nm,
+                }
+            )
+    return found
+
+
+def newest_arrival(
+    datasets: Iterable[Dataset], rules: Qualification, first_seen: Mapping[str, datetime] | None = None
+) -> datetime | None:
+    """Return when the newest of the qualifying instruments' datasets arrived; None without such a dataset.
+
+    That is its createDate, but no later than when l2inv first saw it (`first_seen`, by its id): a createDate yet to
+    come would keep the OP waiting until then.
+    """
+    seen = first_seen or {}
+    return max(
+        (min(d.create_date, seen.get(d.dataset_id, d.create_date)) for d in _qualifying(datasets, rules)),
+        default=None,
+    )
 
 
 def _qualifying(datasets: Iterable[Dataset], rules: Qualification) -> list[Dataset]:
@@ -203,11 +294,13 @@ def _judge_share(
 
 
 def _judge_stokes(dataset: Dataset, required: str) -> Criterion:
+    """By default exactly I, Q, U and V, in any order; where the settings ask for fewer, the others may be there too."""
     measured = dataset.stokes_parameters
     if measured is None or not measured.strip():
         return _criterion("stokes", "unknown", dataset.dataset_id, None, required)
-    complete = set(required) <= set(measured)
-    return _criterion("stokes", "pass" if complete else "fail", dataset.dataset_id, measured, required)
+    letters = sorted(measured.strip())
+    exact = set(required) <= set(letters) <= set("IQUV") and len(set(letters)) == len(letters)
+    return _criterion("stokes", "pass" if exact else "fail", dataset.dataset_id, measured, required)
 
 
 def _judge_on_disk(dataset: Dataset) -> Criterion:
@@ -245,8 +338,7 @@ def _farthest_corner_arcsec(box: str | None) -> float | None:
     return round(distance, 2) if isfinite(distance) else None
 
 
-def _range_nm(dataset: Dataset) -> list[float] | None:
-    low, high = dataset.wavelength_min, dataset.wavelength_max
+def _range_nm(low: float | None, high: float | None) -> list[float] | None:
     if low is None or high is None or not (isfinite(low) and isfinite(high) and low <= high):
         return None
     return [low, high]
@@ -256,10 +348,13 @@ def _needed_nm(band: Band, whole: bool) -> tuple[float, float]:
     return (band.min_nm, band.max_nm) if whole else (band.center_nm, band.center_nm)
 
 
-def _judge_band(band: Band, ranges: list[tuple[str, list[float] | None]], whole: bool) -> Criterion:
+def _judge_band(band: Band, ranges: list[tuple[str, list[float] | None]] | None, whole: bool) -> Criterion:
+    """Judge a band over the datasets of one instrument program; no ranges where its id is null."""
     name = f"band {band.name}"
     low, high = _needed_nm(band, whole)
     required: float | list[float] = [low, high] if whole else low
+    if ranges is None:
+        return _criterion(name, "unknown", None, NAMELESS, required)
     for dataset_id, known in ranges:
         if known is not None and known[0] <= low and high <= known[1]:
             return _criterion(name, "pass", dataset_id, known, required)

@@ -7,6 +7,7 @@ import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from statistics import median
 from typing import Any
 
@@ -29,20 +30,25 @@ TOLERATED_DECADES = {
     "exposure_time": 1.9,
 }
 ENOUGH = 5  # values for a median to mean something
+CLOCKS_DIFFER = timedelta(minutes=5)  # as much as the metadata store's clock may be ahead of the database's
 
 
 @dataclass
 class Profile:
-    """What a scan saw: how often each field was given, and how large the quantities with a unit were."""
+    """What a scan saw: how often each field was given, how large the quantities with a unit were, and which createDates
+    lie after `latest`."""
 
+    latest: datetime | None = None
     datasets: int = 0
     given: dict[str, int] = field(default_factory=dict)
     unknown: dict[str, dict[str, Any]] = field(default_factory=dict)  # what -> {"count", "example"}
+    future: int = 0  # datasets whose createDate is yet to come, and the first of them
+    first_future: Dataset | None = None
     # "FIELD of INSTRUMENT" -> log10 of new values
     sizes: dict[str, "array[float]"] = field(default_factory=dict)
 
     def count(self, datasets: Sequence[Dataset]) -> None:
-        """Count the fields given in some datasets, and whatever in these has no known name."""
+        """Count the fields given in some datasets, whatever in these has no known name, and createDates yet to come."""
         self.datasets += len(datasets)
         columns = zip(*map(msgspec.structs.astuple, datasets), strict=True)
         for name, column in zip(Dataset.__struct_fields__, columns, strict=False):
@@ -56,6 +62,9 @@ class Profile:
                 if counts and not counts.keys() <= keys:
                     for key in counts.keys() - keys:
                         self._note(f"{name} key {key!r}", dataset)
+            if self.latest is not None and dataset.create_date > self.latest:
+                self.future += 1
+                self.first_future = self.first_future or dataset
 
     def measure(self, dataset: Dataset) -> None:
         """Take the quantities with a unit from a dataset that is new or changed."""
@@ -90,6 +99,11 @@ def warnings(now: Profile, earlier: Plain | None, whole: bool) -> list[str]:
         f"unknown {what} in {found['count']} datasets, such as {found['example']}"
         for what, found in sorted(now.unknown.items())
     ]
+    if (first := now.first_future) is not None:
+        lines.append(
+            f"createDate lies in the future in {now.future} datasets, such as {first.dataset_id} "
+            f"({first.create_date:%Y-%m-%d %H:%M} UTC); they count as arrived when they were first seen"
+        )
     if earlier is None:
         return lines
     for name, before in sorted(earlier["given"].items()):

@@ -1,23 +1,32 @@
-"""What the recorded verdicts say: of one OP, of those that nearly passed, of each version of the criteria; and the
-recorded arrivals, of how long to wait before one judges. Reads only."""
+"""What the recorded verdicts say: of one OP, of those that nearly passed, of each version of the criteria; what to
+warn of beside them; and the recorded arrivals, of how long to wait before one judges. Reads only."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 
 from l2inv.config.settings import Qualification
 from l2inv.database.connection import Connection
-from l2inv.domain.criteria import Criterion, InstrumentProgramVerdict, margin
+from l2inv.domain.criteria import (
+    Criterion,
+    InstrumentProgramVerdict,
+    comparison,
+    deciding,
+    margin,
+    narrow_bands,
+)
+from l2inv.domain.drift import CLOCKS_DIFFER
 from l2inv.errors import Refused
 
 QUIET_DAYS = (1, 3, 7, 14, 30, 60, 90, 180)
 
 
-def explain(connection: Connection, op_id: str) -> dict[str, Any]:
-    """Return an OP's newest verdict with each criterion's margin, and what became of it since.
+def explain(connection: Connection, op_id: str, rules: Qualification) -> dict[str, Any]:
+    """Return an OP's newest verdict with each criterion's comparison, unit and margin, and what became of it since.
 
-    Of an OP that was never judged it gives null for whether it is invertible, and no instrument program.
+    `warnings` are those of the present datasets by the present rules. Of an OP that was never judged, whether it is
+    invertible is null, and there is no instrument program.
     """
     row = connection.execute(
         """
@@ -35,8 +44,37 @@ def explain(connection: Connection, op_id: str) -> dict[str, Any]:
     verdict = row.pop("verdict") or {"invertible": None, "undetermined": None, "instrument_programs": []}
     for program in verdict["instrument_programs"]:
         for criterion in program["criteria"]:
+            criterion["comparison"], criterion["unit"] = comparison(criterion["name"])
             criterion["margin"] = margin(criterion)
-    return row | verdict
+    return row | verdict | {"warnings": warnings(connection, [op_id], rules)[op_id]}
+
+
+def warnings(
+    connection: Connection, op_ids: Sequence[str], rules: Qualification
+) -> dict[str, list[dict[str, Any]]]:
+    """Return what a scientist should know of each OP's present datasets of the qualifying instruments.
+
+    `narrow`: a dataset has little on a side of a band's center. `future_create_date`: a dataset's createDate was yet to
+    come when it was first seen; for being quiet it counts as arrived then. No verdict depends on either.
+    """
+    found: dict[str, list[dict[str, Any]]] = {op_id: [] for op_id in op_ids}
+    rows = connection.execute(
+        """
+        select d.op_id, d.dataset_id, d.instrument, d.instrument_program_id, d.wavelength_min_nm, d.wavelength_max_nm,
+               d.create_date, f.recorded_at as first_seen
+        from l2inv.dataset d join l2inv.dataset_version f on f.dataset_id = d.dataset_id and f.version = 1
+        where d.op_id = any(%s) and d.instrument = any(%s) and not d.withdrawn order by d.op_id, d.dataset_id
+        """,
+        [list(op_ids), rules.instruments],
+    )
+    for row in rows:
+        of_op, where = found[row["op_id"]], {n: row[n] for n in ("dataset_id", "instrument_program_id")}
+        narrow = narrow_bands(row["instrument"], row["wavelength_min_nm"], row["wavelength_max_nm"], rules)
+        of_op += [{"warning": "narrow", **where, **band} for band in narrow]
+        if row["create_date"] > row["first_seen"] + CLOCKS_DIFFER:
+            times = {name: row[name] for name in ("create_date", "first_seen")}
+            of_op.append({"warning": "future_create_date", **where, **times})
+    return found
 
 
 def near_misses(connection: Connection) -> list[dict[str, Any]]:
@@ -57,8 +95,10 @@ def near_misses(connection: Connection) -> list[dict[str, Any]]:
                 "instrument_program_id": program["instrument_program_id"],
                 "measured": worst["measured"],
                 "required": worst["required"],
-                "margin": margin(worst),
+                "margin": (by := margin(worst)),
             }
+            if by is not None and worst["name"].startswith("band "):
+                miss["missing_nm"] = -by
             ops[op_id] = min(ops.get(op_id, miss), miss, key=_distance)
     by_count = sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
     return [{"name": name, "ops": sorted(ops.values(), key=_distance)} for name, ops in by_count]
@@ -124,7 +164,7 @@ def version(connection: Connection, prefix: str) -> dict[str, Any]:
         fitting = ", ".join(row["criteria_version"] for row in found)
         raise Refused(f"{prefix!r} fits several criteria: {fitting}", "give more of the version")
     rules = msgspec.convert(found[0]["rules"], Qualification)
-    return {"criteria_version": found[0]["criteria_version"], "rules": msgspec.to_builtins(rules)}
+    return {"criteria_version": found[0]["criteria_version"], "rules": deciding(rules)}
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[dict[str, Any]]:
@@ -155,14 +195,14 @@ def completeness(connection: Connection, instruments: list[str], quiet_days: flo
     """Return which share of the OPs had no dataset that came after N quiet days, for several N and the one set: over all
     instruments, over the qualifying ones and for each. An OP counts where it has a dataset of them.
 
-    Arrivals are the createDates of the datasets' first versions, withdrawn ones included. An OP is late at N where
-    two that follow each other lie more than N days apart.
+    Arrivals are the createDates of the datasets' first versions, withdrawn ones included, or when l2inv first saw them
+    where the createDate is later. An OP is late at N where two that follow each other lie more than N days apart.
     """
     rows = connection.execute(
         """
         with arrival as (
             select op_id, record ->> 'instrumentName' as instrument,
-                   (record ->> 'createDate')::timestamptz as arrived_at
+                   least((record ->> 'createDate')::timestamptz, recorded_at) as arrived_at
             from l2inv.dataset_version where version = 1
         ), pause as (
             select place, name, op_id,

@@ -304,7 +304,7 @@ def _rules(kept: Any, version: str) -> Qualification | None:
     except msgspec.ValidationError:
         return None
     # What could be set per instrument only later is missing in rules from before.
-    same = {"per_instrument": []} | kept == msgspec.to_builtins(rules)
+    same = {"per_instrument": []} | kept == criteria.deciding(rules)
     return rules if same and criteria.version(rules) == version else None
 
 

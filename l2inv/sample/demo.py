@@ -18,7 +18,7 @@ from l2inv.database import embedded
 from l2inv.database.connection import Connection, open_connection, translated
 from l2inv.database.session import connected
 from l2inv.errors import Busy
-from l2inv.queries import observing_programs
+from l2inv.queries import observing_programs, verdicts
 from l2inv.record import event_log
 from l2inv.sample import inventory
 from l2inv.sample.server import Store, serving
@@ -138,7 +138,12 @@ def _pipeline(
     stages.append(stage(preprocessing.preprocess(connection, settings, CRON)))
 
     offered = offers.offered(connection, settings.next.rank_by, 3)
-    lines = [f"{op['op_id']}  r0 {wording.centimetres(op['fried_parameter_med'])}" for op in offered]
+    warned = verdicts.warnings(connection, [op["op_id"] for op in offered], settings.qualification)
+    lines = [
+        f"{op['op_id']}  r0 {wording.centimetres(op['fried_parameter_med'])}, "
+        f"{wording.bands(op | {'warnings': warned[op['op_id']]})}"
+        for op in offered
+    ]
     did("next -n 3", "\n  ".join(lines), HAN)
     chosen = offered[0]["op_id"]
     claiming.claim(connection, chosen, HAN, now + timedelta(days=settings.deadlines.working_days))

@@ -26,11 +26,12 @@ class Arm(NamedTuple):
 
 
 FE = Arm(629.52, 630.91, ("Fe I (630.15 nm)", "Fe I (630.25 nm)"))
-FE_CENTRE = Arm(630.04, 630.46, ("Fe I (630.15 nm)", "Fe I (630.25 nm)"))  # holds the centre, not the band
-FE_BESIDE = Arm(630.31, 631.74, ("Fe I (630.25 nm)",))
-CA = Arm(853.31, 855.22, ("Ca II (854.21 nm)",))
+FE_CENTER = Arm(630.04, 630.46, ("Fe I (630.15 nm)", "Fe I (630.25 nm)"))  # narrow: the center, not the band
+FE_RED = Arm(630.24, 634.39, ("Fe I (630.25 nm)",))  # narrow, and not observed by the table published in 2023
+FE_BESIDE = Arm(630.36, 631.74, ("Fe I (630.25 nm)",))
+CA = Arm(853.12, 855.29, ("Ca II (854.21 nm)",))
 CA_849 = Arm(849.08, 850.41, ("Ca II (849.80 nm)",))
-NA = Arm(588.93, 590.02, ("Na I D1 (589.59 nm)",))
+NA = Arm(588.93, 590.02, ("Na I D1 (589.59 nm)",))  # narrow
 MG = Arm(516.71, 517.68, ("Mg I b1 (517.27 nm)",))
 SI = Arm(1082.05, 1083.92, None)
 FILTERS = (
@@ -120,9 +121,11 @@ class _Sort:
 _SORTS = (
     _Sort(programs=((FE, CA, NA),)),  # invertible
     _Sort(change=_ao_74),
-    _Sort(programs=((FE,),), imager=3),
+    _Sort(programs=((CA,),), imager=3),
     _Sort(programs=(), imager=4),
-    _Sort(change=_just_enough, embargoed=True, imager_age_days=2, imager=3),  # invertible
+    _Sort(
+        change=_just_enough, embargoed=True, imager_age_days=2, imager=3, programs=((FE_RED, CA),)
+    ),  # invertible
     _Sort(change=_one_closed),
     _Sort(change=_no_box, imager=1, programs=((CA, NA, FE),)),
     _Sort(change=_not_delivered),
@@ -130,11 +133,11 @@ _SORTS = (
     _Sort(age_days=3, programs=((FE, CA, MG),)),
     _Sort(change=_off_disk),
     _Sort(change=_intensity_only, embargoed=True),
-    _Sort(programs=((FE_CENTRE, CA, CA_849),)),  # invertible
+    _Sort(programs=((FE_CENTER, CA, CA_849),)),  # invertible
     _Sort(programs=((FE_BESIDE, CA),), imager=1),
     _Sort(change=_no_frames),
     _Sort(instrument="CRYO-NIRSP", programs=((SI, SI),), embargoed=True),
-    _Sort(change=_unnamed, imager=3),  # invertible
+    _Sort(change=_unnamed, imager=3, programs=((FE, MG),)),  # invertible
     _Sort(change=_good_74, programs=((FE, CA, NA),)),
     _Sort(programs=((MG, NA),), imager=3),
     _Sort(change=_poor),

@@ -32,6 +32,7 @@ class Candidate(msgspec.Struct):
     verdict: criteria.Verdict | None
     same_data: bool  # as the newest verdict was on
     versions: dict[str, int]
+    first_seen: dict[str, datetime]
     records: list[str]
 
 
@@ -82,7 +83,7 @@ def _recipes(settings: Settings, run: Run) -> dict[str, Recipes]:
 def keep_criteria(connection: Connection, version: str, settings: Settings) -> None:
     connection.execute(
         "insert into l2inv.criteria (criteria_version, rules) values (%s, %s) on conflict do nothing",
-        [version, Jsonb(msgspec.to_builtins(settings.qualification))],
+        [version, Jsonb(criteria.deciding(settings.qualification))],
     )
 
 
@@ -122,7 +123,7 @@ def _judge_batch(
     for candidate in _candidates(connection, op_ids):
         try:
             datasets = [inventory.stored(text) for text in candidate.records]
-            newest = criteria.newest_arrival(datasets, settings.qualification)
+            newest = criteria.newest_arrival(datasets, settings.qualification, candidate.first_seen)
             planned = recipes.get(candidate.op_id)
             finished = planned is not None and 0 < planned.planned <= planned.complete
             if newest is not None and as_of - newest < quiet and not finished:
@@ -159,15 +160,21 @@ def _candidates(connection: Connection, op_ids: Sequence[str]) -> list[Candidate
         """,
         [op_ids],
     ).fetchall()
-    found = {row["op_id"]: Candidate(**row, versions={}, records=[]) for row in rows}
+    found = {row["op_id"]: Candidate(**row, versions={}, first_seen={}, records=[]) for row in rows}
     datasets = connection.execute(
-        "select op_id, dataset_id, version, record::text as record from l2inv.dataset "
-        "where op_id = any(%s) and not withdrawn",
+        """
+        select op_id, dataset_id, version, record::text as record,
+               case when version = 1 then recorded_at
+                    else (select f.recorded_at from l2inv.dataset_version f
+                          where f.dataset_id = d.dataset_id and f.version = 1) end as first_seen
+        from l2inv.dataset d where op_id = any(%s) and not withdrawn
+        """,
         [op_ids],
     )
     for row in datasets:
         candidate = found[row["op_id"]]
         candidate.versions[row["dataset_id"]] = row["version"]
+        candidate.first_seen[row["dataset_id"]] = row["first_seen"]
         candidate.records.append(row["record"])
     return list(found.values())
 
@@ -209,8 +216,9 @@ def overrule(
 ) -> None:
     """Record what a scientist decides against, or in support of, the newest verdict, which the event names.
 
-    Invertible are then the instrument programs named, or all that were judged. It holds until the datasets change,
-    whatever the criteria. Raise Refused for an OP that was never judged, or that science holds or has done.
+    Invertible are then the instrument programs named, or all that were judged and have an id. It holds until the
+    datasets change, whatever the criteria. Raise Refused for an OP that was never judged, or that science holds or has
+    done, or of which no inversion could be published.
     """
     with connection.transaction():
         present = event_log.locked(connection, op_id)
@@ -222,8 +230,14 @@ def overrule(
                 f"see: l2inv show {op_id}",
             )
         verdict = judged["verdict"]
-        known = [p["instrument_program_id"] for p in verdict["instrument_programs"]]
+        judged_ids = [p["instrument_program_id"] for p in verdict["instrument_programs"]]
+        known = [program_id for program_id in judged_ids if program_id is not None]
         unknown = sorted(set(programs) - set(known))
+        if invertible and judged_ids and not known:
+            raise Refused(
+                f"OP {op_id}: its datasets name no instrument program, so no inversion of it could be published",
+                f"once the metadata store names one, l2inv scan and qualify see to it; see: l2inv explain {op_id}",
+            )
         if unknown or (invertible and not known):
             what = (
                 f"no instrument program {', '.join(unknown)}" if unknown else "no instrument program at all"

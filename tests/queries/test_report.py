@@ -324,7 +324,7 @@ def test_each_op_has_a_line_with_its_dates_seeing_bands_movie_holder_and_history
         assert line["since"] == op["since"][:10]
         assert line["priority"] == op["priority"]
         assert line["holder"] == (op["assignee"] or "")
-        named = {name for name in line["bands"] if not name.endswith(" nm")}
+        named = {name.removesuffix(" (narrow)") for name in line["bands"] if not name.endswith(" nm")}
         assert op["state"] == "discovered" or named == set(op["bands"])
         if op["fried_parameter_med"] is None:
             assert line["r0"] is None
@@ -451,9 +451,9 @@ def test_bands_are_judged_by_the_rules_of_their_instrument() -> None:
     rules = Qualification()
     datasets = [
         {"instrument": "VISP", "wavelength_min_nm": low, "wavelength_max_nm": high}
-        for low, high in ((853.0, 856.0), (629.5, 630.9), (516.7, 517.7), (None, 1.0))
+        for low, high in ((853.0, 856.0), (629.81, 630.9), (516.7, 517.7), (None, 1.0))
     ]
-    assert drawing._bands(datasets, rules) == ["517.2 nm", "Ca II 854.2", "Fe I 630.2"]
+    assert drawing._bands(datasets, rules) == ["517.2 nm", "Ca II 854.2", "Fe I 630.3 (narrow)"]
 
 
 @pytest.mark.parametrize(

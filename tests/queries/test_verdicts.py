@@ -1,11 +1,13 @@
 """What the verdicts tell: why, how nearly, by which criteria, what others would change, and how long to wait."""
 
+import re
 import sys
-from datetime import datetime, timedelta
-from itertools import pairwise
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psycopg
 import pytest
 import yaml
@@ -20,7 +22,13 @@ from tests.helpers.terminals import shown_by
 from tests.stages.test_qualify import AS_OF, visp
 
 REAL = Path(__file__).parents[3] / "shared" / "real" / "inventory-2023-10.json"
-PRESENT = "854543d9cf5a"  # the version of the default criteria
+EXAMPLE = Path(__file__).parents[2] / "config.example.yaml"
+PRESENT = "87a33761620a"  # the version of the default criteria
+PUBLISHED = [  # the bands of the table published in 2023
+    {"name": "Ca II 854.2", "min_nm": 853.5, "center_nm": 854.2, "max_nm": 855.0, "required": True},
+    {"name": "Ca II 849.8", "min_nm": 849.3, "center_nm": 849.8, "max_nm": 850.2, "required": False},
+    {"name": "Fe I 630.2", "min_nm": 629.7, "center_nm": 630.2, "max_nm": 630.5, "required": True},
+]
 
 
 def on_a_terminal(l2inv: Commands, *argv: str, **env: str) -> str:
@@ -71,12 +79,43 @@ def test_a_verdict_is_explained_with_the_margin_of_each_criterion(l2inv: Command
     failed = [c for c in program["criteria"] if c["name"] == "ao" and c["result"] == "fail"]
     assert [(c["measured"], c["required"], c["margin"]) for c in failed] == [(0.74, 0.75, -0.01)]
     for criterion in program["criteria"]:
-        has_one = criterion["name"] in ("health", "gos", "ao", "on_disk")
-        assert (criterion.pop("margin") is not None) == has_one
+        assert (criterion.pop("margin") is not None) == (criterion["name"] != "stokes")
+        del criterion["comparison"], criterion["unit"]
     assert found["instrument_programs"] == l2inv.json("show", op)["verdict"]["instrument_programs"]
     shown = l2inv("explain", op).stdout
     assert "-0.01\n" in shown
-    assert "band Ca II 849.8 (optional)" in shown
+    assert "band Na I 589.3 (optional)" in shown
+
+
+def test_explain_gives_the_sign_of_each_comparison_and_the_unit(l2inv: Commands) -> None:
+    judged(l2inv)
+    op = not_invertible(l2inv, "ao")
+    (program,) = l2inv.json("explain", op)["instrument_programs"]
+    asked = {c["name"]: (c["comparison"], c["unit"]) for c in program["criteria"]}
+    assert asked == {
+        "health": (">=", "fraction of frames"), "gos": (">=", "fraction of frames"),
+        "ao": (">=", "fraction of frames"), "stokes": ("contains", None), "on_disk": ("<", "arcsec"),
+        "band Ca II 854.2": ("contains", "nm"), "band Fe I 630.3": ("contains", "nm"),
+        "band Na I 589.3": ("contains", "nm"),
+    }  # fmt: skip
+    rows = [re.split(r"  +", line) for line in l2inv("explain", op).stdout.splitlines()]
+    shown = {row[0].removesuffix(" (optional)"): row[3:] for row in rows if len(row) == 6}
+    assert shown["ao"] == ["0.74", "≥ 0.75 of frames", "-0.01"]
+    assert shown["stokes"] == ["IQUV", "contains IQUV", "-"]
+    measured, required, margin = shown["on_disk"]
+    assert re.fullmatch(r"[\d.]+ arcsec", measured)
+    assert re.fullmatch(r"< 9\d\d\.\d+ arcsec", required)
+    assert re.fullmatch(r"\+[\d.]+ arcsec", margin)
+    measured, required, margin = shown["band Fe I 630.3"]
+    assert re.fullmatch(r"629\.\d+ to 630\.\d+ nm", measured)
+    assert (required, margin[0], margin[-3:]) == ("contains 630.3 nm", "+", " nm")
+    measured, required, margin = shown["band Na I 589.3"]
+    assert measured.endswith(" nm")
+    assert re.fullmatch(r"[\d.]+ nm missing", margin)
+    l2inv.settings["qualification"] = {"band_coverage": "full"}
+    l2inv.save()
+    l2inv(*AS_OF)
+    assert "contains 629.8 to 630.8 nm" in l2inv("explain", op).stdout
 
 
 def test_an_op_that_was_never_judged_says_so(l2inv: Commands) -> None:
@@ -124,6 +163,161 @@ def test_an_optional_band_is_no_reason(l2inv: Commands) -> None:
     assert lines[-1].endswith(f"not invertible, fail: ao (criteria {PRESENT})")
 
 
+# Warnings
+
+
+NARROW = (
+    "is narrow in band Fe I 630.3: 0.061 nm below and 4.09 nm above its center, less than 0.5 nm on a side"
+)
+
+
+def test_narrow_bands_are_a_warning_in_explain_show_next_and_the_report(
+    l2inv: Commands, store: Store, ready: list[str], tmp_path: Path
+) -> None:
+    op = ready[0]
+    for dataset in visp(store, op)[:1]:
+        dataset |= {"wavelengthMin": 630.239, "wavelengthMax": 634.39}
+    store.datasets[:] = visp(store, op)[:1] + visp(store, ready[1])
+    l2inv("scan", "--allow-withdrawals")
+    l2inv(*AS_OF)
+    l2inv("preprocess")
+    told = {
+        "warning": "narrow", "dataset_id": visp(store, op)[0]["datasetId"],
+        "instrument_program_id": visp(store, op)[0]["instrumentProgramExecutionId"],
+        "band": "Fe I 630.3", "below_nm": 0.061, "above_nm": 4.09, "narrow_nm": 0.5,
+    }  # fmt: skip
+    assert l2inv.json("explain", op)["warnings"] == l2inv.json("show", op)["warnings"] == [told]
+    assert l2inv.json("show", op)["verdict"]["invertible"]
+    offered = {one["op_id"]: one for one in l2inv.json("next")["ops"]}
+    assert offered[op]["warnings"] == [told]
+    for command in ("explain", "show"):
+        assert f"{told['dataset_id']} {NARROW}" in l2inv(command, op).stdout
+    assert "Fe I 630.3 (narrow)" in l2inv("next").stdout
+    page = tmp_path / "report.html"
+    l2inv("report", str(page))
+    assert "Fe I 630.3 (narrow)" in page.read_text()
+
+    claimed = l2inv("next", "--claim", "-n", "2", "--json")
+    assert {one["op_id"]: one["warnings"] for one in claimed.json["ops"]}[op] == [told]
+    assert f"{op}: {told['dataset_id']} {NARROW}" in claimed.stderr
+
+    l2inv.settings["qualification"] = {"bands": [msgspec.to_builtins(b) | {"narrow_nm": 0} for b in Qualification().bands]}  # fmt: skip
+    l2inv.save()
+    assert l2inv.json("explain", op)["warnings"] == []
+    assert "narrow" not in l2inv("show", op).stdout
+    assert "(narrow)" not in l2inv("report", "-").stdout
+
+
+def test_a_band_with_enough_on_both_sides_is_no_warning(
+    l2inv: Commands, store: Store, ready: list[str]
+) -> None:
+    bands = {b.name: (b.center_nm - b.narrow_nm, b.center_nm + b.narrow_nm) for b in Qualification().bands}
+    quiet = [op for op in l2inv.json("next", "-n", "100")["ops"] if not op["warnings"]]
+    assert quiet
+    for op in quiet:
+        ranges = [(d["wavelengthMin"], d["wavelengthMax"]) for d in visp(store, op["op_id"])]
+        for name in op["bands"]:
+            assert any(low <= bands[name][0] and bands[name][1] <= high for low, high in ranges)
+
+
+# A createDate yet to come
+
+
+def test_a_create_date_in_the_future_is_warned_about_and_keeps_no_op_waiting_for_ever(
+    l2inv: Commands, store: Store, ready: list[str], connection: Connection
+) -> None:
+    op, (first, *_) = ready[0], visp(store, ready[0])
+    assert l2inv.json("scan")["warnings"] == []
+    store.datasets.append(first | {"datasetId": "FUTURE", "createDate": "2199-01-01T00:00:00"})
+    said = l2inv("scan", "--json")
+    (warning,) = said.json["warnings"]
+    assert warning == (
+        "createDate lies in the future in 1 datasets, such as FUTURE (2199-01-01 00:00 UTC); "
+        "they count as arrived when they were first seen"
+    )
+    assert warning in said.stderr
+    row = connection.execute(
+        "select recorded_at from l2inv.dataset_version where dataset_id = 'FUTURE'"
+    ).fetchone()
+    assert row is not None
+    seen = row["recorded_at"]
+
+    (told,) = [w for w in l2inv.json("explain", op)["warnings"] if w["warning"] == "future_create_date"]
+    assert (told["dataset_id"], told["create_date"]) == ("FUTURE", "2199-01-01T00:00:00Z")
+    assert datetime.fromisoformat(told["first_seen"]) == seen
+    assert "createDate of FUTURE lies in the future: 2199-01-01 00:00 UTC" in l2inv("explain", op).stdout
+    assert "createDate of FUTURE lies in the future" in l2inv("show", op).stdout
+
+    def state_after(days: float) -> str:
+        l2inv("qualify", "--as-of", (seen + timedelta(days=days)).isoformat())
+        return str(l2inv.json("show", op)["state"])
+
+    assert state_after(13.99) == "discovered"
+    store.datasets[-1]["frameCount"] += (
+        1  # a further version was seen later; the dataset arrived with its first
+    )
+    l2inv("scan")
+    assert state_after(13.99) == "discovered"
+    assert state_after(14) != "discovered"
+    judged = l2inv.json("history", op)["events"][-1]
+    assert judged["kind"] == "judged"
+    assert datetime.fromisoformat(judged["detail"]["newest_arrival"]) == seen
+
+
+def test_a_create_date_that_is_only_a_clock_ahead_is_no_warning(
+    l2inv: Commands, store: Store, ready: list[str]
+) -> None:
+    (first, *_) = visp(store, ready[0])
+    ahead = datetime.now(UTC).replace(tzinfo=None) + timedelta(minutes=2)
+    store.datasets.append(first | {"datasetId": "AHEAD", "createDate": ahead.isoformat()})
+    assert l2inv.json("scan")["warnings"] == []
+    warned = [w["warning"] for w in l2inv.json("explain", ready[0])["warnings"]]
+    assert "future_create_date" not in warned
+
+
+# Datasets that name no instrument program
+
+
+def test_what_names_no_instrument_program_is_undetermined_and_never_offered(
+    l2inv: Commands, store: Store, ready: list[str]
+) -> None:
+    op = ready[0]
+    for dataset in visp(store, op):
+        dataset["instrumentProgramExecutionId"] = None
+    l2inv("scan")
+    l2inv(*AS_OF)
+    l2inv("preprocess")
+    found = l2inv.json("explain", op)
+    assert (found["state"], found["invertible"], found["undetermined"]) == ("not_invertible", False, True)
+    assert [p["instrument_program_id"] for p in found["instrument_programs"]] == [None]
+    assert against(found, "fail") == set()
+    assert against(found, "unknown") == {"band Fe I 630.3"}
+    shown = l2inv("explain", op).stdout
+    assert "undetermined, unknown: band Fe I 630.3; datasets without an instrument program id" in shown
+    assert "no instrument program id" in shown
+    assert op not in [one["op_id"] for one in l2inv.json("next", "-n", "100")["ops"]]
+    assert "not_invertible" in l2inv("claim", op, expect=3).stderr
+    for more in ((), ("--instrument-program", "None")):
+        refused = l2inv("overrule", op, "--invertible", "--reason", "by eye", *more, expect=3).stderr
+        assert "name no instrument program" in refused
+    l2inv("overrule", op, "--not-invertible", "--reason", "by eye")
+    assert l2inv.json("claim", ready[1])["state"] == "working"
+
+
+def test_an_overruled_op_has_only_the_programs_that_have_an_id(
+    l2inv: Commands, store: Store, ready: list[str]
+) -> None:
+    named, *nameless = visp(store, ready[0])
+    named["aoLocked"] = 0
+    for dataset in nameless:
+        dataset["instrumentProgramExecutionId"] = None
+    assert nameless
+    l2inv("scan")
+    l2inv(*AS_OF)
+    found = l2inv.json("overrule", ready[0], "--invertible", "--reason", "by eye")
+    assert found["instrument_programs"] == [named["instrumentProgramExecutionId"]]
+
+
 # near-misses
 
 
@@ -142,9 +336,7 @@ def test_near_misses_are_the_ops_with_a_program_that_fails_on_one_criterion_alon
             names = against(alone, "fail")
             if len(names) == 1 and not against(alone, "unknown"):
                 expected.setdefault(names.pop(), set()).add(op["op_id"])
-    assert {"ao", "gos", "health", "on_disk", "stokes", "band Ca II 854.2", "band Fe I 630.2"} <= set(
-        expected
-    )
+    assert {"ao", "gos", "health", "on_disk", "stokes", "band Fe I 630.3"} == set(expected)
     found = l2inv.json("near-misses")["criteria"]
     assert {c["name"]: {op["op_id"] for op in c["ops"]} for c in found} == expected
     assert all(len(c["ops"]) == len(expected[c["name"]]) for c in found)
@@ -156,6 +348,41 @@ def test_near_misses_are_the_ops_with_a_program_that_fails_on_one_criterion_alon
     shown = l2inv("near-misses").stdout
     assert f"ao: {len(expected['ao'])} OP" in shown
     assert all(op in shown for ops in expected.values() for op in ops)
+
+
+def test_near_misses_of_a_band_say_how_many_nm_are_missing_the_fewest_first(
+    l2inv: Commands, store: Store, ready: list[str]
+) -> None:
+    fell_short = {
+        "red": (630.312, 634.39),
+        "blue": (629.0, 630.2),
+        "far": (516.7, 517.7),
+        "good": (630.3, 631.0),
+    }
+    store.datasets[:] = [
+        visp(store, ready[0])[0]
+        | {
+            "datasetId": op.upper(),
+            "observingProgramExecutionId": op,
+            "wavelengthMin": low,
+            "wavelengthMax": high,
+        }
+        for op, (low, high) in fell_short.items()
+    ]
+    l2inv("scan", "--allow-withdrawals")
+    l2inv(*AS_OF)
+    (band,) = l2inv.json("near-misses")["criteria"]
+    assert band["name"] == "band Fe I 630.3"
+    told = [(op["op_id"], op["missing_nm"], op["margin"]) for op in band["ops"]]
+    assert told == [("red", 0.012, -0.012), ("blue", 0.1, -0.1), ("far", 112.6, -112.6)]
+    assert band["ops"][0].keys() == {
+        "op_id", "instrument_program_id", "measured", "required", "margin", "missing_nm",
+    }  # fmt: skip
+    lines = l2inv("near-misses").stdout.splitlines()
+    for op, missing in (("red", "0.012 nm missing"), ("blue", "0.1 nm missing"), ("far", "112.6 nm missing")):
+        (line,) = [line for line in lines if line.startswith(f"{op} ")]
+        assert line.endswith(missing)
+        assert "contains 630.3 nm" in line
 
 
 def test_near_misses_go_by_the_worst_dataset_the_nearest_program_and_come_nearest_first(
@@ -194,6 +421,9 @@ def test_no_near_miss_is_said(l2inv: Commands) -> None:
 def test_every_version_of_the_criteria_says_since_when_and_how_much_it_judged(l2inv: Commands) -> None:
     l2inv("scan")
     all_judged = l2inv.json(*AS_OF)["ops"]["judged"]
+    l2inv.settings["qualification"] = {"bands": [msgspec.to_builtins(b) | {"narrow_nm": 7.5} for b in Qualification().bands]}  # fmt: skip
+    l2inv.save()
+    assert l2inv.json(*AS_OF)["ops"]["judged"] == 0  # what only warns has no OP judged again
     l2inv.settings["qualification"] = {"min_ao_locked": 0.5}
     l2inv.save()
     assert "have judged nothing yet" in l2inv("criteria").stdout
@@ -214,9 +444,9 @@ def test_every_version_of_the_criteria_says_since_when_and_how_much_it_judged(l2
 def test_two_versions_are_compared_by_what_they_say(l2inv: Commands) -> None:
     judged(l2inv)
     bands = [
-        {"name": "Fe I 630.2", "min_nm": 629.7, "center_nm": 630.2, "max_nm": 630.5, "required": True},
-        {"name": "Ca II 854.2", "min_nm": 853.5, "center_nm": 854.2, "max_nm": 855.0, "required": False},
-    ]
+        {"name": "Ca II 854.2", "min_nm": 853.2, "center_nm": 854.2, "max_nm": 855.2, "required": True, "narrow_nm": 2.0},
+        {"name": "Fe I 630.3", "min_nm": 629.8, "center_nm": 630.3, "max_nm": 630.8, "required": True},
+    ]  # fmt: skip
     l2inv.settings["qualification"] = {
         "min_ao_locked": 0.5,
         "instruments": ["VISP", "DL-NIRSP"],
@@ -226,10 +456,10 @@ def test_two_versions_are_compared_by_what_they_say(l2inv: Commands) -> None:
     new = l2inv.json(*AS_OF)["criteria_version"]
     found = l2inv.json("criteria", PRESENT[:7], new)
     assert (found["from"], found["to"]) == (PRESENT, new)
-    gone = {"name": "Ca II 849.8", "min_nm": 849.3, "center_nm": 849.8, "max_nm": 850.2, "required": False}
+    gone = {"name": "Na I 589.3", "min_nm": 588.3, "center_nm": 589.3, "max_nm": 590.3, "required": False}
     assert found["differences"] == [
-        {"path": "bands.Ca II 849.8", "old": gone, "new": None},
-        {"path": "bands.Ca II 854.2.required", "old": True, "new": False},
+        {"path": "bands.Ca II 854.2.required", "old": False, "new": True},
+        {"path": "bands.Na I 589.3", "old": gone, "new": None},
         {"path": "instruments", "old": ["VISP"], "new": ["DL-NIRSP", "VISP"]},
         {"path": "min_ao_locked", "old": 0.75, "new": 0.5},
     ]
@@ -375,8 +605,8 @@ def test_what_if_gives_what_qualify_would_change_and_writes_nothing(
     l2inv: Commands, connection: Connection, tmp_path: Path
 ) -> None:
     judged(l2inv)
-    fe = {"name": "Fe I 630.2", "min_nm": 629.7, "center_nm": 630.2, "max_nm": 630.5, "required": True}
-    other = {"min_good_health": 0.76, "bands": [fe]}
+    ca = {"name": "Ca II 854.2", "min_nm": 853.5, "center_nm": 854.2, "max_nm": 855.0, "required": True}
+    other = {"min_good_health": 0.76, "bands": [ca]}
     before = snapshot(connection)
     connection.execute("select pg_advisory_lock(hashtext('l2inv run'), hashtext('l2inv.qualify'))")
     l2inv(*AS_OF, expect=75)
@@ -396,6 +626,25 @@ def test_what_if_gives_what_qualify_would_change_and_writes_nothing(
     assert set(found["lost"]) == now - then != set()
     assert found["unchanged"] == l2inv.json("status")["ops"] - len(then ^ now)
     assert found["criteria_version"] == report["criteria_version"]
+
+
+def test_what_if_the_table_published_in_2023_still_held(l2inv: Commands, tmp_path: Path) -> None:
+    """The comment of config.example.yaml, as it stands there, without its #."""
+    lines = EXAMPLE.read_text().splitlines()
+    start = next(n for n, line in enumerate(lines) if line.strip() == "#   qualification:")
+    comment = list(takewhile(lambda line: line.lstrip().startswith("#"), lines[start:]))
+    table = tmp_path / "2023.yaml"
+    table.write_text("\n".join(line.lstrip().removeprefix("#") for line in comment))
+    assert yaml.safe_load(table.read_text()) == {"qualification": {"bands": PUBLISHED}}
+    judged(l2inv)
+    found = l2inv.json("qualify", "--what-if", str(table))
+    assert found["criteria_version"] == "854543d9cf5a"
+    present = l2inv.json("list", "--state", "invertible")["ops"]
+    bands = {op["op_id"]: set(op["bands"]) for op in present}
+    assert {op for op in bands if "Ca II 854.2" not in bands[op]} < set(found["lost"]) < set(bands)
+    assert found["gained"] == []
+    said = l2inv("qualify", "--what-if", str(table)).stdout
+    assert all(f"lost   {op}\n" in said for op in found["lost"])
 
 
 def test_what_if_judges_what_science_holds_and_what_was_published(

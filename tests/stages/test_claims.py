@@ -109,7 +109,9 @@ def test_next_filters_by_what_one_chooses_by(l2inv: Commands, ready: list[str]) 
 
     proposal = ops[0]["proposal_id"]
     assert shown("--proposal", proposal) == {op["op_id"] for op in ops if op["proposal_id"] == proposal}
-    assert shown("--band", "849.8") == {op["op_id"] for op in ops if "Ca II 849.8" in op["bands"]}
+    calcium = {op["op_id"] for op in ops if "Ca II 854.2" in op["bands"]}
+    assert shown("--band", "854.2") == calcium
+    assert set() < calcium < set(ready)
     assert shown("--instrument", "VBI") == {op["op_id"] for op in ops if "VBI" in op["instruments"]}
     good = {op["op_id"] for op in ops if (op["fried_parameter_med"] or 0) >= 0.07}
     assert shown("--min-r0-cm", "7") == good

@@ -14,10 +14,10 @@ from statistics import median
 from typing import Any
 
 from l2inv.config.settings import Qualification, Settings
-from l2inv.domain.criteria import bands_within, corners
+from l2inv.domain.criteria import bands_within, corners, narrow_bands
 from l2inv.domain.solar import apparent_radius_arcsec
 from l2inv.domain.states import STATES, State
-from l2inv.wording import day, value
+from l2inv.wording import day, margin, measured, required
 
 Row = dict[str, Any]
 
@@ -200,9 +200,9 @@ def against(rows: list[Row], ops: int, numbers: dict[str, int]) -> list[Row]:
             },
         )
         if row["op_id"] is not None:
-            miss = {key: short(value(row[key]), 80) for key in ("measured", "required")}
-            margin = None if row["margin"] is None else f"{row['margin']:+.6g}"
-            criterion["nearest"].append(_linked({"op_id": row["op_id"]}, numbers) | miss | {"margin": margin})
+            miss = {"measured": short(measured(row), 80), "required": short(required(row), 80)}
+            by = None if row["margin"] is None else margin(name, row["margin"])
+            criterion["nearest"].append(_linked({"op_id": row["op_id"]}, numbers) | miss | {"margin": by})
     return list(found.values())
 
 
@@ -289,14 +289,16 @@ def _overdue(op: Row, now: datetime) -> str | None:
 
 
 def _bands(datasets: list[Row], rules: Qualification) -> list[str]:
-    """The bands observed by their names, and what else was observed by its mean wavelength."""
-    found = set()
+    """The bands observed by their names, the narrow ones marked, and what else was observed by its mean wavelength."""
+    found: set[str] = set()
+    narrow: set[str] = set()
     for d in datasets:
         low, high = d["wavelength_min_nm"], d["wavelength_max_nm"]
         if low is not None and high is not None:
             named = bands_within(d["instrument"], low, high, rules)
             found.update(named or [f"{(low + high) / 2:.4g} nm"])
-    return sorted(short(name, 40) for name in found)[:8]
+            narrow.update(band["band"] for band in narrow_bands(d["instrument"], low, high, rules))
+    return sorted(short(name, 40) + (" (narrow)" if name in narrow else "") for name in found)[:8]
 
 
 _URL = re.compile(r"https?://[!-~]+", re.IGNORECASE)

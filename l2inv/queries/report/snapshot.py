@@ -176,7 +176,11 @@ def _against(connection: Connection) -> list[dict[str, Any]]:
                    c -> 'measured' as measured, c -> 'required' as required,
                    case when jsonb_typeof(c -> 'measured') = 'number' and jsonb_typeof(c -> 'required') = 'number'
                         then ((c ->> 'measured')::numeric - (c ->> 'required')::numeric)
-                            * case c ->> 'name' when 'on_disk' then -1 else 1 end end as margin
+                            * case c ->> 'name' when 'on_disk' then -1 else 1 end
+                        when starts_with(c ->> 'name', 'band ') and jsonb_typeof(c -> 'measured') = 'array'
+                        then (select -min(greatest((r ->> 0)::numeric - coalesce(c -> 'required' ->> 0, c ->> 'required')::numeric, 0)
+                                          + greatest(coalesce(c -> 'required' ->> 1, c ->> 'required')::numeric - (r ->> 1)::numeric, 0))
+                              from jsonb_array_elements(c -> 'measured') r) end as margin
             from l2inv.op_state s
             join l2inv.event v on v.op_id = s.op_id and v.seq = s.verdict_seq
             cross join jsonb_array_elements(v.detail -> 'verdict' -> 'instrument_programs')

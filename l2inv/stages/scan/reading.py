@@ -85,7 +85,10 @@ def begun(connection: Connection, settings: Settings, run: Run, progress: Progre
         ) on commit drop
         """
     )
-    return Reading(connection, settings, run, progress=progress)
+    now = connection.execute("select clock_timestamp() as now").fetchone()
+    assert now is not None
+    profile = drift.Profile(latest=now["now"] + drift.CLOCKS_DIFFER)
+    return Reading(connection, settings, run, profile=profile, progress=progress)
 
 
 def take(reading: Reading, page: Iterable[bytes | msgspec.Raw]) -> None:
