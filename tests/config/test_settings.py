@@ -233,6 +233,10 @@ def test_every_mistake_is_named_at_once_by_its_path(tmp_path: Path) -> None:
             "qualification: {bands: [{name: a, min_nm: 1, center_nm: 1, max_nm: .inf, required: no}]}",
             "qualification.bands[0].max_nm: must be a finite number",
         ),
+        (
+            "qualification: {bands: [{name: a, min_nm: 1, center_nm: 1, max_nm: 1, required: no, narrow_nm: -1}]}",
+            "qualification.bands[0].narrow_nm: Expected float >= 0.0",
+        ),
         ("completeness: {quiet_days: .nan}", "completeness.quiet_days: Expected float >= 0.0"),
         ("completeness: {quiet_days: true}", "completeness.quiet_days: Expected float, got bool"),
         ("completeness: {quiet_days: null}", "completeness.quiet_days: Expected float, got null"),

@@ -424,6 +424,7 @@ def test_every_version_of_the_criteria_says_since_when_and_how_much_it_judged(l2
     l2inv.settings["qualification"] = {"bands": [msgspec.to_builtins(b) | {"narrow_nm": 7.5} for b in Qualification().bands]}  # fmt: skip
     l2inv.save()
     assert l2inv.json(*AS_OF)["ops"]["judged"] == 0  # what only warns has no OP judged again
+    assert l2inv.json("verify", "verdicts")["findings"] == []
     l2inv.settings["qualification"] = {"min_ao_locked": 0.5}
     l2inv.save()
     assert "have judged nothing yet" in l2inv("criteria").stdout

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from l2inv.sample.server import Fault, Store
-from tests.conftest import NOW, Commands, Connection
+from tests.conftest import Commands, Connection
 
 
 def counts(connection: Connection) -> dict[str, int]:
@@ -293,14 +293,3 @@ def test_real_inventories_are_read_whole(l2inv: Commands, name: str, datasets: i
     report = l2inv.json("scan")
     assert report["datasets"]["seen"] == report["datasets"]["new"] == datasets
     assert report["ops"]["new"] == ops
-    verdicts = l2inv.json("qualify", "--as-of", NOW.isoformat())["ops"]
-    assert verdicts["judged"] == verdicts["not_invertible"] == ops
-    assert l2inv.json("status")["states"]["not_invertible"] == ops
-    if name.startswith("inventory-2023"):
-        judged = [l2inv.json("show", op["op_id"])["verdict"] for op in l2inv.json("list")["ops"]]
-        with_visp = [v for v in judged if v["instrument_programs"]]
-        assert len(with_visp) == 120
-        for verdict in with_visp:
-            criteria = [c for p in verdict["instrument_programs"] for c in p["criteria"]]
-            results = {c["result"] for c in criteria if c["name"] in ("health", "gos", "ao")}
-            assert results == {"unknown"}
