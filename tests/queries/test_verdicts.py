@@ -575,6 +575,14 @@ def test_what_a_dataset_became_later_makes_no_arrival_and_what_was_withdrawn_arr
     assert l2inv.json("completeness") == before
 
 
+def test_a_create_date_in_the_future_makes_no_late_arrival(l2inv: Commands, store: Store) -> None:
+    two_days_ago = (datetime.now(UTC) - timedelta(days=2)).replace(tzinfo=None) - datetime(2026, 1, 1)
+    arrivals(store, ("one", {"VISP": [two_days_ago / timedelta(days=1), 60_000]}))
+    l2inv("scan")
+    counts = late(l2inv.json("completeness"), "VISP")
+    assert (counts[1], counts[3], counts[180]) == (1, 0, 0)
+
+
 def test_completeness_of_nothing_is_said(l2inv: Commands) -> None:
     assert l2inv.json("completeness") == {"ops": 0, "instruments": []}
     assert "no dataset is recorded yet" in l2inv("completeness").stdout
