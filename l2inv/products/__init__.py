@@ -1,0 +1,123 @@
+"""The products of an inversion, checked before a reader sees them: what science delivers and what is published.
+
+Nothing here knows the database. It needs the extra `products` (astropy, asdf), which nothing else imports.
+"""
+
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from l2inv.errors import L2invError
+from l2inv.products.files import Entry, Folder, opened, sha256
+from l2inv.products.findings import WHAT, Finding, Unfit, finding
+from l2inv.products.issued import SCIENCE_FILES, Dataset, Issued, Output
+
+__all__ = ["WHAT", "Dataset", "Finding", "Issued", "Output", "check"]
+
+MB = 1_000_000
+
+
+def check(
+    folder: Path, issued: Issued, progress: Callable[[int, int], None] = lambda done_mb, of_mb: None
+) -> Iterator[Finding]:
+    """Yield what is wrong with the products of an inversion in a folder, as it is found; nothing for good ones.
+
+    Science's three files are checked where any of them is there, or nothing else is; the generated Level 2, FITS and
+    ASDF, where any file of it is there. Every file is read once in pieces, and once more where a sum was recorded;
+    progress is told in MB. Raise L2invError where the folder cannot be read or a package is not installed: neither says
+    anything of the products.
+    """
+    lacking = [name for name in ("astropy", "asdf") if find_spec(name) is None]
+    if lacking:
+        raise L2invError(
+            f"products cannot be checked without {' and '.join(lacking)}", "pip install 'l2inv[products]'"
+        )
+    done = 0
+
+    def tick(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(min(done, total) // MB, total // MB)
+
+    total = 0
+    with opened(folder, issued, tick) as look:
+        summed = {output.name for output in issued.outputs if output.sha256}
+        total = sum(look.entries[name].size_bytes * (1 + (name in summed)) for name in look.files())
+        yield from _check(look)
+        progress(total // MB, total // MB)
+
+
+def _check(folder: Folder) -> Iterator[Finding]:
+    from l2inv.products import frames, metadata, science
+
+    issued = folder.issued
+    named = frames.named(folder)
+    is_generated = bool(named) or any(
+        name == issued.metadata_file or frames.is_like_a_frame(name) for name in folder.entries
+    )
+    yield from _entries(folder, set(named), is_generated)
+    yield from _recorded(folder)
+    delivered = None
+    if not is_generated or any(name in folder.entries for name in SCIENCE_FILES):
+        delivered = yield from science.check(folder)
+    if is_generated:
+        found = yield from frames.check(folder, delivered)
+        yield from _key(folder)
+        if issued.metadata_file in folder.files():
+            yield from metadata.check(folder, found)
+
+
+def _entries(folder: Folder, named: set[str], is_generated: bool) -> Iterator[Finding]:
+    """Yield what stands in the folder and must not."""
+    from l2inv.products.frames import is_like_a_frame
+
+    issued = folder.issued
+    recorded = {output.name.split("/")[0] for output in issued.outputs}
+    expected = {*SCIENCE_FILES, issued.metadata_file, *named, *recorded}
+    for name, entry in folder.entries.items():
+        if (
+            entry.kind
+            and (name in expected or issued.frame_time(name))
+            and not _is_recorded_folder(issued, entry)
+        ):
+            yield finding(name, None, "not_a_file", entry.kind, "a file")
+        elif name not in expected and is_like_a_frame(name):
+            yield finding(name, None, "name", name, f"{issued.stem}_2022_06_03T18_03_43_89_L2.fits, or so")
+        elif name not in expected and (is_generated or name.lower().endswith((".fits", ".asdf"))):
+            yield finding(name, None, "extra", entry.kind or "a file", "only what was issued")
+
+
+def _is_recorded_folder(issued: Issued, entry: Entry) -> bool:
+    """Return whether an entry is a folder in which a recorded output lies."""
+    return entry.kind == "a folder" and any(o.name.startswith(f"{entry.name}/") for o in issued.outputs)
+
+
+def _recorded(folder: Folder) -> Iterator[Finding]:
+    """Yield which of the recorded outputs are not there or are not as they were recorded."""
+    for output in folder.issued.outputs:
+        entry = folder.entries.get(output.name)
+        if entry is None or entry.kind:
+            if entry is None:
+                yield finding(output.name, None, "missing", None, "it was recorded as an output")
+            continue
+        if output.size_bytes is not None and entry.size_bytes != output.size_bytes:
+            yield finding(
+                output.name, None, "size", f"{entry.size_bytes} bytes", f"{output.size_bytes} bytes"
+            )
+        if output.sha256 is not None:
+            try:
+                total = sha256(folder, output.name)
+            except Unfit as unfit:
+                yield finding(output.name, None, unfit.what, unfit.measured, unfit.required)
+                continue
+            if total != output.sha256.lower():
+                yield finding(output.name, None, "sha256", total, output.sha256.lower())
+
+
+def _key(folder: Folder) -> Iterator[Finding]:
+    """Yield whether the asdfObjectKey names a file, and that the folder holds it."""
+    issued = folder.issued
+    if issued.asdf_object_key not in (None, issued.metadata_key):
+        yield finding(None, None, "asdf_object_key", issued.asdf_object_key, issued.metadata_key)
+    if issued.metadata_file not in folder.entries:
+        yield finding(issued.metadata_file, None, "missing", None, "the ASDF of the inversion")

@@ -1,0 +1,309 @@
+"""The generated FITS files of Level 2: one a frame, eleven quantities and the profiles of each arm."""
+
+import re
+from collections import Counter
+from collections.abc import Generator, Iterator
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any, BinaryIO, NamedTuple
+
+from l2inv.products import fitsfile
+from l2inv.products.files import Folder, reading
+from l2inv.products.findings import Finding, Unfit, finding
+from l2inv.products.fitsfile import Hdu
+from l2inv.products.issued import SCIENCE_FILES, Issued
+from l2inv.products.science import LEAST_WING_NM, LINES, STOKES, Delivered, frames_required
+
+
+class Quantity(NamedTuple):
+    """A quantity of Level 2, as the FITS files and the ASDF call it."""
+
+    key: str  # in the ASDF
+    unit: str
+    btype: str
+
+
+# In the order of their HDUs, from the first extension on.
+QUANTITIES = (
+    Quantity("optical_depth", "", "phys.absorption.opticalDepth"),
+    Quantity("temperature", "K", "phys.temperature"),
+    Quantity("electron_pressure", "N/m^2", "phys.electron;phys.pressure"),
+    Quantity("microturbulence", "km/s", "phys.veloc.microturb"),
+    Quantity("mag_strength", "T", "phys.magField"),
+    Quantity("velocity", "km/s", "spect.dopplerVeloc"),
+    Quantity("mag_inclination", "deg", "phys.magField;pos.angDistance"),
+    Quantity("mag_azimuth", "deg", "phys.magField;pos.azimuth"),
+    Quantity("geo_height", "km", "phys.distance"),
+    Quantity("gas_pressure", "N/m^2", "phys.pressure"),
+    Quantity("density", "kg/m^3", "phys.density"),
+)
+FIRST_PROFILE = len(QUANTITIES) + 1
+ANGLES = (7, 8)  # HDUs of inclination and azimuth
+MOST_DATA_BYTES = 2**30  # of one HDU; a frame's are a few megabytes
+CLOCK = timedelta(seconds=1)  # by which a frame may lie outside its dataset's times
+NEAR_LINE_NM = 0.1
+
+_DATE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,6}))?", re.ASCII)
+_LIKE_A_FRAME = re.compile(r"INV_.*_L2\.fits", re.IGNORECASE | re.DOTALL)
+_KINDS = ("Original", "Fit")  # of profiles, in their order; SPECPFTP
+
+Layout = tuple[tuple[int, tuple[int, ...]], ...]  # BITPIX and shape of each HDU
+
+
+class Frames(NamedTuple):
+    """The frames' files in order of time, and what most of them look like."""
+
+    names: list[str]
+    layout: Layout | None
+
+
+def named(folder: Folder) -> list[str]:
+    """Return the names of the frames' files, as issued, in order of time."""
+    times = {name: folder.issued.frame_time(name) for name in folder.files()}
+    found = [(time, name) for name, time in times.items() if time is not None]
+    return [name for _, name in sorted(found)]
+
+
+def is_like_a_frame(name: str) -> bool:
+    """Return whether a name looks as if it were that of a frame, of whatever inversion."""
+    return name not in SCIENCE_FILES and bool(_LIKE_A_FRAME.fullmatch(name))
+
+
+def check(folder: Folder, delivered: Delivered | None) -> Generator[Finding, None, Frames]:
+    """Yield what is wrong with the frames, and return them; `delivered` is what science's files say, if they are there."""
+    names = named(folder)
+    layouts: dict[Layout, list[str]] = {}
+    yield from _count(len(names), folder.issued, delivered)
+    for name in names:
+        try:
+            with reading(folder, name) as (file, size_bytes):
+                hdus = fitsfile.read_hdus(file, size_bytes)
+                layouts.setdefault(tuple((hdu.bitpix, hdu.shape) for hdu in hdus), []).append(name)
+                for line in fitsfile.breaches(file):
+                    yield finding(name, None, "fits_standard", line, "as the standard has it")
+                yield from _primary(name, hdus[0], folder.issued)
+                yield from _images(name, hdus, folder.issued, delivered)
+                yield from _values(folder, name, file, hdus)
+        except Unfit as unfit:
+            yield finding(name, unfit.hdu, unfit.what, unfit.measured, unfit.required)
+    usual = max(layouts, key=lambda layout: len(layouts[layout]), default=None)
+    for layout, odd in layouts.items():
+        if usual is not None and layout != usual:
+            for name in odd:
+                yield finding(
+                    name, None, "shape_differs", _difference(layout, usual), "as most frames have it"
+                )
+    yield from _sizes(folder, names)
+    return Frames(names, usual)
+
+
+def _count(count: int, issued: Issued, delivered: Delivered | None) -> Iterator[Finding]:
+    wanted, required = frames_required(issued)
+    if delivered and delivered.frames is not None:
+        wanted, required = {delivered.frames}, f"{delivered.frames}, as science's files have frames"
+    if not wanted:
+        words = "as Level 1 has scan positions, which is not known here"
+        yield finding(None, None, "frames", f"{count} files of frames", words, "unknown")
+    elif count not in wanted:
+        yield finding(None, None, "frames", f"{count} files of frames", required)
+
+
+def _sizes(folder: Folder, names: list[str]) -> Iterator[Finding]:
+    sizes = {name: folder.entries[name].size_bytes for name in names}
+    ((usual, _),) = Counter(sizes.values()).most_common(1) or [(0, 0)]
+    for name, size_bytes in sizes.items():
+        if size_bytes != usual:
+            yield finding(name, None, "size_differs", f"{size_bytes} bytes", f"{usual} bytes, as most frames")
+
+
+def _difference(layout: Layout, usual: Layout) -> str:
+    if len(layout) != len(usual):
+        return f"{len(layout)} HDUs instead of {len(usual)}"
+    pairs = zip(layout, usual, strict=True)
+    number, (one, other) = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
+    return f"HDU {number}: BITPIX {one[0]}, shape {one[1]} instead of BITPIX {other[0]}, shape {other[1]}"
+
+
+def _primary(name: str, hdu: Hdu, issued: Issued) -> Iterator[Finding]:
+    if hdu.data_bytes:
+        yield finding(name, 0, "primary", f"shape {hdu.shape}", "no data")
+    required = {
+        "DSETID": issued.inversion_id,
+        "PROCTYPE": "L2",
+        "LEVEL": 2,
+        "PROP_ID": issued.proposal_id,
+        "OBSPR_ID": issued.op_id,
+        "IP_ID": issued.instrument_program_id,
+    }
+    if "FILENAME" in hdu.header:
+        required["FILENAME"] = name
+    for key, wanted in required.items():
+        found = fitsfile.value(hdu.header, key)
+        if found != wanted or isinstance(found, bool):
+            yield finding(name, 0, key, found, wanted)
+    said = fitsfile.value(hdu.header, "DATE-BEG")
+    begin = _time(said)
+    if begin is None:
+        yield finding(name, 0, "time", said, "DATE-BEG in UTC, such as 2022-06-03T18:03:43.89")
+        return
+    if issued.frame_file(begin) != name:
+        yield finding(name, 0, "name", f"DATE-BEG {said}", issued.frame_file(begin))
+    starts = [d.start_time for d in issued.datasets if d.start_time]
+    ends = [d.end_time for d in issued.datasets if d.end_time]
+    if (starts and begin < min(starts) - CLOCK) or (ends and begin > max(ends) + CLOCK):
+        shown = [f"{min(starts):%FT%T}" if starts else "?", f"{max(ends):%FT%T}" if ends else "?"]
+        yield finding(name, 0, "time", f"DATE-BEG {said}", f"within the observation, {' to '.join(shown)}")
+
+
+def _time(said: object) -> datetime | None:
+    found = _DATE.fullmatch(said) if isinstance(said, str) else None
+    try:
+        return (
+            datetime.fromisoformat(f"{found[1]}.{(found[2] or '').ljust(6, '0')}").replace(tzinfo=UTC)
+            if found
+            else None
+        )
+    except ValueError:
+        return None
+
+
+def _images(name: str, hdus: list[Hdu], issued: Issued, delivered: Delivered | None) -> Iterator[Finding]:
+    extensions = hdus[1:]
+    for hdu in extensions:
+        if not hdu.is_image or hdu.bitpix not in (-32, -64) or fitsfile.is_scaled(hdu):
+            kind = f"BITPIX {hdu.bitpix}" if hdu.is_image else str(fitsfile.value(hdu.header, "XTENSION"))
+            kind += ", scaled" if fitsfile.is_scaled(hdu) else ""
+            yield finding(
+                name, hdu.number, "data_type", kind, "an image of floating-point numbers, not scaled"
+            )
+    profiles = hdus[FIRST_PROFILE:]
+    if len(hdus) < FIRST_PROFILE + 2 or len(profiles) % 2:
+        required = "a primary, 11 quantities, then observed and fitted profiles of each arm"
+        yield finding(name, None, "hdus", f"{len(hdus)} HDUs", required)
+        return
+    slit, depth = yield from _shape_of_quantities(name, extensions[0], delivered)
+    for quantity, hdu in zip(QUANTITIES, extensions, strict=False):
+        if hdu.shape != (1, slit, depth) and hdu.number > 1:
+            yield finding(name, hdu.number, "shape", str(hdu.shape), f"{(1, slit, depth)}, as HDU 1")
+        btype = fitsfile.value(hdu.header, "BTYPE")
+        if btype not in (None, quantity.btype):
+            yield finding(name, hdu.number, "quantity", btype, f"{quantity.btype} ({quantity.key})")
+        unit = fitsfile.value(hdu.header, "BUNIT")
+        if not is_unit(unit or "", quantity.unit):
+            yield finding(name, hdu.number, "unit", unit, unit_required(quantity))
+    yield from _profiles(name, profiles, slit, issued, delivered)
+
+
+def _shape_of_quantities(
+    name: str, hdu: Hdu, delivered: Delivered | None
+) -> Generator[Finding, None, tuple[int, int]]:
+    """Yield whether the first quantity has the shape that it must have, and return the two lengths it stands for."""
+    slit, depth = hdu.shape[1:] if len(hdu.shape) == 3 else (0, 0)
+    wanted = (delivered.slit, delivered.depth) if delivered else (None, None)
+    known = all(one in (None, other) for one, other in zip(wanted, (slit, depth), strict=True))
+    if len(hdu.shape) != 3 or hdu.shape[0] != 1 or not slit or not depth or not known:
+        shown = [str(one) if one else word for one, word in zip(wanted, ("slit", "depth"), strict=True)]
+        yield finding(name, 1, "shape", str(hdu.shape), f"(1, {', '.join(shown)})")
+    return slit, depth
+
+
+def _profiles(
+    name: str, profiles: list[Hdu], slit: int, issued: Issued, delivered: Delivered | None
+) -> Iterator[Finding]:
+    lengths = []
+    for number, hdu in enumerate(profiles):
+        fits = (
+            len(hdu.shape) == 4 and hdu.shape[:2] == (1, slit) and hdu.shape[3] == STOKES and hdu.shape[2] > 0
+        )
+        if not fits:
+            yield finding(name, hdu.number, "shape", str(hdu.shape), f"(1, {slit}, wavelength, {STOKES})")
+        kind, wanted = fitsfile.value(hdu.header, "SPECPFTP"), _KINDS[number % 2]
+        if kind not in (None, wanted):
+            yield finding(name, hdu.number, "profiles", kind, f"{wanted}: observed and fitted alternate")
+        if number % 2 and hdu.shape != profiles[number - 1].shape:
+            required = f"{profiles[number - 1].shape}, as the observed one before it"
+            yield finding(name, hdu.number, "profiles", str(hdu.shape), required)
+        if fits and number % 2 == 0:
+            lengths.append(hdu.shape[2])
+        yield from _wavelengths(name, hdu)
+    arms = len(profiles) // 2
+    if delivered and delivered.arms is not None and sorted(delivered.arms) != sorted(lengths):
+        yield finding(
+            name, None, "profiles", f"arms of {lengths} wavelengths", f"{delivered.arms}, as science's"
+        )
+    elif arms > len(issued.datasets):
+        yield finding(
+            name, None, "profiles", f"{arms} arms", f"at most {len(issued.datasets)}, one a dataset"
+        )
+
+
+def _wavelengths(name: str, hdu: Hdu) -> Iterator[Finding]:
+    """Yield whether the axis of wavelengths, where the header describes one, holds a known line and not half of it."""
+    keys = [fitsfile.value(hdu.header, key) for key in ("CTYPE2", "CUNIT2", "CRVAL2", "CRPIX2", "CDELT2")]
+    center, pixel, step = (_float(one) for one in keys[2:])
+    if keys[:2] != ["AWAV", "nm"] or len(hdu.shape) != 4 or center is None or pixel is None or not step:
+        return
+    if not any(abs(center - nm) < NEAR_LINE_NM for _, nm in LINES.values()):
+        known = ", ".join(f"{line} ({nm:g} nm)" for line, nm in LINES.values())
+        yield finding(name, hdu.number, "spectral_range", f"CRVAL2 {center:g} nm", f"a line: {known}")
+        return
+    sides = [(pixel - 1) * step, (hdu.shape[2] - pixel) * step]
+    if min(sides) < LEAST_WING_NM:
+        measured = f"{sides[0]:.4f} nm to the blue of {center:g} nm, {sides[1]:.4f} nm to the red"
+        yield finding(
+            name, hdu.number, "spectral_range", measured, f"at least {LEAST_WING_NM} nm on either side"
+        )
+
+
+def _float(found: Any) -> float | None:
+    return float(found) if isinstance(found, (int, float)) and abs(found) < 1e9 else None
+
+
+def _values(folder: Folder, name: str, file: BinaryIO, hdus: list[Hdu]) -> Iterator[Finding]:
+    import numpy as np
+
+    for hdu in hdus:
+        if hdu.data_bytes > MOST_DATA_BYTES:
+            raise Unfit(
+                "shape", f"{hdu.data_bytes} bytes", f"at most {MOST_DATA_BYTES} in a frame's HDU", hdu.number
+            )
+        for key, right in fitsfile.wrong_sums(file, hdu):
+            yield finding(
+                name, hdu.number, "checksum", f"{key} {fitsfile.value(hdu.header, key)}", f"{key} {right}"
+            )
+        if not hdu.data_bytes or not hdu.number or hdu.bitpix > 0:
+            folder.tick(hdu.data_bytes)
+            continue
+        # A profile's four Stokes parameters lie side by side, each a plane; a quantity is one plane.
+        planes = STOKES if hdu.number >= FIRST_PROFILE and hdu.shape[-1] == STOKES else 1
+        alive = np.zeros(planes, bool)
+        low, high = np.inf, -np.inf
+        for piece in fitsfile.pieces(file, hdu, folder.tick, planes):
+            finite = np.isfinite(piece)
+            alive |= finite.reshape(-1, planes).any(axis=0)
+            if hdu.number in ANGLES:
+                low = min(low, float(piece.min(where=finite, initial=np.inf)))
+                high = max(high, float(piece.max(where=finite, initial=-np.inf)))
+        if not alive.all():
+            measured = "none" if planes == 1 else f"none in {int((~alive).sum())} Stokes parameters"
+            yield finding(name, hdu.number, "nan_plane", measured, "numbers")
+        if low < 0 or high > 360:
+            measured = f"{low:g} to {high:g} degrees"
+            yield finding(name, hdu.number, "angle", measured, "0 to 360 degrees")
+
+
+def unit_required(quantity: Quantity) -> str:
+    return f"{quantity.unit or 'none'} ({quantity.key})"
+
+
+@lru_cache(maxsize=1000)
+def is_unit(said: object, required: str) -> bool:
+    """Return whether a unit is the one required, however it is written."""
+    from astropy import units
+
+    if not isinstance(said, str) or len(said) > 80:
+        return False
+    try:
+        return bool(units.Unit(said) == units.Unit(required))
+    except (ValueError, TypeError):
+        return said == required
