@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from l2inv.wording import clean
+from l2inv.wording import clean, value
 
 LONGEST = 200  # characters of what was measured; what a file holds may be of any length
 MOST_NAMED = 20
@@ -130,6 +130,26 @@ def shortened(text: str) -> str:
     """Return a text as one line that can be read."""
     text = clean(text[: LONGEST + 1])
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+def line(found: Finding, files: int = 1) -> str:
+    """Return a finding as a line: where, what, measured and required; `files` is how many files it was found in."""
+    where = found.file or "the folder"
+    where += f" and {files - 1} more" if files > 1 else ""
+    where += f", HDU {found.hdu}" if found.hdu is not None else ""
+    unlike = {"fail": "must be", "warn": "should be", "unknown": "not checked:"}[found.result]
+    return clean(f"{where}: {found.what}: {value(found.measured)}, {unlike} {value(found.required)}")
+
+
+def grouped(found: Iterable[Finding]) -> list[tuple[Finding, int]]:
+    """Return the first finding of each kind and in how many files it was found: a fault of one frame is mostly one of
+    all, with other numbers."""
+    groups: dict[tuple[object, ...], tuple[Finding, int]] = {}
+    for one in found:
+        file = "a frame" if one.file and one.file.endswith("_L2.fits") else one.file
+        first, count = groups.get(key := (file, one.hdu, one.what, one.result), (one, 0))
+        groups[key] = first, count + 1
+    return list(groups.values())
 
 
 def some(names: Iterable[str]) -> str:

@@ -4,15 +4,12 @@ What it must hold is in the schemas asdf://dkist.nso.edu/schemas/inversion-0.1.0
 of the package dkist, in ndcollection-1.0.0 of ndcube, and in what dkist reads besides when it opens one.
 """
 
-import hashlib
-import io
 import re
-import struct
 from collections.abc import Iterator
-from math import prod
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
-from l2inv.products import files
+from l2inv.products import asdffile
+from l2inv.products.asdffile import Block
 from l2inv.products.files import Folder, reading
 from l2inv.products.findings import Finding, Unfit, finding, some
 from l2inv.products.frames import (
@@ -36,38 +33,14 @@ UNIT_TAG = re.compile(
 )
 ARRAY_TAG = re.compile(r"tag:stsci\.edu:asdf/core/ndarray-1\.\d+\.\d+", re.ASCII)
 
-MOST_TREE_BYTES = 32 * 2**20  # 20,000 names of files in every item, written out
-MOST_NODES = 1_000_000
-MOST_DEPTH = 100
-MOST_BLOCKS = 2**16  # as asdf itself has it
-
-_MAGIC = b"\xd3BLK"
-_INDEX = b"#ASDF BLOCK INDEX"
-_END = re.compile(rb"\n\.\.\.\r?\n")
-_NO_SUM = b"0" * 16  # what the Data Center's writer puts where it has no sum
-_BLOCK = struct.Struct(">I4sQQQ16s")
-_BYTES = {
-    "int8": 1, "uint8": 1, "bool8": 1, "int16": 2, "uint16": 2, "float16": 2, "int32": 4, "uint32": 4, "float32": 4,
-    "int64": 8, "uint64": 8, "float64": 8, "complex64": 8, "complex128": 16,
-}  # fmt: skip
-
-
-class Block(NamedTuple):
-    """A block of the file: how long its array is, and where its bytes lie."""
-
-    data_bytes: int  # once unpacked
-    at: int
-    used_bytes: int
-    md5: bytes
-
 
 def check(folder: Folder, frames: Frames) -> Iterator[Finding]:
     """Yield what is wrong with the ASDF; `frames` are the files that it must list."""
     name = folder.issued.metadata_file
     try:
         with reading(folder, name) as (file, size_bytes):
-            tree, end = _tree(file)
-            blocks = _blocks(file, size_bytes, end)
+            tree, end = asdffile.read_tree(file)
+            blocks = asdffile.read_blocks(file, size_bytes, end)
             folder.tick(size_bytes)
             yield from _sums(name, file, blocks)
         yield from _arrays(name, tree, blocks)
@@ -76,140 +49,20 @@ def check(folder: Folder, frames: Frames) -> Iterator[Finding]:
         yield finding(name, unfit.hdu, unfit.what, unfit.measured, unfit.required)
 
 
-def _tree(file: BinaryIO) -> tuple[Any, int]:
-    """Return the tree, tags kept, and where it ends in the file."""
-    head = files.read_at(file, 0, 64)
-    if not re.match(rb"#ASDF 1\.\d+\.\d+\r?\n", head):
-        raise Unfit(
-            "format", "empty" if not head else "does not begin with #ASDF 1", "an ASDF file, not compressed"
-        )
-    text, piece = head, head
-    while not (found := _END.search(text, max(0, len(text) - len(piece) - 8))):
-        piece = files.read_at(file, len(text), files.PIECE_BYTES)
-        if not piece and text.endswith(b"\n..."):
-            return _parsed(text), len(text)
-        if not piece or len(text) > MOST_TREE_BYTES:
-            measured = "the file ends before it" if not piece else f"more than {MOST_TREE_BYTES} bytes"
-            raise Unfit("structure", measured, "a tree that ends with ...")
-        text += piece
-    return _parsed(text[: found.end()]), found.end()
-
-
-def _parsed(text: bytes) -> Any:
-    import yaml
-    from asdf.util import load_yaml
-
-    required = "a tree of YAML, as asdf reads it"
-    try:
-        depth = 0
-        for count, event in enumerate(yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if count > MOST_NODES or depth > MOST_DEPTH:
-                raise Unfit("tree", f"more than {MOST_NODES} nodes, or deeper than {MOST_DEPTH}", required)
-        tree = load_yaml(io.BytesIO(text), tagged=True)
-    except Unfit:
-        raise
-    except Exception as problem:  # what constructors raise is as various as what a node can say
-        said = " ".join(str(problem).split())
-        raise Unfit("tree", f"{type(problem).__name__}: {said}", required) from problem
-    if not _is_bounded(tree):
-        raise Unfit(
-            "tree", f"aliases that make it larger than {MOST_NODES} nodes, or without an end", required
-        )
-    return tree
-
-
-def _is_bounded(tree: Any) -> bool:
-    """Return whether a tree stays within bounds when each alias in it is written out."""
-    measured: dict[
-        int, tuple[int, int]
-    ] = {}  # how many nodes, how deep; a container being measured: without an end
-    waiting = [(tree, False)]
-    while waiting:
-        node, is_inside_done = waiting.pop()
-        inside = _inside(node)
-        if is_inside_done:
-            known = [measured[id(one)] for one in inside]
-            nodes, depth = 1 + len(node) + sum(n for n, _ in known), 1 + max((d for _, d in known), default=0)
-            if nodes > MOST_NODES or depth > MOST_DEPTH:
-                return False
-            measured[id(node)] = nodes, depth
-        elif id(node) not in measured:
-            measured[id(node)] = MOST_NODES + 1, 0
-            waiting += [(node, True), *((one, False) for one in inside)]
-    return True
-
-
-def _inside(node: Any) -> list[Any]:
-    """Return the containers that stand in one."""
-    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    return [one for one in children if isinstance(one, (dict, list))]
-
-
-def _blocks(file: BinaryIO, size_bytes: int, end: int) -> list[Block]:
-    """Return the blocks that follow the tree."""
-    blocks: list[Block] = []
-    at = end + _padding(file, end, size_bytes)
-    while at < size_bytes:
-        magic = files.read_at(file, at, len(_INDEX))
-        if magic == _INDEX:
-            break
-        head = files.read_at(file, at + 4, 2 + _BLOCK.size)
-        if not magic.startswith(_MAGIC) or len(head) < 2 + _BLOCK.size or len(blocks) == MOST_BLOCKS:
-            if not magic.strip(b"\0"):
-                break
-            raise Unfit(
-                "structure",
-                f"what follows block {len(blocks) - 1} is none",
-                "blocks, then nothing or their index",
-            )
-        (header_bytes,) = struct.unpack_from(">H", head)
-        flags, compression, allocated, used, data_bytes, md5 = _BLOCK.unpack_from(head, 2)
-        begin = at + 6 + header_bytes
-        if flags & 1:  # streamed: to the end of the file
-            allocated = used = data_bytes = size_bytes - begin
-        is_packed = compression.strip(b"\0") != b""
-        if header_bytes < _BLOCK.size or used > allocated or (not is_packed and used != data_bytes):
-            raise Unfit(
-                "structure", f"the header of block {len(blocks)} contradicts itself", "a block of ASDF"
-            )
-        if begin + allocated > size_bytes:
-            measured = f"block {len(blocks)} ends after byte {begin + allocated}, the file after {size_bytes}"
-            raise Unfit("structure", measured, "the file is as long as its blocks")
-        blocks.append(Block(data_bytes, begin, used, md5))
-        at = begin + allocated
-    return blocks
-
-
-def _padding(file: BinaryIO, at: int, size_bytes: int) -> int:
-    """Return how many bytes of nothing follow the tree; a tree may be rewritten in place if there is room."""
-    padding = 0
-    while at + padding < size_bytes and padding < MOST_TREE_BYTES:
-        piece = files.read_at(file, at + padding, files.PIECE_BYTES)
-        rest = piece.lstrip(b"\0 ")
-        padding += len(piece) - len(rest)
-        if rest:
-            break
-    return padding
-
-
 def _sums(name: str, file: BinaryIO, blocks: list[Block]) -> Iterator[Finding]:
-    unsummed = [n for n, block in enumerate(blocks) if block.md5 == _NO_SUM]
+    unsummed = [n for n, block in enumerate(blocks) if block.md5 == asdffile.NO_SUM]
     if unsummed:
         measured = f"sixteen digits 0 in place of one in {len(unsummed)} of {len(blocks)} blocks"
         yield finding(name, None, "checksum", measured, "a block's MD5 sum, or zero bytes for none", "warn")
-    wrong = [n for n, b in enumerate(blocks) if b.md5 not in (_NO_SUM, bytes(16)) and _md5(file, b) != b.md5]
+    wrong = [
+        n
+        for n, b in enumerate(blocks)
+        if b.md5 not in (asdffile.NO_SUM, bytes(16)) and asdffile.md5(file, b) != b.md5
+    ]
     if wrong:
         yield finding(
             name, None, "checksum", f"wrong in blocks {some(map(str, wrong))}", "the blocks' MD5 sums"
         )
-
-
-def _md5(file: BinaryIO, block: Block) -> bytes:
-    total = hashlib.md5(usedforsecurity=False)
-    for done in range(0, block.used_bytes, files.PIECE_BYTES):
-        total.update(files.read_at(file, block.at + done, min(files.PIECE_BYTES, block.used_bytes - done)))
-    return total.digest()
 
 
 def _tag(node: Any) -> str:
@@ -223,7 +76,7 @@ def _arrays(name: str, tree: Any, blocks: list[Block]) -> Iterator[Finding]:
     arrays: dict[int, list[tuple[str, Any]]] = {}
     wrong = []
     total = 0
-    for path, node in _nodes(tree):
+    for path, node in asdffile.containers(tree):
         if not isinstance(node, dict) or not ARRAY_TAG.fullmatch(_tag(node)) or "source" not in node:
             continue
         total += 1
@@ -235,7 +88,7 @@ def _arrays(name: str, tree: Any, blocks: list[Block]) -> Iterator[Finding]:
     for source, nodes in arrays.items():
         block = blocks[source]
         for path, node in nodes:
-            length = _length(node)
+            length = asdffile.array_bytes(node)
             # Several arrays may share a block, or one may be a part of it.
             is_whole = len(nodes) == 1 and not {"strides", "offset"} & node.keys()
             if length is not None and (
@@ -246,41 +99,6 @@ def _arrays(name: str, tree: Any, blocks: list[Block]) -> Iterator[Finding]:
         yield finding(
             name, None, "arrays", [f"{len(wrong)} of {total}", *wrong[:3]], "each as long as its block"
         )
-
-
-def _nodes(tree: Any) -> Iterator[tuple[str, Any]]:
-    """Yield each container of a tree once, however often it is pointed at, with the path to it."""
-    seen: set[int] = set()
-    waiting: list[tuple[str, Any]] = [("", tree)]
-    while waiting:
-        path, node = waiting.pop()
-        if id(node) in seen or not isinstance(node, (dict, list)):
-            continue
-        seen.add(id(node))
-        yield path, node
-        inside = node.items() if isinstance(node, dict) else enumerate(node)
-        waiting += [
-            (f"{path}.{key}"[-100:].lstrip("."), one) for key, one in inside if isinstance(one, (dict, list))
-        ]
-
-
-def _length(node: dict[str, Any]) -> int | None:
-    """Return how many bytes an array takes by what is said of it; None where that does not say it."""
-    datatype, shape = node.get("datatype"), node.get("shape")
-    item = _BYTES.get(datatype) if isinstance(datatype, str) else None
-    match datatype:
-        case ["ucs4", int(count)]:
-            item = 4 * count
-        case ["ascii", int(count)]:
-            item = count
-    if (
-        item is None
-        or not isinstance(shape, list)
-        or not all(isinstance(one, int) and one >= 0 for one in shape)
-    ):
-        return None
-    offset = node.get("offset", 0)
-    return item * prod(shape) + (offset if isinstance(offset, int) else 0)
 
 
 def _document(name: str, tree: Any, issued: Issued, frames: Frames) -> Iterator[Finding]:

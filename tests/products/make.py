@@ -116,6 +116,7 @@ def profile(stokes: int, wavelength: int, frames: int, slit: int) -> "np.ndarray
 
 
 def _stream(path: Path, header: Mapping[str, Any], planes: Any) -> None:
+    path.unlink(missing_ok=True)
     with fits.StreamingHDU(path, fits.Header(header)) as out:
         for one in planes:
             out.write(one)
