@@ -102,11 +102,13 @@ def science(
 
 def plane(quantity: int, depth: int, frames: int, slit: int) -> "np.ndarray[Any, Any]":
     """Return a quantity at a depth, as science delivers it: (frames, slit), in CGS."""
+    return _values(quantity, depth, np.arange(frames * slit).reshape(frames, slit))
+
+
+def _values(quantity: int, depth: int, pixels: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
     if quantity == 0:
-        return np.full((frames, slit), 1.2 - 0.1 * depth, "f4")
-    near = QUANTITIES[quantity][4]
-    ripple = 1 + 0.01 * np.sin(np.arange(frames * slit).reshape(frames, slit) + depth)
-    return (near * ripple).astype("f4")
+        return np.full(pixels.shape, 1.2 - 0.1 * depth, "f4")
+    return (QUANTITIES[quantity][4] * (1 + 0.01 * np.sin(pixels + depth))).astype("f4")
 
 
 def profile(stokes: int, wavelength: int, frames: int, slit: int) -> "np.ndarray[Any, Any]":
@@ -135,7 +137,7 @@ def level2(
     for number, begin in enumerate(begins):
         _primary(hdus[0].header, of, begin)
         for quantity, hdu in enumerate(hdus[1:FIRST_PROFILE]):
-            hdu.data[...] = converted(quantity, depth, frames, slit)[number]
+            hdu.data[...] = converted(quantity, number, slit, depth)
         hdus.writeto(folder / of.frame_file(begin), checksum=True)
     metadata(folder, of, begins, hdus)
 
@@ -148,10 +150,11 @@ def times(frames: int) -> list[datetime]:
     return begins
 
 
-def converted(quantity: int, depth: int, frames: int, slit: int) -> "np.ndarray[Any, Any]":
-    """Return a quantity as it is published: (frames, slit, depth), in its unit, angles in 0 to 360 degrees."""
+def converted(quantity: int, frame: int, slit: int, depth: int) -> "np.ndarray[Any, Any]":
+    """Return a quantity of a frame as it is published: (slit, depth), in its unit, angles in 0 to 360 degrees."""
     _, _, _, unit, _, factor = QUANTITIES[quantity]
-    values = np.stack([plane(quantity, d, frames, slit) for d in range(depth)], axis=-1) * np.float32(factor)
+    pixels = np.arange(frame * slit, (frame + 1) * slit)
+    values = np.stack([_values(quantity, d, pixels) for d in range(depth)], axis=-1) * np.float32(factor)
     return values % np.float32(360) if unit == "deg" else values
 
 
