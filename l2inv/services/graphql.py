@@ -7,7 +7,8 @@ import ssl
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -31,13 +32,9 @@ def is_file(store: MetadataStore) -> bool:
     return store.url is not None and not store.url.startswith(("http://", "https://"))
 
 
-class _Error(msgspec.Struct):
-    message: str = "no message"
-
-
 class _Answer(msgspec.Struct):
     data: dict[str, msgspec.Raw] | None = None
-    errors: list[_Error] | None = None
+    errors: Any = None  # not empty: refused, whatever stands in it and beside it
 
 
 class Query(NamedTuple):
@@ -110,20 +107,53 @@ def _bearer(token: str) -> Any:
     return sign
 
 
-def ask(
+def ask(http: "requests.Session", store: MetadataStore, query: Query, variables: Mapping[str, Any]) -> Any:
+    """Return what the query asks for, within metadata_store.total_timeout_seconds. Raise StoreError."""
+    until = time.monotonic() + store.total_timeout_seconds
+    return awaited(store, until, in_background(lambda: ask_until(until, http, store, query, variables)))
+
+
+def in_background(work: Callable[[], Any]) -> "Future[Any]":
+    """Return the result to come, from a daemon thread: an executor's would keep Ctrl-C waiting for what is in flight."""
+    future: Future[Any] = Future()
+
+    def do() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as problem:
+            future.set_exception(problem)
+
+    threading.Thread(target=do, name="l2inv-request", daemon=True).start()
+    return future
+
+
+def awaited(store: MetadataStore, until: float, future: "Future[Any]") -> Any:
+    """Return an answer that is there by `until` (as of time.monotonic). Raise StoreError when there is none.
+
+    A limit on the whole can only be kept from outside: requests limits the wait for the next byte, and an answer may
+    trickle in, its headers too, or consist of `100 Continue` for ever.
+    """
+    try:
+        return future.result(max(0.0, until - time.monotonic()))
+    except TimeoutError:
+        raise too_late(store) from None
+
+
+def ask_until(
+    until: float,
     http: "requests.Session",
     store: MetadataStore,
     query: Query,
     variables: Mapping[str, Any],
-    until: float | None = None,
     given_up: threading.Event | None = None,
 ) -> Any:
-    """Return what the query asks for; asks again, unless it is a mutation, after a fault that may pass.
+    """Return what the query asks for; ask again, unless it is a mutation, after a fault that may pass.
 
+    To be awaited(): `until` bounds the retries, not an answer that trickles in.
     Not with urllib3's Retry: it does not see a body that is cut short, and its waits know neither limit nor end.
     """
     try:
-        return _asked(http, store, query, variables, until, given_up)
+        return _asked(until, http, store, query, variables, given_up)
     except StoreError as problem:
         # Some services repeat in their refusal what they refuse.
         if token := _token(store):
@@ -133,14 +163,13 @@ def ask(
 
 
 def _asked(
+    until: float,
     http: "requests.Session",
     store: MetadataStore,
     query: Query,
     variables: Mapping[str, Any],
-    until: float | None,
     given_up: threading.Event | None,
 ) -> Any:
-    until = until or time.monotonic() + store.total_timeout_seconds
     retries = 0 if query.text.startswith("mutation") else store.retries
     attempt = 0
     while True:
@@ -270,17 +299,19 @@ def named(store: MetadataStore) -> str:
 
 
 def read(content: bytes, query: Query, where: str) -> Any:
-    """Return what was asked for out of the answer. Raise StoreRefused when the answer tells of errors."""
+    """Return what was asked for out of the answer. Raise StoreRefused when the answer tells of errors, and StoreError."""
     try:
-        answer = msgspec.json.decode(content, type=_Answer)
+        answer = _decoded(content)
         if answer.errors:
-            raise StoreRefused(f"{where}: {answer.errors[0].message}", "ask who runs the metadata store")
+            raise StoreRefused(f"{where}: {_said(answer.errors)}", "ask who runs the metadata store")
         if query.field not in (answer.data or {}):
             raise StoreError(f"{where}: the answer holds no {query.field}", "ask who runs the metadata store")
-        return msgspec.json.decode((answer.data or {})[query.field], type=query.kind)
+        found = (answer.data or {})[query.field]
+        if query.kind is Page and isinstance(found, list):
+            return [msgspec.Raw(json.dumps(record).encode()) for record in found]
+        text = found if isinstance(found, msgspec.Raw) else json.dumps(found)
+        return msgspec.json.decode(text, type=query.kind)
     except (msgspec.DecodeError, RecursionError, UnicodeError) as problem:
-        if query.kind is Page and (page := _loosely_read(content, query.field)) is not None:
-            return page
         start = content[:60].decode("utf-8", "replace")
         raise StoreError(
             f"{where}: the answer is not GraphQL's JSON ({problem}): {start!r}",
@@ -288,13 +319,26 @@ def read(content: bytes, query: Query, where: str) -> Any:
         ) from problem
 
 
-def _loosely_read(content: bytes, field: str) -> Page | None:
-    """A page that strict JSON does not allow, such as one with a NaN: its good records read, the others not."""
+def _decoded(content: bytes) -> _Answer:
+    """The answer with the JSON text of each field asked for; with what Python reads in it where strict JSON does not
+    allow the whole, such as one with a NaN: so its errors are seen, and its good records are read."""
     try:
-        records = json.loads(content.decode("utf-8", "surrogateescape"))["data"][field]
-        return [msgspec.Raw(json.dumps(record).encode()) for record in records]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
+        return msgspec.json.decode(content, type=_Answer)
+    except (msgspec.DecodeError, UnicodeError) as problem:
+        try:
+            answer = json.loads(content.decode("utf-8", "surrogateescape"))
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise problem
+        data = answer.get("data")
+        return _Answer(data if isinstance(data, dict) else None, answer.get("errors"))
+
+
+def _said(errors: Any) -> str:
+    """The message of the first error, or what stands in its place."""
+    first = errors[0] if isinstance(errors, list) else errors
+    return str(first.get("message") if isinstance(first, dict) else first)
 
 
 def short(problem: BaseException) -> str:

@@ -23,12 +23,14 @@ from l2inv.services.graphql import (
     Page,
     Query,
     ask,
+    ask_until,
+    awaited,
+    in_background,
     is_file,
     named,
     read,
     session,
     short,
-    too_late,
 )
 
 if TYPE_CHECKING:
@@ -270,27 +272,20 @@ def _count(reading: _Reading, filters: Mapping[str, Any]) -> int:
 def _asked(
     reading: _Reading, query: Query, variables: Mapping[str, Any], given_up: threading.Event
 ) -> "Future[Any]":
-    """The answer to come, from a daemon thread: an executor's would keep Ctrl-C waiting for what is in flight."""
-    future: Future[Any] = Future()
+    """The answer to come, by the first session that is free."""
 
-    def answer() -> None:
+    def answer() -> Any:
         http = reading.sessions.get()
         try:
-            future.set_result(ask(http, reading.store, query, variables, reading.until, given_up))
-        except BaseException as problem:
-            future.set_exception(problem)
+            return ask_until(reading.until, http, reading.store, query, variables, given_up)
         finally:
             reading.sessions.put(http)
 
-    threading.Thread(target=answer, name="l2inv-request", daemon=True).start()
-    return future
+    return in_background(answer)
 
 
 def _got(reading: _Reading, future: "Future[Any]") -> Any:
-    try:
-        return future.result(max(0.0, reading.until - time.monotonic()))
-    except TimeoutError:  # an answer may trickle in, so that no wait for its next byte is ever too long
-        raise too_late(reading.store) from None
+    return awaited(reading.store, reading.until, future)
 
 
 def _saved(store: MetadataStore) -> Page:
