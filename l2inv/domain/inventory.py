@@ -109,7 +109,7 @@ def read(raw: bytes | msgspec.Raw) -> Record | Unreadable:
         _to_utc(dataset)
         text = kept(dataset)
     except (msgspec.DecodeError, UnicodeError, RecursionError, OverflowError) as problem:
-        return Unreadable(_id_of(raw), _reason(problem), bytes(raw))
+        return Unreadable(id_of(raw), _reason(problem), bytes(raw))
     if b"\\u0000" in text and _NUL.search(text):
         return Unreadable(_without_nul(dataset.dataset_id), "holds a NUL character", bytes(raw))
     if not _can_name_a_folder(dataset.observing_program_execution_id):
@@ -152,7 +152,8 @@ def _to_utc(dataset: Dataset) -> None:
             msgspec.structs.force_setattr(dataset, name, in_utc)  # nobody else has seen it yet
 
 
-def _id_of(raw: bytes | msgspec.Raw) -> str | None:
+def id_of(raw: bytes | msgspec.Raw) -> str | None:
+    """Return the datasetId that a record holds, whatever else it holds; None if it holds none."""
     try:
         return _without_nul(msgspec.json.decode(raw, type=_OnlyId).dataset_id)
     except (msgspec.DecodeError, UnicodeError, RecursionError):

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     import requests
 
 IDS_AT_ONCE = 200
+# No two rows share it, so that pages neither overlap nor leave out any, and what is new comes last: createDate does
+# neither for datasets of the same instant.
+SORTED_BY = "datasetInventoryId"
 
 _INVERSION = "inversionId primaryProposalId instrumentProgramExecutionId bucket asdfObjectKey datasetIds spectralLines createDate"
 _FIELDS = " ".join(
@@ -106,7 +109,7 @@ class _Reading(NamedTuple):
 
 
 def dataset_pages(store: MetadataStore, updated_since: datetime | None = None) -> Iterator[Page]:
-    """Return the active datasets page by page, each as the JSON text of its record, oldest createDate first.
+    """Return the active datasets page by page, each as the JSON text of its record, in the order in which they came in.
 
     With `updated_since` (a time with an offset) only those whose updateDate is no earlier; one that was never
     updated has none. A saved file gives all that it holds. A dataset may come twice: where the store changed meanwhile, or
@@ -142,8 +145,24 @@ def datasets_by_id(store: MetadataStore, dataset_ids: Sequence[str]) -> Iterator
         yield []
         return
     with _reading(store) as reading:
-        for start in range(0, len(dataset_ids), IDS_AT_ONCE):
-            yield from _pages(reading, {"datasetIds": list(dataset_ids[start : start + IDS_AT_ONCE])})
+        for filters in _by_id(dataset_ids):
+            yield from _pages(reading, filters)
+
+
+def count_by_id(store: MetadataStore, dataset_ids: Sequence[str]) -> int:
+    """Return how many datasets the store says are still active of those named; 0 for a saved file.
+
+    Raise ConfigError and StoreError.
+    """
+    if is_file(store):
+        return 0
+    with _reading(store) as reading:
+        return sum(_count(reading, filters) for filters in _by_id(dataset_ids))
+
+
+def _by_id(dataset_ids: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for start in range(0, len(dataset_ids), IDS_AT_ONCE):
+        yield {"datasetIds": list(dataset_ids[start : start + IDS_AT_ONCE])}
 
 
 def create_inversion(
@@ -227,8 +246,9 @@ def _pages(reading: _Reading, filters: Mapping[str, Any]) -> Iterator[Page]:
                         return
                     yield page
                     at = max(at, start + len(page))
-                    # A store that ignores the paging would give the same full page for ever: hence the new count.
-                    if at >= count and (len(page) != size or _count(reading, filters) <= at):
+                    # A full page may not be the last, whatever the count. A store that ignores the paging would give it
+                    # for ever: hence the new count.
+                    if at >= count and (len(page) != size or (at > count and _count(reading, filters) < at)):
                         return
                     if len(page) != size:  # the store's own size then: it may number the pages by that
                         size = len(page)
@@ -254,7 +274,7 @@ def _ahead(
     try:
         while True:
             while not window or (len(window) < reading.store.parallel_pages and start < count):
-                paging = {"pageSize": size, "pageNumber": start // size + 1, "sortColumn": "createDate"}
+                paging = {"pageSize": size, "pageNumber": start // size + 1, "sortColumn": SORTED_BY}
                 asked = _asked(reading, DATASETS, {"filter": {**filters, **paging}}, given_up)
                 window.append((start, asked))
                 start += size

@@ -8,8 +8,8 @@ from l2inv.domain.inventory import Unreadable
 from l2inv.errors import Refused
 
 
-def put(connection: Connection, set_aside: list[Unreadable]) -> set[bytes]:
-    """Keep records with their reasons, those kept before only as seen again. Return the hashes that name them."""
+def put(connection: Connection, set_aside: list[Unreadable]) -> dict[bytes, str | None]:
+    """Keep records with their reasons, those kept before only as seen again. Return the id of each by its hash."""
     rows = {hashlib.sha256(u.raw).digest(): u for u in set_aside}
     with connection.cursor() as cursor:
         cursor.executemany(
@@ -20,7 +20,7 @@ def put(connection: Connection, set_aside: list[Unreadable]) -> set[bytes]:
             """,
             [(raw_hash, u.dataset_id, u.reason, u.raw) for raw_hash, u in rows.items()],
         )
-    return set(rows)
+    return {raw_hash: u.dataset_id for raw_hash, u in rows.items()}
 
 
 def settle(connection: Connection, run_id: int, readable_ids: list[str], gone_too: bool) -> None:

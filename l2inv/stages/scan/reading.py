@@ -43,9 +43,11 @@ class Reading:
     connection: Connection
     settings: Settings
     run: Run
-    seen: int = 0  # datasets, each once
+    seen: int = 0  # readable datasets, each once
     set_aside: set[bytes] = field(default_factory=set)  # hashes of what could not be read
-    unreadable_ids: set[str] = field(default_factory=set)
+    passed: int = 1  # the pass over the store, from 1
+    nameless: set[bytes] = field(default_factory=set)  # of this pass: hashes of records without an id
+    again: set[str] = field(default_factory=set)  # of this pass: ids that came more than once
     profile: drift.Profile = field(default_factory=drift.Profile)
     progress: Progress = lambda seen, of: None
     held: int | None = None  # records that the store says it holds
@@ -58,6 +60,11 @@ class Reading:
     def records_read(self) -> int:
         return self.seen + len(self.set_aside)
 
+    def begin_pass(self, number: int, held: int | None) -> None:
+        self.passed, self.held = number, held
+        self.nameless.clear()
+        self.again.clear()
+
 
 def begun(connection: Connection, settings: Settings, run: Run, progress: Progress) -> Reading:
     """Begin a scan within a transaction, at whose end its temporary tables are gone."""
@@ -66,11 +73,12 @@ def begun(connection: Connection, settings: Settings, run: Run, progress: Progre
     connection.execute(
         """
         drop table if exists pg_temp.seen, pg_temp.found;  -- of an earlier scan in the same transaction
-        create temporary table seen (
+        create temporary table seen (  -- every id, with nulls where its record cannot be read
             dataset_id   text collate "C" primary key,
-            op_id        text collate "C" not null,
-            content_hash bytea not null,
-            updated_at   timestamptz
+            op_id        text collate "C",
+            content_hash bytea,
+            updated_at   timestamptz,
+            pass         integer not null  -- the last in which it came
         ) on commit drop;
         create temporary table found (
             place           bigint generated always as identity,
@@ -102,6 +110,8 @@ def take(reading: Reading, page: Iterable[bytes | msgspec.Raw]) -> None:
             set_aside.append(read)
             continue
         dataset_id = read.dataset.dataset_id
+        if dataset_id in records:
+            reading.again.add(dataset_id)
         first = records.setdefault(dataset_id, read)
         raws.setdefault(dataset_id, raw)
         if first.content_hash != read.content_hash:
@@ -110,6 +120,8 @@ def take(reading: Reading, page: Iterable[bytes | msgspec.Raw]) -> None:
     again = []
     for row in _not_unchanged(reading, records.values()):
         dataset_id, same = row["dataset_id"], row["seen_hash"] == records[row["dataset_id"]].content_hash
+        if row["pass"] == reading.passed:
+            reading.again.add(dataset_id)
         if row["seen_hash"] is None:
             known[dataset_id] = row
         elif not same and _is_newer(records[dataset_id], row["updated_at"]):
@@ -122,12 +134,34 @@ def take(reading: Reading, page: Iterable[bytes | msgspec.Raw]) -> None:
     reading.seen += len(records) - len(again)
     _see_again(reading, again)
     if set_aside:
-        reading.set_aside |= quarantine.put(reading.connection, set_aside)
-        reading.unreadable_ids |= {u.dataset_id for u in set_aside if u.dataset_id}
+        kept = quarantine.put(reading.connection, set_aside)
+        reading.set_aside |= kept.keys()
+        reading.nameless |= {raw_hash for raw_hash, dataset_id in kept.items() if dataset_id is None}
+        _see_unreadable(reading, {dataset_id for dataset_id in kept.values() if dataset_id is not None})
     _keep(reading, list(records.values()), known)
     reading.counts["seen"] = reading.records_read()
     reading.counts["quarantined"] = len(reading.set_aside)
     reading.progress(reading.counts["seen"], reading.held)
+
+
+def _see_unreadable(reading: Reading, dataset_ids: set[str]) -> None:
+    reading.connection.execute(
+        """
+        insert into pg_temp.seen (dataset_id, pass) select unnest(%s::text[]), %s
+        on conflict (dataset_id) do update set pass = excluded.pass
+        """,
+        [list(dataset_ids), reading.passed],
+    )
+
+
+def ids_read(reading: Reading) -> tuple[int, int]:
+    """Return how many different ids came in this pass, and in any."""
+    row = reading.connection.execute(
+        "select count(*) filter (where pass = %s) as now, count(*) as ever from pg_temp.seen",
+        [reading.passed],
+    ).fetchone()
+    assert row is not None
+    return row["now"] + len(reading.nameless), row["ever"] + len(reading.nameless)
 
 
 def _second(dataset_id: str, raw: bytes | msgspec.Raw) -> inventory.Unreadable:
@@ -146,9 +180,12 @@ def _not_unchanged(reading: Reading, records: Collection[inventory.Record]) -> l
             select * from unnest(%b::text[], %b::text[], %b::bytea[], %b::timestamptz[])
                 as given (dataset_id, op_id, content_hash, updated_at)
         ), seen_now as (
-            insert into pg_temp.seen select * from given on conflict do nothing
+            insert into pg_temp.seen as s select *, %s from given
+            on conflict (dataset_id) do update
+                set op_id = coalesce(s.op_id, excluded.op_id), updated_at = coalesce(s.updated_at, excluded.updated_at),
+                    content_hash = coalesce(s.content_hash, excluded.content_hash), pass = excluded.pass
         )
-        select g.dataset_id, v.version, v.content_hash, v.withdrawn, s.content_hash as seen_hash, s.updated_at
+        select g.dataset_id, v.version, v.content_hash, v.withdrawn, s.content_hash as seen_hash, s.updated_at, s.pass
         from given g
         left join pg_temp.seen s using (dataset_id)
         left join lateral (
@@ -162,6 +199,7 @@ def _not_unchanged(reading: Reading, records: Collection[inventory.Record]) -> l
             [r.dataset.observing_program_execution_id for r in records],
             [r.content_hash for r in records],
             [r.dataset.update_date for r in records],
+            reading.passed,
         ],
     ).fetchall()
 

@@ -7,13 +7,13 @@ from typing import Any
 from l2inv.config.settings import Settings
 from l2inv.database.connection import Connection
 from l2inv.database.runs import Run, stage_run
-from l2inv.domain import drift
+from l2inv.domain import drift, inventory
 from l2inv.domain.states import JUDGED
 from l2inv.errors import L2invError, StoreError
 from l2inv.record import event_log
 from l2inv.services import graphql, metadata_store
 from l2inv.stages.scan import quarantine
-from l2inv.stages.scan.reading import Found, Progress, Reading, Row, begun, note, pinned, take
+from l2inv.stages.scan.reading import Found, Progress, Reading, Row, begun, ids_read, note, pinned, take
 
 PASSES = 3  # over the whole store, while it changes under the reader
 OVERLAP = timedelta(days=1)  # an incremental scan reads this much again, for what the store dated late
@@ -83,21 +83,35 @@ def _last_complete(connection: Connection) -> datetime | None:
 def _read_all(reading: Reading, since: datetime | None) -> None:
     """Read until the store holds no more than was read. Raise Incomplete when it never comes to that."""
     store = reading.settings.metadata_store
-    reading.held = metadata_store.record_count(store, since)
-    for _ in range(PASSES):
-        rows = 0
+    held = metadata_store.record_count(store, since)
+    for number in range(1, PASSES + 1):
+        reading.begin_pass(number, held)
         for page in metadata_store.dataset_pages(store, since):
-            rows += len(page)
             take(reading, page)
         holds = metadata_store.record_count(store, since)
-        # What came or went meanwhile moved the others over the pages' edges. Rows, too: a store may hold duplicates.
-        if holds is None or (holds == reading.held and max(reading.records_read(), rows) >= holds):
+        read, _ = ids_read(reading)
+        # What came or went meanwhile moved the others over the pages' edges.
+        if holds is None or (holds == held and read + (read < holds and _held_twice(reading)) == holds):
             return
-        reading.held = holds
+        held = holds
+    more_than_once = f" ({len(reading.again)} of them came more than once)" if reading.again else ""
     raise Incomplete(
-        f"the store says it holds {holds} records, {reading.records_read()} were read in {PASSES} passes; "
-        "it may be changing: try again later"
+        f"the store says it holds {held} datasets, and gave {read} different ones{more_than_once} "
+        f"in the last of {PASSES} passes; it may be changing: try again later"
     )
+
+
+def _held_twice(reading: Reading) -> int:
+    """Return how many records the store holds beyond one of each dataset, of those that came more than once.
+
+    That they came so proves nothing: a page may have been given again in place of another. Asked for by name, those
+    that the store does hold twice stand beside each other on one page.
+    """
+    extra = 0
+    for page in metadata_store.datasets_by_id(reading.settings.metadata_store, sorted(reading.again)):
+        ids = [dataset_id for raw in page if (dataset_id := inventory.id_of(raw)) in reading.again]
+        extra += len(ids) - len(set(ids))
+    return extra
 
 
 def _withdraw(reading: Reading, allowed: bool) -> None:
@@ -107,15 +121,12 @@ def _withdraw(reading: Reading, allowed: bool) -> None:
     """
     store = reading.settings.metadata_store
     active, missing = _missing(reading)
-    nameless = len(reading.set_aside) - len(reading.unreadable_ids)
+    nameless = len(reading.nameless)
     for page in metadata_store.datasets_by_id(store, missing):
         take(reading, page)
-    if len(reading.set_aside) - len(reading.unreadable_ids) > nameless:
+    if len(reading.nameless) > nameless:
         raise Incomplete("the store gives records without an id for datasets asked for by id")
-    if missing:
-        _, gone = _missing(reading)
-    else:
-        gone = []
+    gone = _missing(reading)[1] if missing else []
     limit = max(store.max_withdrawn, round(store.max_withdrawn_share * active))
     if len(gone) > limit and not allowed:
         raise TooManyGone(
@@ -125,6 +136,10 @@ def _withdraw(reading: Reading, allowed: bool) -> None:
         )
     if not gone:
         return
+    if still := metadata_store.count_by_id(store, gone):
+        raise Incomplete(
+            f"asked by id for {len(gone)} datasets that may be gone, the store gives none and says that it holds {still}"
+        )
     rows = reading.connection.execute(
         """
         insert into l2inv.dataset_version (dataset_id, version, op_id, content_hash, record, run_id, withdrawn)
@@ -167,9 +182,7 @@ def _missing(reading: Reading) -> tuple[int, list[str]]:
         """
     )
     assert counted is not None
-    return counted["active"], [
-        row["dataset_id"] for row in rows if row["dataset_id"] not in reading.unreadable_ids
-    ]
+    return counted["active"], [row["dataset_id"] for row in rows]
 
 
 class TooManyGone(L2invError):
@@ -193,9 +206,10 @@ def _end(reading: Reading, whole: bool) -> None:
     connection, report = reading.connection, reading.run.report
     ops = connection.execute("select count(distinct op_id) as seen from pg_temp.seen").fetchone()
     assert ops is not None
+    _, report["datasets"]["seen"] = ids_read(reading)
     report["ops"] = {"seen": ops["seen"]} | _tell(connection, reading.run)
     readable = connection.execute(
-        "select dataset_id from pg_temp.seen where dataset_id in "
+        "select dataset_id from pg_temp.seen where content_hash is not null and dataset_id in "
         "(select dataset_id from l2inv.quarantine where resolved_at is null)"
     )
     quarantine.settle(connection, reading.run.run_id, [row["dataset_id"] for row in readable], whole)
