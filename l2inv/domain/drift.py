@@ -13,13 +13,12 @@ from typing import Any
 
 import msgspec
 
-from l2inv.domain.inventory import SUBFIELDS, Dataset
+from l2inv.domain.inventory import COUNT_KEYS, Dataset, Record
 
 Plain = dict[str, Any]
 
-# The instruments of the telescope, and the keys of its counts, as domain words: another one is news.
+# The instruments of the telescope, as domain words: another one is news, and so is another key of its counts.
 INSTRUMENTS = {"VISP", "VBI", "CRYO-NIRSP", "DL-NIRSP", "VTF"}
-COUNT_FIELDS = {"health": set(SUBFIELDS["health"]), "gos_status": set(SUBFIELDS["gosStatus"])}
 
 # How many powers of ten an instrument's median may move between scans before its unit is in doubt. Exposures
 # differ a hundredfold by programme; the others hardly at all.
@@ -42,13 +41,15 @@ class Profile:
     datasets: int = 0
     given: dict[str, int] = field(default_factory=dict)
     unknown: dict[str, dict[str, Any]] = field(default_factory=dict)  # what -> {"count", "example"}
+    unreadable: dict[str, dict[str, Any]] = field(default_factory=dict)  # field -> {"count", "example"}
     future: int = 0  # datasets whose createDate is yet to come, and the first of them
     first_future: Dataset | None = None
     # "FIELD of INSTRUMENT" -> log10 of new values
     sizes: dict[str, "array[float]"] = field(default_factory=dict)
 
-    def count(self, datasets: Sequence[Dataset]) -> None:
-        """Count the fields given in some datasets, whatever in these has no known name, and createDates yet to come."""
+    def count(self, records: Sequence[Record]) -> None:
+        """Count the fields given in some datasets, what has no known name or cannot be read, and createDates yet to come."""
+        datasets = [r.dataset for r in records]
         self.datasets += len(datasets)
         columns = zip(*map(msgspec.structs.astuple, datasets), strict=True)
         for name, column in zip(Dataset.__struct_fields__, columns, strict=False):
@@ -56,15 +57,18 @@ class Profile:
                 self.given[name] = self.given.get(name, 0) + given
         for dataset in datasets:
             if dataset.instrument_name and dataset.instrument_name not in INSTRUMENTS:
-                self._note(f"instrument {dataset.instrument_name!r}", dataset)
-            for name, keys in COUNT_FIELDS.items():
+                _note(self.unknown, f"instrument {dataset.instrument_name!r}", dataset)
+            for name, keys in COUNT_KEYS.items():
                 counts = getattr(dataset, name)
                 if counts and not counts.keys() <= keys:
                     for key in counts.keys() - keys:
-                        self._note(f"{name} key {key!r}", dataset)
+                        _note(self.unknown, f"{name} key {key!r}", dataset)
             if self.latest is not None and dataset.create_date > self.latest:
                 self.future += 1
                 self.first_future = self.first_future or dataset
+        for r in records:
+            for name in r.unreadable:
+                _note(self.unreadable, name, r.dataset)
 
     def measure(self, dataset: Dataset) -> None:
         """Take the quantities with a unit from a dataset that is new or changed."""
@@ -85,9 +89,9 @@ class Profile:
             "log10_medians": earlier["log10_medians"] | medians,
         }
 
-    def _note(self, what: str, dataset: Dataset) -> None:
-        found = self.unknown.setdefault(what, {"count": 0, "example": dataset.dataset_id})
-        found["count"] += 1
+
+def _note(found: dict[str, dict[str, Any]], what: str, dataset: Dataset) -> None:
+    found.setdefault(what, {"count": 0, "example": dataset.dataset_id})["count"] += 1
 
 
 def warnings(now: Profile, earlier: Plain | None, whole: bool) -> list[str]:
@@ -98,6 +102,9 @@ def warnings(now: Profile, earlier: Plain | None, whole: bool) -> list[str]:
     lines = [
         f"unknown {what} in {found['count']} datasets, such as {found['example']}"
         for what, found in sorted(now.unknown.items())
+    ] + [
+        f"{name} cannot be read in {found['count']} datasets, such as {found['example']}: it counts as null there"
+        for name, found in sorted(now.unreadable.items())
     ]
     if (first := now.first_future) is not None:
         lines.append(

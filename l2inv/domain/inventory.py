@@ -5,9 +5,10 @@ schema allows to be null may be null, and a field that a saved answer lacks read
 """
 
 import hashlib
+import json
 import re
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import msgspec
@@ -79,6 +80,7 @@ class Record(msgspec.Struct, frozen=True):
     dataset: Dataset
     text: bytes
     content_hash: bytes
+    unreadable: tuple[str, ...] = ()  # fields of DISPLAYED that are null for that
 
 
 class Unreadable(msgspec.Struct, frozen=True):
@@ -88,6 +90,12 @@ class Unreadable(msgspec.Struct, frozen=True):
     reason: str
     raw: bytes
 
+
+# People look at these and no verdict rests on them: one that cannot be read is null, and counted.
+DISPLAYED = ("fried_parameter", "light_level", "polarimetric_accuracy", "exposure_time", "browse_movie_url")
+COUNT_KEYS = {"health": set(SUBFIELDS["health"]), "gos_status": set(SUBFIELDS["gosStatus"])}
+_FIELDS = {field.encode_name: field for field in msgspec.structs.fields(Dataset)}
+_EASED = {key: field for key, field in _FIELDS.items() if field.name in {*DISPLAYED, *COUNT_KEYS}}
 
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")  # PostgreSQL stores no such character
 _CAMEL = {"health": "health", "gos_status": "gosStatus"}
@@ -99,14 +107,29 @@ _encoder = msgspec.json.Encoder()
 
 
 def read(raw: bytes | msgspec.Raw) -> Record | Unreadable:
-    """Return the dataset that one record's JSON describes, or why it cannot be read. Never raises.
+    """Return the dataset that one record's JSON describes, or why it cannot be read. Never raise.
 
     The kept text holds the known fields without the nulls, times with their offset: the same dataset gives the
     same hash whatever the order, the spelling or the nulls of the answer, and after l2inv learned a field that is null in it.
     """
+    found = _read(raw)
+    if isinstance(found, Record):
+        return found
+    try:
+        text, unreadable = _eased(raw)
+    except (ValueError, RecursionError):
+        return found
+    found = _read(text)
+    if isinstance(found, Record):
+        return msgspec.structs.replace(found, unreadable=unreadable)
+    return msgspec.structs.replace(found, raw=bytes(raw))
+
+
+def _read(raw: bytes | msgspec.Raw) -> Record | Unreadable:
     try:
         dataset = _decoder.decode(raw)
         _to_utc(dataset)
+        _to_lower_case(dataset)
         text = kept(dataset)
     except (msgspec.DecodeError, UnicodeError, RecursionError, OverflowError) as problem:
         return Unreadable(id_of(raw), _reason(problem), bytes(raw))
@@ -118,6 +141,37 @@ def read(raw: bytes | msgspec.Raw) -> Record | Unreadable:
         )
         return Unreadable(dataset.dataset_id, reason, bytes(raw))
     return Record(dataset, text, hashlib.sha256(text).digest())
+
+
+def _eased(raw: bytes | msgspec.Raw) -> tuple[bytes, tuple[str, ...]]:
+    """Return the JSON text of a record without what must not keep it from being read, and which of DISPLAYED it lost.
+
+    An object that arrives as the JSON string of it is read. Raise ValueError where the record is no JSON object, and
+    RecursionError.
+    """
+    values = {name: value for name, value in _object(raw).items() if name in _FIELDS}
+    unreadable = []
+    for name in values.keys() & _EASED.keys():
+        field = _EASED[name]
+        try:
+            values[name] = msgspec.to_builtins(_as(field.type, values[name]))
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            if field.name in DISPLAYED:
+                values[name] = None
+                unreadable.append(field.name)
+    return json.dumps(values).encode(), tuple(sorted(unreadable))
+
+
+def _as(kind: Any, value: Any) -> Any:
+    """Return a value, or that of which it is the JSON text, as a field's kind. Raise msgspec.DecodeError, UnicodeError."""
+    if isinstance(value, str) and "\0" in value:
+        raise msgspec.ValidationError("holds a NUL character")
+    try:
+        return msgspec.json.decode(json.dumps(value), type=kind)
+    except msgspec.DecodeError:
+        if not isinstance(value, str):
+            raise
+        return msgspec.json.decode(value, type=kind)
 
 
 def _can_name_a_folder(op_id: str) -> bool:
@@ -152,12 +206,37 @@ def _to_utc(dataset: Dataset) -> None:
             msgspec.structs.force_setattr(dataset, name, in_utc)  # nobody else has seen it yet
 
 
+def _to_lower_case(dataset: Dataset) -> None:
+    """The store's schema describes the keys of its counts in capitals, and its answers hold others."""
+    for name, known in COUNT_KEYS.items():
+        counts = getattr(dataset, name)
+        if counts and not counts.keys() <= known:
+            lower = {key.lower(): frames for key, frames in counts.items()}
+            if len(lower) < len(counts):
+                raise msgspec.ValidationError(f"{name} holds a key twice, in capitals and in other letters")
+            msgspec.structs.force_setattr(dataset, name, lower)
+
+
 def id_of(raw: bytes | msgspec.Raw) -> str | None:
-    """Return the datasetId that a record holds, whatever else it holds; None if it holds none."""
+    """Return the datasetId that a record holds, whatever else it holds, such as a NaN; None if it holds none."""
     try:
-        return _without_nul(msgspec.json.decode(raw, type=_OnlyId).dataset_id)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        try:
+            found = msgspec.json.decode(raw, type=_OnlyId)
+        except msgspec.DecodeError:
+            found = msgspec.json.decode(
+                json.dumps({"datasetId": _object(raw).get("datasetId")}), type=_OnlyId
+            )
+        return _without_nul(found.dataset_id)
+    except (msgspec.DecodeError, ValueError, RecursionError):
         return None
+
+
+def _object(raw: bytes | msgspec.Raw) -> dict[str, Any]:
+    """What Python reads in a record that strict JSON does not allow. Raise ValueError, also for what is no object."""
+    values = json.loads(bytes(raw))
+    if not isinstance(values, dict):
+        raise ValueError("no object")
+    return values
 
 
 def _without_nul(dataset_id: str) -> str | None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -207,8 +208,8 @@ def read_in_numbers(number: int) -> dict[str, int]:
             profile = drift.Profile()
             for one in records:
                 assert inventory.stored(one.text) == one.dataset
-                assert inventory.read(one.text) == one
-                profile.count([one.dataset])
+                assert inventory.read(one.text) == msgspec.structs.replace(one, unreadable=())
+                profile.count([one])
                 for _ in range(drift.ENOUGH):
                     profile.measure(one.dataset)
             for line in drift.warnings(profile, before, whole=True):

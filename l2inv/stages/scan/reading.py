@@ -224,7 +224,7 @@ def _see_again(reading: Reading, records: list[inventory.Record]) -> None:
 
 def _keep(reading: Reading, records: list[inventory.Record], known: dict[str, Row]) -> None:
     """Add a version for each record that is new or not what the database holds, and notes it for the OP's event."""
-    reading.profile.count([r.dataset for r in records])
+    reading.profile.count(records)
     fresh = [r for r in records if r.dataset.dataset_id in known and _differs(r, known[r.dataset.dataset_id])]
     reading.counts["unchanged"] += len(records) - len(fresh)
     if not fresh:

@@ -215,6 +215,9 @@ def _end(reading: Reading, whole: bool) -> None:
     quarantine.settle(connection, reading.run.run_id, [row["dataset_id"] for row in readable], whole)
     earlier = _earlier_profile(connection)
     report["warnings"] = drift.warnings(reading.profile, earlier, whole)
+    report["unreadable_fields"] = {
+        name: found["count"] for name, found in sorted(reading.profile.unreadable.items())
+    }
     reading.run.notes["profile"] = reading.profile.plain(earlier, whole)
 
 
