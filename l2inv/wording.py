@@ -15,6 +15,15 @@ def clean(value: object) -> str:
     return text if text.isprintable() else re.sub(_UNSAFE, lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+# Some descriptions hold a backslash and n where a paragraph ends; these are no such ends, but commands of TeX.
+_PARAGRAPH_END = re.compile(r"\\n(?!(?:u|abla|eq?|ot)\b)|[\r\n]")
+
+
+def paragraphs(text: str | None) -> list[str]:
+    """Return the paragraphs of a text from outside, each in a line, none empty."""
+    return [words for part in _PARAGRAPH_END.split(text or "") if (words := " ".join(part.split()))]
+
+
 def as_json(document: object) -> str:
     """Return one JSON document; times are ISO 8601 in UTC ending in Z."""
     import json

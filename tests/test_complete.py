@@ -9,6 +9,7 @@ import pytest
 from conftest import Commands
 
 from l2inv.errors import StoreRefused
+from l2inv.sample.inventory import ACTIVE
 from l2inv.sample.server import Fault, Store
 from l2inv.sample.store import execute
 from l2inv.services import graphql, metadata_store
@@ -184,7 +185,7 @@ def test_a_store_that_counts_by_id_what_it_does_not_give_loses_nothing(scans: Co
         hidden = name == "Count" and "datasetIds" not in asked
         for row in store.datasets:
             if row["datasetId"] in missing:
-                row["status"] = "inactive" if hidden or name == "Datasets" else "active"
+                row["status"] = "inactive" if hidden or name == "Datasets" else ACTIVE
         return None
 
     store.fault = fault

@@ -127,6 +127,11 @@ def _print_op(op: dict[str, Any]) -> None:
                     for c in against
                 ],
             )
+    descriptions = {d["record"].get("experiment_description") for d in op["datasets"] if not d["withdrawn"]}
+    for text in sorted(filter(None, descriptions)):
+        click.echo()
+        for words in wording.paragraphs(text):
+            render.paragraph(words)
 
 
 def _range(low: float | None, high: float | None) -> str:

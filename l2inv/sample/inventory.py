@@ -158,7 +158,7 @@ _DESCRIPTIONS = (
     _LONG
     + "\n"
     + "Each repeat takes about 25 min; four repeats make one visit, and we ask for six visits.\n" * 24,
-    "A short one.",
+    "A short one.\\nIts second paragraph begins after a backslash and n, as real ones do.",
     "Quiet Sun at disc centre; \"deep\" integrations, 'slow' rasters. Überlappung: 10 %.",
     "<script>alert('x')</script> [bold red]not markup[/bold red] \x1b[31mnot red\x1b[0m\a {{ 7 * 7 }} ${HOME}"
     " %s '; drop table event; -- ../../etc/passwd =1+1\u202egnp.exe\r\n| a | table |\n</dataset>&amp;",

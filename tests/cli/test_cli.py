@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from l2inv import wording
 from l2inv.cli import app, main, sections
+from l2inv.sample.server import Store
 from tests.conftest import Commands
 
 READS = [
@@ -289,6 +290,36 @@ def test_clean_text_is_one_printable_line(text: str) -> None:
     shown = wording.clean(text)
     assert len(shown.splitlines()) <= 1
     assert "\x1b" not in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("One.\\nTwo.", ["One.", "Two."]),
+        ("One.\r\n\r\n  Two,\tand\nthree. \\n \\n", ["One.", "Two, and", "three."]),
+        (
+            r"The lines \nu and \nabla of 5 \neq 6.\nnu is new",
+            [r"The lines \nu and \nabla of 5 \neq 6.", "nu is new"],
+        ),
+        (None, []),
+    ],
+)
+def test_paragraphs_end_where_a_line_does_or_a_backslash_and_n_stand(
+    text: str | None, read: list[str]
+) -> None:
+    assert wording.paragraphs(text) == read
+
+
+def test_show_ends_with_what_the_experiment_is_described_as(l2inv: Commands, store: Store) -> None:
+    op = store.datasets[0]["observingProgramExecutionId"]
+    for row in store.datasets:
+        if row["observingProgramExecutionId"] == op:
+            row["experimentDescription"] = "First we look.\\n\\nThen we \x1b[31mlook\nagain."
+    l2inv("scan")
+    assert l2inv("show", op).stdout.endswith("\n\nFirst we look.\nThen we \\u001b[31mlook\nagain.\n")
+    assert {d["record"]["experiment_description"] for d in l2inv.json("show", op)["datasets"]} == {
+        "First we look.\\n\\nThen we \x1b[31mlook\nagain."
+    }
 
 
 def test_a_reader_that_goes_away_is_no_error(l2inv: Commands, ready: list[str]) -> None:

@@ -538,6 +538,21 @@ def test_the_page_runs_nothing_and_asks_for_nothing(l2inv: Commands, worked: lis
             assert name in ids
 
 
+def test_the_newest_ops_experiments_are_described_each_once_in_paragraphs(
+    l2inv: Commands, worked: list[str], there: Connection
+) -> None:
+    experiments = drawn(there)["experiments"]
+    names = [experiment["name"] for experiment in experiments]
+    assert len(names) == len(set(names)) > 3
+    assert set(names) <= {op["experiment_id"] for op in l2inv.json("list")["ops"]}
+    page = shown(l2inv)
+    said = [e.text.strip() for e in page.all("p")]
+    assert "A short one." in said
+    assert "Its second paragraph begins after a backslash and n, as real ones do." in said
+    assert "\\n" not in page.html
+    assert drawn(there, lines=0)["experiments"] == []
+
+
 def test_an_empty_database_gives_a_page_that_says_so(l2inv: Commands, connection: Connection) -> None:
     said = shown(l2inv).text
     for words in (

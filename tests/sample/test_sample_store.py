@@ -130,6 +130,7 @@ OF_A_DATASET: dict[str, Callable[[Values], bool]] = {
         part in (row["experimentDescription"] or "")
         for part in ("<script>", "[bold", "\x1b[31m", "\u202e", "../")
     ),
+    "a description with a backslash and n": lambda row: "\\n" in (row["experimentDescription"] or ""),
     "no description": lambda row: row["experimentDescription"] is None,
     "under embargo": lambda row: row["isEmbargoed"] and row["bucket"] == "data" and row["embargoEndDate"],
     "not under embargo": lambda row: not row["isEmbargoed"] and row["bucket"] == "public",

@@ -17,7 +17,7 @@ from l2inv.config.settings import Qualification, Settings
 from l2inv.domain.criteria import bands_within, corners, narrow_bands
 from l2inv.domain.solar import apparent_radius_arcsec
 from l2inv.domain.states import STATES, State
-from l2inv.wording import day, margin, measured, required
+from l2inv.wording import day, margin, measured, paragraphs, required
 
 Row = dict[str, Any]
 
@@ -42,6 +42,7 @@ GOOD_CM, FAIR_CM, WIDEST_CM = 7.0, 5.0, 20.0  # of the Fried parameter: where it
 EDGE_ARCSEC = 1500.0  # of the picture of the disk
 BOXES = 6  # of one OP in it
 LONGEST_URL = 500
+LONGEST_DESCRIPTION = 5000
 
 
 def short(text: str, most: int = 60) -> str:
@@ -80,6 +81,13 @@ def page(found: Row, settings: Settings, now: datetime) -> Row:
         "against": against(found["against"], found["verdicts"]["ops"], numbers),
         "disk": disk(found["listed"], now),
         "lines": lines,
+        "experiments": [
+            {
+                "name": short(row["experiment_id"] or "without an id"),
+                "paragraphs": paragraphs(short(row["description"], LONGEST_DESCRIPTION)),
+            }
+            for row in found["experiments"]
+        ],
         "shown": {state: sum(one["state"] == state for one in lines) for state in STATES},
         "left_out": states.total() - len(lines),
         "instruments": ", ".join(short(name, 20) for name in rules.instruments),

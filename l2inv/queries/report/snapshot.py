@@ -54,6 +54,7 @@ def read(connection: Connection, settings: Settings, now: datetime, lines: int) 
             "verdicts": _verdicts(connection),
             "against": _against(connection),
             "listed": _listed(connection, due, newest),
+            "experiments": _experiments(connection, list(newest)[:MOST]),
         }
 
 
@@ -207,6 +208,19 @@ def _against(connection: Connection) -> list[dict[str, Any]]:
         order by fail + unknown desc, name, place
         """,
         [NEAREST],
+    ).fetchall()
+
+
+def _experiments(connection: Connection, op_ids: list[str]) -> list[dict[str, Any]]:
+    """What the experiments of these OPs are described as; without a description, none."""
+    return connection.execute(
+        """
+        select distinct on (1) record ->> 'primaryExperimentId' as experiment_id,
+               record ->> 'experimentDescription' as description
+        from l2inv.dataset where op_id = any(%s) and not withdrawn and record ->> 'experimentDescription' <> ''
+        order by 1, create_date desc, dataset_id
+        """,
+        [op_ids],
     ).fetchall()
 
 
