@@ -128,13 +128,18 @@ def must_hold(present: Present, actor: str) -> None:
 
 
 def locked(connection: Connection, op_id: str) -> Present:
-    """Return where an OP stands and keeps others from moving it until the transaction ends. Raise Refused."""
+    """Return where an OP stands and keep others from moving it until the transaction ends. Raise Refused."""
+    return seen(connection, op_id, "for update")
+
+
+def seen(connection: Connection, op_id: str, lock: str = "") -> Present:
+    """Return where an OP stands, which may change at once: to be compared under its lock. Raise Refused."""
     row = connection.execute(
-        """
+        f"""
         select op_id, seq, state, to_char(since at time zone 'UTC', 'YYYY-MM-DD HH24:MI "UTC"') as since,
                state_before_error, verdict_seq, datasets_seq, assignee, due_at, on_hold_seq is not null as on_hold
-        from l2inv.op_state where op_id = %s for update
-        """,
+        from l2inv.op_state where op_id = %s {lock}
+        """,  # noqa: S608 - text of our own
         [op_id],
     ).fetchone()
     if row is None:

@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from l2inv.config.settings import Settings
 from l2inv.database.connection import Connection
 from l2inv.database.runs import stage_lock
+from l2inv.domain.states import State
 from l2inv.errors import Refused
 from l2inv.record import event_log
 from l2inv.services import graphql, metadata_store
@@ -19,9 +22,8 @@ def reopen(connection: Connection, settings: Settings, op_id: str, reason: str, 
     Of an OP that is inverted, or in error since, but was not published, the store must not hold anything: it is
     asked where the record names an inversion. Raise Refused, Busy while a publisher runs, StoreError and ConfigError.
     """
-    with stage_lock(connection, "publish", "try again when it has ended"), connection.transaction():
-        present = _out_of_error(connection, op_id, actor)
-        event_log.must_allow(present, "reopened", "discovered")
+    with stage_lock(connection, "publish", "try again when it has ended"):
+        seen = _seen(connection, op_id, "reopened", "discovered")
         row = connection.execute(
             """
             select count(*) filter (where kind = 'inverted') as cycle,
@@ -34,10 +36,12 @@ def reopen(connection: Connection, settings: Settings, op_id: str, reason: str, 
             [op_id, op_id],
         ).fetchone()
         assert row is not None
-        if present.state == "inverted" and row["named"]:
+        if seen.state == "inverted" and row["named"]:
             _must_not_be_told(settings, op_id, row["named"])
-        detail = {"reason": reason, "cycle": row["cycle"]}
-        event_log.add_one(connection, present, "reopened", "discovered", actor, detail)
+        with connection.transaction():
+            present = _as_seen(connection, seen, actor)
+            detail = {"reason": reason, "cycle": row["cycle"]}
+            event_log.add_one(connection, present, "reopened", "discovered", actor, detail)
 
 
 def adopt(
@@ -49,45 +53,65 @@ def adopt(
     reason: str,
     actor: str,
 ) -> None:
-    """Return of an inversion that the store holds, and the record does not know, that it is this OP's present one; or,
+    """Say of an inversion that the store holds, and the record does not know, that it is this OP's present one; or,
     `beside`, that it is another, which does not stand against telling of this one.
 
     Raise Refused where the store holds no such inversion or another than this, Busy, StoreError and ConfigError.
     """
-    with stage_lock(connection, "publish", "try again when it has ended"), connection.transaction():
-        present = _out_of_error(connection, op_id, actor)
-        event_log.must_allow(present, "inversion_named", None)
+    with stage_lock(connection, "publish", "try again when it has ended"):
+        seen = _seen(connection, op_id, "inversion_named", None)
         with graphql.session(settings.metadata_store) as http:
             held = metadata_store.find_inversion(http, settings.metadata_store, inversion_id)
         if held is None:
             raise Refused(f"the store holds no inversion {inversion_id}", _see(op_id))
-        if beside:
-            detail = {"note": reason, "beside": [inversion_id]}
-            event_log.add_one(connection, present, "noted", None, actor, detail)
-            return
-        program = held.get("instrumentProgramExecutionId")
-        for inversion in preflight(connection, settings, op_id)["inversions"]:
-            if inversion["instrument_program_id"] == program:
-                inversion["inversion_id"] = inversion_id
-                other = differences(inversion, held)
-                break
-        else:
-            other = ["instrumentProgramExecutionId"]
-        if other:
-            raise Refused(
-                f"OP {op_id}: {inversion_id} is another: it differs in {', '.join(other)}",
-                f"if both are to be: l2inv adopt {op_id} {inversion_id} --beside",
-            )
-        event_log.add_one(connection, present, "inversion_named", None, actor, inversion | {"reason": reason})
+        kind, detail = "noted", {"note": reason, "beside": [inversion_id]}
+        if not beside:
+            kind, detail = "inversion_named", _same(connection, settings, op_id, held) | {"reason": reason}
+        with connection.transaction():
+            present = _as_seen(connection, seen, actor)
+            event_log.add_one(connection, present, kind, None, actor, detail)
 
 
-def _out_of_error(connection: Connection, op_id: str, actor: str) -> event_log.Present:
-    """Return where an OP stands, brought back from `error` if publishing led there."""
-    present = event_log.locked(connection, op_id)
-    if present.state == "error" and present.state_before_error == "inverted":
-        event_log.retry(connection, [op_id], actor)
-        present = event_log.locked(connection, op_id)
+def _same(connection: Connection, settings: Settings, op_id: str, held: dict[str, Any]) -> dict[str, Any]:
+    """Return the OP's inversion that the store holds, under its id there. Raise Refused when it is another."""
+    inversion_id, other = held["inversionId"], ["instrumentProgramExecutionId"]
+    inversions: list[dict[str, Any]] = preflight(connection, settings, op_id)["inversions"]
+    for inversion in inversions:
+        if inversion["instrument_program_id"] == held.get("instrumentProgramExecutionId"):
+            inversion["inversion_id"] = inversion_id
+            other = differences(inversion, held)
+            if not other:
+                return inversion
+            break
+    raise Refused(
+        f"OP {op_id}: {inversion_id} is another: it differs in {', '.join(other)}",
+        f"if both are to be: l2inv adopt {op_id} {inversion_id} --beside",
+    )
+
+
+def _seen(connection: Connection, op_id: str, kind: str, state: State | None) -> event_log.Present:
+    """Return where an OP stands, one in `error` as if it were brought back, without keeping others from moving it:
+    nobody is to wait for its row while the store is asked. Raise Refused where it does not allow the event."""
+    seen = event_log.seen(connection, op_id)
+    if _failed_to_publish(seen):
+        seen = msgspec.structs.replace(seen, state="inverted", state_before_error=None)
+    event_log.must_allow(seen, kind, state)
+    return seen
+
+
+def _as_seen(connection: Connection, seen: event_log.Present, actor: str) -> event_log.Present:
+    """Return where an OP stands, under its lock, brought back from `error`. Raise Refused if it moved on since."""
+    present = event_log.locked(connection, seen.op_id)
+    if present.seq != seen.seq:
+        raise Refused(f"OP {seen.op_id} moved on while the store was asked", f"{_see(seen.op_id)}; try again")
+    if _failed_to_publish(present):
+        event_log.retry(connection, [seen.op_id], actor)
+        present = event_log.locked(connection, seen.op_id)
     return present
+
+
+def _failed_to_publish(present: event_log.Present) -> bool:
+    return present.state == "error" and present.state_before_error == "inverted"
 
 
 def _must_not_be_told(settings: Settings, op_id: str, inversion_ids: Sequence[str]) -> None:
