@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Commands
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +13,7 @@ from l2inv.domain import criteria, inventory
 from l2inv.domain.inventory import DISPLAYED, Record, Unreadable
 from l2inv.sample.inventory import make
 from l2inv.sample.server import Fault, Store
+from tests.conftest import Commands
 
 ASKED = dict(
     zip(inventory.Dataset.__struct_encode_fields__, inventory.Dataset.__struct_fields__, strict=True)

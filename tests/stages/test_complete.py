@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import Commands
 
 from l2inv.errors import StoreRefused
 from l2inv.sample.inventory import ACTIVE
 from l2inv.sample.server import Fault, Store
 from l2inv.sample.store import execute
 from l2inv.services import graphql, metadata_store
+from tests.conftest import Commands
 
 PAGE = 20
 
