@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from l2inv.errors import L2invError
-from l2inv.products.files import Entry, Folder, opened, sha256
+from l2inv.products.files import Folder, opened, sha256
 from l2inv.products.findings import WHAT, Finding, Unfit, finding
 from l2inv.products.issued import SCIENCE_FILES, Dataset, Issued, Output
 
@@ -72,46 +72,37 @@ def _entries(folder: Folder, named: set[str], is_generated: bool) -> Iterator[Fi
     from l2inv.products.frames import is_like_a_frame
 
     issued = folder.issued
-    recorded = {output.name.split("/")[0] for output in issued.outputs}
-    expected = {*SCIENCE_FILES, issued.metadata_file, *named, *recorded}
+    expected = {*SCIENCE_FILES, issued.metadata_file, *named, *(output.name for output in issued.outputs)}
     for name, entry in folder.entries.items():
-        if (
-            entry.kind
-            and (name in expected or issued.frame_time(name))
-            and not _is_recorded_folder(issued, entry)
-        ):
-            yield finding(name, None, "not_a_file", entry.kind, "a file")
-        elif name not in expected and is_like_a_frame(name):
+        if name in expected or issued.frame_time(name):
+            # A folder may be recorded as an output, as a whole.
+            if entry.kind and not (entry.kind == "a folder" and Output(name) in issued.outputs):
+                yield finding(name, None, "not_a_file", entry.kind, "a file")
+        elif is_like_a_frame(name):
             yield finding(name, None, "name", name, f"{issued.stem}_2022_06_03T18_03_43_89_L2.fits, or so")
-        elif name not in expected and (is_generated or name.lower().endswith((".fits", ".asdf"))):
+        elif is_generated or name.lower().endswith((".fits", ".asdf")):
             yield finding(name, None, "extra", entry.kind or "a file", "only what was issued")
-
-
-def _is_recorded_folder(issued: Issued, entry: Entry) -> bool:
-    """Return whether an entry is a folder in which a recorded output lies."""
-    return entry.kind == "a folder" and any(o.name.startswith(f"{entry.name}/") for o in issued.outputs)
 
 
 def _recorded(folder: Folder) -> Iterator[Finding]:
     """Yield which of the recorded outputs are not there or are not as they were recorded."""
     for output in folder.issued.outputs:
-        entry = folder.entries.get(output.name)
-        if entry is None or entry.kind:
-            if entry is None:
-                yield finding(output.name, None, "missing", None, "it was recorded as an output")
-            continue
-        if output.size_bytes is not None and entry.size_bytes != output.size_bytes:
-            yield finding(
-                output.name, None, "size", f"{entry.size_bytes} bytes", f"{output.size_bytes} bytes"
-            )
-        if output.sha256 is not None:
-            try:
-                total = sha256(folder, output.name)
-            except Unfit as unfit:
-                yield finding(output.name, None, unfit.what, unfit.measured, unfit.required)
-                continue
-            if total != output.sha256.lower():
-                yield finding(output.name, None, "sha256", total, output.sha256.lower())
+        name, entry = output.name, folder.entries.get(output.name)
+        if entry is None:
+            yield finding(name, None, "missing", None, "it was recorded as an output")
+        elif entry.kind is None:
+            if output.size_bytes not in (None, entry.size_bytes):
+                yield finding(name, None, "size", f"{entry.size_bytes} bytes", f"{output.size_bytes} bytes")
+            if output.sha256 is not None:
+                yield from _sum(folder, name, output.sha256.lower())
+
+
+def _sum(folder: Folder, name: str, required: str) -> Iterator[Finding]:
+    try:
+        if (measured := sha256(folder, name)) != required:
+            yield finding(name, None, "sha256", measured, required)
+    except Unfit as unfit:
+        yield finding(name, None, unfit.what, unfit.measured, unfit.required)
 
 
 def _key(folder: Folder) -> Iterator[Finding]:

@@ -42,7 +42,7 @@ class Dataset(Struct, frozen=True):
 
 
 class Output(Struct, frozen=True):
-    """A file of the inversion as it was recorded; `name` is its path below the folder."""
+    """A file of the inversion as it was recorded, by its name in the folder."""
 
     name: str
     size_bytes: int | None = None

@@ -149,6 +149,17 @@ def made_anew(**sizes: Any) -> Callable[[Path], None]:
     return lambda folder: make.science(folder, **({"frames": FRAMES} | sizes))
 
 
+def with_the_observed_of(arms: dict[int, int]) -> Callable[[Path], None]:
+    """Science's files, with observed profiles of other wavelengths."""
+
+    def apply(folder: Path) -> None:
+        kept = (folder / FIT_FILE).read_bytes()
+        make.science(folder, FRAMES, arms=arms)
+        (folder / FIT_FILE).write_bytes(kept)
+
+    return apply
+
+
 def issued(**changes: Any) -> Callable[[Path], Issued]:
     return lambda folder: make.issued(FRAMES, **changes)
 
@@ -196,12 +207,16 @@ def renamed_by_time(change: timedelta) -> Callable[[Path], None]:
     return apply
 
 
-def grown(name: str, gap: int) -> Callable[[Path], None]:
-    def apply(folder: Path) -> None:
-        with (folder / name).open("r+b") as file:
-            file.truncate((folder / name).stat().st_size + gap)
-
-    return apply
+def huge(folder: Path) -> None:
+    """A quantity of 4 GB, of which the disk holds nothing."""
+    content = (folder / FIRST).read_bytes()
+    at = content.index(b"NAXIS1  =                    5")
+    edited_header = content[:at] + b"NAXIS1  =            200000000" + content[at + 30 :]
+    end = content.index(b"XTENSION", at)
+    with (folder / FIRST).open("wb") as file:
+        file.write(edited_header[: end - 2880])
+        file.seek(end - 2880 + -(-4 * 6 * 200_000_000 // 2880) * 2880)
+        file.write(content[end:])
 
 
 BOMB = b"\n".join([b"a0: &a0 [x,x,x,x,x,x,x,x,x,x]"] + [
@@ -246,6 +261,8 @@ SCIENCE = [
     ("DESR-FID is no arm of ViSP", {"DESR-FID"}, edited(FIT_FILE, header(0, DESR_FID=4))),
     ("DESR-FID is a dataset", {"DESR-FID"}, edited(FIT_FILE, header(0, DESR_FID="BXPJD"))),
     ("DESR-FID is another dataset's arm", {"DESR-FID"}, issued(datasets=tuple(replace(dataset, vsparmid=2) for dataset in GOOD.datasets))),
+    ("another number of wavelengths fitted than observed", {"shape"}, with_the_observed_of({23: 40, 9: 24, 4: 57})),
+    ("a file that breaks the standard", {"fits_standard"}, raw(FIT_FILE, lambda content: content.replace(b"EXTEND  ", b"extend  ", 1))),
     ("a checksum that is wrong", {"checksum"}, edited(QUANTITIES_FILE, raw_header(0, DATASUM="12"))),
 ]  # fmt: skip
 
@@ -299,6 +316,16 @@ LEVEL2 = [
     ("something after the last HDU", {"structure", "size_differs"}, raw(FIRST, lambda content: content + b"x" * 2880)),
     ("a header without an end", {"structure"}, raw(FIRST, lambda content: content.replace(b"END".ljust(80), b"COMMENT".ljust(80)))),
     ("an axis of nonsense", {"structure"}, raw(FIRST, lambda content: content.replace(b"NAXIS1  =                    5", b"NAXIS1  = 99999999999999999999", 1))),
+    ("a BITPIX that is none", {"structure"}, raw(FIRST, lambda content: content.replace(b"BITPIX  =                  -32", b"BITPIX  =                  -17", 1))),
+    ("999 axes", {"structure"}, raw(FIRST, lambda content: content.replace(b"NAXIS   =                    3", b"NAXIS   =                  999", 1))),
+    ("a count below nothing", {"structure"}, raw(FIRST, lambda content: content.replace(b"PCOUNT  =                    0", b"PCOUNT  =                   -1", 1))),
+    ("an axis below nothing", {"structure"}, raw(FIRST, lambda content: content.replace(b"NAXIS2  =                    6", b"NAXIS2  =                   -6", 1))),
+    ("more HDUs than can be", {"structure", "size_differs"}, raw(FIRST, lambda content: content + (fits.ImageHDU().header.tostring().encode() * 100))),
+    ("a last block cut short", {"structure", "size_differs"}, raw(FIRST, lambda content: content[:-10])),
+    ("a header of a million blanks", {"structure", "size_differs"}, raw(FIRST, lambda content: content[:80] + b" " * 2_000_000)),
+    ("a frame of gigabytes", {"shape", "shape_differs", "size_differs"}, huge),
+    ("a unit that is a number", {"unit"}, edited(FIRST, header(2, BUNIT=5))),
+    ("more arms than datasets", {"profiles", "datasets"}, issued(datasets=GOOD.datasets[:2])),
     ("an empty file", {"format", "size_differs"}, raw(FIRST, lambda content: b"")),
     ("noise", {"format", "size_differs"}, raw(FIRST, lambda content: bytes(range(256)) * 40)),
     ("a compressed file", {"format", "size_differs"}, raw(FIRST, gzip.compress)),
@@ -337,6 +364,9 @@ LEVEL2 = [
     ("headers that are no table", {"tag"}, text((r"table/table-1.0.0", "table/mixin-1.0.0"))),
     ("a block whose sum is wrong", {"checksum"}, raw(ASDF, lambda content: content[:-1] + bytes([content[-1] ^ 1]))),
     ("a block without a sum", {"checksum"}, raw(ASDF, lambda content: re.sub(rb"(\xd3BLK.{34}).{16}", rb"\g<1>0000000000000000", content, count=1, flags=re.DOTALL))),
+    ("a block whose header contradicts itself", {"structure"}, raw(ASDF, lambda content: re.sub(rb"(\xd3BLK.{10}).{8}", rb"\g<1>\0\0\0\0\0\0\0\1", content, count=1, flags=re.DOTALL))),
+    ("items that are no mapping", {"tree"}, text((r"^    items:$", "    items: 1\n    item:"))),
+    ("an inventory that is none", {"tree"}, text((r"inventory: &id\d+$", "inventory: 1\n      inventories:"))),
     ("an ASDF cut within a block", {"structure"}, raw(ASDF, lambda content: content[:-7])),
     ("an ASDF cut within the tree", {"structure"}, raw(ASDF, lambda content: content[:5000])),
     ("an ASDF that goes on", {"structure"}, raw(ASDF, lambda content: content + b"more")),

@@ -1,6 +1,7 @@
 """Products are checked: nothing is found in good ones, each fault is found by its name, and a file may be anything."""
 
 import gzip
+import hashlib
 import importlib.resources
 import json
 import os
@@ -128,12 +129,13 @@ def test_what_is_wrong_with_a_published_asdf_is_found(tmp_path: Path) -> None:
 
 def test_what_cannot_be_checked_here_is_said_and_is_no_failure(good: dict[str, Path]) -> None:
     datasets = tuple(Dataset(dataset.dataset_id) for dataset in GOOD.datasets)
-    found = list(check(good["science"], replace(GOOD, datasets=datasets)))
-    assert {(one.what, one.result) for one in found} == {
+    unknown = list(check(good["science"], replace(GOOD, datasets=datasets)))
+    assert {(one.what, one.result) for one in unknown} == {
         ("frames", "unknown"), ("DESR-FID", "unknown"), ("line", "unknown")
     }  # fmt: skip
-    found = list(check(good["both"], replace(GOOD, datasets=datasets)))
-    assert {one.result for one in found} == {"unknown"}
+    assert {one.result for one in check(good["both"], replace(GOOD, datasets=datasets))} == {"unknown"}
+    (found,) = check(good["level2"], replace(GOOD, datasets=datasets))
+    assert (found.what, found.result, found.measured) == ("frames", "unknown", "3 files of frames")
 
 
 def test_one_known_arm_may_settle_which_is_the_fiducial_one(good: dict[str, Path]) -> None:
@@ -265,6 +267,18 @@ def test_a_folder_that_is_none_is_an_error(tmp_path: Path, where: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(L2invError, match="no folder that can be read"):
         list(check(tmp_path / where, GOOD))
+
+
+def test_recorded_outputs_are_no_extra_files_and_are_what_was_recorded(
+    good: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = copied(good["level2"], tmp_path)
+    (folder / "log").mkdir()
+    (folder / "notes.txt").write_text("seen")
+    sum_ = hashlib.sha256(b"seen").hexdigest().upper()
+    outputs = (Output("log"), Output("notes.txt", size_bytes=4, sha256=sum_))
+    assert list(check(folder, replace(GOOD, outputs=outputs))) == []
+    assert whats(list(check(folder, GOOD))) == {"extra"}
 
 
 def test_an_empty_folder_lacks_what_science_delivers(tmp_path: Path) -> None:
