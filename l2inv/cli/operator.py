@@ -163,11 +163,12 @@ def config() -> None:
 
 
 @config.command("check")
+@click.option("--offline", is_flag=True, help="Ask the metadata store nothing.")
 @common_options
 @json_option
 @click.pass_obj
-def check(app: App) -> None:
-    """Check the settings.
+def check(app: App, offline: bool) -> None:
+    """Check the settings, and ask the metadata store one cheap question.
 
     Every mistake is named at once, each with its path in the file.
     """
@@ -178,10 +179,25 @@ def check(app: App) -> None:
     loaded = app.loaded()
     metadata_store.check(loaded.settings.metadata_store)
     preprocess.check(loaded.settings.preprocess)
-    document = {"path": str(loaded.path) if loaded.path else None, "settings": to_plain(loaded.settings)}
-    app.result(
-        document, lambda: app.summary(f"config: {loaded.path or 'no file: the built-in defaults'}: good")
-    )
+    found = None if offline else metadata_store.look(loaded.settings.metadata_store)
+    document = {
+        "path": str(loaded.path) if loaded.path else None,
+        "settings": to_plain(loaded.settings),
+        "store": found,
+    }
+
+    def text() -> None:
+        app.summary(f"config: {loaded.path or 'no file: the built-in defaults'}: good")
+        if found:
+            takes = (
+                "takes variables"
+                if found["takes_variables"]
+                else "takes variables, unless it passes over them"
+            )
+            codes = ", ".join(found["status_codes"]) or "none"
+            app.summary(f"metadata store: reachable, authorized, {takes}; status codes: {codes}")
+
+    app.result(document, text)
 
 
 @main.group("server")

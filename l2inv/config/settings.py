@@ -74,6 +74,8 @@ class MetadataStore(Struct, frozen=True):
     url: StoreUrl | None = None
     ca_bundle: File | None = None
     token_env: Name | None = None
+    token_scheme: Literal["Bearer"] | None = None
+    service_name: Annotated[str, like(r"[A-Za-z0-9._/-]+", "letters, digits and . _ / -")] = "l2inv"
     page_size: Annotated[int, Meta(ge=1, le=100_000)] = 500
     timeout_seconds: Seconds = 30.0
     retries: Annotated[int, Meta(ge=0, le=20)] = 5

@@ -64,13 +64,10 @@ class Dataset(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_de
     browse_movie_url: str | None = None
 
 
-# What the store is asked for: the Struct's own fields, so that query and reader cannot disagree.
+# The counts of frames that the store names.
 SUBFIELDS = {
     "health": ("good", "bad", "ill", "unknown"),
     "gosStatus": ("open", "opening", "closed", "closing", "undefined"),
-    "friedParameter": Distribution.__struct_fields__,
-    "lightLevel": Distribution.__struct_fields__,
-    "polarimetricAccuracy": Distribution.__struct_fields__,
 }
 
 

@@ -86,7 +86,7 @@ def test_the_sample_store_serves_alone_until_ctrl_c(home: Path) -> None:
     question = json.dumps(
         {"query": "{ datasetInventoriesRecordCount(filterParams: {}) { recordCount } }"}
     ).encode()
-    request = urllib.request.Request(url, question, {"Content-Type": "application/json"})
+    request = urllib.request.Request(url, question, {"Service-Name": "tests"})
     with urllib.request.urlopen(request) as answer:
         assert json.load(answer)["data"]["datasetInventoriesRecordCount"]["recordCount"] > 100
     process.send_signal(signal.SIGINT)
