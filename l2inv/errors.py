@@ -36,6 +36,10 @@ class StoreRefused(StoreError):
     """The metadata store answered, and its answer to this one request is no."""
 
 
+class CatalogError(L2invError):
+    """The catalogers' broker cannot be reached, or did not take a message."""
+
+
 class Refused(L2invError):
     """The OP is unknown, its state does not allow it, or somebody else holds the claim. Nothing written."""
 

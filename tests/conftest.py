@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -33,6 +33,9 @@ from l2inv.database.connection import Connection, open_connection
 from l2inv.database.session import connected
 from l2inv.sample import inventory
 from l2inv.sample.server import Store, serving
+
+if TYPE_CHECKING:
+    from tests.helpers.rabbitmq import Broker
 
 SERVER = "L2INV_TEST_SERVER"
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)  # the time as of which the tests judge completeness
@@ -215,6 +218,17 @@ def listener() -> Iterator[Listener]:
     listener.server.shutdown()
     thread.join()
     listener.server.server_close()
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator["Broker"]:
+    """A RabbitMQ of the tests' own."""
+    from tests.helpers import rabbitmq
+
+    if why := rabbitmq.missing():
+        pytest.skip(why)
+    with rabbitmq.running() as broker:
+        yield broker
 
 
 @pytest.fixture

@@ -142,7 +142,7 @@ def _settings() -> Iterator[str]:
 def _fields(path: str, kind: type[Struct], comments: dict[str, str]) -> Iterator[Row]:
     hints = get_type_hints(kind, include_extras=True)
     for field in msgspec.structs.fields(kind):
-        here, hint = f"{path}.{field.name}", hints[field.name]
+        here, hint = f"{path}.{field.encode_name}", hints[field.name]
         below = _struct(hint)
         if below and not _is_list(hint):
             yield from _fields(here, below, comments)

@@ -173,12 +173,13 @@ def check(app: App, offline: bool) -> None:
     Every mistake is named at once, each with its path in the file.
     """
     from l2inv.config.settings import to_plain
-    from l2inv.services import metadata_store
+    from l2inv.services import catalog, metadata_store
     from l2inv.stages.preprocess import preprocess
 
     loaded = app.loaded()
     metadata_store.check(loaded.settings.metadata_store)
     preprocess.check(loaded.settings.preprocess)
+    catalog.check(loaded.settings.publish.catalog)
     found = None if offline else metadata_store.look(loaded.settings.metadata_store)
     document = {
         "path": str(loaded.path) if loaded.path else None,

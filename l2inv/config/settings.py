@@ -28,7 +28,11 @@ _SECRET = re.compile(
     r"pas|pwd|secret|scram|token|key", re.IGNORECASE
 )  # a misspelt password is one all the same
 _HTTP = r"https?://(?:[^\s/?#@]*@)?(?:\[[0-9a-fA-F:.]+\]|[^\s/?#@:\[\]]+)(?::\d{1,5})?(?:[/?#][^\s@]*)?"
-
+_AMQP = re.compile(
+    r"(?!.*%(?![0-9A-Fa-f]{2}))amqps?://(?:[^\s/?#@]*@)?(?:\[[0-9a-fA-F:.]+\]|[^\s/?#@:\[\]]+)(?::\d{1,5})?"
+    r"(?:/[^\s/?#@]*)?",
+    re.ASCII,
+)
 
 Text = Annotated[str, Meta(min_length=1)]
 Name = Annotated[str, like("[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable")]
@@ -51,6 +55,24 @@ StoreUrl = Annotated[
 ]
 
 
+def _is_amqp_url(url: str) -> bool:
+    """Return whether it is as the RabbitMQ URI specification has it, but for the query: that is settings of their own."""
+    from urllib.parse import urlsplit
+
+    try:
+        return bool(_AMQP.fullmatch(url)) and urlsplit(url).port != 0
+    except ValueError:  # a port above 65535
+        return False
+
+
+AmqpUrl = Annotated[
+    str,
+    Must(
+        _is_amqp_url,
+        "must be amqp(s)://USER:PASSWORD@HOST:PORT/VIRTUAL_HOST"
+        " (write @ / ? # % of a password as %40 %2F %3F %23 %25)",
+    ),
+]
 PingUrl = Annotated[str, like(_HTTP, "an http(s):// URL")]
 Address = Annotated[str, like(r"[A-Za-z][\w+.-]*://\S+", "a URL of the notification library")]
 NAMED_ONCE = Must(lambda people: len({p.name for p in people}) == len(people), "names somebody twice")
@@ -189,10 +211,24 @@ class Mount(Struct, frozen=True):
     path: File
 
 
+class Catalog(Struct, frozen=True):
+    """The RabbitMQ over which the catalogers are told of files; a null url: they are told by somebody else."""
+
+    url: AmqpUrl | None = None
+    exchange: Annotated[str, like(r"[\w.:-]{1,127}", "1 to 127 of letters, digits and _ . : -")] = (
+        "master.direct.x"
+    )
+    ca_bundle: File | None = None
+    timeout_seconds: Seconds = 30.0
+    batch_size: Annotated[int, Meta(ge=1, le=10_000)] = 100
+    await_available: bool = field(default=True, name="await")
+
+
 class Publish(Struct, frozen=True):
-    """Where science's outputs can be looked at, so that they are checked."""
+    """Where science's outputs can be looked at, so that they are checked, and who is told of them."""
 
     mounts: list[Mount] = field(default_factory=list)
+    catalog: Catalog = Catalog()
 
 
 class Owners(Struct, frozen=True):
@@ -308,20 +344,20 @@ def _usual_places() -> list[Path]:
 
 
 def to_plain(settings: Settings) -> dict[str, Any]:
-    """Return the settings as JSON knows them, with *** for the passwords in the two URLs and what else is secret."""
+    """Return the settings as JSON knows them, with *** for the passwords in the URLs and what else is secret."""
     plain: dict[str, Any] = msgspec.to_builtins(settings)
     if plain["monitoring"]["ping_url"]:
         plain["monitoring"]["ping_url"] = origin(plain["monitoring"]["ping_url"])
     for person in plain["notifications"]["people"]:
         person["addresses"] = [address.partition("://")[0] + "://***" for address in person["addresses"]]
-    database, store = plain["database"], plain["metadata_store"]
-    for section, name in ((database, "url"), (database, "read_url"), (store, "url")):
+    database, store, catalog = plain["database"], plain["metadata_store"], plain["publish"]["catalog"]
+    for section, name in ((database, "url"), (database, "read_url"), (store, "url"), (catalog, "url")):
         section[name] = section[name] and masked(section[name])
     return plain
 
 
 def masked(url: str) -> str:
-    """Return the URL of the database or the store with *** for what is secret in it."""
+    """Return the URL of the database, the store or the catalog with *** for what is secret in it."""
     for start, end in reversed(_secrets(url)):
         url = f"{url[:start]}***{url[end:]}"
     return url
@@ -341,8 +377,9 @@ def redact(text: str, settings: Settings, env: Mapping[str, str] = os.environ) -
     ping_url = settings.monitoring.ping_url or ""
     forms = {env.get(settings.metadata_store.token_env or "", "").strip()}
     forms |= {address.partition("://")[2] for address in addresses}
-    database, store = settings.database, settings.metadata_store
-    for url in (database.url, database.read_url or "", store.url or "", ping_url, *addresses):
+    database, store, catalog = settings.database, settings.metadata_store, settings.publish.catalog
+    urls = (database.url, database.read_url, store.url, catalog.url, ping_url, *addresses)
+    for url in filter(None, urls):
         for start, end in _secrets(url):
             bare = re.sub(r"\\(.)", r"\1", url[start:end].removeprefix("'").removesuffix("'"))
             forms |= {url[start:end], bare, unquote(bare), quote(unquote(bare), safe="")}
@@ -354,7 +391,7 @@ def redact(text: str, settings: Settings, env: Mapping[str, str] = os.environ) -
 
 
 def _secrets(url: str) -> list[tuple[int, int]]:
-    """Where the secrets of a database or store URL stand in it, in order."""
+    """Where the secrets of a database, store or catalog URL stand in it, in order."""
     if not re.match(r"\w+://", url):  # pairs, also where a path is meant: they may stand in the wrong setting
         return [pair.span(2) for pair in _PAIR.finditer(url) if _SECRET.search(pair[1])]
     userinfo = _USERINFO.match(url)

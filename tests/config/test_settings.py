@@ -201,7 +201,7 @@ def test_every_mistake_is_named_at_once_by_its_path(tmp_path: Path) -> None:
         "preprocess.work_dir: ${ must begin a ${NAME} (write $${ for a literal one)",
         "preprocess.timeout_seconds: Expected float > 0.0",
         "preprocess.parallel: Expected int, got float",
-        "publish.channel: unknown key, the nearest known one is mounts",
+        "publish.channel: unknown key, the nearest known one is catalog",
         "monitoring: Expected mapping, got list",
     ]
 
