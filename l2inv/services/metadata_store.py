@@ -392,3 +392,68 @@ def _is_active(record: msgspec.Raw) -> bool:
         except (ValueError, RecursionError, msgspec.ValidationError):
             return True
     return told.is_active is not False and (not isinstance(told.status, str) or told.status.upper() == ACTIVE)
+
+
+class CatalogObject(msgspec.Struct, frozen=True, rename="camel"):
+    """A file of a group, such as an inversion's ASDF file, as the catalogers filed it."""
+
+    inventory_id: str
+    bucket: str
+    object_key: str
+    object_status: str
+    object_type: str
+    create_date: str
+    lost_date: str | None = None
+
+
+class CatalogedFrame(msgspec.Struct, frozen=True, rename="camel"):
+    """A FITS file as the catalogers filed it, by its header."""
+
+    inventory_id: str
+    bucket: str
+    object_key: str
+    frame_status: str
+    create_date: str
+    lost_date: str | None = None
+
+
+OBJECTS = Query(
+    "query Objects($filter: ObjectInventoriesRequest) { objectInventories(filterParams: $filter) "
+    f"{{ {' '.join(CatalogObject.__struct_encode_fields__)} }} }}",
+    "objectInventories",
+    list[CatalogObject],
+)
+FRAMES = Query(
+    "query Frames($filter: FrameInventoriesRequest) { frameInventories(filterParams: $filter) "
+    f"{{ {' '.join(CatalogedFrame.__struct_encode_fields__)} }} }}",
+    "frameInventories",
+    list[CatalogedFrame],
+)
+
+
+def catalog_objects(http: "requests.Session", store: MetadataStore, group_id: str) -> list[CatalogObject]:
+    """Return the files that the catalogers filed for a group; an inversion's id is one. Raise StoreError."""
+    return _filed(http, store, OBJECTS, {"groupId": group_id})
+
+
+def cataloged_frames(
+    http: "requests.Session", store: MetadataStore, inversion_id: str
+) -> list[CatalogedFrame]:
+    """Return the FITS files filed under an inversion's id, which their header has as DSETID. Raise StoreError."""
+    return _filed(http, store, FRAMES, {"datasetId": inversion_id})
+
+
+def _filed(
+    http: "requests.Session", store: MetadataStore, query: Query, filters: Mapping[str, Any]
+) -> list[Any]:
+    """Every page, each file once. Neither a count nor an order can be asked for: a page without news is the last."""
+    found: dict[str, Any] = {}
+    number = 0
+    while True:
+        number += 1
+        asked = {**filters, "pageSize": store.page_size, "pageNumber": number}
+        page = ask(http, store, query, {"filter": asked})
+        news = {one.inventory_id: one for one in page if one.inventory_id not in found}
+        if not news:
+            return list(found.values())
+        found |= news
