@@ -225,7 +225,10 @@ def _comments(example: str) -> dict[str, str]:
         if not line.strip():
             above = []
         elif line.lstrip().startswith("#"):
-            above.append(line.lstrip()[1:])
+            text = line.lstrip()[1:]
+            if above and above[-1].endswith(","):  # an example that goes on
+                text = f"{above.pop()} {text.strip()}"
+            above.append(text)
         elif setting := re.match(r"( *)(- )?(\w+):", line):
             indent = len(setting[1]) + len(setting[2] or "")
             path = [(depth, name) for depth, name in path if depth < indent]

@@ -175,10 +175,12 @@ def check(app: App, offline: bool) -> None:
     from l2inv.config.settings import to_plain
     from l2inv.services import catalog, metadata_store
     from l2inv.stages.preprocess import preprocess
+    from l2inv.stages.publish import transfer
 
     loaded = app.loaded()
     metadata_store.check(loaded.settings.metadata_store)
     preprocess.check(loaded.settings.preprocess)
+    transfer.check(loaded.settings)
     catalog.check(loaded.settings.publish.catalog)
     found = None if offline else metadata_store.look(loaded.settings.metadata_store)
     document = {

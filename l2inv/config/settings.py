@@ -24,15 +24,10 @@ _PARAMETER = re.compile(r"[?&](\w+)=([^&]*)", re.ASCII)
 _PAIR = re.compile(
     r"(\w+)\s*=\s*('(?:[^'\\]|\\.)*'|(?!')(?:[^\s\\]|\\.)+|\Z)(?:\s+|\Z)", re.ASCII | re.DOTALL
 )
-_SECRET = re.compile(
-    r"pas|pwd|secret|scram|token|key", re.IGNORECASE
-)  # a misspelt password is one all the same
-_HTTP = r"https?://(?:[^\s/?#@]*@)?(?:\[[0-9a-fA-F:.]+\]|[^\s/?#@:\[\]]+)(?::\d{1,5})?(?:[/?#][^\s@]*)?"
-_AMQP = re.compile(
-    r"(?!.*%(?![0-9A-Fa-f]{2}))amqps?://(?:[^\s/?#@]*@)?(?:\[[0-9a-fA-F:.]+\]|[^\s/?#@:\[\]]+)(?::\d{1,5})?"
-    r"(?:/[^\s/?#@]*)?",
-    re.ASCII,
-)
+_SECRET = re.compile(r"pas|pwd|secret|scram|token|key", re.IGNORECASE)  # a misspelt password is one, too
+_HOST = r"(?:\[[0-9a-fA-F:.]+\]|[^\s/?#@:\[\]]+)"
+_HTTP = rf"https?://(?:[^\s/?#@]*@)?{_HOST}(?::\d{{1,5}})?(?:[/?#][^\s@]*)?"
+_AMQP = rf"(?!.*%(?![0-9A-Fa-f]{{2}}))amqps?://(?:[^\s/?#@]*@)?{_HOST}(?::\d{{1,5}})?(?:/[^\s/?#@]*)?"
 
 Text = Annotated[str, Meta(min_length=1)]
 Name = Annotated[str, like("[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable")]
@@ -60,19 +55,12 @@ def _is_amqp_url(url: str) -> bool:
     from urllib.parse import urlsplit
 
     try:
-        return bool(_AMQP.fullmatch(url)) and urlsplit(url).port != 0
-    except ValueError:  # a port above 65535
+        return bool(re.fullmatch(_AMQP, url, re.ASCII)) and urlsplit(url).port != 0
+    except ValueError:  # a port above 65535, an IPv6 address that is none
         return False
 
 
-AmqpUrl = Annotated[
-    str,
-    Must(
-        _is_amqp_url,
-        "must be amqp(s)://USER:PASSWORD@HOST:PORT/VIRTUAL_HOST"
-        " (write @ / ? # % of a password as %40 %2F %3F %23 %25)",
-    ),
-]
+AmqpUrl = Annotated[str, Must(_is_amqp_url, "must be amqp(s)://USER:PASSWORD@HOST/VHOST, percent-encoded")]
 PingUrl = Annotated[str, like(_HTTP, "an http(s):// URL")]
 Address = Annotated[str, like(r"[A-Za-z][\w+.-]*://\S+", "a URL of the notification library")]
 NAMED_ONCE = Must(lambda people: len({p.name for p in people}) == len(people), "names somebody twice")
@@ -211,13 +199,27 @@ class Mount(Struct, frozen=True):
     path: File
 
 
+_NEEDED, _KNOWN = {"source", "destination"}, {"source", "bucket", "destination"}
+_FILLED_IN = Must(
+    lambda argv: _NEEDED <= {*re.findall(r"{(\w+)}", str(argv))} <= _KNOWN,
+    "must hold {source} and {destination}, and besides {bucket} no other {name}",
+)
+
+
+class Transfer(Struct, frozen=True):
+    """The command that brings the files of an inversion to where they are served, and where it runs."""
+
+    command: Annotated[list[Text], _FILLED_IN] | None = None
+    executor: Literal["local", "slurm"] = "local"
+    timeout_seconds: Seconds = 14_400.0
+    destination_uri: Text | None = None
+
+
 class Catalog(Struct, frozen=True):
     """The RabbitMQ over which the catalogers are told of files; a null url: they are told by somebody else."""
 
     url: AmqpUrl | None = None
-    exchange: Annotated[str, like(r"[\w.:-]{1,127}", "1 to 127 of letters, digits and _ . : -")] = (
-        "master.direct.x"
-    )
+    exchange: Annotated[str, like(r"[\w.:-]{1,127}", "1 to 127 of a-z A-Z 0-9 _ . : -")] = "master.direct.x"
     ca_bundle: File | None = None
     timeout_seconds: Seconds = 30.0
     batch_size: Annotated[int, Meta(ge=1, le=10_000)] = 100
@@ -225,9 +227,10 @@ class Catalog(Struct, frozen=True):
 
 
 class Publish(Struct, frozen=True):
-    """Where science's outputs can be looked at, so that they are checked, and who is told of them."""
+    """Where science's outputs can be looked at, how they get to where they are served, and who is told of them."""
 
     mounts: list[Mount] = field(default_factory=list)
+    transfer: Transfer = Transfer()
     catalog: Catalog = Catalog()
 
 

@@ -7,6 +7,7 @@ lock on `.lock` for as long as it or its command lives: the kernel lets go of it
 
 import fcntl
 import os
+import secrets
 import shlex
 import signal
 import subprocess
@@ -60,11 +61,15 @@ class TookTooLong(Exception):
 
 
 class Job(msgspec.Struct, frozen=True):
-    """One attempt at one OP: the command and the OP's folder. The name is that of no other job in the folder."""
+    """One attempt at one OP: the command and the OP's folder. The name is that of no other job in the folder.
+
+    What the command prints goes into the file `log` there.
+    """
 
     name: str
     folder: Path
     argv: Sequence[str]
+    log: str = LOG
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -89,15 +94,24 @@ class Ended(msgspec.Struct, frozen=True):
         return f"ended with exit code {self.exit_code}"
 
 
+def new_name() -> str:
+    """Return a name that no other job has."""
+    return f"l2inv-{secrets.token_hex(6)}"
+
+
 def prepare(job: Job) -> Path:
     """Write a job's script and return its path. No part of the command is read by a shell. Raise OSError."""
     script = _SCRIPT.format(
-        folder=shlex.quote(str(job.folder)), own=OWN, name=job.name, log=LOG, argv=shlex.join(job.argv)
+        folder=shlex.quote(str(job.folder)),
+        own=OWN,
+        name=job.name,
+        log=shlex.quote(job.log),
+        argv=shlex.join(job.argv),
     )
     path = _file(job.folder, job.name, "sh")
     path.parent.mkdir(parents=True, exist_ok=True)
     replace(path, script)
-    (job.folder / LOG).unlink(missing_ok=True)  # an earlier attempt's words are not this one's
+    (job.folder / job.log).unlink(missing_ok=True)  # an earlier attempt's words are not this one's
     return path
 
 
@@ -191,10 +205,10 @@ def give_up(folder: Path, name: str) -> None:
         replace(_file(folder, name, "exit"), msgspec.json.encode(Ended(signal="TERM")).decode())
 
 
-def last_line(folder: Path) -> str:
+def last_line(folder: Path, log: str = LOG) -> str:
     """Return the last line of a job's log, at most 300 characters. Raise OSError."""
     try:
-        with (folder / LOG).open("rb") as content:
+        with (folder / log).open("rb") as content:
             content.seek(max(0, os.fstat(content.fileno()).st_size - 2000))
             lines = content.read().decode("utf-8", "replace").strip().splitlines()
     except FileNotFoundError:
