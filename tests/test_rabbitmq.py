@@ -191,11 +191,17 @@ def test_no_memory_is_waited_for_within_the_limit(broker: Broker, channel: Any) 
 def test_when_there_is_memory_again_the_messages_go_on(broker: Broker, channel: Any) -> None:
     with broker.without_memory():
         room = threading.Thread(target=broker.tell, args=("set_vm_memory_high_watermark", "absolute", "4GB"))
-        batches = catalog.tell(settings(broker), some_messages())
+        batches = catalog.tell(settings(broker, timeout_seconds=6), some_messages())
         room.start()
         assert next(batches) == FRAMES[:3]
-        assert [name for batch in batches for name in batch] == [*FRAMES[3:], ASDF]
         room.join()
+        with (
+            broker.frozen(),
+            pytest.raises(CatalogError, match="no answer in 6 s"),
+        ):  # for lack of memory no longer
+            next(batches)
+    rest = list(catalog.tell(settings(broker, batch_size=10), some_messages()[3:]))
+    assert rest == [FRAMES[3:], [ASDF]]
 
 
 # A broker and a publisher that end

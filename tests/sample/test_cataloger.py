@@ -225,8 +225,8 @@ def test_a_store_that_passes_over_the_paging_is_not_asked_for_ever(
     filed: Filed, store: MetadataStore
 ) -> None:
     all_filed(filed)
-    rows = filed.rows["frameInventories"]
-    filed.schema.query_type.fields["frameInventories"].resolve = lambda *_, **__: rows  # type: ignore[union-attr]
+    rows = iter([filed.rows["frameInventories"]] * 3)  # asked once more than that, it fails
+    filed.schema.query_type.fields["frameInventories"].resolve = lambda *_, **__: next(rows)  # type: ignore[union-attr]
     with graphql.session(store) as http:
         assert [frame.object_key for frame in cataloged_frames(http, store, "inv.7QK2ZD")] == NAMES
 
