@@ -10,7 +10,6 @@ from typing import Any
 
 import graphql as graphql_core
 import pytest
-import rabbitmq
 
 from l2inv.config.settings import Catalog, MetadataStore
 from l2inv.errors import L2invError, StoreRefused
@@ -18,6 +17,7 @@ from l2inv.sample.cataloger import Malformed, cataloging, read
 from l2inv.services import catalog, graphql, metadata_store
 from l2inv.services.metadata_store import FRAMES, OBJECTS, catalog_objects, cataloged_frames
 from tests.conftest import until
+from tests.helpers import rabbitmq
 from tests.helpers.rabbitmq import FRAME, OBJECT, Broker
 
 Values = dict[str, Any]

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import rabbitmq
 import trustme
-from rabbitmq import FRAME, OBJECT, Broker
 
 from l2inv.config.settings import Catalog
 from l2inv.errors import CatalogError, ConfigError
 from l2inv.services import catalog
+from tests.helpers import rabbitmq
+from tests.helpers.rabbitmq import FRAME, OBJECT, Broker
 
 pytestmark = pytest.mark.slow
 
