@@ -142,15 +142,14 @@ def fate(end: jobs.Ended | None, state: str) -> Fate:
     """Return what a job came to, by what it left of how it ended and by its state as Slurm names it.
 
     Two states are not Slurm's: LOST, where nothing runs that began, and UNKNOWN, where nothing began. A job that is
-    COMPLETED and left nothing left it on another host, from where it is yet to be seen.
+    COMPLETED and left nothing left it on another host, from where it is yet to be seen. Why a job did not end well
+    is for its last state to say: it may have been told to end before it could write that down.
     """
     if end is not None and end.exit_code == 0 and end.signal is None:
         return "done"
     if state == "UNKNOWN" or state in REQUEUED:
         return "again"
-    if state in slurm.ENDED - {"COMPLETED"} or (
-        end is not None and (end.signal is None or state == "COMPLETED")
-    ):
+    if state in slurm.ENDED and (end is not None or state != "COMPLETED"):
         return "failed"
     return "running"
 
