@@ -161,7 +161,7 @@ def outcome(op: Op, end: jobs.Ended, state: str | None = None) -> dict[str, Any]
     folder, name = op.job
     if state is not None or end.signal or end.exit_code != 0:
         what = f"{state}: " if state else ""
-        raise Failed(f"{what}{command_of(op)} {end.how}: {jobs.last_line(folder)} ({log_of(op)})")
+        raise Failed(f"{what}{command_of(op)} {end.how}: {jobs.last_word(folder, name)} ({log_of(op)})")
     assert op.started is not None
     return {
         "needed": True,

@@ -132,7 +132,7 @@ def outcome(settings: Settings, one: Begun, stop: Flag) -> Literal["done", "agai
     if found == "failed":
         what = "" if state in OWN_WORD else f"{state}: "
         how, log = (end or jobs.Ended()).how, Path(one.folder) / LOG
-        raise Failed(f"{what}{one.command[0]} {how}: {jobs.last_line(log.parent, LOG)} (log: {log})")
+        raise Failed(f"{what}{one.command[0]} {how}: {jobs.last_word(log.parent, one.job, LOG)} (log: {log})")
     if found == "again":
         jobs.give_up(Path(one.folder), one.job)  # whoever still holds its script: it ends at once
     return found
