@@ -218,7 +218,7 @@ def server_status(app: App) -> None:
     from l2inv.database.connection import server_folder
 
     folder = server_folder(app.settings)
-    url = embedded.start(folder) if embedded.is_running(folder) else None
+    url = embedded.address(folder) if embedded.is_running(folder) and embedded.start(folder) else None
     document = {"folder": str(folder), "running": url is not None, "url": url}
     said = f"running, for psql: {url}" if url else "not running"
     app.result(document, lambda: app.summary(f"embedded server: {said}; data in {folder}"))
@@ -252,8 +252,14 @@ def server_stop(app: App) -> None:
     default=0,
     help="The sample store's port (default: any free one).",
 )
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Where all is kept (default: a folder of the user's own).",
+)
 @json_option
-def demo(app: App, store: bool, port: int) -> None:
+def demo(app: App, store: bool, port: int, folder: Path | None) -> None:
     """Run the whole pipeline on a sample store of its own.
 
     The database stays, for the commands that it names at the end.
@@ -263,7 +269,7 @@ def demo(app: App, store: bool, port: int) -> None:
     if store:
         demo.run_store(port, app.warn)
         return
-    document: dict[str, Any] = demo.run(lambda line: None if app.json else click.echo(line), port)
+    document: dict[str, Any] = demo.run(lambda line: None if app.json else click.echo(line), port, folder)
     app.result(document, lambda: None)
 
 

@@ -7,7 +7,7 @@ what the code says can be read, searched and pasted into psql as it stands.
 import logging
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -71,19 +71,21 @@ def open_connection(settings: Settings, url: str | None = None) -> Connection:
     Raise DatabaseError when there is none to be had.
     """
     url = url or settings.database.url
+    alone: AbstractContextManager[None] = nullcontext()
     if url == "embedded":
         from l2inv.database import embedded
 
-        url = embedded.start(server_folder(settings))
+        url, alone = embedded.start(server_folder(settings)), embedded.undisturbed()
     patience: dict[str, Any] = {name: value for name, value in PATIENCE.items() if name not in url}
     try:
-        connection = psycopg.connect(
-            url,
-            autocommit=True,
-            row_factory=dict_row,
-            fallback_application_name="l2inv",
-            **patience,
-        )
+        with alone:
+            connection = psycopg.connect(
+                url,
+                autocommit=True,
+                row_factory=dict_row,
+                fallback_application_name="l2inv",
+                **patience,
+            )
         # A day is 24 hours, and no time that Python knows is beyond its years, in UTC alone.
         # Compiling a plan takes longer than all that l2inv ever asks.
         connection.execute("set timezone to 'UTC'; set jit to off")
