@@ -33,15 +33,15 @@ class App:
         return self.given_actor or _os_user()
 
     def loaded(self) -> "Loaded":
-        """The settings, read once; warns where somebody else may change their file."""
+        """The settings, read once; warn of what somebody must know of where they come from."""
         if self.read is None:
             from pathlib import Path
 
             from l2inv.config import settings
 
             self.read = settings.load(Path(self.config) if self.config else None, os.environ)
-            if self.read.path and (why := settings.exposed(self.read.path)):
-                self.warn(f"{self.read.path}: {why}; whoever changes it says what runs here")
+            if line := settings.warning(self.read.path):
+                self.warn(line)
         return self.read
 
     @property

@@ -302,14 +302,19 @@ class Loaded(Struct, frozen=True):
 
 
 def load(path: Path | None = None, env: Mapping[str, str] = os.environ) -> Loaded:
-    """Return the settings of `path`, or else of the first there is of L2INV_CONFIG, ./config.yaml, the user's
-    config folder and /etc/l2inv, or else the defaults. Paths in the file are taken from the file's folder.
+    """Return the settings of `path`, or else of L2INV_CONFIG, or else of the first there is of places(), or else the
+    defaults. Paths in the file are taken from the file's folder.
 
-    Raise ConfigError with every mistake, or when a named file is missing or a found one cannot be read.
+    Raise ConfigError with every mistake, when a named file is missing, and when a found one cannot be read or could
+    have been written by another user: it names a program to run.
     """
     named = path or (Path(env["L2INV_CONFIG"]) if env.get("L2INV_CONFIG") else None)
-    for place in [named] if named else _usual_places():
+    for place in [named] if named else places():
         try:
+            if not named and (why := exposed(place)):
+                raise ConfigError(
+                    str(place), [f"{why}; if it is yours to trust, name it by --config or L2INV_CONFIG"]
+                )
             with place.open("rb") as file:
                 content = file.read(MAX_BYTES + 1)
         except (FileNotFoundError, NotADirectoryError):
@@ -325,25 +330,55 @@ def load(path: Path | None = None, env: Mapping[str, str] = os.environ) -> Loade
     return Loaded(Settings(), None)
 
 
-def exposed(path: Path) -> str | None:
-    """Return why another user may change a settings file; None where only root and this user may."""
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        return None
-    if found.st_uid not in (0, os.geteuid()):
-        return f"belongs to another user (number {found.st_uid})"
-    if found.st_mode & 0o022:
-        return "others may write to it (chmod go-w)"
-    folder = path.resolve().parent.stat().st_mode
-    if folder & 0o022 and not folder & stat.S_ISVTX:
-        return "others may replace it, as they may write to its folder (chmod go-w)"
+def places() -> list[Path]:
+    """Return where settings are looked for when none are named, first what is read first."""
+    from platformdirs import user_config_path
+
+    return [
+        Path("l2inv.yaml").absolute(), user_config_path("l2inv") / "config.yaml", Path("/etc/l2inv/config.yaml"),
+    ]  # fmt: skip
+
+
+def warning(path: Path | None) -> str | None:
+    """Return what somebody must know of settings from this file, or from none; None where that is nothing."""
+    if path is None:
+        from l2inv.database import embedded
+
+        looked_at = ", ".join(map(str, places()))
+        folder = embedded.default_folder()
+        return f"no settings in {looked_at}: the built-in ones hold, with the private database in {folder}"
+    if path.is_file() and (why := exposed(path)):
+        return f"{path}: {why}; whoever changes it says what runs here"
     return None
 
 
-def _usual_places() -> list[Path]:
-    from platformdirs import user_config_path
+def exposed(path: Path) -> str | None:
+    """Return why another user could have written a file, or put it or a folder above it there; None where nobody could
+    but root and this user. Raise OSError.
+    """
+    literal, real = path.absolute(), Path(os.path.realpath(path))
+    for place in dict.fromkeys([literal, *literal.parents, real, *real.parents]):
+        found = place.lstat()
+        mode = found.st_mode
+        if found.st_uid not in (0, os.geteuid()):
+            return f"{place} belongs to another user (number {found.st_uid})"
+        shared = mode & 0o002 or (mode & 0o020 and not _is_private(found))
+        # The mode of a link says nothing; in a sticky folder everybody is kept from what is another's.
+        if shared and not stat.S_ISLNK(mode) and not (stat.S_ISDIR(mode) and mode & stat.S_ISVTX):
+            return f"others may write to {place} (chmod go-w)"
+    return None
 
-    return [Path("config.yaml"), user_config_path("l2inv") / "config.yaml", Path("/etc/l2inv/config.yaml")]
+
+def _is_private(found: os.stat_result) -> bool:
+    """Return whether the group of a file is its owner's alone, as where each user has a group of the same name."""
+    import grp
+    import pwd
+
+    try:
+        group, owner = grp.getgrgid(found.st_gid), pwd.getpwuid(found.st_uid).pw_name
+    except KeyError:
+        return False
+    return group.gr_name == owner and set(group.gr_mem) <= {owner}
 
 
 def to_plain(settings: Settings) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l2inv.cli import main
-from l2inv.config.settings import Loaded, Settings, load, redact, to_plain
+from l2inv.config.settings import Loaded, Settings, exposed, load, redact, to_plain
+from l2inv.database import embedded
 from l2inv.errors import ConfigError
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.yaml"
@@ -62,7 +64,8 @@ def test_the_example_is_pleasant_to_read() -> None:
 
 @pytest.fixture
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    places = {name: tmp_path / name / "config.yaml" for name in ("given", "variable", "here", "user/l2inv")}
+    places = {name: tmp_path / name / "config.yaml" for name in ("given", "variable", "user/l2inv")}
+    places["here"] = tmp_path / "here" / "l2inv.yaml"
     for name, path in places.items():
         path.parent.mkdir(parents=True)
         path.write_text(f"database: {{schema: {name[:4]}}}")
@@ -91,6 +94,85 @@ def test_without_any_file_the_defaults_hold(places: dict[str, Path]) -> None:
     places["here"].unlink()
     places["user/l2inv"].unlink()
     assert load(None, {}) == Loaded(Settings(), None)
+
+
+def test_another_tools_file_in_the_present_folder_is_not_read(places: dict[str, Path]) -> None:
+    places["here"].rename(places["here"].with_name("config.yaml"))
+    assert load(None, {}).path == places["user/l2inv"]
+
+
+def given_away(path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    os.chown(path, 65534, 65534, follow_symlinks=False)
+
+
+def opened(path: Path) -> None:
+    path.chmod(path.stat().st_mode | 0o002)
+
+
+@pytest.mark.parametrize("which", ["linked/l2inv.yaml", "linked", "project/l2inv.yaml", "project", "."])
+@pytest.mark.parametrize(
+    ("how", "why"), [(given_away, "belongs to another"), (opened, "others may write to")]
+)
+def test_a_found_file_that_another_user_could_have_written_is_refused_and_a_named_one_warned_of(
+    places: dict[str, Path],
+    which: str,
+    how: Callable[[Path], None],
+    why: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    top = places["here"].parent
+    for name in ("project", "linked"):
+        (top / name).mkdir()
+    places["here"].rename(top / "linked" / "l2inv.yaml")
+    (top / "project" / "l2inv.yaml").symlink_to("../linked/l2inv.yaml")
+    monkeypatch.chdir(top / "project")
+    assert load(None, {}).settings.database.schema == "here"
+    how(top / which)  # for a link, opened() is its target
+    for argv in (["config", "check"], ["scan"]):
+        refused = CliRunner().invoke(main, argv, env={"L2INV_CONFIG": ""})
+        assert (refused.exit_code, refused.stderr.count("\n")) == (10, 1)
+        assert why in refused.stderr
+    named = CliRunner().invoke(main, ["config", "check", "--config", "l2inv.yaml"])
+    assert (named.exit_code, named.stderr.count("\n")) == (0, 1)
+    assert why in named.stderr
+
+
+def test_what_only_root_and_this_user_could_have_written_is_read(places: dict[str, Path]) -> None:
+    sticky = places["here"].parent
+    sticky.chmod(0o1777)
+    assert load(None, {}).path == places["here"]
+    answer = CliRunner().invoke(main, ["config", "check"], env={"L2INV_CONFIG": ""})
+    assert (answer.exit_code, answer.stderr) == (0, "")
+
+
+def test_a_group_that_is_the_users_alone_may_write(places: dict[str, Path]) -> None:
+    import grp
+
+    for path in (places["here"], places["here"].parent):
+        path.chmod(path.stat().st_mode | 0o020)
+    assert exposed(places["here"]) is None
+    shared = next(group.gr_gid for group in grp.getgrall() if group.gr_gid != places["here"].stat().st_gid)
+    if os.geteuid() == 0:
+        os.chown(places["here"], 0, shared)
+        assert exposed(places["here"]) == f"others may write to {places['here']} (chmod go-w)"
+
+
+@pytest.mark.skipif(Path("/etc/l2inv/config.yaml").exists(), reason="this host has its own")
+def test_without_settings_one_line_says_so_where_was_looked_and_which_database_is_used(
+    places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "default_folder", lambda: tmp_path / "server")
+    places["here"].unlink()
+    places["user/l2inv"].unlink()
+    for argv in (["server", "status"], ["-q", "server", "status"], ["server", "status", "--json"]):
+        answer = CliRunner().invoke(main, argv, env={"L2INV_CONFIG": ""})
+        assert answer.exit_code == 0
+        assert answer.stderr == (
+            f"l2inv: no settings in {places['here']}, {places['user/l2inv']}, /etc/l2inv/config.yaml:"
+            f" the built-in ones hold, with the private database in {tmp_path / 'server'}\n"
+        )
 
 
 @pytest.mark.parametrize("named", ["by path", "by L2INV_CONFIG"])
