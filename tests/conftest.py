@@ -3,6 +3,7 @@
 The server is the embedded one, started once; L2INV_TEST_DATABASE names another (a libpq URI of a superuser).
 """
 
+import inspect
 import json
 import os
 import shutil
@@ -36,6 +37,9 @@ from l2inv.sample.server import Store, serving
 
 if TYPE_CHECKING:
     from tests.helpers.rabbitmq import Broker
+
+if "mix_stderr" in (defaults := inspect.signature(CliRunner).parameters):  # before click 8.2
+    CliRunner.__init__.__defaults__ = (*[p.default for p in defaults.values()][:-1], False)
 
 SERVER = "L2INV_TEST_SERVER"
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)  # the time as of which the tests judge completeness
