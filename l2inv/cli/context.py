@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -49,21 +49,23 @@ class App:
         return self.loaded().settings
 
     @contextmanager
-    def connected(self) -> Iterator[tuple["Connection", "Settings"]]:
+    def connected(self, url: str | None = None) -> Iterator[tuple["Connection", "Settings"]]:
+        """Lend a connection to the database that the settings name, or to another server of theirs."""
         from l2inv.database.session import connected
 
-        settings = self.settings
-        with connected(settings) as connection:
-            yield connection, settings
+        with connected(self.settings, url, *self.known_as()) as connection:
+            yield connection, self.settings
 
-    @contextmanager
-    def reading(self) -> Iterator[tuple["Connection", "Settings"]]:
+    def reading(self) -> AbstractContextManager[tuple["Connection", "Settings"]]:
         """Lend a connection to the standby that the settings name for what only reads, else to the database."""
-        from l2inv.database.session import connected
+        return self.connected(self.settings.database.read_url)
 
-        settings = self.settings
-        with connected(settings, settings.database.read_url) as connection:
-            yield connection, settings
+    def known_as(self) -> tuple[str, Callable[[str], None]]:
+        """What the server shows of this command's session, and what to call with what it waits for: a terminal says it."""
+        from l2inv.session import application_name
+
+        told = self.warn if self.verbosity >= 0 and sys.stderr.isatty() else lambda line: None
+        return application_name(click.get_current_context().info_name or "", self.actor), told
 
     def result(self, document: object, text: Callable[[], None]) -> None:
         """Print the result on stdout: the JSON document where --json asked for it, else what text() prints."""

@@ -23,7 +23,8 @@ def migrate(app: App, dry_run: bool) -> None:
     from l2inv.database.connection import open_connection, translated
 
     settings = app.settings
-    with translated(settings), open_connection(settings) as connection:
+    opened = open_connection(settings, None, *app.known_as())
+    with translated(settings), opened as connection:
         if dry_run:
             pending = dict(migrate.pending_sql(connection, settings.database.schema))
             app.result(

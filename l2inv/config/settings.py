@@ -76,6 +76,8 @@ class Database(Struct, frozen=True):
     ] = "l2inv"
     embedded_folder: File | None = None
     read_url: DatabaseUrl | None = None
+    lock_timeout_seconds: Seconds = 10.0
+    statement_timeout_seconds: Seconds | None = None
 
 
 class MetadataStore(Struct, frozen=True):

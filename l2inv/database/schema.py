@@ -4,6 +4,7 @@ from pathlib import Path
 
 import psycopg
 
+from l2inv import session
 from l2inv.database.connection import Connection
 from l2inv.errors import DatabaseError
 
@@ -20,12 +21,20 @@ def shipped_migrations() -> set[str]:
 
 
 def applied_migrations(connection: Connection) -> set[str]:
-    """Return the ids of the migrations that the database has; none when the schema is missing."""
+    """Return the ids of the migrations that the database has; none when the schema is missing.
+
+    As every command's second question it shows a session that changed since the first: then raise DatabaseError.
+    """
     try:
-        rows = connection.execute("select migration_id from l2inv._yoyo_migration").fetchall()
+        found = connection.execute(
+            "select pg_backend_pid() as pid, array_agg(migration_id::text) as ids from l2inv._yoyo_migration"
+        ).fetchone()
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
         return set()
-    return {row["migration_id"] for row in rows}
+    assert found is not None
+    if found["pid"] != connection.pid:
+        raise DatabaseError(*session.POOLED)
+    return set(found["ids"] or ())
 
 
 def ahead(applied: set[str], schema: str) -> DatabaseError | None:

@@ -132,14 +132,6 @@ def test_a_schema_of_another_name_lives_beside_strangers_and_another_l2inv(
         connection.execute("delete from other_one.event")
 
 
-def test_no_statement_relies_on_a_search_path(l2inv: Commands, url: str) -> None:
-    l2inv.settings["database"]["url"] = make_conninfo(url, options="-c search_path=pg_catalog")
-    l2inv.save()
-    l2inv("scan")
-    l2inv("qualify")
-    assert l2inv("status").exit_code == 0
-
-
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "unreachable": ({"host": "127.0.0.1", "port": 9}, "check database.url"),
     "no such database": ({"dbname": "nowhere"}, "nowhere"),
@@ -168,16 +160,6 @@ def test_a_password_is_never_printed(l2inv: Commands, url: str) -> None:
     for argv in (["-vv", "status"], ["status", "--json"], ["config", "check", "--json"], ["-vv", "migrate"]):
         answer = l2inv(*argv, expect=None)
         assert "hunter2secret" not in answer.stdout + answer.stderr
-
-
-def test_a_database_that_takes_no_writes_is_refused_with_the_reason(l2inv: Commands, url: str) -> None:
-    l2inv.settings["database"]["url"] = make_conninfo(url, options="-c default_transaction_read_only=on")
-    l2inv.save()
-    assert (
-        "read-only transaction; database.url must name a server that takes writes"
-        in l2inv("scan", expect=1).stderr
-    )
-    assert l2inv("status").exit_code == 0
 
 
 def test_one_run_of_a_stage_keeps_out_another_and_leaves_its_trace(connection: Connection, url: str) -> None:
