@@ -87,7 +87,7 @@ class Connection(psycopg.Connection[DictRow]):
 
     pid: int  # of its server process; what info says of it is a pooler's where one is in between
     again: Callable[[], Plain]  # opens another one to the same server
-    look_seconds: float
+    look_seconds: float = LOOK_SECONDS
     told: Callable[[str], None]
     holders: str = ""
 

@@ -111,7 +111,7 @@ class Client(socketserver.BaseRequestHandler):
             return False
         self.parameters = dict(zip(words[::2], words[1::2], strict=False))
         for name in self.parameters.keys() - {"", "user", "database"}:
-            if name.lower() not in TRACKED:
+            if name.lower() not in TRACKED and not (name == "options" and self.server.ignores):
                 fields = f"SFATAL\0C08P01\0Munsupported startup parameter: {name}\0\0"
                 client.sock.sendall(_message(b"E", fields.encode()))
                 return False
@@ -169,9 +169,9 @@ class Pooler(socketserver.ThreadingTCPServer):
 
     daemon_threads = True
 
-    def __init__(self, url: str, mode: str, size: int) -> None:
+    def __init__(self, url: str, mode: str, size: int, ignores: bool) -> None:
         super().__init__(("127.0.0.1", 0), Client)
-        self.mode, self.pool = mode, Pool(url, size)
+        self.mode, self.pool, self.ignores = mode, Pool(url, size), ignores
 
     def server_close(self) -> None:
         super().server_close()
@@ -181,9 +181,9 @@ class Pooler(socketserver.ThreadingTCPServer):
 
 
 @contextmanager
-def small(url: str, mode: str, size: int) -> Iterator[str]:
-    """Serve the URL's database through the small pooler, and return the URL of that."""
-    with Pooler(url, mode, size) as pooler:
+def small(url: str, mode: str, size: int, ignores: bool = False) -> Iterator[str]:
+    """Serve the URL's database through the small pooler, and return the URL of that. It refuses options, or ignores them."""
+    with Pooler(url, mode, size, ignores) as pooler:
         thread = threading.Thread(target=pooler.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         yield make_conninfo(url, host="127.0.0.1", port=pooler.server_address[1])
@@ -192,8 +192,8 @@ def small(url: str, mode: str, size: int) -> Iterator[str]:
 
 
 @contextmanager
-def pgbouncer(url: str, mode: str, size: int) -> Iterator[str]:
-    """Serve the URL's database through PgBouncer on a socket in a folder of its own, and return the URL of that."""
+def pgbouncer(url: str, mode: str, size: int, ignores: bool = False) -> Iterator[str]:
+    """Serve the URL's database through PgBouncer on a socket in a folder of its own, as small() does."""
     where = {name: value for name, value in conninfo_to_dict(url).items() if value}
     on_socket = where["host"].startswith("/")
     with tempfile.TemporaryDirectory(prefix="l2inv-pgbouncer-") as name:
@@ -208,6 +208,7 @@ def pgbouncer(url: str, mode: str, size: int) -> Iterator[str]:
             "auth_type = any",
             f"pool_mode = {mode}",
             f"default_pool_size = {size}",
+            f"ignore_startup_parameters = {'options' if ignores else ''}",
         ]
         (folder / "pgbouncer.ini").write_text("\n".join(options))
         own: dict[str, Any] = {"cwd": where["host"] if on_socket else folder}

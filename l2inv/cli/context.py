@@ -51,21 +51,15 @@ class App:
     @contextmanager
     def connected(self, url: str | None = None) -> Iterator[tuple["Connection", "Settings"]]:
         """Lend a connection to the database that the settings name, or to another server of theirs."""
+        from l2inv.cli.progress import session_of
         from l2inv.database.session import connected
 
-        with connected(self.settings, url, *self.known_as()) as connection:
+        with connected(self.settings, url, *session_of(self)) as connection:
             yield connection, self.settings
 
     def reading(self) -> AbstractContextManager[tuple["Connection", "Settings"]]:
         """Lend a connection to the standby that the settings name for what only reads, else to the database."""
         return self.connected(self.settings.database.read_url)
-
-    def known_as(self) -> tuple[str, Callable[[str], None]]:
-        """What the server shows of this command's session, and what to call with what it waits for: a terminal says it."""
-        from l2inv.session import application_name
-
-        told = self.warn if self.verbosity >= 0 and sys.stderr.isatty() else lambda line: None
-        return application_name(click.get_current_context().info_name or "", self.actor), told
 
     def result(self, document: object, text: Callable[[], None]) -> None:
         """Print the result on stdout: the JSON document where --json asked for it, else what text() prints."""

@@ -73,17 +73,15 @@ def open_connection(
         from l2inv.database import embedded
 
         url, alone = embedded.start(server_folder(settings)), embedded.undisturbed()
-    own = settings.database
+    limits = settings.database.lock_timeout_seconds, settings.database.statement_timeout_seconds
     try:
         with alone:
-            connection = session.opened(
-                url, application, own.lock_timeout_seconds, own.statement_timeout_seconds, told
-            )
+            connection = session.opened(url, application, *limits, told)
     except psycopg.Error as problem:
         raise in_words(problem, settings) from problem
-    schema = {"schema": own.schema}
-    connection.cursor_factory = type("Cursor", (Renaming, psycopg.Cursor), schema)
-    connection.server_cursor_factory = type("ServerCursor", (Renaming, psycopg.ServerCursor), schema)
+    own = {"schema": settings.database.schema}
+    connection.cursor_factory = type("Cursor", (Renaming, psycopg.Cursor), own)
+    connection.server_cursor_factory = type("ServerCursor", (Renaming, psycopg.ServerCursor), own)
     return connection
 
 
@@ -99,29 +97,34 @@ def translated(settings: Settings) -> Iterator[None]:
         raise in_words(problem, settings) from problem
 
 
-# A sign is an SQLSTATE, or words where PostgreSQL gives none: before a session begins, or behind its end.
+# A sign is an SQLSTATE, or words where there is none: before a session begins, or behind its end.
 _HINTS = (
     ("password authentication failed", "check user and password in database.url"),
     ("no password supplied", "give the password in database.url, ~/.pgpass or PGPASSWORD"),
     ("definition of service", "name a service of pg_service.conf in database.url"),
     (
-        "53300|too many clients|too many connections|connection slots are reserved|no more connections allowed",
+        "^53300|too many clients|too many connections|connection slots are reserved|no more connections allowed",
         "end sessions that nobody needs (pg_stat_activity), or raise max_connections; then run it again",
     ),
-    ("57P03|is starting up|is shutting down", "run it again when the server is up"),
+    ("^57P03|is starting up|is shutting down", "run it again when the server is up"),
     (
         "statement timeout",
         "give it longer in database.statement_timeout_seconds, or see what keeps the server busy",
     ),
-    ("57014", "somebody canceled the statement: ask who runs the database, then run it again"),
+    ("^57014", "somebody canceled the statement: ask who runs the database, then run it again"),
     (
-        "25P03|idle-in-transaction timeout|25P04|transaction timeout|57P05|idle-session timeout",
+        "^25P03|idle-in-transaction timeout|^25P04|transaction timeout|^57P05|idle-session timeout",
         "l2inv was kept waiting, perhaps stopped, for longer than its session may last; run it again",
     ),
-    ("25006|read-only transaction", "database.url must name a server that takes writes, not a standby"),
-    ("42501|permission denied", "run as a role that has the rights, or ask who runs the database"),
-    ("53100|No space left", "make room on the database server's disk"),
-    ("3D000", "make the database, or name another in database.url"),
+    (
+        "^57P01|administrator command",
+        "somebody ended the session: ask who runs the database, then run it again",
+    ),
+    ("^40001|^40P01", "two at once were in each other's way; run it again"),
+    ("^25006|read-only transaction", "database.url must name a server that takes writes, not a standby"),
+    ("^42501|permission denied", "run as a role that has the rights, or ask who runs the database"),
+    ("^53100|No space left", "make room on the database server's disk"),
+    ("^3D000", "make the database, or name another in database.url"),
 )
 
 

@@ -224,7 +224,7 @@ def test_a_database_of_another_encoding_is_refused_by_every_command(l2inv: Comma
             server.execute(f"drop database {ascii}".encode())
 
 
-Pooler = Callable[[str, str, int], AbstractContextManager[str]]
+Pooler = Callable[..., AbstractContextManager[str]]
 BOUNCER = pytest.mark.skipif(
     not poolers.PGBOUNCER, reason="there is no pgbouncer here: only the small pooler is tried"
 )
@@ -249,9 +249,14 @@ def test_a_pooler_in_transaction_mode_is_refused_before_anything_is_written(
     assert connection.execute("select run_id from l2inv.run").fetchall() == []
 
 
-@pytest.mark.parametrize("size", [1, 5])
+@pytest.mark.parametrize(("size", "ignores"), [(1, False), (5, False), (5, True)])
 def test_a_pooler_in_session_mode_serves_and_its_sessions_are_pinned_as_any(
-    l2inv: Commands, stranger: Stranger, pooler: Pooler, monkeypatch: pytest.MonkeyPatch, size: int
+    l2inv: Commands,
+    stranger: Stranger,
+    pooler: Pooler,
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+    ignores: bool,
 ) -> None:
     monkeypatch.setattr(session, "PROBE_SECONDS", 0.2)
     with opened(stranger.url) as connection:
@@ -261,7 +266,7 @@ def test_a_pooler_in_session_mode_serves_and_its_sessions_are_pinned_as_any(
             stranger.spoil(name, *(value.split(", ") if name == "search_path" else [value]))
     for name in ENVIRONMENT.keys() - {"PGGEQO"}:  # which PgBouncer refuses
         monkeypatch.setenv(name, ENVIRONMENT[name])
-    with pooler(stranger.url, "session", size) as pooled:
+    with pooler(stranger.url, "session", size, ignores) as pooled:
         with opened(pooled) as connection:
             assert pins(connection) == meant
         on(l2inv, pooled)
@@ -382,6 +387,9 @@ def test_what_ends_a_statement_or_a_session_has_the_hint_that_fits(url: str, str
         url, "select pg_sleep(9)", statement_timeout_seconds=0.01
     )
     assert "somebody canceled" in said(url, "select pg_cancel_backend(pg_backend_pid()), pg_sleep(9)")
+    assert "somebody ended the session" in said(
+        url, "select pg_terminate_backend(pg_backend_pid())", "select 1"
+    )
     idle = said(url, "set idle_in_transaction_session_timeout = 1", "begin", "select 1")
     assert "than its session may last" in idle
     stranger.server.execute(sql.SQL("alter role {} connection limit 0").format(sql.Identifier(stranger.role)))
