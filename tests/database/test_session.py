@@ -1,5 +1,6 @@
 """A session means the same under whatever defaults, is refused behind the wrong pooler, and waits for nobody in silence."""
 
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -61,6 +62,7 @@ HOSTILE = {
     "default_transaction_isolation": "serializable",
     "gin_fuzzy_search_limit": "1",
     "synchronous_commit": "off",
+    "default_table_access_method": "theirs",
     "plpgsql.extra_errors": "all",
     "plpgsql.variable_conflict": "use_column",
     "statement_timeout": "1ms",
@@ -106,6 +108,7 @@ class Stranger:
             """
         ).fetchall()
         assert len(flipped) > 40
+        self.server.execute("create access method theirs type table handler heap_tableam_handler")
         for name, value in (dict(flipped) | HOSTILE).items():
             self.spoil(str(name), *(str(value).split(", ") if name == "search_path" else [str(value)]))
         if self.server.info.server_version >= 170000:
@@ -143,27 +146,34 @@ def opened(url: str, **settings: float) -> Connection:
     return open_connection(Settings(database=Database(url=url, **settings)))  # type: ignore[arg-type]
 
 
-def pins(connection: Connection) -> dict[str, str]:
-    """The values of all that is pinned."""
-    names = [*session.PINNED, *session.APART, "lock_timeout", "statement_timeout"]
-    row = connection.execute(
-        "select array_agg(current_setting(name, true) order by at) as values from unnest(%s::text[]) with ordinality n (name, at)",
-        [names],
-    ).fetchone()
-    assert row is not None
-    return dict(zip(names, row["values"], strict=True))
+# What a default may still choose: how a statement is run, not what it means; what nothing of l2inv's comes to.
+FREE = re.compile(
+    "(enable_|parallel_|xml|vacuum_|escape_string_warning$|plpgsql.variable_conflict$|l2inv.session$)|"
+    "(client_min_messages|constraint_exclusion|file_copy_method|force_parallel_mode|geqo|icu_validation_level|"
+    "default_toast_compression|md5_password_warnings|password_encryption|plan_cache_mode|recursive_worktable_factor|"
+    "stats_fetch_consistency|synchronize_seqscans|wal_compression|application_name)$"
+)
+
+
+def meant(connection: Connection) -> dict[str, str]:
+    """All that the defaults of database and role, or the environment, can set, as the session has it."""
+    connection.execute("do $$ begin end $$")  # the settings of PL/pgSQL are there from now on
+    rows = connection.execute(
+        "select name, current_setting(name) as value from pg_settings where context in ('user', 'superuser')"
+    )
+    return {row["name"]: row["value"] for row in rows if not FREE.match(row["name"])}
 
 
 def test_from_scan_to_publish_a_statement_means_the_same_under_the_worst_defaults(
     l2inv: Commands, stranger: Stranger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with opened(stranger.url) as connection:
-        meant = pins(connection)
+        expected = meant(connection)
     stranger.spoil_all()
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     with opened(stranger.url) as connection:
-        assert pins(connection) == meant
+        assert meant(connection) == expected
     on(l2inv, stranger.url)
     for argv in (["migrate"], ["scan"], ["qualify", "--as-of", NOW.isoformat()], ["preprocess"]):
         l2inv(*argv)
@@ -196,7 +206,7 @@ def test_replication_role_is_set_back_where_the_role_may_and_refused_where_not(
 ) -> None:
     stranger.spoil("session_replication_role", "replica")
     with opened(url) as connection:  # as superuser
-        assert pins(connection)["session_replication_role"] == "origin"
+        assert meant(connection)["session_replication_role"] == "origin"
     with pytest.raises(DatabaseError, match="session_replication_role"):
         opened(stranger.url)
 
@@ -260,7 +270,7 @@ def test_a_pooler_in_session_mode_serves_and_its_sessions_are_pinned_as_any(
 ) -> None:
     monkeypatch.setattr(session, "PROBE_SECONDS", 0.2)
     with opened(stranger.url) as connection:
-        meant = pins(connection)
+        expected = meant(connection)
     for name, value in HOSTILE.items():
         if "timeout" not in name:  # the pooler's own questions come under these
             stranger.spoil(name, *(value.split(", ") if name == "search_path" else [value]))
@@ -268,7 +278,7 @@ def test_a_pooler_in_session_mode_serves_and_its_sessions_are_pinned_as_any(
         monkeypatch.setenv(name, ENVIRONMENT[name])
     with pooler(stranger.url, "session", size, ignores) as pooled:
         with opened(pooled) as connection:
-            assert pins(connection) == meant
+            assert meant(connection) == expected
         on(l2inv, pooled)
         for argv in (["migrate"], ["scan"], ["qualify"], ["verify"]):
             l2inv(*argv)
