@@ -91,6 +91,11 @@ class Connection(psycopg.Connection[DictRow]):
     told: Callable[[str], None]
     holders: str = ""
 
+    def must_be_as_before(self, row: DictRow | None) -> None:
+        """Raise DatabaseError unless the pid in the row is that of the session as it was opened."""
+        if row is None or row["pid"] != self.pid:
+            raise DatabaseError(*POOLED)
+
     def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
         return super().wait(self._watched(gen), *args, **kwargs)
 
@@ -101,24 +106,27 @@ class Connection(psycopg.Connection[DictRow]):
 
     def _watched(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
         """Go between psycopg's work and its wait for the server, which says 0 when nothing came for a moment."""
+        known = ""
         try:
             wanted = next(gen)
             look_at = time.monotonic() + self.look_seconds
             while True:
                 ready = yield wanted
                 if ready == 0 and time.monotonic() >= look_at:
-                    self._look()
+                    known = self.holders = self._looked(known)
                     look_at = time.monotonic() + self.look_seconds
                 wanted = gen.send(ready)
         except StopIteration as end:
             return end.value
 
-    def _look(self) -> None:
-        before, self.holders = self.holders, ""
-        with suppress(psycopg.Error):  # where the server takes no other connection, nobody is named
-            self.holders = _holders(self)
-        if self.holders and self.holders != before:
-            self.told(f"waiting for a lock held by {self.holders}")
+    def _looked(self, known: str) -> str:
+        """Return who holds what is waited for; who is known to have held it, where it is over or cannot be asked."""
+        with suppress(psycopg.Error):
+            found = _holders(self)
+            if found and found != known:
+                self.told(f"waiting for a lock held by {found}")
+            return found or known
+        return known
 
 
 def application_name(stage: str, actor: str) -> str:
@@ -152,15 +160,16 @@ def opened(
         "client_encoding": PINNED["client_encoding"],  # as a parameter it outranks PGCLIENTENCODING
         "autocommit": True,
     }
+    parameters["options"] = " ".join([options, *(_option(*pin) for pin in [*pinned.items(), (MARK, mark)])])
     try:
-        all_options = " ".join([options, *(_option(*pin) for pin in [*pinned.items(), (MARK, mark)])])
-        connection = Connection.connect(url, **parameters, options=all_options, row_factory=dict_row)
+        connection = Connection.connect(url, **parameters, row_factory=dict_row)
     except psycopg.OperationalError as problem:
         if not _NO_OPTIONS.search(str(problem)):
             raise
-        connection = Connection.connect(url, **parameters, options=options, row_factory=dict_row)
-    connection.told, connection.look_seconds = told, min(LOOK_SECONDS, lock_timeout_seconds / 2)
-    connection.again = partial(psycopg.connect, url, **parameters, options=options)
+        parameters["options"] = options
+        connection = Connection.connect(url, **parameters, row_factory=dict_row)
+    connection.told, connection.look_seconds = told, min(LOOK_SECONDS, lock_timeout_seconds / 4)
+    connection.again = partial(psycopg.connect, url, **parameters)
     connection.pid = connection.info.backend_pid
     try:
         _checked(connection, pinned, mark)
@@ -207,7 +216,12 @@ def _checked(connection: Connection, pinned: dict[str, str], mark: str) -> None:
             wrong[name] = pinned[name]
     if wrong:
         settings = ", ".join(["pg_catalog.set_config(%s, %s, false)"] * len(wrong))
-        connection.execute(f"select {settings}", [text for pin in wrong.items() for text in pin])
+        values = [text for pin in wrong.items() for text in pin]
+        again = connection.execute(
+            f"select pg_catalog.pg_backend_pid() as pid, {settings}", values
+        ).fetchone()
+        if again is None or again["pid"] != connection.pid:
+            raise DatabaseError(*POOLED)
 
 
 def _is_shared(connection: Connection) -> bool:
@@ -243,7 +257,7 @@ def _pid_in_time(connection: Plain) -> int | None:
 def _holders(connection: Connection) -> str:
     """Say which sessions keep a connection waiting and wait for no lock themselves; nothing where none does."""
     with connection.again() as other:
-        other.execute("set search_path to pg_catalog, pg_temp")
+        other.execute("set search_path to pg_catalog, pg_temp")  # where a pooler did not take the options
         rows = other.execute(
             """
             with recursive ahead (pid) as (

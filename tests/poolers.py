@@ -25,6 +25,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
 TRACKED = {"client_encoding", "datestyle", "timezone", "standard_conforming_strings", "application_name"}
+# What a server answers after a message of this kind; in a simple query the end of a copy, too.
+ANSWERED = {b"Q": b"QScf", b"P": b"QS"}
 SSL_OR_GSS, CANCEL = (80877103, 80877104), 80877102
 
 
@@ -38,6 +40,7 @@ class Link:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.file = sock.makefile("rb")
+        self.greeting: list[bytes] = []  # what a server said of itself
 
     def exactly(self, size: int) -> bytes:
         read = self.file.read(size)
@@ -56,38 +59,27 @@ class Link:
             answer.append(_message(*self.message()))
         return answer
 
+    def close(self) -> None:
+        self.file.close()
+        self.sock.close()
 
-class Pool:
-    """The connections to the server: at most so many, the one released last given out first."""
 
-    def __init__(self, url: str, size: int) -> None:
-        self.where = conninfo_to_dict(url)
-        self.idle: list[Link] = []
-        self.free = threading.Semaphore(size)
-        self.greeting: list[bytes] = []
-
-    def take(self) -> Link:
-        self.free.acquire()
-        return self.idle.pop() if self.idle else self._connected()
-
-    def give_back(self, link: Link) -> None:
-        self.idle.append(link)
-        self.free.release()
-
-    def _connected(self) -> Link:
-        host, port = self.where["host"], self.where.get("port", "5432")
-        if host.startswith("/"):
-            sock = socket.socket(socket.AF_UNIX)
-            sock.connect(f"{host}/.s.PGSQL.{port}")
-        else:
-            sock = socket.create_connection((host, int(port)))
-        parameters = b"user\0%b\0database\0%b\0\0" % tuple(self.where[k].encode() for k in ("user", "dbname"))
-        sock.sendall(struct.pack("!ii", len(parameters) + 8, 196608) + parameters)
-        link = Link(sock)
-        answer = link.until_ready()
-        assert answer[0] == _message(b"R", bytes(4)), "the server must trust this host"
-        self.greeting = [message for message in answer if message[:1] == b"S"]
-        return link
+def connected(url: str, parameters: dict[str, str]) -> Link:
+    """A connection to the server."""
+    where = conninfo_to_dict(url)
+    host, port = where["host"], where.get("port", "5432")
+    if host.startswith("/"):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(f"{host}/.s.PGSQL.{port}")
+    else:
+        sock = socket.create_connection((host, int(port)))
+    start = {"user": where["user"], "database": where["dbname"]} | parameters
+    body = b"".join(f"{name}\0{value}\0".encode() for name, value in start.items()) + b"\0"
+    sock.sendall(struct.pack("!ii", len(body) + 8, 196608) + body)
+    link = Link(sock)
+    link.greeting = link.until_ready()
+    assert link.greeting[0] == _message(b"R", bytes(4)), "the server must trust this host"
+    return link
 
 
 class Client(socketserver.BaseRequestHandler):
@@ -98,49 +90,49 @@ class Client(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         client = Link(self.request)
         with suppress(ConnectionError):
-            if self._welcomed(client):
+            self.parameters = self._start(client)
+            if self.server.mode == "alternating":
+                self._alternate(client)
+            elif refused := [name for name in self.parameters if name.lower() not in TRACKED]:
+                fields = f"SFATAL\0C08P01\0Munsupported startup parameter: {refused[0]}\0\0"
+                client.sock.sendall(_message(b"E", fields.encode()))
+            else:
+                self._welcome(client)
                 self._serve(client)
 
-    def _welcomed(self, client: Link) -> bool:
+    def _start(self, client: Link) -> dict[str, str]:
+        """What the client asks for, but for user and database."""
         size, code = struct.unpack("!ii", client.exactly(8))
         while code in SSL_OR_GSS:
             client.sock.sendall(b"N")
             size, code = struct.unpack("!ii", client.exactly(8))
         words = client.exactly(size - 8).decode().split("\0")
         if code == CANCEL:
-            return False
-        self.parameters = dict(zip(words[::2], words[1::2], strict=False))
-        for name in self.parameters.keys() - {"", "user", "database"}:
-            if name.lower() not in TRACKED and not (name == "options" and self.server.ignores):
-                fields = f"SFATAL\0C08P01\0Munsupported startup parameter: {name}\0\0"
-                client.sock.sendall(_message(b"E", fields.encode()))
-                return False
-        if not self.server.pool.greeting:
-            self.server.pool.give_back(self.server.pool.take())
+            raise ConnectionError
+        ignored = {"user", "database"} | ({"options"} if self.server.ignores else set())
+        pairs = zip(words[:-2:2], words[1::2], strict=False)
+        return {name: value for name, value in pairs if name not in ignored}
+
+    def _welcome(self, client: Link) -> None:
+        if self.server.greeting is None:
+            link = self.server.take()
+            self.server.greeting = [message for message in link.greeting if message[:1] == b"S"]
+            self.server.give_back(link)
+        own = [_message(b"S", f"{name}\0{value}\0".encode()) for name, value in self.parameters.items()]
         key = _message(b"K", secrets.token_bytes(8))
-        own = [
-            _message(b"S", f"{name}\0{value}\0".encode())
-            for name, value in self.parameters.items()
-            if name.lower() in TRACKED
-        ]
-        greeting = [_message(b"R", bytes(4)), *self.server.pool.greeting, *own, key, _message(b"Z", b"I")]
-        client.sock.sendall(b"".join(greeting))
-        return True
+        said = [_message(b"R", bytes(4)), *self.server.greeting, *own, key, _message(b"Z", b"I")]
+        client.sock.sendall(b"".join(said))
 
     def _taken(self) -> Link:
         """A connection to the server with what this client's start said of it."""
-        server = self.server.pool.take()
+        server = self.server.take()
         for name, value in self.parameters.items():
-            if name.lower() in TRACKED:
-                server.sock.sendall(_message(b"Q", f"set {name} to '{value}'\0".encode()))
-                server.until_ready()
+            server.sock.sendall(_message(b"Q", f"set {name} to '{value}'\0".encode()))
+            server.until_ready()
         return server
 
     def _serve(self, client: Link) -> None:
-        pool, server = self.server.pool, None
-        asks = (
-            b"QS"  # the messages after which the server answers; CopyDone and CopyFail are, in a simple query
-        )
+        server, asks = None, b"QS"
         try:
             while True:
                 kind, body = client.message()
@@ -148,36 +140,64 @@ class Client(socketserver.BaseRequestHandler):
                     return
                 server = server or self._taken()
                 server.sock.sendall(_message(kind, body))
-                asks = {b"Q": b"QScf", b"P": b"QS"}.get(kind, asks)
+                asks = ANSWERED.get(kind, asks)
                 if kind not in asks:
                     continue
                 answer = server.until_ready()
                 client.sock.sendall(b"".join(answer))
                 if self.server.mode == "transaction" and answer[-1] == _message(b"Z", b"I"):
-                    pool.give_back(server)
+                    self.server.give_back(server)
                     server = None
         finally:
             if server:
                 server.sock.sendall(_message(b"Q", b"rollback\0") + _message(b"Q", b"discard all\0"))
                 server.until_ready()
                 server.until_ready()
-                pool.give_back(server)
+                self.server.give_back(server)
+
+    def _alternate(self, client: Link) -> None:
+        """Send every transaction to the other of two sessions, both begun as the client asked, and hides it well."""
+        links, asks = [connected(self.server.url, self.parameters) for _ in range(2)], b"QS"
+        try:
+            client.sock.sendall(b"".join(links[0].greeting))
+            while True:
+                kind, body = client.message()
+                if kind == b"X":
+                    return
+                links[0].sock.sendall(_message(kind, body))
+                asks = ANSWERED.get(kind, asks)
+                if kind in asks:
+                    answer = links[0].until_ready()
+                    client.sock.sendall(b"".join(answer))
+                    if answer[-1] == _message(b"Z", b"I"):
+                        links.reverse()
+        finally:
+            for link in links:
+                link.close()
 
 
 class Pooler(socketserver.ThreadingTCPServer):
     """The small pooler; no client of it may send a query before the last one was answered."""
 
-    daemon_threads = True
-
     def __init__(self, url: str, mode: str, size: int, ignores: bool) -> None:
         super().__init__(("127.0.0.1", 0), Client)
-        self.mode, self.pool, self.ignores = mode, Pool(url, size), ignores
+        self.url, self.mode, self.ignores = url, mode, ignores
+        self.idle: list[Link] = []
+        self.free = threading.Semaphore(size)
+        self.greeting: list[bytes] | None = None
+
+    def take(self) -> Link:
+        self.free.acquire()
+        return self.idle.pop() if self.idle else connected(self.url, {})
+
+    def give_back(self, link: Link) -> None:
+        self.idle.append(link)
+        self.free.release()
 
     def server_close(self) -> None:
-        super().server_close()
-        for link in self.pool.idle:
-            link.file.close()
-            link.sock.close()
+        super().server_close()  # waits for the clients' ends
+        for link in self.idle:
+            link.close()
 
 
 @contextmanager

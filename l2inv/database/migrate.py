@@ -92,7 +92,8 @@ def _exists(connection: Connection, schema: str) -> bool:
 @contextmanager
 def _locked(connection: Connection) -> Iterator[None]:
     key = "hashtext('l2inv migrate'), hashtext('l2inv.')"
-    connection.execute(f"select pg_advisory_lock({key})")
+    found = connection.execute(f"select pg_backend_pid() as pid, pg_advisory_lock({key})").fetchone()
+    connection.must_be_as_before(found)
     try:
         yield
     finally:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import psycopg
 
-from l2inv import session
 from l2inv.database.connection import Connection
 from l2inv.errors import DatabaseError
 
@@ -32,8 +31,7 @@ def applied_migrations(connection: Connection) -> set[str]:
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
         return set()
     assert found is not None
-    if found["pid"] != connection.pid:
-        raise DatabaseError(*session.POOLED)
+    connection.must_be_as_before(found)
     return set(found["ids"] or ())
 
 

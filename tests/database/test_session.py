@@ -259,6 +259,17 @@ def test_a_pooler_in_transaction_mode_is_refused_before_anything_is_written(
     assert connection.execute("select run_id from l2inv.run").fetchall() == []
 
 
+@pytest.mark.parametrize("ignores", [False, True])
+def test_a_session_that_is_another_at_the_second_question_is_refused(
+    l2inv: Commands, url: str, connection: Connection, ignores: bool
+) -> None:
+    with poolers.small(url, "alternating", 2, ignores) as pooled:
+        on(l2inv, pooled)
+        for argv in (["scan"], ["status"], ["migrate"]):
+            assert "a pooler in transaction mode" in l2inv(*argv, expect=1).stderr
+    assert connection.execute("select run_id from l2inv.run").fetchall() == []
+
+
 @pytest.mark.parametrize(("size", "ignores"), [(1, False), (5, False), (5, True)])
 def test_a_pooler_in_session_mode_serves_and_its_sessions_are_pinned_as_any(
     l2inv: Commands,
@@ -276,17 +287,39 @@ def test_a_pooler_in_session_mode_serves_and_its_sessions_are_pinned_as_any(
             stranger.spoil(name, *(value.split(", ") if name == "search_path" else [value]))
     for name in ENVIRONMENT.keys() - {"PGGEQO"}:  # which PgBouncer refuses
         monkeypatch.setenv(name, ENVIRONMENT[name])
+    stranger.server.execute(SHADOWS)
     with pooler(stranger.url, "session", size, ignores) as pooled:
         with opened(pooled) as connection:
             assert meant(connection) == expected
-        on(l2inv, pooled)
+        on(l2inv, pooled, lock_timeout_seconds=1)
         for argv in (["migrate"], ["scan"], ["qualify"], ["verify"]):
             l2inv(*argv)
+        if size > 1:  # or no other session can look who it is
+            with stranger.server.transaction():
+                stranger.server.execute("lock table l2inv.run")
+                held = f"held by pid {stranger.server.info.backend_pid} ("
+                assert held in l2inv("qualify", expect=1).stderr
 
 
 def test_a_stage_that_lost_its_lock_on_the_way_says_so(connection: Connection) -> None:
     with pytest.raises(DatabaseError, match="pooler"), stage_lock(connection, "scan", ""):
         connection.execute("discard all")  # as a pooler does before it gives a session to another
+
+
+@pytest.mark.parametrize(
+    ("stage", "actor", "name"),
+    [
+        ("scan", "han", "l2inv scan (han)"),
+        ("scan", "Zoë O'Hara\\", "l2inv scan (Zo? O'Hara\\)"),
+        ("publish", 70 * "x", "l2inv publish (" + 48 * "x"),
+    ],
+)
+def test_the_name_of_a_session_is_ascii_as_long_as_the_server_takes_it(
+    url: str, stage: str, actor: str, name: str
+) -> None:
+    assert session.application_name(stage, actor) == name
+    with open_connection(Settings(database=Database(url=url)), None, name) as connection:
+        assert connection.execute("show application_name").fetchone() == {"application_name": name}
 
 
 def test_the_server_sees_command_and_actor(l2inv: Commands, url: str, ready: list[str]) -> None:
@@ -372,35 +405,34 @@ def test_on_a_terminal_a_wait_is_told_after_two_seconds(l2inv: Commands, url: st
             assert process.wait() == 0
 
 
-def test_what_ends_a_statement_or_a_session_has_the_hint_that_fits(url: str, stranger: Stranger) -> None:
-    def said(url: str, *statements: str, **settings: float) -> str:
-        own = Settings(database=Database(url=url, **settings))  # type: ignore[arg-type]
-        with (
-            pytest.raises(DatabaseError) as ended,
-            translated(own),
-            open_connection(own) as connection,
-        ):
-            for statement in statements:
-                connection.execute(statement)
-                if statement == "begin":
-                    until(
-                        lambda: (
-                            not stranger.server.execute(
-                                "select from pg_stat_activity where pid = %s", [connection.pid]
-                            ).fetchone()
-                        ),
-                        10,
-                    )
-        return f"{ended.value.message}; {ended.value.hint}"
+def hint(url: str, *statements: str, **limits: float) -> str:
+    """What is said of the failure to which statements come."""
+    settings = Settings(database=Database(url=url, **limits))
+    with (
+        pytest.raises(DatabaseError) as ended,
+        translated(settings),
+        open_connection(settings) as connection,
+    ):
+        for statement in statements:
+            if connection.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS:
+                gone(url, connection.pid)
+            connection.execute(statement)
+    return ended.value.hint
 
-    assert "longer in database.statement_timeout_seconds" in said(
-        url, "select pg_sleep(9)", statement_timeout_seconds=0.01
-    )
-    assert "somebody canceled" in said(url, "select pg_cancel_backend(pg_backend_pid()), pg_sleep(9)")
-    assert "somebody ended the session" in said(
-        url, "select pg_terminate_backend(pg_backend_pid())", "select 1"
-    )
-    idle = said(url, "set idle_in_transaction_session_timeout = 1", "begin", "select 1")
-    assert "than its session may last" in idle
+
+def gone(url: str, pid: int) -> None:
+    """Wait for the end of a session."""
+    with psycopg.connect(url, autocommit=True) as looking:
+        there = "select 1 from pg_stat_activity where pid = %s"
+        until(lambda: looking.execute(there, [pid]).fetchone() is None, 20)
+
+
+def test_what_ends_a_statement_or_a_session_has_the_hint_that_fits(url: str, stranger: Stranger) -> None:
+    too_slow = hint(url, "select pg_sleep(9)", statement_timeout_seconds=0.01)
+    assert "longer in database.statement_timeout_seconds" in too_slow
+    assert "somebody canceled" in hint(url, "select pg_cancel_backend(pg_backend_pid()), pg_sleep(9)")
+    assert "somebody ended the session" in hint(url, "select pg_terminate_backend(pg_backend_pid())")
+    idle = hint(url, "set idle_in_transaction_session_timeout = 50", "begin", "select 1")
+    assert "longer than its session may last" in idle
     stranger.server.execute(sql.SQL("alter role {} connection limit 0").format(sql.Identifier(stranger.role)))
-    assert "raise max_connections" in said(stranger.url)
+    assert "raise max_connections" in hint(stranger.url)
