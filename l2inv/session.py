@@ -217,11 +217,8 @@ def _checked(connection: Connection, pinned: dict[str, str], mark: str) -> None:
     if wrong:
         settings = ", ".join(["pg_catalog.set_config(%s, %s, false)"] * len(wrong))
         values = [text for pin in wrong.items() for text in pin]
-        again = connection.execute(
-            f"select pg_catalog.pg_backend_pid() as pid, {settings}", values
-        ).fetchone()
-        if again is None or again["pid"] != connection.pid:
-            raise DatabaseError(*POOLED)
+        ask = f"select pg_catalog.pg_backend_pid() as pid, {settings}"
+        connection.must_be_as_before(connection.execute(ask, values).fetchone())
 
 
 def _is_shared(connection: Connection) -> bool:
