@@ -30,8 +30,8 @@ from pytest_postgresql import factories
 from l2inv.cli import main
 from l2inv.config.settings import Database, Settings
 from l2inv.database import embedded, migrate
+from l2inv.database.access import connected
 from l2inv.database.connection import Connection, open_connection
-from l2inv.database.session import connected
 from l2inv.sample import inventory
 from l2inv.sample.server import Store, serving
 

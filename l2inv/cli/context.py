@@ -52,7 +52,7 @@ class App:
     def connected(self, url: str | None = None) -> Iterator[tuple["Connection", "Settings"]]:
         """Lend a connection to the database that the settings name, or to another server of theirs."""
         from l2inv.cli.progress import session_of
-        from l2inv.database.session import connected
+        from l2inv.database.access import connected
 
         with connected(self.settings, url, *session_of(self)) as connection:
             yield connection, self.settings

@@ -13,8 +13,8 @@ from typing import Any
 
 import psycopg
 
-from l2inv import session
 from l2inv.config.settings import Settings, redact
+from l2inv.database import session
 from l2inv.errors import DatabaseError, Refused
 
 Connection = session.Connection
@@ -146,15 +146,3 @@ def _lock_not_had(problem: psycopg.Error, settings: Settings) -> DatabaseError:
         f"database: waited {settings.database.lock_timeout_seconds:g} s in vain for a lock held by {holders}",
         "run it again when that has ended; whoever runs the database can end it: select pg_terminate_backend(PID)",
     )
-
-
-def _behind_or_ahead(applied: set[str], schema: str) -> DatabaseError | None:
-    shipped = shipped_migrations()
-    if not applied:
-        return DatabaseError(f"schema {schema} is not in the database yet", "run: l2inv migrate")
-    if shipped - applied:
-        missing = ", ".join(sorted(shipped - applied))
-        return DatabaseError(
-            f"schema {schema} is behind this l2inv: it lacks {missing}", "run: l2inv migrate"
-        )
-    return ahead(applied, schema)

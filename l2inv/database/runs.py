@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 from psycopg.types.json import Jsonb
 
-from l2inv import session
+from l2inv.database import session
 from l2inv.database.connection import Connection
 from l2inv.errors import Busy, DatabaseError
 

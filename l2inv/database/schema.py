@@ -5,7 +5,7 @@ from pathlib import Path
 import psycopg
 
 from l2inv.database.connection import Connection
-from l2inv.errors import DatabaseError
+from l2inv.errors import DatabaseError, SchemaBehind
 
 
 def migrations_folder() -> Path:
@@ -43,3 +43,14 @@ def ahead(applied: set[str], schema: str) -> DatabaseError | None:
         if extra
         else None
     )
+
+
+def wrong(applied: set[str], schema: str) -> DatabaseError | None:
+    """Return the error that a schema with other migrations than this version brings is, or None."""
+    shipped = shipped_migrations()
+    if not applied:
+        return SchemaBehind(f"schema {schema} is not in the database yet", "run: l2inv migrate")
+    if shipped - applied:
+        missing = ", ".join(sorted(shipped - applied))
+        return SchemaBehind(f"schema {schema} is behind this l2inv: it lacks {missing}", "run: l2inv migrate")
+    return ahead(applied, schema)

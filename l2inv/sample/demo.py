@@ -15,8 +15,8 @@ from typing import Any
 from l2inv import wording
 from l2inv.config.settings import Database, MetadataStore, Preprocess, Settings
 from l2inv.database import embedded
+from l2inv.database.access import connected
 from l2inv.database.connection import Connection, open_connection, server_folder, translated
-from l2inv.database.session import connected
 from l2inv.errors import Busy, DatabaseError, Refused
 from l2inv.queries import observing_programs, verdicts
 from l2inv.record import event_log

@@ -12,10 +12,10 @@ from psycopg.conninfo import make_conninfo
 from l2inv.config.settings import Database, Settings
 from l2inv.database import migrate
 from l2inv.database import schema as schema_module
+from l2inv.database.access import connected
 from l2inv.database.connection import open_connection
 from l2inv.database.runs import stage_run
 from l2inv.database.schema import migrations_folder, shipped_migrations
-from l2inv.database.session import connected
 from l2inv.errors import Busy, DatabaseError
 from tests.conftest import Commands, Connection
 

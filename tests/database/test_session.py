@@ -8,18 +8,18 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from uuid import uuid4
 
-import poolers
 import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from l2inv import session
 from l2inv.config.settings import Database, Settings
-from l2inv.database.connection import Connection, open_connection, translated
+from l2inv.database import session
+from l2inv.database.connection import open_connection, translated
 from l2inv.database.runs import stage_lock
 from l2inv.errors import DatabaseError
 from tests.conftest import NOW, Commands, Connection, until
+from tests.helpers import poolers
 from tests.helpers.terminals import on_terminal
 
 # Each function and operator of PostgreSQL's that a stranger can make once more, for the same types.
@@ -69,7 +69,7 @@ HOSTILE = {
     "lock_timeout": "1ms",
     "idle_in_transaction_session_timeout": "1ms",
     "idle_session_timeout": "1ms",
-    "l2inv.session": "theirs",
+    "l2inv.database.session": "theirs",
 }
 ENVIRONMENT = {
     "PGOPTIONS": "-c search_path=public,pg_catalog -c standard_conforming_strings=off -c statement_timeout=1",
@@ -148,7 +148,7 @@ def opened(url: str, **settings: float) -> Connection:
 
 # What a default may still choose: how a statement is run, not what it means; what nothing of l2inv's comes to.
 FREE = re.compile(
-    "(enable_|parallel_|xml|vacuum_|escape_string_warning$|plpgsql.variable_conflict$|l2inv.session$)|"
+    "(enable_|parallel_|xml|vacuum_|escape_string_warning$|plpgsql.variable_conflict$|l2inv.database.session$)|"
     "(client_min_messages|constraint_exclusion|file_copy_method|force_parallel_mode|geqo|icu_validation_level|"
     "default_toast_compression|md5_password_warnings|password_encryption|plan_cache_mode|recursive_worktable_factor|"
     "stats_fetch_consistency|synchronize_seqscans|wal_compression|application_name)$"

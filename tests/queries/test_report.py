@@ -24,8 +24,8 @@ from psycopg.sql import SQL, Identifier
 from psycopg.types.json import Jsonb
 
 from l2inv.config.settings import Database, Qualification, Settings
+from l2inv.database.access import connected
 from l2inv.database.connection import in_schema
-from l2inv.database.session import connected
 from l2inv.queries import verdicts
 from l2inv.queries.report import drawing, snapshot
 from l2inv.queries.report import page as webpage

@@ -20,7 +20,7 @@ PAST = datetime(2026, 1, 1, tzinfo=UTC)
 CLAIMERS = """
 import os, sys
 from datetime import UTC, datetime
-from l2inv.database.session import connected
+from l2inv.database.access import connected
 from l2inv.stages.mark_working import claiming, offers
 from l2inv.config.settings import Database, Settings
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from l2inv.config.settings import Database, Settings
+from l2inv.database.access import connected
 from l2inv.database.runs import stage_lock
-from l2inv.database.session import connected
 from l2inv.sample.server import Fault, Store
 from l2inv.stages.publish import cycles
 from tests.conftest import NOW, Commands, Connection
