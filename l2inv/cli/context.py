@@ -12,6 +12,8 @@ from l2inv.cli.streams import print_on_stderr
 from l2inv.errors import L2invError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from l2inv.config.settings import Loaded, Settings
     from l2inv.database.connection import Connection
 
@@ -40,9 +42,21 @@ class App:
             from l2inv.config import settings
 
             self.read = settings.load(Path(self.config) if self.config else None, os.environ)
-            if line := settings.warning(self.read.path):
-                self.warn(line)
+            self._warn_of(self.read.path)
         return self.read
+
+    def _warn_of(self, path: "Path | None") -> None:
+        """Warn where no settings were found, and where another user may change those that were named."""
+        from l2inv.config import settings
+        from l2inv.database import embedded
+
+        if path is None:
+            looked_at, folder = ", ".join(map(str, settings.places())), embedded.default_folder()
+            self.warn(
+                f"no settings in {looked_at}: the built-in ones hold, with the private database in {folder}"
+            )
+        elif path.is_file() and (why := settings.exposed(path)):
+            self.warn(f"{path}: {why}; whoever changes it says what runs here")
 
     @property
     def settings(self) -> "Settings":
@@ -51,15 +65,21 @@ class App:
     @contextmanager
     def connected(self, url: str | None = None) -> Iterator[tuple["Connection", "Settings"]]:
         """Lend a connection to the database that the settings name, or to another server of theirs."""
-        from l2inv.cli.progress import session_of
         from l2inv.database.access import connected
 
-        with connected(self.settings, url, *session_of(self)) as connection:
+        with connected(self.settings, url, *self.session()) as connection:
             yield connection, self.settings
 
     def reading(self) -> AbstractContextManager[tuple["Connection", "Settings"]]:
         """Lend a connection to the standby that the settings name for what only reads, else to the database."""
         return self.connected(self.settings.database.read_url)
+
+    def session(self) -> tuple[str, Callable[[str], None]]:
+        """Return what the database server shows of this command's session, and what says on a terminal what it waits for."""
+        from l2inv.database.session import application_name
+
+        told = self.warn if self.verbosity >= 0 and sys.stderr.isatty() else lambda line: None
+        return application_name(click.get_current_context().info_name or "", self.actor), told
 
     def result(self, document: object, text: Callable[[], None]) -> None:
         """Print the result on stdout: the JSON document where --json asked for it, else what text() prints."""

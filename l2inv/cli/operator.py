@@ -19,12 +19,11 @@ if TYPE_CHECKING:
 @json_option
 def migrate(app: App, dry_run: bool) -> None:
     """Bring the database's schema to what this l2inv expects."""
-    from l2inv.cli.progress import session_of
     from l2inv.database import migrate
     from l2inv.database.connection import open_connection, translated
 
     settings = app.settings
-    opened = open_connection(settings, None, *session_of(app))
+    opened = open_connection(settings, None, *app.session())
     with translated(settings), opened as connection:
         if dry_run:
             pending = dict(migrate.pending_sql(connection, settings.database.schema))

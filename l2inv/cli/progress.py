@@ -1,28 +1,15 @@
 """How far long work has come: one line on a terminal's stderr, gone when the work is done; and what it waits for."""
 
-import sys
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
-
-import click
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from l2inv.cli.context import App
 
 FIRST_SECONDS = 0.5  # work that is done by then shows nothing, and does not wait for rich
 EVERY_SECONDS = 0.1
 RATE_SECONDS = 3600  # over which the rate is taken at most: a single OP may take minutes
-
-
-def session_of(app: "App") -> tuple[str, Callable[[str], None]]:
-    """Return what the database server shows of a command's session, and what says on a terminal what it waits for."""
-    from l2inv.database.session import application_name
-
-    told = app.warn if app.verbosity >= 0 and sys.stderr.isatty() else lambda line: None
-    return application_name(click.get_current_context().info_name or "", app.actor), told
 
 
 class Line:

@@ -341,19 +341,6 @@ def places() -> list[Path]:
     ]  # fmt: skip
 
 
-def warning(path: Path | None) -> str | None:
-    """Return what somebody must know of settings from this file, or from none; None where that is nothing."""
-    if path is None:
-        from l2inv.database import embedded
-
-        looked_at = ", ".join(map(str, places()))
-        folder = embedded.default_folder()
-        return f"no settings in {looked_at}: the built-in ones hold, with the private database in {folder}"
-    if path.is_file() and (why := exposed(path)):
-        return f"{path}: {why}; whoever changes it says what runs here"
-    return None
-
-
 def exposed(path: Path) -> str | None:
     """Return why another user could have written a file, or put it or a folder above it there; None where nobody could
     but root and this user. Raise OSError.

@@ -110,6 +110,7 @@ _OF_THE_SERVER = {
     "port",
     "user",
     "dbname",
+    "options",
     "sslmode",
     "sslrootcert",
     "sslcert",

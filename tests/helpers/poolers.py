@@ -20,8 +20,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from conftest import until
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from tests.conftest import until
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
 TRACKED = {"client_encoding", "datestyle", "timezone", "standard_conforming_strings", "application_name"}
