@@ -46,7 +46,11 @@ NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)  # the time as of which the tests ju
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for name in ("L2INV_CONFIG", "L2INV_ACTOR"):
+    # libpq's variables may belong to L2INV_TEST_DATABASE; without it they would lead the tests to another server.
+    libpqs = [
+        name for name in os.environ if name.startswith("PG") and "L2INV_TEST_DATABASE" not in os.environ
+    ]
+    for name in ("L2INV_CONFIG", "L2INV_ACTOR", *libpqs):
         os.environ.pop(name, None)
     if (
         signal.getsignal(signal.SIGINT) is signal.SIG_IGN
