@@ -479,6 +479,16 @@ def test_the_cluster_runs_each_op_once_and_later_runs_collect(
     assert l2inv.json("preprocess")["jobs"] == {"submitted": 0, "running": 0}
 
 
+def test_on_the_cluster_too_the_cause_is_the_last_line_of_stderr(
+    l2inv: Commands, on_cluster: list[str]
+) -> None:
+    command(l2inv, "import sys; print('held back'); sys.exit('no such calibration')")
+    l2inv("preprocess")
+    collected(l2inv, 0)
+    detail = l2inv.json("history", on_cluster[0])["events"][-1]["detail"]
+    assert "ended with exit code 1: no such calibration (log: " in detail["cause"]
+
+
 def test_what_was_cancelled_fails_by_that_name_and_what_is_no_longer_wanted_is_cancelled(
     l2inv: Commands, on_cluster: list[str], tmp_path: Path, cluster: slurm_cluster.Cluster
 ) -> None:
