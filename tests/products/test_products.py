@@ -23,7 +23,19 @@ from msgspec import to_builtins
 from msgspec.structs import replace
 
 from l2inv.errors import L2invError
-from l2inv.products import WHAT, Dataset, Finding, Issued, Output, check, files, findings, frames, metadata
+from l2inv.products import (
+    WHAT,
+    Dataset,
+    Finding,
+    Issued,
+    Output,
+    asdffile,
+    check,
+    files,
+    findings,
+    frames,
+    metadata,
+)
 from l2inv.products.issued import FIT_FILE, SCIENCE_FILES
 from products import faults, make
 from products.faults import ASDF, FAULTS, FIRST, GOOD, Fault
@@ -247,6 +259,13 @@ def test_a_header_without_an_end_is_not_read_to_the_end_of_the_file(
         file.truncate(10**12)
     found = [one.measured for one in check(folder, GOOD) if one.file == FIRST and one.what == "structure"]
     assert found == ["no END in 500 blocks"]
+
+
+def test_a_tree_of_millions_of_nodes_is_not_built(tmp_path: Path) -> None:
+    head = b"#ASDF 1.0.0\n#ASDF_STANDARD 1.5.0\n%YAML 1.1\n--- "
+    (tmp_path / ASDF).write_bytes(head + b"\na: [" + b"x," * asdffile.MOST_NODES + b"]\n...\n")
+    (found,) = (one for one in check(tmp_path, GOOD) if one.file == ASDF)
+    assert (found.what, found.measured) == ("tree", "more than 1000000 nodes")
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another")
