@@ -91,7 +91,7 @@ class Connection(psycopg.Connection[DictRow]):
     told: Callable[[str], None]
     holders: str = ""
 
-    def must_be_as_before(self, row: DictRow | None) -> None:
+    def must_be_as_before(self, row: dict[str, Any] | None) -> None:
         """Raise DatabaseError unless the pid in the row is that of the session as it was opened."""
         if row is None or row["pid"] != self.pid:
             raise DatabaseError(*POOLED)
