@@ -319,7 +319,7 @@ _verifies = click.option(
 @_verifies
 @json_option
 def backup(app: App, file: Path, verifies: bool) -> None:
-    """Back up the schema to a FILE with pg_dump, then verify the database.
+    """Back up the schema to a FILE with pg_dump, and verify.
 
     FILE is in pg_dump's custom format, for its owner alone to read.
     """
@@ -337,7 +337,7 @@ def backup(app: App, file: Path, verifies: bool) -> None:
 @_verifies
 @json_option
 def restore(app: App, file: Path, verifies: bool) -> None:
-    """Restore the schema from a backup FILE with pg_restore, then verify it.
+    """Restore a backup FILE with pg_restore, and verify.
 
     All or nothing, into a database that has no schema of that name.
     """

@@ -65,7 +65,7 @@ PINNED = {
 }
 # What the options cannot hold: only some versions know it, or only some roles may set it.
 APART = {"transaction_timeout": "0", "session_replication_role": "origin"}
-MARK = "l2inv.database.session"  # a setting of no meaning, whose value shows that the server took the options
+MARK = "l2inv.session"  # a setting of no meaning, whose value shows that the server took the options
 # How a pooler refuses options: PgBouncer; RDS Proxy.
 _NO_OPTIONS = re.compile(r"unsupported startup parameter|command-line options")
 
