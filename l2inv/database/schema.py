@@ -36,21 +36,30 @@ def applied_migrations(connection: Connection) -> set[str]:
 
 
 def ahead(applied: set[str], schema: str) -> DatabaseError | None:
-    """Return the error that a schema with migrations unknown to this l2inv is, or None."""
-    extra = ", ".join(sorted(applied - shipped_migrations()))
-    return (
-        DatabaseError(f"schema {schema} is ahead of this l2inv: it has {extra}", "upgrade l2inv")
-        if extra
-        else None
+    """Return the error that a schema with migrations unknown to this l2inv is, or None.
+
+    What a later l2inv adds comes after all that this one has. Anything else was never released.
+    """
+    shipped = shipped_migrations()
+    unknown = sorted(applied - shipped)
+    if not unknown:
+        return None
+    if unknown[0] < max(shipped):
+        return DatabaseError(
+            f"schema {schema} was made by a development version of l2inv: it has {', '.join(unknown)}",
+            "make a new one: name another database, or another database.schema, in the settings",
+        )
+    return DatabaseError(
+        f"schema {schema} is ahead of this l2inv: it has {', '.join(unknown)}", "upgrade l2inv"
     )
 
 
 def wrong(applied: set[str], schema: str) -> DatabaseError | None:
     """Return the error that a schema with other migrations than this version brings is, or None."""
-    shipped = shipped_migrations()
     if not applied:
         return SchemaBehind(f"schema {schema} is not in the database yet", "run: l2inv migrate")
-    if shipped - applied:
-        missing = ", ".join(sorted(shipped - applied))
+    unknown = ahead(applied, schema)
+    missing = ", ".join(sorted(shipped_migrations() - applied))
+    if unknown is None and missing:
         return SchemaBehind(f"schema {schema} is behind this l2inv: it lacks {missing}", "run: l2inv migrate")
-    return ahead(applied, schema)
+    return unknown

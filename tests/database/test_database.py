@@ -49,18 +49,32 @@ def test_a_schema_that_is_behind_or_ahead_names_what_mends_it(
     l2inv: Commands, connection: Connection
 ) -> None:
     last = max(shipped_migrations())
-    connection.execute(
-        "update l2inv._yoyo_migration set migration_id = '9999.future' where migration_id = %s", [last]
-    )
+    forgotten = connection.execute(
+        "delete from l2inv._yoyo_migration where migration_id = %s returning *", [last]
+    ).fetchone()
+    assert forgotten is not None
     for command in ("status", "scan", "next", "qualify", "publish"):
         behind = l2inv(command, expect=1).stderr
         assert f"lacks {last}; run: l2inv migrate" in behind
     connection.execute(
-        "insert into l2inv._yoyo_migration select md5(%s), %s, applied_at_utc from l2inv._yoyo_migration limit 1",
-        [last, last],
+        "insert into l2inv._yoyo_migration (migration_hash, migration_id) values ('later', '9999.future')"
     )
-    assert "ahead of this l2inv: it has 9999.future; upgrade l2inv" in l2inv("status", expect=1).stderr
-    assert "upgrade l2inv" in l2inv("migrate", expect=1).stderr
+    for command in ("status", "migrate"):
+        assert "ahead of this l2inv: it has 9999.future; upgrade l2inv" in l2inv(command, expect=1).stderr
+
+
+def test_a_schema_of_a_development_version_is_refused_and_never_taken_for_current(
+    l2inv: Commands, connection: Connection
+) -> None:
+    for name in ("0001.event", "0006.pace"):
+        connection.execute(
+            "insert into l2inv._yoyo_migration (migration_hash, migration_id) values (%s, %s)", [name, name]
+        )
+    for command in ("status", "migrate"):
+        assert l2inv(command, expect=1).stderr == (
+            "l2inv: schema l2inv was made by a development version of l2inv: it has 0001.event, 0006.pace;"
+            " make a new one: name another database, or another database.schema, in the settings\n"
+        )
 
 
 def test_two_migrations_at_once_make_the_schema_once(empty_url: str) -> None:

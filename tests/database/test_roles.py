@@ -60,7 +60,7 @@ FORBIDDEN = [
     "insert into {}.op_state (op_id, seq, state, since, datasets_seq) values ('x', 1, 'error', now(), 1)",
     "update {}.dataset_version set op_id = 'x'", "delete from {}.dataset_version", "delete from {}.run",
     "update {}.run set actor = 'x'", "delete from {}.quarantine", "update {}.quarantine set raw = ''",
-    "update {}.criteria set rules = '{{}}'", "delete from {}._yoyo_migration", "alter function {}.follow_events() security invoker",
+    "update {}.criteria set rules = '{{}}'", "delete from {}._yoyo_migration", "alter function {}.record_event() security invoker",
     "set session_replication_role = replica", "select setval('{}.event_event_id_seq', 1)",
 ]  # fmt: skip
 
@@ -141,5 +141,5 @@ def test_every_function_with_its_owners_rights_has_a_fixed_search_path(connectio
     rows = connection.execute(
         "select proname, proconfig from pg_proc where pronamespace = 'l2inv'::regnamespace and prosecdef"
     ).fetchall()
-    assert [row["proname"] for row in rows] == ["follow_events"]
+    assert [row["proname"] for row in rows] == ["record_event"]
     assert all("search_path=pg_catalog, pg_temp" in row["proconfig"] for row in rows)

@@ -1,8 +1,6 @@
 """verify: whoever gets around the triggers and changes one thing is found out."""
 
-import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +10,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.sql import SQL, Identifier
 
-from l2inv.config.settings import Database, Settings
-from l2inv.database import migrate, schema
-from l2inv.database.connection import open_connection
-from l2inv.database.schema import migrations_folder
-from tests.conftest import NOW, SERVER, Commands, Connection
+from tests.conftest import SERVER, Commands, Connection
 
 TABLES = ("event", "op_state", "dataset_version", "criteria")
 CHECKS = ("events", "state", "verdicts", "datasets", "runs")
@@ -291,64 +285,3 @@ def test_a_file_that_is_no_anchor_is_named(
     before = anchor.read_bytes()
     assert str(anchor) in l2inv("verify", "--anchor", str(anchor), expect=1).stderr
     assert anchor.read_bytes() == before
-
-
-@pytest.mark.parametrize("earlier", [3, 4])
-def test_a_database_of_each_earlier_schema_is_migrated_with_all_it_holds_or_left_as_it_is(
-    l2inv: Commands,
-    connection: Connection,
-    url: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    earlier: int,
-) -> None:
-    l2inv("scan")
-    l2inv("qualify", "--as-of", NOW.isoformat())
-    folder = Path(shutil.copytree(migrations_folder(), tmp_path / "migrations"))
-    later = {file: file.read_text() for file in sorted(folder.glob("*.sql"))[3:]}
-    for file in later:
-        file.unlink()
-    with monkeypatch.context() as those, open_connection(Settings(database=Database(url=url, schema="old"))) as old:  # fmt: skip
-        for room in (schema, migrate):
-            those.setattr(room, "migrations_folder", lambda: folder)
-        migrate.apply(old, "old")
-        columns = "event_id, op_id, seq, kind, state, actor, recorded_at, run_id, detail"
-        connection.execute(
-            f"insert into old.event ({columns}) overriding system value select {columns} from l2inv.event order by event_id"
-        )
-        for table in ("run", "dataset_version", "criteria"):
-            connection.execute(f"insert into old.{table} overriding system value select * from l2inv.{table}")
-        for file in list(later)[
-            : earlier - 3
-        ]:  # nobody records anything at these: l2inv refuses what is behind
-            file.write_text(later.pop(file))
-        migrate.apply(old, "old")
-        before = held(connection)
-        for file, text in later.items():
-            file.write_text(f"{text}\nselect 1 / 0;")
-        with pytest.raises(psycopg.Error, match="division by zero"):
-            migrate.apply(old, "old")
-        assert held(connection) == before
-    l2inv.settings["database"]["schema"] = "old"
-    l2inv.save()
-    assert "behind" in l2inv("verify", expect=1).stderr
-    l2inv("migrate")
-    assert findings(l2inv) == []
-    checked = l2inv.json("verify")["checked"]
-    assert checked["events"] > checked["state"] > 0
-    assert json.loads(l2inv("list", "--json").stdout)["ops"]
-
-
-def held(connection: Connection) -> list[Any]:
-    """Every column, function and row of the schema old."""
-    what = connection.execute(
-        """
-        select c.relname || ' ' || a.attname || ' ' || a.atttypid from pg_class c join pg_attribute a on a.attrelid = c.oid
-        where c.relnamespace = 'old'::regnamespace and a.attnum > 0 and not a.attisdropped
-        union all select pg_get_functiondef(oid) from pg_proc where pronamespace = 'old'::regnamespace
-        order by 1
-        """
-    ).fetchall()
-    for table in (*TABLES, "run", "quarantine", "_yoyo_migration"):
-        what += connection.execute(f"select to_jsonb(t)::text from old.{table} t order by 1").fetchall()
-    return what

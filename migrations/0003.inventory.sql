@@ -34,7 +34,7 @@ create table l2inv.quarantine (
     raw         bytea not null,     -- as received: it may be no valid text
     first_seen  timestamptz not null default clock_timestamp(),
     last_seen   timestamptz not null default clock_timestamp(),
-    resolved_at timestamptz  -- since when it is readable, or gone from the store
+    resolved_at timestamptz         -- since when it is readable, or gone from the store
 );
 
 create table l2inv.criteria (
