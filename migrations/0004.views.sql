@@ -83,6 +83,60 @@ create view l2inv.published_op as
     from l2inv.event e, jsonb_array_elements(e.detail -> 'inversions') i
     where e.kind = 'published';
 
+-- What supersedes a dataset: a newer one of the same product in its OP; of one that was withdrawn, any other.
+create view l2inv.heir as
+    select d.dataset_id, h.dataset_id as heir
+    from l2inv.dataset d cross join lateral (
+        select n.dataset_id from l2inv.dataset n
+        where n.op_id = d.op_id and n.product_id = d.product_id and not n.withdrawn
+            and (n.create_date > d.create_date or d.withdrawn)
+        order by n.create_date desc, n.dataset_id limit 1
+    ) h;
+
+-- The records of the store that cannot be read, and are not gone from it.
+create view l2inv.unresolved as
+    select raw_hash, left(encode(raw_hash, 'hex'), 12) as key, dataset_id, reason, first_seen, last_seen, raw
+    from l2inv.quarantine where resolved_at is null;
+
+-- Why the OPs in error are there.
+create view l2inv.failure as
+    select s.op_id, s.since, e.detail ->> 'stage' as stage, e.detail ->> 'cause' as cause
+    from l2inv.op_state s cross join lateral (
+        select detail from l2inv.event
+        where event.op_id = s.op_id and kind = 'failed' order by seq desc limit 1
+    ) e
+    where s.state = 'error';
+
+-- What the instrument programs of OPs that are not invertible do not meet; margin is negative by what they fail.
+create view l2inv.unmet as
+    select s.op_id, p.number, p.program ->> 'instrument_program_id' as instrument_program_id, c ->> 'name' as name,
+           c ->> 'result' = 'fail' as fails, c -> 'measured' as measured, c -> 'required' as required,
+           case when jsonb_typeof(c -> 'measured') = 'number' and jsonb_typeof(c -> 'required') = 'number'
+                then ((c ->> 'measured')::numeric - (c ->> 'required')::numeric)
+                    * case c ->> 'name' when 'on_disk' then -1 else 1 end
+                when starts_with(c ->> 'name', 'band ') and jsonb_typeof(c -> 'measured') = 'array'  -- nm missing, of the nearest range
+                then (select -min(greatest((r ->> 0)::numeric - coalesce(c -> 'required' ->> 0, c ->> 'required')::numeric, 0)
+                                  + greatest(coalesce(c -> 'required' ->> 1, c ->> 'required')::numeric - (r ->> 1)::numeric, 0))
+                      from jsonb_array_elements(c -> 'measured') r) end as margin
+    from l2inv.op_state s
+    join l2inv.event v on v.op_id = s.op_id and v.seq = s.verdict_seq
+    cross join jsonb_array_elements(v.detail -> 'verdict' -> 'instrument_programs') with ordinality as p (program, number)
+    cross join jsonb_path_query(p.program, '$.criteria[*] ? (@.result <> "pass" && !(@.optional == true))') c
+    where s.state = 'not_invertible';
+
+-- The criteria that alone keep an OP's instrument program from passing, with the worst of its datasets; where that is so
+-- of several programs, the nearest one.
+create view l2inv.near_miss as
+    select distinct on (name, op_id) name, op_id, instrument_program_id, measured, required, margin
+    from (
+        select op_id, number, instrument_program_id, min(name) as name, min(margin) as margin,
+               (array_agg(measured order by coalesce(margin, 0)))[1] as measured,
+               (array_agg(required order by coalesce(margin, 0)))[1] as required
+        from l2inv.unmet group by op_id, number, instrument_program_id
+        having min(name) = max(name) and bool_and(fails)
+    ) program
+    order by name, op_id, coalesce(margin, 0) desc, number;
+
 -- What op_state should be by the events alone: to compare it with, and never read otherwise.
 create view l2inv.op_state_by_events as
     select e.op_id, max(e.seq) as seq,

@@ -27,8 +27,7 @@ def show(connection: Connection, op_id: str) -> dict[str, Any]:
         select {COLUMNS},
                (select e.detail -> 'verdict' from l2inv.event e
                 where e.op_id = o.op_id and e.kind = 'judged' order by e.seq desc limit 1) as verdict,
-               (select e.detail from l2inv.event e
-                where e.op_id = o.op_id and e.kind = 'failed' and o.state = 'error' order by e.seq desc limit 1) as error,
+               (select to_jsonb(f) from l2inv.failure f where f.op_id = o.op_id) as error,
                (select e.detail from l2inv.event e
                 where e.op_id = o.op_id and e.kind = 'overruled' and o.overruled order by e.seq desc limit 1)
                     as overruled_by,
@@ -101,7 +100,7 @@ def status(connection: Connection) -> dict[str, Any]:
     row = connection.execute(
         """
         select coalesce((select sum(seq) from l2inv.op_state), 0)::bigint as events,
-               (select count(*) from l2inv.quarantine where resolved_at is null) as quarantined,
+               (select count(*) from l2inv.unresolved) as quarantined,
                (select max(started_at) from l2inv.run
                 where stage = 'scan' and result -> 'complete' = 'true' and result -> 'read_again' is null)
                     as last_complete_scan

@@ -111,12 +111,9 @@ def _datasets(connection: Connection, dataset_ids: dict[str, Any]) -> list[dict[
     """The datasets used, as they are now, each with the newer one there is of its product."""
     return connection.execute(
         """
-        select d.dataset_id, d.op_id, d.product_id, d.bucket, d.proposal_id, d.withdrawn, d.record,
-               (select heir.dataset_id from l2inv.dataset heir
-                where heir.op_id = d.op_id and heir.product_id = d.product_id and not heir.withdrawn
-                    and heir.create_date > d.create_date
-                order by heir.create_date desc, heir.dataset_id limit 1) as heir
-        from l2inv.dataset d where d.dataset_id = any(%s) order by d.dataset_id
+        select dataset_id, op_id, product_id, bucket, proposal_id, withdrawn, record, heir
+        from l2inv.dataset left join l2inv.heir using (dataset_id)
+        where dataset_id = any(%s) order by dataset_id
         """,
         [list(dataset_ids)],
     ).fetchall()

@@ -40,8 +40,8 @@ def open_records(connection: Connection) -> list[bytes]:
     """Return each unresolved record as it was received, but for those that another of the same dataset stands for."""
     rows = connection.execute(
         """
-        select raw from l2inv.quarantine
-        where resolved_at is null and not starts_with(reason, 'a second, different record') order by first_seen
+        select raw from l2inv.unresolved
+        where not starts_with(reason, 'a second, different record') order by first_seen
         """
     )
     return [row["raw"] for row in rows]
@@ -50,10 +50,7 @@ def open_records(connection: Connection) -> list[bytes]:
 def listed(connection: Connection) -> list[dict[str, Any]]:
     """Return the unresolved records, those seen first at the top, each with the key that names it."""
     return connection.execute(
-        """
-        select dataset_id, reason, first_seen, last_seen, left(encode(raw_hash, 'hex'), 12) as key
-        from l2inv.quarantine where resolved_at is null order by first_seen, raw_hash
-        """
+        "select dataset_id, reason, first_seen, last_seen, key from l2inv.unresolved order by first_seen, raw_hash"
     ).fetchall()
 
 
