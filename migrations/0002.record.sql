@@ -1,29 +1,32 @@
 -- The record: every event of every OP, and the state that the events add up to.
 
+-- event_id, recorded_at, recorded_by and hash are the trigger's own, whatever an INSERT says of them.
 create table l2inv.event (
-    event_id    bigint generated always as identity primary key,
+    event_id    bigint primary key,
     op_id       text collate "C" not null check (op_id <> '' and length(op_id) <= 200),
-    seq         integer not null,
-    kind        text not null,
+    seq         integer not null,      -- within the OP, from 1 without holes
+    kind        text not null,         -- what happened
     state       text check (state in ('discovered', 'invertible', 'not_invertible', 'preprocessed',
-                                      'working', 'inverted', 'published', 'error')),
-    actor       text not null check (actor <> ''),
-    recorded_at timestamptz not null default clock_timestamp(),
-    run_id      bigint,  -- no foreign key: an event outlives all that it names
-    detail      jsonb not null default '{}' check (jsonb_typeof(detail) = 'object'),
-    hash        bytea not null,  -- over the event and the hash of the one before it in its OP
+                                      'working', 'inverted', 'published', 'error')),  -- null: it stayed
+    actor       text not null check (actor <> ''),  -- who did it, as the caller said
+    recorded_at timestamptz not null,
+    run_id      bigint,                -- no foreign key: an event outlives all that it names
+    detail      jsonb not null default '{}',
+    recorded_by text not null,         -- the database role of the session
+    hash        bytea not null,        -- over all of the above and the hash of the event before it: docs/audit.md
     unique (op_id, seq),
-    check (kind <> 'prioritized' or jsonb_typeof(detail -> 'priority') is not distinct from 'number'),
-    check (kind not in ('claimed', 'handed_over', 'taken_over') or coalesce(detail ->> 'assignee', '') <> ''),
-    check (kind not in ('taken_over', 'extended') or detail ->> 'due_at' is not null),
-    check (kind <> 'withdrawn' or jsonb_typeof(detail -> 'inversion_ids') is not distinct from 'array'),
-    check (kind not in ('taken_over', 'put_on_hold', 'reopened', 'withdrawn') or coalesce(detail ->> 'reason', '') <> '')
+    constraint event_detail_fits check (l2inv.detail_fits(kind, detail))
 );
 
-comment on table l2inv.event is 'Append-only: what happened to each OP, in order; state is null where the state stayed';
+create sequence l2inv.event_event_id_seq owned by l2inv.event.event_id;
 
-create index event_told on l2inv.event (op_id, event_id) where kind in ('published', 'withdrawn');
-create index event_told_after on l2inv.event (event_id) where kind in ('published', 'withdrawn');
+comment on table l2inv.event is 'Append-only: what happened to each OP, in order';
+
+create index event_told on l2inv.event (op_id, event_id)
+    where kind in ('published', 'withdrawn', 'reinstated', 'restored', 'voided');
+create index event_told_after on l2inv.event (event_id)
+    where kind in ('published', 'withdrawn', 'reinstated', 'restored', 'voided');
+create index event_voided on l2inv.event (op_id) where kind = 'voided';
 create index event_job on l2inv.event (op_id, seq) where kind = 'preprocess_started';
 create index event_named on l2inv.event ((detail ->> 'inversion_id')) where kind = 'inversion_named';
 
@@ -50,8 +53,7 @@ create table l2inv.op_state (
     criteria_version   text,                  -- of the newest verdict
     overruled_seq      integer,               -- of the event that overrules the newest verdict, until its data change
     on_hold_seq        integer,               -- of the event that put it on hold, until it is taken off
-    proposal_id        text,
-    experiment_id      text,
+    cycle              integer not null,      -- which inversion of the OP it is, from 1
     priority           integer not null default 0,
     assignee           text,
     due_at             timestamptz            -- of the claim
@@ -78,22 +80,18 @@ create trigger derived_only before insert or update or delete or truncate on l2i
     for each statement execute function l2inv.refuse_direct_write();
 alter table l2inv.op_state enable always trigger derived_only;
 
--- Times as seconds since 1970: how they read must not depend on the session's time zone.
-create function l2inv.event_hash(previous_hash bytea, event_id bigint, op_id text, seq integer, kind text, state text,
-                                 actor text, recorded_at timestamptz, run_id bigint, detail jsonb)
-returns bytea language sql stable parallel safe as $$
-    select sha256(convert_to(jsonb_build_array(encode(previous_hash, 'hex'), event_id, op_id, seq, kind, state, actor,
-                                               extract(epoch from recorded_at), run_id, detail)::text, 'UTF8'))
-$$;
-
--- Refuses an event that is out of sequence or not allowed; hashes any other, and has op_state follow it.
+-- Refuses an event that is out of sequence or not allowed; completes and hashes any other, and has op_state follow it.
 create function l2inv.record_event() returns trigger language plpgsql
     security definer set search_path = pg_catalog, pg_temp as $$
 declare
     op              l2inv.op_state;
     affects_verdict boolean := new.kind in ('discovered', 'reopened')
         or new.kind = 'datasets_changed' and new.detail -> 'affects_verdict' = 'true';
+    voided_seq      integer := case new.kind when 'voided' then (new.detail ->> 'seq')::integer end;
 begin
+    if tg_relid <> 'l2inv.event'::regclass then
+        raise exception '%.% is no table of events', tg_table_schema, tg_table_name using errcode = 'L2INV';
+    end if;
     select * into op from l2inv.op_state where op_id = new.op_id for update;
     if new.seq <> coalesce(op.seq, 0) + 1 then
         raise exception 'OP %: event % is out of sequence, the next is %', new.op_id, new.seq, coalesce(op.seq, 0) + 1
@@ -105,19 +103,35 @@ begin
             using errcode = 'L2INV', hint = 'see the states in README.md';
     end if;
     if new.kind = 'claimed' and op.on_hold_seq is not null then
-        raise exception 'OP % is on hold: it cannot be claimed', new.op_id using errcode = 'L2INV', hint = 'see: l2inv show OP';
+        raise exception 'OP % is on hold: it cannot be claimed', new.op_id
+            using errcode = 'L2INV', hint = 'see: l2inv show OP';
     end if;
-    if new.kind = 'taken_over' and op.due_at > new.recorded_at then
+    if new.kind = 'taken_over' and op.due_at > clock_timestamp() then
         raise exception 'OP % is not overdue: it cannot be taken over', new.op_id
             using errcode = 'L2INV', hint = 'see: l2inv show OP';
     end if;
+    if new.kind = 'voided' and not pg_has_role(session_user, current_user, 'member') then
+        raise exception 'OP %: only the owner of the schema may void an event, not %', new.op_id, session_user
+            using errcode = 'L2INV', hint = 'see docs/operations.md';
+    end if;
+    if voided_seq not between 1 and op.seq then
+        raise exception 'OP % has no event % to be voided', new.op_id, voided_seq
+            using errcode = 'L2INV', hint = 'see: l2inv history OP';
+    end if;
 
-    new.hash := l2inv.event_hash(op.hash, new.event_id, new.op_id, new.seq, new.kind, new.state, new.actor,
-                                 new.recorded_at, new.run_id, new.detail);
+    new.event_id := nextval('l2inv.event_event_id_seq');
+    new.recorded_at := clock_timestamp();
+    new.recorded_by := session_user;
+    new.hash := sha256(convert_to(jsonb_build_array(
+        encode(op.hash, 'hex'), new.event_id, new.op_id, new.seq, new.kind, new.state, new.actor, new.recorded_by,
+        replace(to_char(new.recorded_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), '.000000', ''),
+        new.run_id, new.detail)::text, 'UTF8'));
 
     op.op_id := new.op_id;
     op.seq := new.seq;
     op.hash := new.hash;
+    op.priority := coalesce(op.priority, 0);
+    op.cycle := coalesce(op.cycle, 1);
     if new.state is not null then
         op.state_before_error := case new.state when 'error' then op.state end;
         op.state := new.state;
@@ -127,9 +141,6 @@ begin
         op.datasets_seq := new.seq;
         op.overruled_seq := null;
     end if;
-    op.proposal_id := coalesce(new.detail ->> 'proposal_id', op.proposal_id);
-    op.experiment_id := coalesce(new.detail ->> 'experiment_id', op.experiment_id);
-    op.priority := coalesce(op.priority, 0);
     case new.kind
         when 'judged' then
             op.verdict_seq := new.seq;
@@ -137,7 +148,7 @@ begin
             op.overruled_seq := null;
         when 'overruled' then
             op.overruled_seq := new.seq;
-        when 'claimed', 'handed_over', 'taken_over' then
+        when 'claimed', 'handed_over', 'taken_over', 'resumed' then
             op.assignee := new.detail ->> 'assignee';
             op.due_at := (new.detail ->> 'due_at')::timestamptz;
         when 'extended' then
@@ -147,12 +158,18 @@ begin
         when 'released', 'reopened' then
             op.assignee := null;
             op.due_at := null;
+            op.cycle := op.cycle + case new.kind when 'reopened' then 1 else 0 end;
         when 'put_on_hold' then
             op.on_hold_seq := new.seq;
         when 'taken_off_hold' then
             op.on_hold_seq := null;
         when 'prioritized' then
             op.priority := (new.detail ->> 'priority')::integer;
+        when 'voided' then
+            op.criteria_version := case when op.verdict_seq <> voided_seq then op.criteria_version end;
+            op.verdict_seq := nullif(op.verdict_seq, voided_seq);
+            op.overruled_seq := nullif(op.overruled_seq, voided_seq);
+            op.on_hold_seq := nullif(op.on_hold_seq, voided_seq);
         else
             null;
     end case;
@@ -162,8 +179,7 @@ begin
         seq = excluded.seq, hash = excluded.hash, state = excluded.state, since = excluded.since,
         state_before_error = excluded.state_before_error, datasets_seq = excluded.datasets_seq,
         verdict_seq = excluded.verdict_seq, criteria_version = excluded.criteria_version,
-        overruled_seq = excluded.overruled_seq, on_hold_seq = excluded.on_hold_seq,
-        proposal_id = excluded.proposal_id, experiment_id = excluded.experiment_id,
+        overruled_seq = excluded.overruled_seq, on_hold_seq = excluded.on_hold_seq, cycle = excluded.cycle,
         priority = excluded.priority, assignee = excluded.assignee, due_at = excluded.due_at;
     return new;
 end $$;

@@ -29,7 +29,7 @@ from l2inv.domain import states
 TOP = Path(__file__).parent.parent
 DOCUMENT = TOP / "docs" / "reference.md"
 COMMAND = "python -m tests.reference"
-VIEWS = ("op", "dataset", "published_op")
+VIEWS = ("op", "dataset", "published_op", "history", "runs")
 COMMON = {"--config", "--actor", "-v", "-q", "--json", "--help"}
 UNITS = {"days": "days", "seconds": "s", "minutes": "min", "nm": "nm", "mb": "MB"}
 NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false"}

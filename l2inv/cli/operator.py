@@ -276,33 +276,25 @@ def demo(app: App, store: bool, port: int, folder: Path | None) -> None:
 
 @command("roles")
 @click.option(
-    "--owner",
-    type=Actor(),
-    default="l2inv_owner",
-    show_default=True,
-    help="Who owns and migrates the schema.",
+    "--owner", type=Actor(), help="Who owns and migrates the schema (default: SCHEMA_DATABASE_owner)."
 )
-@click.option(
-    "--writer", type=Actor(), default="l2inv_writer", show_default=True, help="Who cron and science are."
-)
-@click.option(
-    "--reader", type=Actor(), default="l2inv_reader", show_default=True, help="Who reads the views alone."
-)
+@click.option("--writer", type=Actor(), help="Who cron and science are (default: SCHEMA_DATABASE_writer).")
+@click.option("--reader", type=Actor(), help="Who reads the views alone (default: SCHEMA_DATABASE_reader).")
 @click.option("--apply", "applies", is_flag=True, help="Run it, all or nothing; else it is printed.")
 @json_option  # fmt: skip
-def roles(app: App, owner: str, writer: str, reader: str, applies: bool) -> None:
+def roles(app: App, owner: str | None, writer: str | None, reader: str | None, applies: bool) -> None:
     """Print, or make, the database's roles and their rights.
 
     Run it again after a migration.
     """
-    from l2inv.database.roles import Roles, apply, statements
+    from l2inv.database.roles import apply, named, statements
 
-    names = Roles(owner, writer, reader)
-    if len(set(names)) < len(names):
-        raise click.UsageError("owner, writer and reader are three roles")
     with app.connected() as (connection, _):
+        names = named(connection, owner, writer, reader)
+        if len(set(names)) < len(names):
+            raise click.UsageError("owner, writer and reader are three roles")
         done = apply(connection, names) if applies else statements(connection, names)
-    said = f"roles: {owner} owns, {writer} writes, {reader} reads; grant them to those who log in"
+    said = f"roles: {names.owner} owns, {names.writer} writes, {names.reader} reads; grant them to those who log in"
     app.result(
         {"statements": done, "applied": applies},
         lambda: app.summary(said) if applies else click.echo("\n".join(done)),

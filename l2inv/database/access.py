@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import psycopg
+
 from l2inv.config.settings import Settings
 from l2inv.database.connection import Connection, open_connection, translated
 from l2inv.database.schema import applied_migrations, wrong
@@ -22,7 +24,10 @@ def connected(
     Raise DatabaseError for whatever PostgreSQL refuses while it is lent.
     """
     with translated(settings), open_connection(settings, url, application, told) as connection:
-        problem = wrong(applied_migrations(connection), settings.database.schema)
+        try:
+            problem = wrong(applied_migrations(connection), settings.database.schema)
+        except psycopg.errors.InsufficientPrivilege:  # who may only read the views can rely on them
+            problem = None
         if isinstance(problem, SchemaBehind) and (url or settings.database.url) == "embedded":
             from l2inv.database import migrate
 

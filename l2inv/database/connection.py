@@ -131,7 +131,8 @@ _HINTS = (
 def in_words(problem: psycopg.Error, settings: Settings) -> DatabaseError:
     if isinstance(problem, psycopg.errors.LockNotAvailable):
         return _lock_not_had(problem, settings)
-    text = " ".join(str(problem).split()) or type(problem).__name__
+    said = str(problem).partition("\nCONTEXT: ")[0]  # not which function of l2inv's it was
+    text = " ".join(said.split()) or type(problem).__name__
     signs = f"{problem.sqlstate or ''} {text}"
     hint = next((hint for sign, hint in _HINTS if re.search(sign, signs)), "")
     if not hint and isinstance(problem, psycopg.OperationalError):

@@ -86,6 +86,7 @@ class Unreadable(msgspec.Struct, frozen=True):
     dataset_id: str | None
     reason: str
     raw: bytes
+    is_second: bool = False  # it can be read, but is another than the first of its dataset in one scan
 
 
 # People look at these and no verdict rests on them: one that cannot be read is null, and counted.

@@ -6,14 +6,15 @@ from typing import Any
 from l2inv.database.connection import Connection
 from l2inv.domain.states import STATES
 
-COLUMNS = """op_id, proposal_id, experiment_id, state, since, priority, assignee, instruments, datasets, start_time,
-              fried_parameter_med, bands, instrument_programs, inputs_changed, overruled, due_at, on_hold, is_embargoed"""
+COLUMNS = """op_id, proposal_id, experiment_id, state, since, priority, assignee, instruments, dataset_count as datasets,
+              start_time, fried_parameter_med_m as fried_parameter_med, bands, instrument_programs, inputs_changed,
+              overruled, due_at, on_hold, is_embargoed"""
 
 
 def list_ops(connection: Connection, state: str | None) -> list[dict[str, Any]]:
     """Return every OP, or those in one state, in the order of their ids."""
     return connection.execute(
-        f"select {COLUMNS} from l2inv.op_overview where %s::text is null or state = %s order by op_id",  # noqa: S608
+        f"select {COLUMNS} from l2inv.op where %s::text is null or state = %s order by op_id",  # noqa: S608
         [state, state],
     ).fetchall()
 
@@ -25,15 +26,14 @@ def show(connection: Connection, op_id: str) -> dict[str, Any]:
     row = connection.execute(
         f"""
         select {COLUMNS},
-               (select e.detail -> 'verdict' from l2inv.event e
-                where e.op_id = o.op_id and e.kind = 'judged' order by e.seq desc limit 1) as verdict,
-               (select to_jsonb(f) from l2inv.failure f where f.op_id = o.op_id) as error,
-               (select e.detail from l2inv.event e
-                where e.op_id = o.op_id and e.kind = 'overruled' and o.overruled order by e.seq desc limit 1)
-                    as overruled_by,
-               (select e.detail ->> 'reason' from l2inv.event e
-                where e.op_id = o.op_id and e.kind = 'put_on_hold' and o.on_hold order by e.seq desc limit 1) as hold_reason
-        from l2inv.op_overview o where op_id = %s
+               (select e.detail -> 'verdict' from l2inv.op_state s join l2inv.event e using (op_id)
+                where s.op_id = o.op_id and e.seq = s.verdict_seq) as verdict,
+               (select to_jsonb(f) - 'op_id' - 'since' from l2inv.failure f where f.op_id = o.op_id) as error,
+               (select e.detail from l2inv.op_state s join l2inv.event e using (op_id)
+                where s.op_id = o.op_id and e.seq = s.overruled_seq) as overruled_by,
+               (select e.detail ->> 'reason' from l2inv.op_state s join l2inv.event e using (op_id)
+                where s.op_id = o.op_id and e.seq = s.on_hold_seq) as hold_reason
+        from l2inv.op o where op_id = %s
         """,  # noqa: S608
         [op_id],
     ).fetchone()
@@ -49,7 +49,7 @@ def show(connection: Connection, op_id: str) -> dict[str, Any]:
     ).fetchall()
     snake = dict(zip(Dataset.__struct_encode_fields__, Dataset.__struct_fields__, strict=True))
     for dataset in row["datasets"]:
-        dataset["record"] = {snake[name]: value for name, value in dataset["record"].items()}
+        dataset["record"] = {snake.get(name, name): value for name, value in dataset["record"].items()}
     return row
 
 
@@ -57,7 +57,7 @@ def held_by(connection: Connection, actor: str) -> list[dict[str, Any]]:
     """Return the OPs that somebody holds, the one that is due first at the top; one in error comes back to him."""
     return connection.execute(
         f"""
-        select {COLUMNS} from l2inv.op_overview o
+        select {COLUMNS} from l2inv.op o
         where assignee = %s and (state = 'working' or state = 'error' and exists (
             select from l2inv.op_state s where s.op_id = o.op_id and s.state_before_error = 'working'))
         order by due_at nulls last, op_id
@@ -80,11 +80,12 @@ def held_with_changed_inputs(connection: Connection, actor: str | None) -> list[
 
 
 def history(connection: Connection, op_id: str) -> dict[str, Any]:
-    """Return every event of one OP, oldest first."""
+    """Return every event of one OP, oldest first; hash and detail_text are what canonical.digest goes by."""
     events = connection.execute(
         """
-        select seq, kind, state, actor, recorded_at, run_id, detail, event_id
-        from l2inv.event where op_id = %s order by seq
+        select seq, kind, state, actor, recorded_at, run_id, detail, event_id, recorded_by, voided_by, hash,
+               detail::text as detail_text
+        from l2inv.history where op_id = %s order by seq
         """,
         [op_id],
     ).fetchall()

@@ -150,7 +150,7 @@ def seen(connection: Connection, op_id: str, lock: str = "") -> Present:
 def resolve(connection: Connection, op: str) -> str:
     """Return the full id of the OP that an id or an unambiguous prefix names. Raise Refused otherwise."""
     found = connection.execute(
-        "select op_id from l2inv.op_state where op_id = %s or op_id like %s order by op_id = %s desc, op_id limit 6",
+        "select op_id from l2inv.op where op_id = %s or op_id like %s order by op_id = %s desc, op_id limit 6",
         [op, _pattern(op), op],
     ).fetchall()
     candidates = [row["op_id"] for row in found]
@@ -168,7 +168,7 @@ def beginning_with(
     """Return the first OPs in the order of their ids that begin so: in these states, held by that person, where given."""
     rows = connection.execute(
         """
-        select op_id from l2inv.op_state
+        select op_id from l2inv.op
         where op_id like %s and (%s::text[] is null or state = any(%s)) and (%s::text is null or assignee = %s)
         order by op_id limit %s
         """,
@@ -221,9 +221,12 @@ def retry(connection: Connection, op_ids: Sequence[str], actor: str) -> list[tup
 
 
 def newest(connection: Connection, op_id: str, kind: str) -> dict[str, Any] | None:
-    """Return the detail of an OP's newest event of a kind, or None."""
+    """Return the detail of an OP's newest event of a kind that is not void, or None."""
     row = connection.execute(
-        "select detail from l2inv.event where op_id = %s and kind = %s order by seq desc limit 1",
+        """
+        select detail from l2inv.history
+        where op_id = %s and kind = %s and voided_by is null order by seq desc limit 1
+        """,
         [op_id, kind],
     ).fetchone()
     return row["detail"] if row else None

@@ -17,6 +17,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from events import clock_at
 from psycopg.conninfo import conninfo_to_dict
 
 from l2inv.config.settings import MetadataStore
@@ -608,10 +609,11 @@ def test_a_clock_that_was_set_back_changes_neither_order_nor_present_state(
     for seq, (kind, recorded_at) in enumerate(
         [("noted", "2001-01-01"), ("noted", "2090-01-01"), ("noted", "1999-01-01")], 1
     ):
-        connection.execute(
-            "insert into l2inv.event (op_id, seq, kind, actor, recorded_at, detail) values (%s, %s, %s, 'clock', %s, %s)",
-            [op, head["seq"] + seq, kind, recorded_at, json.dumps({"note": str(seq)})],
-        )
+        with clock_at(connection, recorded_at):
+            connection.execute(
+                "insert into l2inv.event (op_id, seq, kind, actor, detail) values (%s, %s, %s, 'clock', %s)",
+                [op, head["seq"] + seq, kind, json.dumps({"note": str(seq)})],
+            )
     l2inv("release", op)
     l2inv("claim", op, actor="ann")
     found = l2inv.json("show", op)

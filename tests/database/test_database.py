@@ -1,6 +1,7 @@
 """The database as Tony sees it: migrations, schemas, what is refused and how it is said."""
 
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from l2inv.database.connection import open_connection
 from l2inv.database.runs import stage_run
 from l2inv.database.schema import migrations_folder, shipped_migrations
 from l2inv.errors import Busy, DatabaseError
-from tests.conftest import Commands, Connection
+from l2inv.sample.server import Store
+from tests.conftest import Commands, Connection, until
 
 
 @pytest.fixture
@@ -226,3 +228,131 @@ def test_a_lost_connection_is_one_line_and_gives_up_the_lock(url: str) -> None:
     with connected(settings) as connection, stage_run(connection, "scan", "cron"):
         rows = connection.execute("select finished_at from l2inv.run order by run_id").fetchall()
     assert rows[0]["finished_at"] is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["run_id = default", "stage = 'publish'", "actor = 'eve'", "started_at = now()", "result = null", "finished_at = null",
+     "result = '{}'", "finished_at = now()"],
+)  # fmt: skip
+def test_what_a_run_was_and_reported_is_not_changed_once_it_ended(
+    connection: Connection, change: str
+) -> None:
+    with stage_run(connection, "scan", "cron") as run:
+        run.report["seen"] = 1
+    with pytest.raises(psycopg.Error, match=r"run 1 has ended: UPDATE is refused") as refusal:
+        connection.execute(f"update l2inv.run set {change}")
+    assert refusal.value.sqlstate == "L2INV"
+    for statement in ("delete from l2inv.run", "truncate l2inv.run"):
+        with pytest.raises(psycopg.Error, match="append-only"):
+            connection.execute(statement)
+
+
+def test_a_run_that_is_at_work_can_only_end_and_not_when_it_says(connection: Connection) -> None:
+    connection.execute("insert into l2inv.run (stage, actor) values ('scan', 'cron')")
+    for change in ("run_id = default", "stage = 'publish'", "actor = 'eve'", "started_at = now()"):
+        with pytest.raises(psycopg.Error, match="run 1 may only end"):
+            connection.execute(f"update l2inv.run set {change}")
+    connection.execute("update l2inv.run set finished_at = '2001-01-01', result = '{}'")
+    row = connection.execute("select finished_at >= started_at as plausible from l2inv.runs").fetchone()
+    assert row == {"plausible": True}
+
+
+def test_nobody_who_merely_connects_keeps_a_stage_or_what_tells_of_inversions_waiting(
+    connection: Connection, url: str, ready: list[str], l2inv: Commands
+) -> None:
+    with psycopg.connect(url, autocommit=True) as bystander:
+        bystander.execute("create role bystander")
+        bystander.execute("set role bystander")
+        for statement in ("select * from l2inv.lock for update", "select l2inv.take_lock('scan')"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                bystander.execute(statement)
+        # What was once l2inv's keys, and the one by which a stage is held at this moment, as anybody can see.
+        for key in (
+            "hashtext('l2inv run'), hashtext('l2inv.scan')",
+            "hashtext('l2inv export'), hashtext('l2inv.')",
+        ):
+            bystander.execute(f"select pg_advisory_lock({key})")
+        with connected(Settings(database=Database(url=url))) as other:
+            with stage_run(other, "scan", "cron"):
+                (held,) = bystander.execute(
+                    """
+                    select (classid::bigint << 32 | objid::bigint) from pg_locks
+                    where locktype = 'advisory' and objsubid = 1 and pid = %s
+                    """,
+                    [other.info.backend_pid],
+                ).fetchall()
+                waiting = threading.Thread(
+                    target=bystander.execute, args=("select pg_advisory_lock(%s)", held)
+                )
+                waiting.start()
+                with pytest.raises(Busy), stage_run(connection, "scan", "cron"):
+                    pass
+            waiting.join()  # now it has the key
+            with (
+                stage_run(other, "scan", "cron"),
+                pytest.raises(Busy),
+                stage_run(connection, "scan", "cron"),
+            ):
+                pass
+        l2inv("claim", ready[0])
+        l2inv("mark-inverted", ready[0])
+        l2inv("publish")
+        l2inv("withdraw", ready[0], "--reason", "bad")
+        bystander.execute("reset role; drop role bystander")
+
+
+def test_of_many_that_begin_a_stage_at_once_one_does_and_the_others_do_not_wait(url: str) -> None:
+    settings = Settings(database=Database(url=url))
+    begun, over = threading.Barrier(8), threading.Event()
+
+    def run() -> bool:
+        with connected(settings) as connection:
+            begun.wait()
+            try:
+                with stage_run(connection, "scan", "cron"):
+                    over.wait(20)
+                    return True
+            except Busy:
+                return False
+
+    for _ in range(3):
+        over.clear()
+        with ThreadPoolExecutor(8) as pool:
+            runs = [pool.submit(run) for _ in range(8)]
+            until(lambda: sum(one.done() for one in runs) >= 7, 15)  # noqa: B023 - called at once
+            over.set()
+        assert sum(one.result() for one in runs) == 1
+
+
+def test_the_proposal_of_an_op_is_that_of_its_newest_dataset_that_is_not_withdrawn(
+    l2inv: Commands, store: Store, ready: list[str], connection: Connection
+) -> None:
+    mine = [d for d in store.datasets if d["observingProgramExecutionId"] == ready[0]]
+
+    def proposal() -> tuple[str, str]:
+        row = connection.execute(
+            "select proposal_id, experiment_id from l2inv.op where op_id = %s", [ready[0]]
+        ).fetchone()
+        assert row is not None
+        listed = next(op for op in l2inv.json("list")["ops"] if op["op_id"] == ready[0])
+        assert (listed["proposal_id"], listed["experiment_id"]) == tuple(row.values())
+        return row["proposal_id"], row["experiment_id"]
+
+    before = proposal()
+    mine[0] |= {"primaryProposalId": "pid_new", "primaryExperimentId": "eid_new"}
+    l2inv("scan")
+    assert proposal() == ("pid_new", "eid_new")
+    store.datasets.remove(mine[0])
+    l2inv("scan")
+    assert proposal() == before
+    store.datasets[:] = [d for d in store.datasets if d["observingProgramExecutionId"] != ready[0]]
+    l2inv("scan", "--allow-withdrawals")
+    assert proposal()[0] in (before[0], "pid_new"), "of what was read last"
+    # No event has a word in it.
+    connection.execute(
+        "insert into l2inv.event (op_id, seq, kind, actor, detail) select op_id, seq + 1, 'noted', 'eve', "
+        '\'{"note": "x", "proposal_id": "forged"}\' from l2inv.op_state where op_id = %s',
+        [ready[0]],
+    )
+    assert proposal()[0] != "forged"

@@ -296,7 +296,7 @@ def test_of_two_programs_the_nearer_is_the_near_miss_as_for_the_command(
             "(%(op)s, 1, 'discovered', 'discovered', 'x', '{}'), (%(op)s, 2, 'judged', 'not_invertible', 'x', %(detail)s)",
             {
                 "op": f"op{number}",
-                "detail": Jsonb({"verdict": verdict, "criteria_version": "v"}),
+                "detail": Jsonb({"verdict": verdict, "criteria_version": "v", "datasets": {}}),
             },
         )
     told = {

@@ -6,6 +6,7 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from events import LEAST
 
 from l2inv.config.settings import Database, Settings
 from l2inv.database.connection import translated
@@ -49,7 +50,9 @@ def test_fifty_processes_that_claim_from_200_ops_take_each_once(connection: Conn
     ops = [f"op-{n:03}" for n in range(200)]
     way = (("discovered", "discovered"), ("judged", "invertible"), ("preprocessed", "preprocessed"))
     for after, (kind, state) in enumerate(way):
-        event_log.add(connection, [event_log.Event(op, after, kind, state, {}) for op in ops], "test", None)  # type: ignore[arg-type]
+        event_log.add(
+            connection, [event_log.Event(op, after, kind, state, LEAST[kind]) for op in ops], "test", None
+        )  # type: ignore[arg-type]
     answer = subprocess.run(
         [sys.executable, "-c", CLAIMERS, url], capture_output=True, text=True, timeout=100, check=False
     )

@@ -395,7 +395,7 @@ def test_a_dry_run_shows_what_would_be_told_and_writes_nothing(
     l2inv.settings["metadata_store"]["url"] = "no-service.json"
     l2inv.save()
     # Nor does a publisher keep it waiting.
-    connection.execute("select pg_advisory_lock(hashtext('l2inv run'), hashtext('l2inv.publish'))")
+    connection.execute("select l2inv.take_lock('publish')")
     (found,) = l2inv.json("publish", "--dry-run")["ops"]
     text = l2inv("publish", "--dry-run").stdout
     l2inv("publish", expect=75)

@@ -229,8 +229,8 @@ def _listed(
         cursor.itersize = 1000
         cursor.execute(
             """
-            select e.op_id, e.kind, e.state, e.actor, e.recorded_at, e.detail, e.seq = s.verdict_seq as is_verdict
-            from l2inv.op_state s join l2inv.event e on e.op_id = s.op_id
+            select e.op_id, e.kind, e.state, e.actor, e.recorded_at, e.detail, e.voided_by, e.seq = s.verdict_seq as is_verdict
+            from l2inv.op_state s join l2inv.history e on e.op_id = s.op_id
                 and (e.seq > s.seq - %s or e.seq = s.verdict_seq or e.seq = 1)
             where s.op_id = any(%s) order by e.op_id, e.seq
             """,
@@ -238,6 +238,6 @@ def _listed(
         )
         for row in cursor:  # a verdict is much longer than the words that are shown of it
             event = row | {"what": drawing.short(what_happened(row).partition(" (criteria ")[0])}
-            del event["detail"]
+            del event["detail"], event["voided_by"]
             by_id[event.pop("op_id")]["events"].append(event)
     return list(by_id.values())

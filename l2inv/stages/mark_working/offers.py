@@ -11,14 +11,14 @@ from l2inv.queries.observing_programs import COLUMNS
 # By what OPs of the same priority are ranked; longest waiting comes first where that leaves them equal.
 RANKS = {
     "age": "s.since",
-    "fried_parameter": "(select fried_parameter_med from l2inv.op_overview where op_id = s.op_id) desc nulls last, s.since",
-    "proposal": "s.proposal_id nulls last, s.since",
+    "fried_parameter": "(select fried_parameter_med_m from l2inv.op where op_id = s.op_id) desc nulls last, s.since",
+    "proposal": "(select proposal_id from l2inv.op where op_id = s.op_id) nulls last, s.since",
 }
 FILTERS = {
     "proposal": "o.proposal_id = %(proposal)s",
     "band": "exists (select from jsonb_array_elements_text(o.bands) band where strpos(lower(band), lower(%(band)s)) > 0)",
     "instrument": "%(instrument)s = any(o.instruments)",
-    "min_fried_parameter_m": "o.fried_parameter_med >= %(min_fried_parameter_m)s",
+    "min_fried_parameter_m": "o.fried_parameter_med_m >= %(min_fried_parameter_m)s",
     "embargoed": "o.is_embargoed = %(embargoed)s",
 }
 
@@ -48,7 +48,7 @@ def offered(
                (select e.detail ->> 'reason' from l2inv.event e
                 where o.priority <> 0 and e.op_id = o.op_id and e.kind = 'prioritized'
                 order by e.seq desc limit 1) as priority_reason
-        from first join l2inv.op_overview o using (op_id) order by place
+        from first join l2inv.op o using (op_id) order by place
         """,  # noqa: S608 - text of our own
         values,
     ).fetchall()
@@ -64,11 +64,7 @@ def first(rank_by: str, wanted: Wanted, limit: int) -> tuple[str, dict[str, Any]
     """
     values = {name: value for name, value in msgspec.structs.asdict(wanted).items() if value is not None}
     filters = " and ".join(FILTERS[name] for name in values)
-    fits = (
-        f"and exists (select from l2inv.op_overview o where o.op_id = s.op_id and {filters})"
-        if filters
-        else ""
-    )
+    fits = f"and exists (select from l2inv.op o where o.op_id = s.op_id and {filters})" if filters else ""
     statement = f"""
         select s.op_id, s.seq from l2inv.op_state s
         where s.state = 'preprocessed' and s.on_hold_seq is null
