@@ -5,7 +5,7 @@ set check_function_bodies = off;  -- functions name tables that come after them
 
 -- Functions
 
--- Which event may happen in which state. l2inv/states.py has the same table in Python; a test compares the two over
+-- Which event may happen in which state. l2inv/domain/states.py has the same table in Python; a test compares the two over
 -- every combination.
 create function l2inv.is_allowed(kind text, from_state text, to_state text, state_before_error text)
 returns boolean language sql immutable parallel safe as $$
@@ -618,7 +618,14 @@ create view l2inv.unmet as
            c ->> 'result' = 'fail' as fails, c -> 'measured' as measured, c -> 'required' as required,
            case when jsonb_typeof(c -> 'measured') = 'number' and jsonb_typeof(c -> 'required') = 'number'
                 then round(greatest(-1e300, least(1e300, (c ->> 'measured')::numeric - (c ->> 'required')::numeric))
-                           * case c ->> 'name' when 'on_disk' then -1 else 1 end, 9) end as margin
+                           * case c ->> 'name' when 'on_disk' then -1 else 1 end, 9)
+                when starts_with(c ->> 'name', 'band ') and jsonb_typeof(c -> 'measured') = 'array'  -- nm missing of the nearest range
+                then (select round(greatest(-1e300, -min(greatest((r ->> 0)::numeric - coalesce(c -> 'required' ->> 0, c ->> 'required')::numeric, 0)
+                                  + greatest(coalesce(c -> 'required' ->> 1, c ->> 'required')::numeric - (r ->> 1)::numeric, 0))), 9)
+                      from jsonb_array_elements(c -> 'measured') r
+                      where jsonb_typeof(r -> 0) = 'number' and jsonb_typeof(r -> 1) = 'number'
+                          and jsonb_typeof(coalesce(c -> 'required' -> 0, c -> 'required')) = 'number'
+                          and jsonb_typeof(coalesce(c -> 'required' -> 1, c -> 'required')) = 'number') end as margin
     from l2inv.op_state s
     join l2inv.event v on v.op_id = s.op_id and v.seq = s.verdict_seq
     cross join jsonb_array_elements(v.detail -> 'verdict' -> 'instrument_programs') with ordinality as p (program, number)
