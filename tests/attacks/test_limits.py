@@ -17,7 +17,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from events import clock_at
 from psycopg.conninfo import conninfo_to_dict
 
 from l2inv.config.settings import MetadataStore
@@ -26,6 +25,7 @@ from l2inv.errors import StoreError
 from l2inv.sample.server import Fault, Store
 from l2inv.services import metadata_store
 from tests.conftest import NOW, Answer, Commands, Connection, Listener
+from tests.helpers.events import clock_at
 
 # A full disk
 

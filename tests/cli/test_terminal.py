@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from events import clock_at
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -22,6 +21,7 @@ from l2inv.record import event_log
 from l2inv.sample.server import Store
 from l2inv.wording import clean
 from tests.conftest import NOW, Commands, Connection
+from tests.helpers.events import clock_at
 from tests.helpers.terminals import ESCAPE, in_this_process, on_terminal, shown_by
 
 LONG = 58

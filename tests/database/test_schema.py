@@ -2,8 +2,7 @@
 
 from typing import Any
 
-import schema
-
+from tests import schema
 from tests.conftest import Connection
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from events import INVERSION, LEAST
 from psycopg.types.json import Jsonb
 
 from l2inv.queries import export
 from tests.conftest import Commands, Connection
+from tests.helpers.events import INVERSION, LEAST
 from tests.stages.test_cycles import publish_again
 from tests.stages.test_publish import invert, published, two_programs
 

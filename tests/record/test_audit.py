@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from events import clock_at
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from l2inv import wording
 from l2inv.queries import observing_programs
 from l2inv.record import canonical
 from tests.conftest import Commands, Connection
+from tests.helpers.events import clock_at
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "audit.md"
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)

@@ -9,7 +9,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from events import INVERSION, LEAST, PAST, READY
 
 from l2inv import wording
 from l2inv.config.settings import Settings
@@ -20,6 +19,7 @@ from l2inv.queries import observing_programs, verdicts
 from l2inv.record import event_log as record
 from l2inv.stages.publish import preflight
 from tests.conftest import Commands, Connection
+from tests.helpers.events import INVERSION, LEAST, PAST, READY
 
 KINDS = sorted(LEAST)
 CRITERION = {

@@ -6,7 +6,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from events import LEAST, PAST
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
@@ -17,6 +16,7 @@ from l2inv.domain import states
 from l2inv.errors import Refused
 from l2inv.record import event_log, verify
 from l2inv.record.chains import Findings
+from tests.helpers.events import LEAST, PAST
 
 # The shortest way into each state, as (kind, state after).
 WAY: dict[str, list[tuple[str, str | None]]] = {

@@ -6,12 +6,12 @@ from typing import Any
 
 import psycopg
 import pytest
-from events import LEAST
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg.types.json import Jsonb
 
 from tests.conftest import Commands, Connection
+from tests.helpers.events import LEAST
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "operations.md"
 

@@ -6,7 +6,6 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from events import LEAST
 
 from l2inv.config.settings import Database, Settings
 from l2inv.database.connection import translated
@@ -14,6 +13,7 @@ from l2inv.errors import Refused
 from l2inv.record import event_log
 from l2inv.stages.mark_working import claiming
 from tests.conftest import Commands, Connection
+from tests.helpers.events import LEAST
 
 PAST = datetime(2026, 1, 1, tzinfo=UTC)
 
