@@ -111,7 +111,9 @@ def _print_records(records: list[dict[str, Any]]) -> None:
 
 @command("verify")
 @click.argument(
-    "what", type=click.Choice(["events", "state", "verdicts", "datasets", "runs"]), required=False
+    "what",
+    type=click.Choice(["events", "state", "verdicts", "datasets", "runs", "schema"]),
+    required=False,
 )
 @click.option(
     "--anchor",
@@ -123,8 +125,8 @@ def _print_records(records: list[dict[str, Any]]) -> None:
 def verify(app: App, what: str | None, anchor: Path | None) -> None:
     """Check that the record is what it was.
 
-    Its chain of hashes, the present states, every verdict judged again, the dataset versions, and that what each
-    run reported is there.
+    Its chain of hashes, the present states, every verdict judged again, the dataset versions, that what each run
+    reported is there, and that the schema is what the migrations made.
     """
     from l2inv.record import anchor as anchors
     from l2inv.record import verify

@@ -13,6 +13,7 @@ import psycopg
 from l2inv.config.settings import Qualification
 from l2inv.database.connection import Connection
 from l2inv.domain import criteria, inventory
+from l2inv.record import structure
 from l2inv.record.chains import BATCH, Findings, events, state
 
 
@@ -23,9 +24,12 @@ def verify(
 ) -> dict[str, Any]:
     """Make every check, or the one that is named: how many of each, and one finding for each fault."""
     findings = Findings()
+    names = [*CHECKS, "schema"] if what is None else [what]
     with connection.transaction():
         connection.execute("set transaction isolation level repeatable read, read only")
-        checked = run_checks(connection, findings, list(CHECKS) if what is None else [what], progress)
+        checked = run_checks(connection, findings, [name for name in names if name in CHECKS], progress)
+    if "schema" in names:
+        checked["schema"] = structure.check(connection, findings)
     return {"checked": checked, "findings": findings.first, "found": findings.number}
 
 

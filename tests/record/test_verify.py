@@ -20,7 +20,7 @@ CONSTRAINTS = {
     "dataset_version": "dataset_version_record_fits",
     "criteria": "criteria_rules_check",
 }
-CHECKS = ("events", "state", "verdicts", "datasets", "runs")
+CHECKS = ("events", "state", "verdicts", "datasets", "runs", "schema")
 
 
 KEPT = Identifier(f"lived_{os.getpid()}")  # the database of which each test has a copy
@@ -133,7 +133,7 @@ def test_an_inserted_event_is_found_whatever_hash_it_brings(
         """,
         [lived],
     )
-    assert {finding["what"] for finding in findings(l2inv)} == {"event", "state"}
+    assert {finding["what"] for finding in findings(l2inv)} == {"event", "state", "schema"}
 
 
 @pytest.mark.parametrize(
