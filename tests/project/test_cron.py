@@ -84,7 +84,7 @@ def closed_folders() -> list[str]:
 def crontab_for(folder: Path) -> str:
     """The example with what it says to change changed, and every line run every minute."""
     text = CRONTAB.read_text()
-    for name in ("inbox", "www"):
+    for name in ("inbox", "www", "anchor"):
         text = text.replace(f"/srv/l2inv/{name}", str(folder / name))
     for name, value in {
         "MAILTO": OPERATORS,

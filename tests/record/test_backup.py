@@ -205,12 +205,12 @@ def test_a_backup_takes_the_place_of_no_pipe_nor_device(l2inv: Commands, lived: 
 
 
 @pytest.mark.parametrize("argv", [("backup",), ("verify", "--anchor")], ids=" ".join)
-def test_where_a_link_stands_for_a_backup_or_an_anchor_the_file_it_leads_to_is_replaced(
+def test_where_a_link_stands_for_a_backup_or_an_anchor_the_file_it_leads_to_is_written(
     l2inv: Commands, lived: str, tmp_path: Path, argv: tuple[str, ...]
 ) -> None:
     (tmp_path / "newest").symlink_to("elsewhere")
-    for _ in range(2):
-        l2inv(*argv, str(tmp_path / "newest"))
+    for more in ((), ()) if argv == ("backup",) else (("--new-anchor",), ()):
+        l2inv(*argv, str(tmp_path / "newest"), *more)
         assert (tmp_path / "newest").is_symlink()
         assert (tmp_path / "elsewhere").stat().st_size > 100
 
