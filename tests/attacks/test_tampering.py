@@ -5,6 +5,7 @@ Each tampering happens in a transaction that is rolled back, and is looked for i
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -14,7 +15,7 @@ from l2inv.config.settings import Database, Settings
 from l2inv.database import migrate
 from l2inv.database.connection import Connection, open_connection
 from l2inv.database.roles import Roles, apply
-from l2inv.record import structure
+from l2inv.record import anchor, structure, verify
 from l2inv.record.chains import Findings
 from tests.conftest import SERVER, Commands
 
@@ -169,3 +170,64 @@ def test_a_schema_of_another_name_is_compared_too(l2inv: Commands) -> None:
     l2inv("migrate")
     assert l2inv.json("verify")["findings"] == []
     assert l2inv.json("verify", "schema")["checked"]["schema"] > 100
+
+
+@pytest.fixture
+def superuser(l2inv: Commands, ready: list[str], connection: Connection) -> Connection:
+    """A connection around the triggers, to a record with runs, verdicts and datasets."""
+    connection.execute("set session_replication_role = replica")
+    for table in ("event", "op_state", "run", "dataset_version", "criteria"):
+        connection.execute(f"alter table l2inv.{table} disable trigger user")
+    return connection
+
+
+def rows_found(connection: Connection, against: anchor.Anchor | None) -> list[str]:
+    findings = Findings()
+    verify.run_checks(connection, findings, list(verify.CHECKS), lambda done, of: None)
+    if against:
+        anchor.check(connection, findings, against)
+    return [f"{finding['what']}: {finding['detail']}" for finding in findings.first]
+
+
+# What somebody changes of rows, and how it comes to light: without an anchor, with one alone, or not.
+ROWS = [
+    ("update l2inv.event set actor = 'eve' where event_id = 3", "alone"),
+    ("update l2inv.event set recorded_by = 'eve' where event_id = 3", "alone"),
+    ("delete from l2inv.event where event_id = 3", "alone"),
+    ("update l2inv.op_state set assignee = 'eve' where op_id = (select min(op_id) from l2inv.op_state)", "alone"),
+    ("update l2inv.dataset_version set withdrawn = true where dataset_id = (select min(dataset_id) from l2inv.dataset_version)",
+     "alone"),
+    ("update l2inv.criteria set rules = rules || '{\"min_ao_locked\": 0.1}'", "alone"),
+    ("delete from l2inv.run where run_id = 1", "alone"),
+    ("update l2inv.run set result = null", "anchor"),
+    ("update l2inv.run set result = null, finished_at = null", "anchor"),
+    ("update l2inv.run set started_at = '2020-01-01'", "anchor"),
+    ("update l2inv.run set result = result || '{\"seconds\": 0}' where run_id = 2", "anchor"),
+    ("insert into l2inv.run (stage, actor) values ('scan', 'eve')", "not"),
+    ("update l2inv.dataset_version set recorded_at = '2020-01-01'", "not"),
+    ("update l2inv.criteria set first_used_at = '2020-01-01'", "not"),
+    ("update l2inv.quarantine set last_seen = '2020-01-01', reason = 'none'", "not"),
+    ("delete from l2inv.quarantine", "not"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("statement", "how"), ROWS, ids=[s[:70] for s, _ in ROWS])
+def test_a_row_that_was_changed_comes_to_light_as_the_documents_say(
+    superuser: Connection, l2inv: Commands, tmp_path: Path, statement: str, how: str
+) -> None:
+    file = tmp_path / "heads"
+    l2inv(
+        "verify", "--anchor", str(file), "--new-anchor", expect=5
+    )  # the triggers are off: nothing is anchored
+    assert not file.exists()
+    with superuser.transaction(force_rollback=True):
+        against = anchor.load(superuser, file, is_new=True)
+        with anchor.block(superuser, against) as (block, _):
+            anchor.append(file, block)
+        for table in ("anchored_head", "last_head", "fresh"):
+            superuser.execute(f"drop table pg_temp.{table}")
+        against = anchor.load(superuser, file)
+        assert rows_found(superuser, against) == []
+        assert superuser.execute(statement).rowcount > 0
+        assert bool(rows_found(superuser, None)) == (how == "alone")
+        assert bool(rows_found(superuser, against)) == (how != "not")
