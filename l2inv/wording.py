@@ -222,6 +222,28 @@ def summary(report: dict[str, Any]) -> str:
     return f"{stage}: {plural(n['done'], 'OP')} done, {n['failed']} failed, {n['skipped']} skipped{more}, {seconds}"
 
 
+def run_ended(run: dict[str, Any]) -> str:
+    """Return how a run of a stage ended: why it failed, or how long it took and what it counted."""
+    result = run["result"] or {}
+    if run["finished_at"] is None:
+        return "runs, or was killed"
+    if result.get("failed"):
+        return f"failed: {result['failed']}"
+    took = length((run["finished_at"] - run["started_at"]).total_seconds())
+    counts = [
+        f"{what} "
+        + ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in counted.items() if number)
+        for what, counted in result.items()
+        if isinstance(counted, dict)
+        and any(isinstance(number, int) and number for number in counted.values())
+        and what in COUNTED
+    ]
+    return "; ".join([f"took {took}", *counts])
+
+
+COUNTED = ("datasets", "ops", "jobs", "files")  # in a stage's report, each with its counts
+
+
 def what_happened(event: dict[str, Any]) -> str:
     """Return one event as a phrase."""
     detail: dict[str, Any] = event["detail"]

@@ -117,7 +117,11 @@ def _options(
     rows = []
     for option in command.params:
         names = set(option.opts)
-        if isinstance(option, click.Option) and not names & hidden and (not shown or names & shown):
+        if (
+            isinstance(option, click.Option)
+            and (option.expose_value or not names & hidden)
+            and (not shown or names & shown)
+        ):
             told = option.get_help_record(ctx)
             assert told is not None, option
             rows.append((f"`{told[0]}`", " ".join(told[1].split())))

@@ -8,9 +8,9 @@ import click
 from l2inv import wording
 from l2inv.cli import render
 from l2inv.cli.app import command
+from l2inv.cli.arguments import Time
 from l2inv.cli.context import App
 from l2inv.cli.options import json_option
-from l2inv.cli.stages import Time
 
 if TYPE_CHECKING:
     from l2inv.config.settings import Settings

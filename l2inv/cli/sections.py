@@ -35,6 +35,8 @@ SECTIONS = {
         "list": ("choosing", "List OPs with their present state."),
         "show": ("views", "Show one OP: its datasets, its verdict, who holds it."),
         "history": ("views", "Show all that ever happened to an OP, oldest first."),
+        "log": ("log", "Show who did what since when, over all OPs, newest last."),
+        "runs": ("log", "Show what ran and how it ended, newest last."),
         "explain": ("verdicts", "Explain an OP's verdict, criterion by criterion."),
         "near-misses": ("verdicts", "List the OPs that fail on one criterion alone."),
         "completeness": ("verdicts", "Show after how many quiet days no further dataset came."),

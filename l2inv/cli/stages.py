@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from l2inv.cli.app import command
+from l2inv.cli.arguments import Time
 from l2inv.cli.context import App
 from l2inv.cli.options import json_option
 
@@ -49,21 +50,6 @@ def _scan(app: App, since_last: bool, allow_withdrawals: bool) -> None:
     if not report["complete"]:
         app.warn(f"scan: incomplete: {report['failed']}")
         raise click.exceptions.Exit(1)
-
-
-class Time(click.ParamType):  # type: ignore[type-arg]
-    """An ISO 8601 time; without an offset it is UTC."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        try:
-            time = value if isinstance(value, datetime) else datetime.fromisoformat(value)
-            return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-        except (ValueError, OverflowError):
-            self.fail(
-                f"{value!r} is no ISO 8601 time, such as 2026-11-23 or 2026-11-23T08:00:00Z", param, ctx
-            )
 
 
 @command("qualify")

@@ -22,7 +22,7 @@ READS = [
     ["status"], ["next"], ["list"], ["list", "--state", "preprocessed"], ["quarantine"], ["config", "check"],
     ["migrate"], ["migrate", "--dry-run"], ["retry"], ["scan"], ["qualify"], ["preprocess"], ["publish"],
     ["server", "status"], ["near-misses"], ["criteria"], ["completeness"],
-    ["overdue"], ["digest"], ["mine"], ["verify"], ["export"], ["publish", "--dry-run"], ["clean", "--older-than", "1d"],
+    ["overdue"], ["digest"], ["mine"], ["verify"], ["export"], ["log"], ["runs"], ["publish", "--dry-run"], ["clean", "--older-than", "1d"],
 ]  # fmt: skip
 ABOUT_AN_OP = ["files", "show", "explain", "history", "claim", "mark-working", "release"]
 
