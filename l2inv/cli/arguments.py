@@ -110,6 +110,24 @@ class Since(Time):
         return super().convert(value, param, ctx)
 
 
+class MaxAge(click.ParamType):  # type: ignore[type-arg]
+    """A stage and how old its last good run may be: scan=26h."""
+
+    name = "stage=duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, timedelta]:
+        if isinstance(value, tuple):
+            return value
+        from l2inv.queries.metrics import STAGES
+
+        stage, equals, length = value.partition("=")
+        if not equals:
+            self.fail(f"{value!r} is not of the form scan=26h", param, ctx)
+        return click.Choice(STAGES).convert(stage, param, ctx), Duration().convert(length, param, ctx)
+
+
 class Op(Words):
     """What names an OP, such as a part of its id, of which a shell completes the beginning."""
 
