@@ -58,6 +58,8 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):  # workers use the server of the process that started them
         os.environ[SERVER] = os.environ.get("L2INV_TEST_DATABASE") or _started(config)
+        os.environ["XDG_STATE_HOME"] = state = tempfile.mkdtemp(prefix="l2inv-state-")  # never the user's own
+        config.add_cleanup(lambda: shutil.rmtree(state, ignore_errors=True))
     where = conninfo_to_dict(os.environ[SERVER])
     for name in ("host", "port", "user", "password"):
         setattr(config.option, f"postgresql_{name}", where.get(name))

@@ -31,7 +31,7 @@ DOCUMENT = TOP / "docs" / "reference.md"
 COMMAND = "python -m tests.reference"
 VIEWS = ("op", "dataset", "published_op", "history", "runs")
 COMMON = {"--config", "--actor", "-v", "-q", "--json", "--help"}
-UNITS = {"days": "days", "seconds": "s", "minutes": "min", "nm": "nm", "mb": "MB"}
+UNITS = {"days": "days", "seconds": "s", "minutes": "min", "hours": "h", "nm": "nm", "mb": "MB"}
 NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 
 Row = tuple[str, ...]

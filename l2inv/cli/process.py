@@ -12,13 +12,17 @@ import click
 from l2inv.cli.context import App
 from l2inv.cli.sections import COMMANDS, SECTIONS
 from l2inv.cli.streams import mute, open_what_is_closed, print_on_stderr
-from l2inv.errors import L2invError
+from l2inv.errors import Busy, L2invError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 # What a URL in a traceback may hold of secrets: user and password, and the values of its query.
 _IN_URLS = r"(://(?=[^/@\s]*@)|[?&]\w+=)[^@&\s'\"]+"
+
+STOPPED = "stopped"
+LASTING = (1, 10)  # exit codes of what keeps a command from its work until somebody or something mends it
+DID_ITS_WORK = (0, 4, 5)  # what was in the way of it is gone
 
 # A group without a command: since click 8.2 its help is an error's message.
 _HELP = getattr(click.exceptions, "NoArgsIsHelpError", ())
@@ -94,13 +98,22 @@ class Group(click.Group):
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
+            _tell_what_is_over(app, ctx)
             return result
+        except Busy as problem:
+            if app.by_the_clock and _is_within_limit(app, problem):
+                raise click.exceptions.Exit(problem.exit_code) from None
+            _report(app, problem.exit_code, problem.message, problem.hint)
         except L2invError as problem:
             _report(app, problem.exit_code, problem.message, problem.hint)
-        except (click.exceptions.Exit, click.ClickException, BrokenPipeError):
+        except click.exceptions.Exit as end:
+            if end.exit_code in DID_ITS_WORK:
+                _tell_what_is_over(app, ctx)
+            raise
+        except (click.ClickException, BrokenPipeError):
             raise
         except (KeyboardInterrupt, click.Abort, _Terminated):
-            _report(app, 1, "stopped", "run it again: nothing was left half-written")
+            _report(app, 1, STOPPED, "run it again: nothing was left half-written")
         except OSError as problem:
             where = f"{problem.filename}: " if problem.filename else ""
             _report(app, 1, f"{where}{problem.strerror or problem}", "mend that and run it again")
@@ -141,9 +154,40 @@ def _report(app: App, code: int, message: str, hint: str) -> NoReturn:
     except OSError:
         mute(sys.stdout)
         app.json = False
-    if not app.json:
-        app.warn(f"{message}; {hint}" if hint else message)
+    if not app.json and (line := _to_be_said(app, code, f"{message}; {hint}" if hint else message)):
+        app.warn(line)
     raise click.exceptions.Exit(code)
+
+
+def _to_be_said(app: App, code: int, line: str) -> str | None:
+    """Return the line, or what is to be printed of a failure that lasts; None where nobody is to be told again."""
+    if not app.by_the_clock or code not in LASTING or line.startswith(STOPPED):
+        return line
+    from datetime import UTC, datetime
+
+    from l2inv.cli import failures
+
+    return failures.told(app.settings_file, _command(click.get_current_context()), line, datetime.now(UTC))
+
+
+def _tell_what_is_over(app: App, ctx: click.Context) -> None:
+    if app.by_the_clock:
+        from l2inv.cli import failures
+
+        for line in failures.over(app.settings_file, _command(ctx)):
+            app.warn(line)
+
+
+def _is_within_limit(app: App, busy: Busy) -> bool:
+    """Return whether the run that is at work has not been so for longer than the settings' limit."""
+    from datetime import UTC, datetime, timedelta
+
+    limit = timedelta(hours=app.settings.monitoring.run_limit_hours)
+    return busy.since is not None and datetime.now(UTC) - busy.since <= limit
+
+
+def _command(ctx: click.Context) -> str:
+    return ctx.find_root().invoked_subcommand or ""
 
 
 def _say_json(code: int, message: str, hint: str) -> None:

@@ -272,6 +272,7 @@ class Monitoring(Struct, frozen=True):
 
     ping_url: PingUrl | None = None
     ping_timeout_seconds: Annotated[float, Meta(gt=0, le=60)] = 5.0
+    run_limit_hours: Annotated[float, Meta(gt=0, le=8760)] = 12.0
 
 
 class Person(Struct, frozen=True):

@@ -65,10 +65,13 @@ def folder() -> Iterator[Path]:
     """A folder that the user owns, its path open to the user."""
     folder = Path(tempfile.mkdtemp(prefix="l2inv-cron-"))
     user = pwd.getpwnam(USER)
-    for name in ("mail", "sbin", "spool", "none", "open", "work", "inbox", "www", "anchor", "server", "ops"):
+    for name in ("mail", "sbin", "spool", "none", "open", "work", "inbox", "www", "anchor", "server", "ops", "backup"):
         (folder / name).mkdir()
     (folder / "open").chmod(0o711)
-    for path in (folder, *(folder / name for name in ("mail", "inbox", "www", "server", "ops"))):
+    for path in (
+        folder,
+        *(folder / name for name in ("mail", "inbox", "www", "server", "ops", "backup", "anchor")),
+    ):
         os.chown(path, user.pw_uid, user.pw_gid)
     yield folder
     embedded.stop(folder / "server")
@@ -84,7 +87,7 @@ def closed_folders() -> list[str]:
 def crontab_for(folder: Path) -> str:
     """The example with what it says to change changed, and every line run every minute."""
     text = CRONTAB.read_text()
-    for name in ("inbox", "www", "anchor"):
+    for name in ("inbox", "www", "backup", "anchor"):
         text = text.replace(f"/srv/l2inv/{name}", str(folder / name))
     for name, value in {
         "MAILTO": OPERATORS,
