@@ -62,19 +62,22 @@ class Group(click.Group):
         given = sys.argv[1:] if args is None else list(args)
         try:
             code = super().main(given, *more, **(how | {"standalone_mode": False}))
-        except click.ClickException as problem:
-            from l2inv.wording import clean
-
+        except _HELP as problem:
             code = problem.exit_code
-            if not isinstance(problem, _HELP):
-                vars(problem)["message"] = clean(problem.message)  # it repeats what was typed
             try:
-                if "--json" in given:
-                    _say_json(code, problem.format_message(), "see --help")
-                else:
-                    problem.show()
+                problem.show()
             except OSError:
                 mute(sys.stdout, sys.stderr)
+        except click.ClickException as problem:
+            code = problem.exit_code
+            message, hint = _usage(problem)
+            try:
+                if "--json" in given:
+                    _say_json(code, message, hint)
+                else:
+                    print_on_stderr(f"l2inv: {message}; {hint}")
+            except OSError:
+                mute(sys.stdout)
         except OSError as problem:  # of the help
             code = 1
             mute(sys.stdout)
@@ -123,6 +126,38 @@ class Group(click.Group):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _usage(problem: click.ClickException) -> tuple[str, str]:
+    """Return what is wrong with a command line, with the nearest name that there is, and where to read on."""
+    from l2inv.wording import clean
+
+    ctx = getattr(problem, "ctx", None)
+    said = clean(" ".join(problem.message.split())).rstrip(".")  # it repeats what was typed
+    if isinstance(problem, click.BadParameter):
+        vars(problem)["message"] = said
+        said = problem.format_message().rstrip(".")
+    known = _known(problem, ctx)
+    typed = re.search(r"No such (?:command|option):? '?(.*?)'?$|'([^']*)' is not one of", said)
+    if known and typed:
+        from difflib import get_close_matches
+
+        near = get_close_matches(typed[1] or typed[2] or "", known, n=1, cutoff=0.5)
+        said += f", the nearest is {near[0]}" if near else ""
+    command = ctx.command_path if ctx else "l2inv"
+    return said[:1].lower() + said[1:], f"see: {re.sub(r'^main', 'l2inv', command)} --help"
+
+
+def _known(problem: click.ClickException, ctx: click.Context | None) -> list[str]:
+    """Return the names among which the one that was mistyped is to be looked for."""
+    if isinstance(problem, click.NoSuchOption) and ctx:
+        return [name for parameter in ctx.command.params for name in parameter.opts]
+    param = getattr(problem, "param", None)
+    if param is not None:
+        return list(map(str, getattr(param.type, "choices", ())))
+    if ctx and isinstance(ctx.command, click.Group):
+        return ctx.command.list_commands(ctx)
+    return []
 
 
 class _Terminated(KeyboardInterrupt):
