@@ -278,7 +278,8 @@ def what_happened(event: dict[str, Any]) -> str:
                 return "nothing to run" + (f"; bundle in {detail['folder']}" if detail.get("folder") else "")
             return f"in {detail['seconds']:.1f} s, {count(detail.get('files', ()), 'file')} in {detail.get('folder')}"
         case "claimed" | "extended" | "resumed":
-            return f"for {detail['assignee']}{_due(event)}{_reason(detail)}"
+            named = ", ".join(one["inversion_id"] for one in detail.get("inversions", ()))
+            return f"for {detail['assignee']}{_due(event)}{f', as {named}' if named else ''}{_reason(detail)}"
         case "handed_over" | "taken_over":
             return f"from {detail['from']} to {detail['assignee']}{_due(event)}{_reason(detail)}"
         case "put_on_hold" | "taken_off_hold":
@@ -315,6 +316,15 @@ def what_happened(event: dict[str, Any]) -> str:
     import json
 
     return json.dumps(detail, ensure_ascii=False)
+
+
+def names(inversions: Iterable[dict[str, Any]]) -> list[str]:
+    """Return a line for each inversion: its id, of which instrument program it is, and the folder for its files."""
+    return [
+        f"{one['inversion_id']} for {one['instrument_program_id']}: {one['folder'] or '(no proposal)'}/, "
+        f"{one['asdf_file']}"
+        for one in inversions
+    ]
 
 
 def _due(event: dict[str, Any]) -> str:

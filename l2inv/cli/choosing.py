@@ -13,7 +13,7 @@ from l2inv.cli.app import command
 from l2inv.cli.arguments import Duration, RankBy, Words
 from l2inv.cli.context import App
 from l2inv.cli.options import json_option
-from l2inv.cli.science import due
+from l2inv.cli.science import due, put_names
 from l2inv.domain.states import STATES
 
 if TYPE_CHECKING:
@@ -97,9 +97,18 @@ def next_(
             due_at = due(settings, duration)
             op_ids = claiming.claim_first(connection, rank_by, rules, wanted, app.actor, due_at, limit or 1)
             found = [observing_programs.show(connection, op_id, rules) for op_id in op_ids]
+            for op in found:
+                put_names(app, connection, op)
             _add_warnings(found, verdicts.warnings(connection, op_ids, rules))
             unknown = [] if found else unmatched(connection, wanted, rules)
-            said = [f"claimed {op_id} for {app.actor}, due {wording.due(due_at)}" for op_id in op_ids]
+            said = [
+                line
+                for op in found
+                for line in (
+                    f"claimed {op['op_id']} for {app.actor}, due {wording.due(due_at)}",
+                    *wording.names(op["inversions"]),
+                )
+            ]
             claimed: dict[str, Any] = {
                 "claimed": found[0] if found else None,
                 "ops": found,
@@ -317,11 +326,12 @@ def _print_mine(
                 op["state"],
                 wording.day(op["since"]),
                 op["proposal_id"] or "-",
+                ", ".join(one["inversion_id"] for one in op["inversions"]) or "-",
                 "changed" if op["inputs_changed"] else "-",
             )
             for op in ops
         ]
-        render.table(("OP", "due", "state", "since", "proposal", "inputs"), held, short=tails)
+        render.table(("OP", "due", "state", "since", "proposal", "inversions", "inputs"), held, short=tails)
     else:
         render.paragraph(f"{actor} holds no OP; see: l2inv next")
     if failed:

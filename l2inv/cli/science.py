@@ -12,6 +12,7 @@ from l2inv.cli.options import json_option
 
 if TYPE_CHECKING:
     from l2inv.config.settings import Settings
+    from l2inv.database.connection import Connection
 
 
 def due(settings: "Settings", duration: timedelta | None) -> datetime:
@@ -31,6 +32,7 @@ def _claim(app: App, op: str, duration: timedelta | None) -> None:
         due_at = due(settings, duration)
         claimed = claiming.claim(connection, op_id, app.actor, due_at, extend=duration is not None)
         found = observing_programs.show(connection, op_id, app.settings.qualification)
+        put_names(app, connection, found)
     said = (
         f"claimed {op_id} for {app.actor}"
         if claimed
@@ -39,7 +41,17 @@ def _claim(app: App, op: str, duration: timedelta | None) -> None:
         else f"{op_id} is yours already"
     )
     until = f", due {wording.due(found['due_at'])}" if found["due_at"] else ""
-    app.result(found, lambda: app.summary(said + until))
+    app.result(found, lambda: app.summaries([said + until, *wording.names(found["inversions"])]))
+
+
+def put_names(app: App, connection: "Connection", op: dict[str, Any]) -> None:
+    """Put the names of the inversions into the OP's input bundle, where its folder is at hand."""
+    from l2inv.stages.preprocess import clean
+
+    try:
+        clean.write_names(connection, op["op_id"], op["inversions"])
+    except OSError as problem:
+        app.warn(f"{op['op_id']}: its bundle lacks the inversions' names: {problem.strerror or problem}")
 
 
 for_option = click.option(

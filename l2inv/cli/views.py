@@ -64,6 +64,7 @@ def _print_op(op: dict[str, Any]) -> None:
         ("verdict", wording.verdict_line(verdict) if verdict else "not judged yet"),
         ("overruled", f"invertible: {_yes(overruled['invertible'])}: {overruled['reason']}" if overruled else None),
         ("inputs", "changed since the verdict; see: l2inv history" if op["inputs_changed"] else None),
+        *(("inversion", line) for line in wording.names(op["inversions"])),
         *(("warning", wording.warning(found)) for found in op["warnings"]),
         *(("inversion", _inversion(inversion)) for inversion in op["inversions"]),
         *(("output", output["uri"]) for output in op["outputs"] or ()),

@@ -11,6 +11,7 @@ from l2inv.domain import measures
 from l2inv.domain.inventory import Dataset, stored
 from l2inv.domain.states import STATES
 from l2inv.queries.filters import Wanted, conditions
+from l2inv.record import issued
 
 COLUMNS = """op_id, proposal_id, experiment_id, state, since, priority, assignee, instruments, dataset_count,
               start_time, fried_parameter_med_m, bands, instrument_programs, inputs_changed, overruled,
@@ -111,6 +112,9 @@ def show(connection: Connection, op_id: str, rules: Qualification) -> dict[str, 
     for dataset in row["datasets"]:
         dataset["record"] = {snake.get(name, name): value for name, value in dataset["record"].items()}
         dataset["files_url"] = files_url(dataset["bucket"], dataset.pop("proposal_id"), dataset["dataset_id"])
+    told = {one["inversion_id"]: one for one in row["inversions"]}
+    named = inversions(connection, op_id, row["proposal_id"])
+    row["inversions"] = [one | told.pop(one["inversion_id"], {}) for one in named] + list(told.values())
     return row
 
 
@@ -131,9 +135,14 @@ def files_url(bucket: str | None, proposal_id: str | None, dataset_id: str) -> s
     return f"https://app.globus.org/file-manager?origin_id={L1_COLLECTION}&origin_path={path}"
 
 
+def inversions(connection: Connection, op_id: str, proposal_id: str | None) -> list[dict[str, Any]]:
+    """Return the inversions named in an OP's present cycle, with the names that follow from their ids."""
+    return issued.with_names(issued.of_cycle(connection, op_id), proposal_id)
+
+
 def held_by(connection: Connection, actor: str) -> list[dict[str, Any]]:
     """Return the OPs that somebody holds, the one that is due first at the top; one in error comes back to him."""
-    return connection.execute(
+    rows = connection.execute(
         f"""
         select {COLUMNS} from l2inv.op o
         where assignee = %s and (state = 'working' or state = 'error' and exists (
@@ -142,6 +151,9 @@ def held_by(connection: Connection, actor: str) -> list[dict[str, Any]]:
         """,  # noqa: S608
         [actor],
     ).fetchall()
+    for row in rows:
+        row["inversions"] = inversions(connection, row["op_id"], row["proposal_id"])
+    return rows
 
 
 def inverted_by(connection: Connection, actor: str) -> list[dict[str, Any]]:

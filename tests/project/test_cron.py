@@ -65,7 +65,20 @@ def folder() -> Iterator[Path]:
     """A folder that the user owns, its path open to the user."""
     folder = Path(tempfile.mkdtemp(prefix="l2inv-cron-"))
     user = pwd.getpwnam(USER)
-    for name in ("mail", "sbin", "spool", "none", "open", "work", "inbox", "www", "anchor", "server", "ops", "backup"):
+    for name in (
+        "mail",
+        "sbin",
+        "spool",
+        "none",
+        "open",
+        "work",
+        "inbox",
+        "www",
+        "anchor",
+        "server",
+        "ops",
+        "backup",
+    ):
         (folder / name).mkdir()
     (folder / "open").chmod(0o711)
     for path in (

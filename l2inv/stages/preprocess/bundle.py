@@ -14,6 +14,7 @@ from l2inv.files import replace
 from l2inv.services.jobs import OWN
 
 DESCRIPTION, MANIFEST, BATCH = "op.json", "manifest.json", "globus-batch.txt"
+INVERSIONS = "inversions.json"  # written when the OP is claimed: only then are they named
 
 
 def work_folder(settings: Preprocess) -> Path:
@@ -64,6 +65,11 @@ def write(folder: Path, description: dict[str, Any], settings: Settings) -> None
     replace(folder / BATCH, batch(made, settings.preprocess))
 
 
+def write_inversions(folder: Path, inversions: list[dict[str, Any]]) -> None:
+    """Put inversions.json into an OP's folder: the ids of its inversions and the names that follow. Raise OSError."""
+    replace(folder / INVERSIONS, _as_json({"inversions": inversions}))
+
+
 def manifest(
     description: dict[str, Any], rules: Qualification, settings: Preprocess, folder: Path
 ) -> dict[str, Any]:
@@ -93,6 +99,7 @@ def manifest(
         "experiment_id": description["experiment_id"],
         "verdict": description["verdict"],
         "instrument_programs": programs,
+        "inversions": description["inversions"],
         "datasets": sorted(datasets, key=lambda dataset: str(dataset["dataset_id"])),
         "fetch": fetch,
     }
