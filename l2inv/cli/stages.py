@@ -144,12 +144,16 @@ def _dry_run(app: App) -> None:
     with app.connected() as (connection, settings):
         op_ids = preflight.inverted_ops(connection)
         ops = [preflight.preflight(connection, settings, op_id) for op_id in op_ids]
+    for op in ops:
+        del op["decided"]
 
     def text() -> None:
         for op in ops:
             render.paragraph(f"{op['op_id']}: {_readiness(op)}", hang=2)
             rows = [(check["name"], check["result"], check["detail"]) for check in op["checks"]]
             render.table(("check", "result", ""), rows)
+            steps = [(s["inversion_id"], s["step"], s["standing"], s["detail"]) for s in op["steps"]]
+            render.table(("inversion", "step", "standing", ""), steps)
             click.echo()
         app.summary(
             f"publish: {sum(op['ready'] for op in ops)} of {wording.count(ops, 'OP')} ready; nothing written"
@@ -161,7 +165,7 @@ def _dry_run(app: App) -> None:
 def _readiness(op: dict[str, Any]) -> str:
     if op["on_hold"]:
         return "on hold, will be skipped"
-    told = ", ".join(i["inversion_id"] or "a new id" for i in op["inversions"])
+    told = ", ".join(str(i["inversion_id"]) for i in op["inversions"])
     return f"ready, as {told}" if op["ready"] else "not ready, will go to error"
 
 

@@ -232,12 +232,14 @@ class Catalog(Struct, frozen=True):
     timeout_seconds: Seconds = 30.0
     batch_size: Annotated[int, Meta(ge=1, le=10_000)] = 100
     await_available: bool = field(default=True, name="await")
+    await_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 60.0
 
 
 class Publish(Struct, frozen=True):
     """Where science's outputs can be looked at, how they get to where they are served, and who is told of them."""
 
     mounts: list[Mount] = field(default_factory=list)
+    check_products: bool = True
     transfer: Transfer = Transfer()
     catalog: Catalog = Catalog()
 

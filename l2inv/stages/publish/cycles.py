@@ -10,10 +10,11 @@ from l2inv.database.connection import Connection
 from l2inv.database.runs import stage_lock
 from l2inv.domain.states import State
 from l2inv.errors import Refused
-from l2inv.record import event_log
+from l2inv.record import event_log, issued
 from l2inv.services import graphql, metadata_store
+from l2inv.stages.publish.guard import one_at_a_time
 from l2inv.stages.publish.preflight import preflight
-from l2inv.stages.publish.publish import differences, one_at_a_time
+from l2inv.stages.publish.store import differences
 
 
 def reopen(connection: Connection, settings: Settings, op_id: str, reason: str, actor: str) -> None:
@@ -63,6 +64,8 @@ def adopt(
             held = metadata_store.find_inversion(http, settings.metadata_store, inversion_id)
         if held is None:
             raise Refused(f"the store holds no inversion {inversion_id}", _see(op_id))
+        if (owner := issued.owner(connection, inversion_id)) not in (None, op_id):
+            raise Refused(f"{inversion_id} was issued for OP {owner}", f"see: l2inv history {owner}")
         kind, detail = "noted", {"note": reason, "beside": [inversion_id]}
         if not beside:
             kind, detail = "inversion_named", _same(connection, settings, op_id, held) | {"reason": reason}
@@ -77,6 +80,9 @@ def _same(connection: Connection, settings: Settings, op_id: str, held: dict[str
     inversions: list[dict[str, Any]] = preflight(connection, settings, op_id)["inversions"]
     for inversion in inversions:
         if inversion["instrument_program_id"] == held.get("instrumentProgramExecutionId"):
+            convention = issued.asdf_object_key(inversion["proposal_id"], inversion["inversion_id"])
+            if inversion["asdf_object_key"] == convention:  # nobody named it; it follows from the id
+                inversion["asdf_object_key"] = held.get("asdfObjectKey")
             inversion["inversion_id"] = inversion_id
             other = differences(inversion, held)
             if not other:
