@@ -319,11 +319,12 @@ def what_happened(event: dict[str, Any]) -> str:
 
 
 def names(inversions: Iterable[dict[str, Any]]) -> list[str]:
-    """Return a line for each inversion: its id, of which instrument program it is, and the folder for its files."""
+    """Return a line for each inversion of the present cycle: its id, its instrument program, the folder for its files."""
     return [
         f"{one['inversion_id']} for {one['instrument_program_id']}: {one['folder'] or '(no proposal)'}/, "
         f"{one['asdf_file']}"
         for one in inversions
+        if "asdf_file" in one
     ]
 
 
