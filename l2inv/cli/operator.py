@@ -336,21 +336,25 @@ def backup(app: App, file: Path, verifies: bool) -> None:
 def restore(app: App, file: Path, verifies: bool) -> None:
     """Restore a backup FILE with pg_restore, and verify.
 
-    All or nothing, into a database that has no schema of that name.
+    All or nothing, into a database that has no schema of that name. Each OP gets an event that says so.
     """
     from l2inv.database.connection import open_connection, translated
     from l2inv.record import backup
 
     settings = app.settings
     with translated(settings), open_connection(settings) as connection:
-        backup.restore(connection, settings, file)
-    done: dict[str, Any] = {"file": str(file)}
+        ops, unrecorded = backup.restore(connection, settings, file, app.actor)
+    done: dict[str, Any] = {"file": str(file), "ops": ops}
     if not app.json:
         app.summary(
             f"restore: schema {settings.database.schema} from {file}; for the roles run: l2inv roles --apply"
         )
+    if unrecorded:
+        app.warn(f"restore: that it was restored could not be recorded: {unrecorded}")
     with app.connected() as (connection, _):
         _verified(app, connection, done, verifies)
+    if unrecorded:
+        raise click.exceptions.Exit(1)
 
 
 def _verified(app: App, connection: "Connection", done: dict[str, Any], verifies: bool) -> None:
