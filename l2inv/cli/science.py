@@ -84,19 +84,26 @@ def mark_working(app: App, op: str, duration: timedelta | None) -> None:
 @op_argument
 @click.option("--to", type=Actor(), required=True, help="Who is to hold it.")
 @click.option("--reason", type=Words(), help="Why.")
+@click.option("--force", is_flag=True, help="Also to a name that nobody had yet.")
 @for_option
 @json_option
-def hand_over(app: App, op: str, to: str, reason: str | None, duration: timedelta | None) -> None:
+def hand_over(
+    app: App, op: str, to: str, reason: str | None, force: bool, duration: timedelta | None
+) -> None:
     """Give an OP that you hold to somebody else."""
-    from l2inv.queries import observing_programs
+    from l2inv.queries import observing_programs, people
     from l2inv.record import event_log
     from l2inv.stages.mark_working import claiming
 
     with app.connected() as (connection, settings):
         op_id = event_log.resolve(connection, op)
         due_at = due(settings, duration) if duration else None
-        claiming.hand_over(connection, op_id, to, app.actor, due_at, reason)
-        found = observing_programs.show(connection, op_id, app.settings.qualification)
+        known = people.known(connection, settings)
+        with connection.transaction():
+            claiming.hand_over(connection, op_id, to, app.actor, due_at, reason)
+            if not force:
+                people.must_be_among(known, to)
+        found = observing_programs.show(connection, op_id, settings.qualification)
     app.result(found, lambda: app.summary(f"{op_id} is held by {to}, due {_day(found)}"))
 
 

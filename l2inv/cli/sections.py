@@ -27,6 +27,8 @@ SECTIONS = {
         "unhold": ("science", "Take an OP off hold: it goes on from where it is."),
         "overrule": ("verdicts", "Set a verdict aside, until the OP's datasets change."),
         "files": ("files", "List an OP's intermediate files."),
+        "unmark": ("mistakes", "Take a ready event back: its holder works on it again."),
+        "amend": ("mistakes", "Correct the ready event of an OP that you inverted."),
         "reopen": ("published", "Start a new cycle of an OP: it is to be inverted again."),
         "withdraw": ("published", "Mark published inversions of an OP as bad."),
     },

@@ -60,7 +60,7 @@ def claimer(file, number, draw=None):
         run(file, me, "release", op)
     elif what == "hand":
         other = f"person-{draw.randrange(claimers)}"
-        run(file, me, "hand-over", op, "--to", other)
+        run(file, me, "hand-over", op, "--to", other, "--force")
         run(file, other, "release", op)
     elif what == "note":
         run(file, me, "note", op, "mine")
