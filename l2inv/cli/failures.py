@@ -13,8 +13,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from l2inv.files import replacing
-
 AGAIN = timedelta(hours=23.5)  # a day, but for what cron's minutes differ by
 FORGOTTEN = timedelta(days=8)  # what has not come again in more than the longest time between two runs
 
@@ -84,6 +82,8 @@ def _how_long(known: dict[str, Any]) -> str:
 @contextmanager
 def _kept(config: str) -> Iterator[Failures]:
     """Lend the failures under a settings file, alone, and keep what becomes of them."""
+    from l2inv.files import replacing
+
     path = file()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with path.with_name("failures.lock").open("w") as lock:
