@@ -282,8 +282,9 @@ def _rules(kept: Any, version: str) -> Qualification | None:
         rules = msgspec.convert(kept, Qualification)
     except msgspec.ValidationError:
         return None
-    # What could be set per instrument only later is missing in rules from before.
-    same = {"per_instrument": []} | kept == criteria.deciding(rules)
+    # What could be set only later is missing in rules from before.
+    later = criteria.deciding(Qualification())
+    same = {name: later[name] for name in criteria.ADDED} | kept == criteria.deciding(rules)
     return rules if same and criteria.version(rules) == version else None
 
 
