@@ -27,7 +27,7 @@ def unmark(app: App, op: str, reason: str | None) -> None:
     with app.connected() as (connection, settings):
         op_id = event_log.resolve(connection, op)
         corrections.unmark(connection, settings, op_id, reason, app.actor)
-        found = observing_programs.show(connection, op_id)
+        found = observing_programs.show(connection, op_id, settings.qualification)
     app.result(found, lambda: app.summary(f"{op_id} is working again, held by {found['assignee']}"))
 
 
@@ -66,5 +66,5 @@ def amend(app: App, op: str, file: Path, reason: str | None) -> None:
             ready_event.mark_inverted(
                 connection, ready, app.actor, datetime.now(UTC), mounts=settings.publish.mounts
             )
-        found = observing_programs.show(connection, op_id)
+        found = observing_programs.show(connection, op_id, settings.qualification)
     app.result(found, lambda: app.summary(f"corrected the ready event of {op_id}"))
