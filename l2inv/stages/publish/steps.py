@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
+from l2inv.database.connection import Connection
 from l2inv.errors import L2invError
 from l2inv.products import check as check_products
 from l2inv.products import issued as products_issued
@@ -82,7 +83,11 @@ def products(guard: Guard) -> str:
             if words not in guard.run.report["warnings"]:
                 guard.run.report["warnings"].append(words)
             return ""
-        wrong += [f for f in check_products(place, described(guard, inversion)) if f.result == "fail"]
+        wrong += [
+            f
+            for f in check_products(place, described(guard.connection, guard.op_id, inversion))
+            if f.result == "fail"
+        ]
     if not wrong:
         return ""
     words = "; ".join(
@@ -102,9 +107,9 @@ def mounted_folder(guard: Guard, inversion: dict[str, Any]) -> Path | None:
     return place
 
 
-def described(guard: Guard, inversion: dict[str, Any]) -> products_issued.Issued:
+def described(connection: Connection, op_id: str, inversion: dict[str, Any]) -> products_issued.Issued:
     """Return an inversion as the check of its files takes it."""
-    rows = guard.connection.execute(
+    rows = connection.execute(
         "select dataset_id, record from l2inv.dataset where dataset_id = any(%s) order by dataset_id",
         [inversion["dataset_ids"]],
     ).fetchall()
@@ -118,7 +123,7 @@ def described(guard: Guard, inversion: dict[str, Any]) -> products_issued.Issued
     return products_issued.Issued(
         inversion["inversion_id"],
         inversion["proposal_id"],
-        guard.op_id,
+        op_id,
         inversion["instrument_program_id"],
         tuple(_dataset(row) for row in rows),
         tuple(names),
