@@ -29,6 +29,7 @@ SECTIONS = {
         "files": ("files", "List an OP's intermediate files."),
         "unmark": ("mistakes", "Take a ready event back: its holder works on it again."),
         "amend": ("mistakes", "Correct the ready event of an OP that you inverted."),
+        "check": ("files", "Check the files of an OP's inversions."),
         "reopen": ("published", "Start a new cycle of an OP: it is to be inverted again."),
         "withdraw": ("published", "Mark published inversions of an OP as bad."),
     },
