@@ -1,5 +1,6 @@
 """A file written whole or not at all: beside its place, under a name that nobody can have planted, then renamed."""
 
+import errno
 import fcntl
 import os
 import secrets
@@ -26,6 +27,23 @@ def replacing(path: Path, mode: int = 0o600) -> Iterator[BinaryIO]:
     _remove_leftovers(path)
     with _beside(path, mode) as file:
         yield file
+
+
+def private_folder(path: Path) -> None:
+    """Make a folder of one's own where there is none, and have it of mode 0700, whatever the umask.
+
+    Raise OSError where it cannot be: also where another user made it, or a link stands for it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    number = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.fstat(number).st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "is another user's folder: remove it", str(path))
+        os.fchmod(number, 0o700)
+    finally:
+        os.close(number)
 
 
 @contextmanager

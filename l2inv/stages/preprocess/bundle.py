@@ -59,7 +59,7 @@ def write(folder: Path, description: dict[str, Any], settings: Settings) -> None
     Raise OSError.
     """
     made = manifest(description, settings.qualification, settings.preprocess, folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     replace(folder / DESCRIPTION, _as_json(description))
     replace(folder / MANIFEST, _as_json(made))
     replace(folder / BATCH, batch(made, settings.preprocess))
