@@ -30,7 +30,8 @@ def check(
     are mounted. Raise Refused where nothing is named yet, or nothing can be looked at, and L2invError without the
     packages that read the files.
     """
-    named = observing_programs.show(connection, op_id)["inversions"]
+    inversions = observing_programs.show(connection, op_id, settings.qualification)["inversions"]
+    named = [one for one in inversions if "asdf_file" in one]
     if not named:
         raise Refused(f"OP {op_id}: no inversion of it is named yet", f"l2inv claim {op_id}")
     told = _told(connection, settings, op_id)
