@@ -49,7 +49,8 @@ def put_names(app: App, connection: "Connection", op: dict[str, Any]) -> None:
     from l2inv.stages.preprocess import clean
 
     try:
-        clean.write_names(connection, op["op_id"], op["inversions"])
+        named = [one for one in op["inversions"] if "published_at" not in one]
+        clean.write_names(connection, op["op_id"], named)
     except OSError as problem:
         app.warn(f"{op['op_id']}: its bundle lacks the inversions' names: {problem.strerror or problem}")
 

@@ -123,6 +123,8 @@ def _print_op(op: dict[str, Any]) -> None:
 def _inversion(told: dict[str, Any]) -> str:
     from l2inv import wording
 
+    if "published_at" not in told:  # named, and not told to the store yet
+        return f"{told['inversion_id']} of {told['instrument_program_id']}, to be in {told['folder']}"
     published = f"published {wording.day(told['published_at'])}"
     superseded = f", superseded by {told['superseded_by']}" if told["superseded_by"] else ""
     withdrawn = f", withdrawn {wording.day(told['withdrawn_at'])}" if told["withdrawn_at"] else ""
