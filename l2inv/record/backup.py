@@ -82,11 +82,11 @@ def restore(connection: Connection, settings: Settings, path: Path, actor: str) 
         return 0, " ".join(str(problem).split())  # what was tampered with before may let nothing in
 
 
-# The clock's milliseconds grow faster than events are recorded: ids of a database that was restored before, from the same
-# backup even, are below them. In JavaScript's numbers they are exact for 280,000 years.
+# The clock's microseconds grow faster than events are recorded: ids of a database that was restored before, from the same
+# backup even, are below them. In JavaScript's numbers they are exact until 2255.
 _LEAP = """
     select setval('l2inv.event_event_id_seq',
-                  greatest(last_value + 1000000000, floor(extract(epoch from clock_timestamp()) * 1000)::bigint))
+                  greatest(last_value + 1000000000, floor(extract(epoch from clock_timestamp()) * 1000000)::bigint))
     from l2inv.event_event_id_seq
 """
 _RESTORED = """
