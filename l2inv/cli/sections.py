@@ -32,6 +32,7 @@ SECTIONS = {
         "check": ("files", "Check the files of an OP's inversions."),
         "reopen": ("published", "Start a new cycle of an OP: it is to be inverted again."),
         "withdraw": ("published", "Mark published inversions of an OP as bad."),
+        "reinstate": ("published", "Undo the withdrawal of inversions of an OP."),
     },
     "Everyone: what is recorded, and why": {
         "status": ("views", "Show what needs somebody, and how things stand."),

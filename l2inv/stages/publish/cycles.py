@@ -1,7 +1,7 @@
 """A further inversion of an OP, and taking a bad one back: what happens after the store was told, or instead."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -136,6 +136,27 @@ def withdraw(
 
     Raise Refused when one named is not the OP's, or none is left to withdraw.
     """
+    return _mark(connection, op_id, reason, inversion_ids, actor, "withdrawn")
+
+
+def reinstate(
+    connection: Connection, op_id: str, reason: str, inversion_ids: Sequence[str], actor: str
+) -> list[str]:
+    """Undo a withdrawal that was a mistake and return the inversions' ids: those named, or all of the newest cycle.
+
+    Raise Refused when one named is not the OP's, or none of them is withdrawn.
+    """
+    return _mark(connection, op_id, reason, inversion_ids, actor, "reinstated")
+
+
+def _mark(
+    connection: Connection,
+    op_id: str,
+    reason: str,
+    inversion_ids: Sequence[str],
+    actor: str,
+    kind: Literal["withdrawn", "reinstated"],
+) -> list[str]:
     with connection.transaction():
         one_at_a_time(connection)
         present = event_log.locked(connection, op_id)
@@ -152,17 +173,19 @@ def withdraw(
             for i in published
             if i["inversion_id"] in inversion_ids or (i["cycle"] == newest and not inversion_ids)
         ]
-        chosen = [i for i in meant if not i["withdrawn"]]
+        chosen = [i for i in meant if i["withdrawn"] == (kind == "reinstated")]
         if not chosen:
-            words = "was withdrawn already" if meant else "was never published"
-            raise Refused(f"OP {op_id}: what is to be withdrawn {words}", _see(op_id))
+            already = "withdrawn already" if kind == "withdrawn" else "not withdrawn"
+            raise Refused(
+                f"OP {op_id}: what is to be {kind} was {already if meant else 'never published'}", _see(op_id)
+            )
         told = [i["inversion_id"] for i in chosen]
         detail: dict[str, Any] = {
             "reason": reason,
             "inversion_ids": told,
             "cycle": max(i["cycle"] for i in chosen),
         }
-        event_log.add_one(connection, present, "withdrawn", None, actor, detail)
+        event_log.add_one(connection, present, kind, None, actor, detail)
     return told
 
 
