@@ -115,7 +115,6 @@ def test_status_always_names_all_eight_states(l2inv: Commands) -> None:
     [
         ["no-such-command"], ["scan", "--no-such-option"], ["claim"], ["next", "-n", "0"], ["next", "-n", "many"],
         ["list", "--state", "lost"], ["qualify", "--as-of", "yesterday"], ["--actor", "a\nb", "status"],
-        ["mark-inverted", "op", "--software-version", "1"],
         ["mark-inverted", "op", "--output", " "],
         ["mark-inverted"],
         ["mark-inverted", "--from", "ready.yaml", "--note", "fine"],
@@ -354,7 +353,7 @@ def test_show_ends_with_what_the_experiment_is_described_as(l2inv: Commands, sto
         if row["observingProgramExecutionId"] == op:
             row["experimentDescription"] = "First we look.\\n\\nThen we \x1b[31mlook\nagain."
     l2inv("scan")
-    assert l2inv("show", op).stdout.endswith("\n\nFirst we look.\nThen we \\u001b[31mlook\nagain.\n")
+    assert l2inv("show", op).stdout.endswith("\n\nFirst we look. (… 2 more paragraphs: --json)\n")
     assert {d["record"]["experiment_description"] for d in l2inv.json("show", op)["datasets"]} == {
         "First we look.\\n\\nThen we \x1b[31mlook\nagain."
     }

@@ -237,7 +237,7 @@ def test_an_op_is_named_by_its_id_or_an_unambiguous_beginning(connection: Connec
     with pytest.raises(Refused, match="eid_1, eid_10") as refusal:
         event_log.resolve(connection, "eid_")
     assert "eidx1" not in refusal.value.message
-    for unknown in ("%", "_", "nope"):
+    for unknown in ("%%", "__", "nope"):
         with pytest.raises(Refused, match="unknown"):
             event_log.resolve(connection, unknown)
 
