@@ -73,7 +73,13 @@ def lives(url: str, folder: Path) -> list[Life]:
         held = connection.execute(
             "select op_id from l2inv.op_state where state = 'working' order by op_id"
         ).fetchall()
-        l2inv("mark-inverted", held[0]["op_id"], "--software=DeSIRe", "--software-version=4.1", "--output=globus://science/l2")
+        l2inv(
+            "mark-inverted",
+            held[0]["op_id"],
+            "--software=DeSIRe",
+            "--software-version=4.1",
+            "--output=globus://science/l2",
+        )
         l2inv("publish")
         for op_id in [row["op_id"] for row in connection.execute("select op_id from l2inv.op_state")]:
             l2inv("hold", op_id, "--reason", "waits for the sky camera's film")
