@@ -35,10 +35,7 @@ def reopen(app: App, op: str, reason: str) -> None:
     app.result(found, lambda: app.summary(f"{op_id} is {found['state']} again"))
 
 
-@command("withdraw")
-@op_argument
-@click.option("--reason", type=Words(), required=True, help="What is bad about it.")
-@click.option(
+inversion_option = click.option(
     "--inversion",
     "inversion_ids",
     type=Words(),
@@ -46,6 +43,12 @@ def reopen(app: App, op: str, reason: str) -> None:
     metavar="ID",
     help="Which; may be repeated (default: all of the newest cycle).",
 )
+
+
+@command("withdraw")
+@op_argument
+@click.option("--reason", type=Words(), required=True, help="What is bad about it.")
+@inversion_option
 @json_option  # fmt: skip
 def withdraw(app: App, op: str, reason: str, inversion_ids: tuple[str, ...]) -> None:
     """Mark published inversions of an OP as bad.
@@ -66,14 +69,7 @@ def withdraw(app: App, op: str, reason: str, inversion_ids: tuple[str, ...]) -> 
 @command("reinstate")
 @op_argument
 @click.option("--reason", type=Words(), required=True, help="Why the withdrawal was a mistake.")
-@click.option(
-    "--inversion",
-    "inversion_ids",
-    type=Words(),
-    multiple=True,
-    metavar="ID",
-    help="Which; may be repeated (default: all of the newest cycle).",
-)
+@inversion_option
 @json_option  # fmt: skip
 def reinstate(app: App, op: str, reason: str, inversion_ids: tuple[str, ...]) -> None:
     """Undo the withdrawal of inversions of an OP.
