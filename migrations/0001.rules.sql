@@ -115,23 +115,10 @@ end $$;
 -- these under any keys), TYPE? (that, or null).
 create function l2inv.fits(given jsonb, type text) returns boolean language plpgsql stable parallel safe as $$
 declare
-    shape jsonb := l2inv.shape(type);
+    fits  boolean;
+    shape jsonb;
 begin
-    if type like '%?' then
-        return given = 'null' or l2inv.fits(given, left(type, -1));
-    elsif type like '%[]' then
-        return jsonb_typeof(given) = 'array' and not exists (
-            select from jsonb_array_elements(given) e where not l2inv.fits(e, left(type, -2)));
-    elsif type like '%{}' then
-        return jsonb_typeof(given) = 'object' and not exists (
-            select from jsonb_each(given) e where not l2inv.fits(e.value, left(type, -2)));
-    elsif shape is not null then
-        return jsonb_typeof(given) = 'object' and not exists (
-            select from jsonb_each_text(shape) as s (key, type)
-            where not case when given ? rtrim(s.key, '?') then l2inv.fits(given -> rtrim(s.key, '?'), s.type)
-                      else s.key like '%?' end);
-    end if;
-    return case type
+    fits := case type
         when 'text' then jsonb_typeof(given) = 'string'
         when 'name' then jsonb_typeof(given) = 'string' and given <> '""'
         when 'flag' then jsonb_typeof(given) = 'boolean'
@@ -160,8 +147,23 @@ begin
                 && @.result.type() == "string" && (@.result == "pass" || @.result == "fail" || @.result == "unknown")
                 && (@.dataset_id.type() == "string" || @.dataset_id.type() == "null")
                 && (!exists(@.optional) || @.optional.type() == "boolean"))))'
-        else false
     end;
+    if fits is not null then
+        return fits;
+    elsif type like '%?' then
+        return given = 'null' or l2inv.fits(given, left(type, -1));
+    elsif type like '%[]' then
+        return jsonb_typeof(given) = 'array' and not exists (
+            select from jsonb_array_elements(given) e where not l2inv.fits(e, left(type, -2)));
+    elsif type like '%{}' then
+        return jsonb_typeof(given) = 'object' and not exists (
+            select from jsonb_each(given) e where not l2inv.fits(e.value, left(type, -2)));
+    end if;
+    shape := l2inv.shape(type);
+    return shape is not null and jsonb_typeof(given) = 'object' and not exists (
+        select from jsonb_each_text(shape) as s (key, type)
+        where not case when given ? rtrim(s.key, '?') then l2inv.fits(given -> rtrim(s.key, '?'), s.type)
+                  else s.key like '%?' end);
 end $$;
 
 -- Whether a detail is what its kind of event needs, no deeper than 32 levels and without numbers that are none in

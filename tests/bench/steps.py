@@ -127,7 +127,9 @@ def scans(place: Place) -> Iterator[Figure]:
                 decoder.decode(raw)
 
     with here.connect() as connection:
-        connection.execute("create table l2inv.raw (like l2inv.dataset_version including all)")
+        connection.execute(
+            "create table l2inv.raw (like l2inv.dataset_version including all excluding constraints)"
+        )
         texts = [
             bytes(raw).decode()
             for raw in read(answer, DATASETS, "here")
