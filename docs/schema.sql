@@ -59,8 +59,8 @@ create function l2inv.shape(name text) returns jsonb language plpgsql immutable 
 begin
     return case name
         when 'discovered' then '{"datasets?": "name[]", "versions?": "pin{}"}'
-        when 'datasets_changed' then '{"affects_verdict?": "flag", "new?": "name[]", "changed?": "fields{}", "left?": "name[]",
-            "withdrawn?": "name?{}", "versions?": "pin{}"}'
+        when 'datasets_changed' then '{"affects_verdict?": "flag", "new?": "name[]", "changed?": "fields{}",
+            "left?": "name[]", "withdrawn?": "name?{}", "versions?": "pin{}"}'
         when 'judged' then '{"criteria_version": "name", "verdict": "verdict", "datasets": "whole{}"}'
         when 'overruled' then '{"invertible": "flag", "instrument_programs": "name?[]", "reason": "name"}'
         when 'preprocess_started' then '{"executor": "name", "job": "name", "task": "whole?", "folder": "name",
@@ -71,9 +71,9 @@ begin
         when 'handed_over' then '{"assignee": "name", "from": "name", "due_at?": "time?"}'
         when 'taken_over' then '{"assignee": "name", "from": "name", "due_at": "time", "reason": "name"}'
         when 'released' then '{"assignee": "name"}'
-        when 'inverted' then '{"instrument_programs": "name?[]", "datasets": "name?{}", "outputs": "output[]", "lines": "name[]",
-            "software": "software?", "asdf_object_key": "text?", "criteria_version": "text?", "inverted_by": "name",
-            "inverted_at": "time", "accepted?": "accepted", "inversions?": "issued[]"}'
+        when 'inverted' then '{"instrument_programs": "name?[]", "datasets": "name?{}", "outputs": "output[]",
+            "lines": "name[]", "software": "software?", "asdf_object_key": "text?", "criteria_version": "text?",
+            "inverted_by": "name", "inverted_at": "time", "accepted?": "accepted", "inversions?": "issued[]"}'
         when 'resumed' then '{"assignee": "name", "due_at?": "time?"}'
         when 'transfer_started' then '{"cycle": "whole", "inversion_id": "name"}'
         when 'transferred' then '{"cycle": "whole", "inversion_id": "name"}'
@@ -93,11 +93,11 @@ begin
         when 'restored' then '{"file": "name"}'
         when 'voided' then '{"seq": "whole", "reason": "name"}'
 
-        when 'inversion' then '{"cycle": "whole", "inversion_id": "name", "instrument_program_id": "name", "proposal_id": "name?",
-            "experiment_id": "name?", "dataset_ids": "name[]", "product_ids": "name[]", "bucket": "name?",
-            "asdf_object_key": "text?", "spectral_lines": "name[]", "outputs": "output[]", "software": "software?",
-            "is_embargoed": "flag", "embargo_end_date": "time?", "criteria_version": "text?", "inverted_by": "name",
-            "inverted_at": "time"}'
+        when 'inversion' then '{"cycle": "whole", "inversion_id": "name", "instrument_program_id": "name",
+            "proposal_id": "name?", "experiment_id": "name?", "dataset_ids": "name[]", "product_ids": "name[]",
+            "bucket": "name?", "asdf_object_key": "text?", "spectral_lines": "name[]", "outputs": "output[]",
+            "software": "software?", "is_embargoed": "flag", "embargo_end_date": "time?",
+            "criteria_version": "text?", "inverted_by": "name", "inverted_at": "time"}'
         when 'issued' then '{"inversion_id": "name", "instrument_program_id": "name"}'
         when 'output' then '{"uri": "name", "size_bytes?": "count", "sha256?": "text"}'
         when 'software' then '{"name": "name", "version?": "text?"}'
@@ -111,10 +111,11 @@ begin
             "bucket?": "text", "status?": "text", "updateDate?": "time", "startTime?": "time", "endTime?": "time",
             "isEmbargoed?": "flag", "embargoEndDate?": "time", "frameCount?": "count", "health?": "count?{}",
             "gosStatus?": "count?{}", "aoLocked?": "count", "stokesParameters?": "text", "boundingBox?": "text",
-            "wavelengthMin?": "number", "wavelengthMax?": "number", "exposureTime?": "number", "spectralLines?": "text[]",
-            "friedParameter?": "distribution", "lightLevel?": "distribution", "polarimetricAccuracy?": "distribution",
-            "asdfObjectKey?": "text", "browseMovieUrl?": "text"}'
-        when 'distribution' then '{"min?": "number", "p25?": "number", "med?": "number", "p75?": "number", "max?": "number"}'
+            "wavelengthMin?": "number", "wavelengthMax?": "number", "exposureTime?": "number",
+            "spectralLines?": "text[]", "friedParameter?": "distribution", "lightLevel?": "distribution",
+            "polarimetricAccuracy?": "distribution", "asdfObjectKey?": "text", "browseMovieUrl?": "text"}'
+        when 'distribution' then '{"min?": "number", "p25?": "number", "med?": "number", "p75?": "number",
+            "max?": "number"}'
     end;
 end $$;
 
@@ -177,14 +178,20 @@ end $$;
 
 revoke all on function l2inv.fits(jsonb,text) from public;
 
--- Whether a detail is what its kind of event needs, no deeper than 32 levels and without numbers that are none in
--- floating point: any reader can take it.
+-- Whether any reader can take a document: it is no deeper than 32 levels, and its numbers are within floating point.
+create function l2inv.is_readable(document jsonb) returns boolean language sql immutable parallel safe as $$
+    select not document @? '$.**{32}' and not document @?
+        '$.** ? (@.type() == "number" && (@ > 1.7976931348623157e308 || @ < -1.7976931348623157e308))'
+$$;
+
+revoke all on function l2inv.is_readable(jsonb) from public;
+
+-- Whether a detail is what its kind of event needs.
 create function l2inv.detail_fits(kind text, detail jsonb) returns boolean language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp as $$
 begin
-    return l2inv.fits(detail, case kind when 'amended' then 'inverted' when 'inversion_named' then 'inversion' else kind end)
-        and not detail @? '$.**{32}'
-        and not detail @? '$.** ? (@.type() == "number" && (@ > 1.7976931348623157e308 || @ < -1.7976931348623157e308))';
+    return l2inv.is_readable(detail) and l2inv.fits(
+        detail, case kind when 'amended' then 'inverted' when 'inversion_named' then 'inversion' else kind end);
 end $$;
 
 revoke all on function l2inv.detail_fits(text,jsonb) from public;
@@ -201,7 +208,8 @@ revoke all on function l2inv.refuse_change() from public;
 create function l2inv.refuse_direct_write() returns trigger language plpgsql
     set search_path = pg_catalog, pg_temp as $$
 begin
-    if pg_trigger_depth() < 2 or current_user <> (select pg_get_userbyid(relowner) from pg_class where oid = tg_relid) then
+    if pg_trigger_depth() < 2
+        or current_user <> (select pg_get_userbyid(relowner) from pg_class where oid = tg_relid) then
         raise exception '%.% follows the events: % is refused', tg_table_schema, tg_table_name, tg_op
             using errcode = 'L2INV', hint = 'record an event; it takes the state with it';
     end if;
@@ -319,7 +327,7 @@ revoke all on function l2inv.record_event() from public;
 create function l2inv.record_fits(record jsonb) returns boolean language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp as $$
 begin
-    return l2inv.fits(record, 'dataset') and not record @? '$.**{32}';
+    return l2inv.is_readable(record) and l2inv.fits(record, 'dataset');
 end $$;
 
 revoke all on function l2inv.record_fits(jsonb) from public;
@@ -330,7 +338,8 @@ begin
     if old.finished_at is not null then
         raise exception 'run % has ended: % is refused', old.run_id, tg_op using errcode = 'L2INV';
     end if;
-    if (new.run_id, new.stage, new.actor, new.started_at) is distinct from (old.run_id, old.stage, old.actor, old.started_at) then
+    if (new.run_id, new.stage, new.actor, new.started_at)
+        is distinct from (old.run_id, old.stage, old.actor, old.started_at) then
         raise exception 'run % may only end: % is refused', old.run_id, tg_op using errcode = 'L2INV';
     end if;
     if new.finished_at is not null then
@@ -342,7 +351,8 @@ end $$;
 revoke all on function l2inv.end_run() from public;
 
 -- Takes a lock until the session ends or unlocks its key, without waiting: false where another session has it.
-create function l2inv.take_lock(wanted text) returns boolean language plpgsql set search_path = pg_catalog, pg_temp as $$
+create function l2inv.take_lock(wanted text) returns boolean language plpgsql
+    set search_path = pg_catalog, pg_temp as $$
 declare
     last l2inv.lock;
 begin
@@ -569,7 +579,8 @@ create view l2inv.inversion as
 -- newest event that told of the OP's inversions: a row that changed is found behind the last one seen, like a new one.
 create view l2inv.published_op as
     select (select max(t.event_id) from l2inv.event t
-            where t.op_id = i.op_id and t.kind in ('published', 'withdrawn', 'reinstated', 'restored', 'voided')) as event_id,
+            where t.op_id = i.op_id
+                and t.kind in ('published', 'withdrawn', 'reinstated', 'restored', 'voided')) as event_id,
            i.op_id, i.cycle, i.inversion_id,
            told ->> 'proposal_id' as proposal_id,
            told ->> 'experiment_id' as experiment_id,
@@ -611,7 +622,8 @@ create view l2inv.unresolved as
 
 -- Why the OPs in error are there.
 create view l2inv.failure as
-    select s.op_id, s.since, e.detail ->> 'stage' as stage, e.detail ->> 'cause' as cause, e.detail -> 'attempt' as attempt
+    select s.op_id, s.since, e.detail ->> 'stage' as stage, e.detail ->> 'cause' as cause,
+           e.detail -> 'attempt' as attempt
     from l2inv.op_state s cross join lateral (
         select detail from l2inv.event
         where event.op_id = s.op_id and kind = 'failed' order by seq desc limit 1
@@ -634,12 +646,13 @@ create view l2inv.unmet as
                           and jsonb_typeof(coalesce(c -> 'required' -> 1, c -> 'required')) = 'number') end as margin
     from l2inv.op_state s
     join l2inv.event v on v.op_id = s.op_id and v.seq = s.verdict_seq
-    cross join jsonb_array_elements(v.detail -> 'verdict' -> 'instrument_programs') with ordinality as p (program, number)
+    cross join jsonb_array_elements(v.detail -> 'verdict' -> 'instrument_programs')
+        with ordinality as p (program, number)
     cross join jsonb_path_query(p.program, '$.criteria[*] ? (@.result <> "pass" && !(@.optional == true))') c
     where s.state = 'not_invertible';
 
--- The criteria that alone keep an OP's instrument program from passing, with the worst of its datasets; where that is so
--- of several programs, the nearest one.
+-- The criteria that alone keep an OP's instrument program from passing, with the worst of its datasets; where that is
+-- so of several programs, the nearest one.
 create view l2inv.near_miss as
     select distinct on (name, op_id) name, op_id, instrument_program_id, measured, required, margin
     from (

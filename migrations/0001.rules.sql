@@ -52,8 +52,8 @@ create function l2inv.shape(name text) returns jsonb language plpgsql immutable 
 begin
     return case name
         when 'discovered' then '{"datasets?": "name[]", "versions?": "pin{}"}'
-        when 'datasets_changed' then '{"affects_verdict?": "flag", "new?": "name[]", "changed?": "fields{}", "left?": "name[]",
-            "withdrawn?": "name?{}", "versions?": "pin{}"}'
+        when 'datasets_changed' then '{"affects_verdict?": "flag", "new?": "name[]", "changed?": "fields{}",
+            "left?": "name[]", "withdrawn?": "name?{}", "versions?": "pin{}"}'
         when 'judged' then '{"criteria_version": "name", "verdict": "verdict", "datasets": "whole{}"}'
         when 'overruled' then '{"invertible": "flag", "instrument_programs": "name?[]", "reason": "name"}'
         when 'preprocess_started' then '{"executor": "name", "job": "name", "task": "whole?", "folder": "name",
@@ -64,9 +64,9 @@ begin
         when 'handed_over' then '{"assignee": "name", "from": "name", "due_at?": "time?"}'
         when 'taken_over' then '{"assignee": "name", "from": "name", "due_at": "time", "reason": "name"}'
         when 'released' then '{"assignee": "name"}'
-        when 'inverted' then '{"instrument_programs": "name?[]", "datasets": "name?{}", "outputs": "output[]", "lines": "name[]",
-            "software": "software?", "asdf_object_key": "text?", "criteria_version": "text?", "inverted_by": "name",
-            "inverted_at": "time", "accepted?": "accepted", "inversions?": "issued[]"}'
+        when 'inverted' then '{"instrument_programs": "name?[]", "datasets": "name?{}", "outputs": "output[]",
+            "lines": "name[]", "software": "software?", "asdf_object_key": "text?", "criteria_version": "text?",
+            "inverted_by": "name", "inverted_at": "time", "accepted?": "accepted", "inversions?": "issued[]"}'
         when 'resumed' then '{"assignee": "name", "due_at?": "time?"}'
         when 'transfer_started' then '{"cycle": "whole", "inversion_id": "name"}'
         when 'transferred' then '{"cycle": "whole", "inversion_id": "name"}'
@@ -86,11 +86,11 @@ begin
         when 'restored' then '{"file": "name"}'
         when 'voided' then '{"seq": "whole", "reason": "name"}'
 
-        when 'inversion' then '{"cycle": "whole", "inversion_id": "name", "instrument_program_id": "name", "proposal_id": "name?",
-            "experiment_id": "name?", "dataset_ids": "name[]", "product_ids": "name[]", "bucket": "name?",
-            "asdf_object_key": "text?", "spectral_lines": "name[]", "outputs": "output[]", "software": "software?",
-            "is_embargoed": "flag", "embargo_end_date": "time?", "criteria_version": "text?", "inverted_by": "name",
-            "inverted_at": "time"}'
+        when 'inversion' then '{"cycle": "whole", "inversion_id": "name", "instrument_program_id": "name",
+            "proposal_id": "name?", "experiment_id": "name?", "dataset_ids": "name[]", "product_ids": "name[]",
+            "bucket": "name?", "asdf_object_key": "text?", "spectral_lines": "name[]", "outputs": "output[]",
+            "software": "software?", "is_embargoed": "flag", "embargo_end_date": "time?",
+            "criteria_version": "text?", "inverted_by": "name", "inverted_at": "time"}'
         when 'issued' then '{"inversion_id": "name", "instrument_program_id": "name"}'
         when 'output' then '{"uri": "name", "size_bytes?": "count", "sha256?": "text"}'
         when 'software' then '{"name": "name", "version?": "text?"}'
@@ -104,10 +104,11 @@ begin
             "bucket?": "text", "status?": "text", "updateDate?": "time", "startTime?": "time", "endTime?": "time",
             "isEmbargoed?": "flag", "embargoEndDate?": "time", "frameCount?": "count", "health?": "count?{}",
             "gosStatus?": "count?{}", "aoLocked?": "count", "stokesParameters?": "text", "boundingBox?": "text",
-            "wavelengthMin?": "number", "wavelengthMax?": "number", "exposureTime?": "number", "spectralLines?": "text[]",
-            "friedParameter?": "distribution", "lightLevel?": "distribution", "polarimetricAccuracy?": "distribution",
-            "asdfObjectKey?": "text", "browseMovieUrl?": "text"}'
-        when 'distribution' then '{"min?": "number", "p25?": "number", "med?": "number", "p75?": "number", "max?": "number"}'
+            "wavelengthMin?": "number", "wavelengthMax?": "number", "exposureTime?": "number",
+            "spectralLines?": "text[]", "friedParameter?": "distribution", "lightLevel?": "distribution",
+            "polarimetricAccuracy?": "distribution", "asdfObjectKey?": "text", "browseMovieUrl?": "text"}'
+        when 'distribution' then '{"min?": "number", "p25?": "number", "med?": "number", "p75?": "number",
+            "max?": "number"}'
     end;
 end $$;
 
@@ -166,12 +167,16 @@ begin
                   else s.key like '%?' end);
 end $$;
 
--- Whether a detail is what its kind of event needs, no deeper than 32 levels and without numbers that are none in
--- floating point: any reader can take it.
+-- Whether any reader can take a document: it is no deeper than 32 levels, and its numbers are within floating point.
+create function l2inv.is_readable(document jsonb) returns boolean language sql immutable parallel safe as $$
+    select not document @? '$.**{32}' and not document @?
+        '$.** ? (@.type() == "number" && (@ > 1.7976931348623157e308 || @ < -1.7976931348623157e308))'
+$$;
+
+-- Whether a detail is what its kind of event needs.
 create function l2inv.detail_fits(kind text, detail jsonb) returns boolean language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp as $$
 begin
-    return l2inv.fits(detail, case kind when 'amended' then 'inverted' when 'inversion_named' then 'inversion' else kind end)
-        and not detail @? '$.**{32}'
-        and not detail @? '$.** ? (@.type() == "number" && (@ > 1.7976931348623157e308 || @ < -1.7976931348623157e308))';
+    return l2inv.is_readable(detail) and l2inv.fits(
+        detail, case kind when 'amended' then 'inverted' when 'inversion_named' then 'inversion' else kind end);
 end $$;

@@ -71,7 +71,8 @@ create index op_state_assignee on l2inv.op_state (assignee) where assignee is no
 create function l2inv.refuse_direct_write() returns trigger language plpgsql
     set search_path = pg_catalog, pg_temp as $$
 begin
-    if pg_trigger_depth() < 2 or current_user <> (select pg_get_userbyid(relowner) from pg_class where oid = tg_relid) then
+    if pg_trigger_depth() < 2
+        or current_user <> (select pg_get_userbyid(relowner) from pg_class where oid = tg_relid) then
         raise exception '%.% follows the events: % is refused', tg_table_schema, tg_table_name, tg_op
             using errcode = 'L2INV', hint = 'record an event; it takes the state with it';
     end if;

@@ -3,7 +3,7 @@
 create function l2inv.record_fits(record jsonb) returns boolean language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp as $$
 begin
-    return l2inv.fits(record, 'dataset') and not record @? '$.**{32}';
+    return l2inv.is_readable(record) and l2inv.fits(record, 'dataset');
 end $$;
 
 create table l2inv.dataset_version (
@@ -61,7 +61,8 @@ begin
     if old.finished_at is not null then
         raise exception 'run % has ended: % is refused', old.run_id, tg_op using errcode = 'L2INV';
     end if;
-    if (new.run_id, new.stage, new.actor, new.started_at) is distinct from (old.run_id, old.stage, old.actor, old.started_at) then
+    if (new.run_id, new.stage, new.actor, new.started_at)
+        is distinct from (old.run_id, old.stage, old.actor, old.started_at) then
         raise exception 'run % may only end: % is refused', old.run_id, tg_op using errcode = 'L2INV';
     end if;
     if new.finished_at is not null then
@@ -87,7 +88,8 @@ create table l2inv.lock (
 insert into l2inv.lock (name) values ('export'), ('issue');
 
 -- Takes a lock until the session ends or unlocks its key, without waiting: false where another session has it.
-create function l2inv.take_lock(wanted text) returns boolean language plpgsql set search_path = pg_catalog, pg_temp as $$
+create function l2inv.take_lock(wanted text) returns boolean language plpgsql
+    set search_path = pg_catalog, pg_temp as $$
 declare
     last l2inv.lock;
 begin
@@ -107,5 +109,6 @@ begin
 end $$;
 
 -- Whoever may execute a trigger's function can attach it to a table of their own; nobody but the owner needs to.
-revoke all on function l2inv.is_allowed, l2inv.shape, l2inv.fits, l2inv.detail_fits, l2inv.refuse_change,
-    l2inv.refuse_direct_write, l2inv.record_event, l2inv.record_fits, l2inv.end_run, l2inv.take_lock from public;
+revoke all on function l2inv.is_allowed, l2inv.shape, l2inv.fits, l2inv.is_readable, l2inv.detail_fits,
+    l2inv.refuse_change, l2inv.refuse_direct_write, l2inv.record_event, l2inv.record_fits, l2inv.end_run,
+    l2inv.take_lock from public;

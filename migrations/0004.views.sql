@@ -1,4 +1,5 @@
--- What others read: op, dataset, published_op, history and runs. Columns may be added at the end, never renamed or removed.
+-- What others read: op, dataset, published_op, history and runs. Columns may be added at the end, never renamed or
+-- removed.
 
 -- Each dataset's newest version.
 create view l2inv.dataset as
@@ -84,7 +85,8 @@ create view l2inv.inversion as
 -- newest event that told of the OP's inversions: a row that changed is found behind the last one seen, like a new one.
 create view l2inv.published_op as
     select (select max(t.event_id) from l2inv.event t
-            where t.op_id = i.op_id and t.kind in ('published', 'withdrawn', 'reinstated', 'restored', 'voided')) as event_id,
+            where t.op_id = i.op_id
+                and t.kind in ('published', 'withdrawn', 'reinstated', 'restored', 'voided')) as event_id,
            i.op_id, i.cycle, i.inversion_id,
            told ->> 'proposal_id' as proposal_id,
            told ->> 'experiment_id' as experiment_id,
@@ -126,7 +128,8 @@ create view l2inv.unresolved as
 
 -- Why the OPs in error are there.
 create view l2inv.failure as
-    select s.op_id, s.since, e.detail ->> 'stage' as stage, e.detail ->> 'cause' as cause, e.detail -> 'attempt' as attempt
+    select s.op_id, s.since, e.detail ->> 'stage' as stage, e.detail ->> 'cause' as cause,
+           e.detail -> 'attempt' as attempt
     from l2inv.op_state s cross join lateral (
         select detail from l2inv.event
         where event.op_id = s.op_id and kind = 'failed' order by seq desc limit 1
@@ -149,12 +152,13 @@ create view l2inv.unmet as
                           and jsonb_typeof(coalesce(c -> 'required' -> 1, c -> 'required')) = 'number') end as margin
     from l2inv.op_state s
     join l2inv.event v on v.op_id = s.op_id and v.seq = s.verdict_seq
-    cross join jsonb_array_elements(v.detail -> 'verdict' -> 'instrument_programs') with ordinality as p (program, number)
+    cross join jsonb_array_elements(v.detail -> 'verdict' -> 'instrument_programs')
+        with ordinality as p (program, number)
     cross join jsonb_path_query(p.program, '$.criteria[*] ? (@.result <> "pass" && !(@.optional == true))') c
     where s.state = 'not_invertible';
 
--- The criteria that alone keep an OP's instrument program from passing, with the worst of its datasets; where that is so
--- of several programs, the nearest one.
+-- The criteria that alone keep an OP's instrument program from passing, with the worst of its datasets; where that is
+-- so of several programs, the nearest one.
 create view l2inv.near_miss as
     select distinct on (name, op_id) name, op_id, instrument_program_id, measured, required, margin
     from (

@@ -1,4 +1,4 @@
-"""Who may do what in the database: an owner that migrates, a writer that cron and science use, a reader of the views."""
+"""Who may do what in the database: an owner that migrates, a writer for cron and science, a reader of the views."""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""The canonical form of an event: the text of which its hash is taken. docs/audit.md tells it for any language. Pure."""
+"""The canonical form of an event: the text of which its hash is taken, as docs/audit.md has it for any language. Pure."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ FIELDS = (
 
 
 def text(previous_hash: str | None, event: Mapping[str, Any]) -> str:
-    """Return the canonical form of an event as `history --json` shows it: a JSON array, the detail as detail_text says."""
+    """Return the canonical form of an event as `history --json` shows it: a JSON array, ending in its detail_text."""
     values = [previous_hash, *(event[name] for name in FIELDS)]
     return f"{json.dumps(values, ensure_ascii=False)[:-1]}, {event['detail_text']}]"
 

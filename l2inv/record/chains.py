@@ -1,5 +1,5 @@
-"""The event log's chains of hashes and what they add up to, computed anew from the rows: nothing is asked of a function,
-a view or a trigger of the database, which whoever changed the rows may have changed, too.
+"""The event log's chains of hashes and what they add up to, computed anew from the rows. Nothing is asked of a function,
+a view or a trigger of the database: whoever changed the rows may have changed these, too.
 
 Rows come in a stream, in the order of OPs and of their events, so that memory stays flat.
 """
@@ -123,7 +123,7 @@ def state(connection: Connection, findings: Findings, _: Callable[[int], None], 
 
 
 def _side_by_side(kept_ops: Iterator[states.Op], told_ops: Iterator[states.Op]) -> Iterator[tuple[Any, Any]]:
-    """What is kept and what is told of each OP, None where there is no such thing. Both come in the order of their ids."""
+    """What is kept and what is told of each OP, None where there is no such thing. Both come in the order of ids."""
     kept, told = next(kept_ops, None), next(told_ops, None)
     while kept or told:
         before = (

@@ -310,4 +310,5 @@ def test_whatever_is_changed_in_a_datasets_record_is_refused_or_breaks_nothing(
                 continue
             found = connection.execute("select record::text from l2inv.dataset where dataset_id = 'NEW'")
             stored(found.fetchall()[0]["record"])
+            connection.execute("select * from l2inv.dataset where dataset_id = 'NEW'").fetchall()
             connection.execute("select * from l2inv.op where op_id = %s", [ready[0]]).fetchall()
