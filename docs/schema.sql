@@ -356,7 +356,9 @@ create function l2inv.take_lock(wanted text) returns boolean language plpgsql
 declare
     last l2inv.lock;
 begin
-    insert into l2inv.lock (name) values (wanted) on conflict do nothing;
+    if not exists (select from l2inv.lock where name = wanted) then
+        insert into l2inv.lock (name) values (wanted) on conflict do nothing;
+    end if;
     select * into last from l2inv.lock where name = wanted for update skip locked;
     if not found or exists (
         select from pg_locks where locktype = 'advisory' and objsubid = 1 and granted and pid = last.pid
