@@ -55,7 +55,7 @@ class Duration(click.ParamType[timedelta]):
 
 
 class Op(Words):
-    """An OP's id, or the beginning of one; a shell completes it."""
+    """What names an OP, such as a part of its id, of which a shell completes the beginning."""
 
     name = "op"
 

@@ -5,16 +5,21 @@ nothing; the database refuses what the states do not allow.
 """
 
 import json
-from collections.abc import Sequence
+import re
+from bisect import bisect
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Any, cast
+from os.path import commonprefix
+from typing import Any, LiteralString
 
 import msgspec
 
 from l2inv.database.connection import Connection
 from l2inv.domain import states
 from l2inv.errors import Refused
+
+LEAST_TAIL, LONGEST_NUMBER = 6, 8  # characters of an id's end, which in real ids is a number after a point
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -148,18 +153,111 @@ def seen(connection: Connection, op_id: str, lock: str = "") -> Present:
 
 
 def resolve(connection: Connection, op: str) -> str:
-    """Return the full id of the OP that an id or an unambiguous prefix names. Raise Refused otherwise."""
-    found = connection.execute(
+    """Return the full id of the OP that a text names. Raise Refused where it names none, or several.
+
+    It may be the OP's id; or the beginning, the end or any other part of it; or the id of one of its datasets, products,
+    instrument programs or inversions. A beginning is looked up in an index, and decides before an end, an end before
+    other parts: the ends that tails() returns always name their OP. Ends and parts are found by reading op_state
+    once; products, instrument programs and inversions are looked for only where the text has the form of theirs.
+    """
+    candidates = _ids(
+        connection,
         "select op_id from l2inv.op_state where op_id = %s or op_id like %s order by op_id = %s desc, op_id limit 6",
         [op, _pattern(op), op],
-    ).fetchall()
-    candidates = [row["op_id"] for row in found]
-    if candidates and (candidates[0] == op or len(candidates) == 1):
-        return cast(str, candidates[0])
+    )
+    if candidates[:1] == [op]:
+        return op
+    if not candidates:
+        parts = _ids(
+            connection,
+            """
+            select op_id from l2inv.op_state where strpos(op_id, %(op)s) > 0
+            order by right(op_id, length(%(op)s)) = %(op)s desc, op_id limit 6
+            """,
+            {"op": op},
+        )
+        ends = [op_id for op_id in parts if op_id.endswith(op)]
+        candidates = ends or sorted({*parts, *_holding(connection, op)})
+    if len(candidates) == 1:
+        return candidates[0]
     if candidates:
         more = ", …" if len(candidates) > 5 else ""
         raise Refused(f"{op!r} fits several OPs: {', '.join(candidates[:5])}{more}", "give more of the id")
     raise Refused(f"OP {op!r} is unknown", "see: l2inv list")
+
+
+def _holding(connection: Connection, thing: str) -> list[str]:
+    """The OPs that hold a dataset, a product, an instrument program or an inversion of that id."""
+    found = _ids(connection, "select op_id from l2inv.dataset where dataset_id = %s", [thing])
+    if thing.startswith(("L1-", "id.")):
+        found += _ids(
+            connection,
+            """
+            select distinct op_id from l2inv.dataset
+            where %(id)s in (record ->> 'productId', record ->> 'instrumentProgramExecutionId') order by op_id limit 6
+            """,
+            {"id": thing},
+        )
+    if inversion := re.fullmatch(r"(?:inv[._])?([A-Z0-9]{6})", thing, re.IGNORECASE):
+        inversion_id = f"inv.{inversion[1].upper()}"
+        found += _ids(
+            connection,
+            """
+            select distinct op_id from l2inv.event
+            where detail ->> 'inversion_id' = %s or detail -> 'inversions' @> jsonb_build_array(jsonb_build_object('inversion_id', %s::text))
+            order by op_id limit 6
+            """,
+            [inversion_id, inversion_id],
+        )
+    return found
+
+
+def _ids(connection: Connection, statement: LiteralString, values: Any) -> list[str]:
+    return [row["op_id"] for row in connection.execute(statement, values)]
+
+
+def tails(connection: Connection, op_ids: Iterable[str]) -> dict[str, str]:
+    """Return for each OP the shortest end of its id that resolve() takes for it.
+
+    That is its last number where no other OP's id ends so, else more of it, and the whole id where another begins so.
+    Reads op_state once.
+    """
+    wanted = set(op_ids)
+    rows = _ids(
+        connection,
+        "select op_id from l2inv.op_state where right(op_id, %s) = any(%s)",
+        [LEAST_TAIL, [op_id[-LEAST_TAIL:] for op_id in wanted]],
+    )
+    alike: dict[str, list[str]] = {}
+    for op_id in rows:
+        alike.setdefault(op_id[-LEAST_TAIL:], []).append(op_id[::-1])
+    for group in alike.values():
+        group.sort()
+    found = {op_id: _tail(op_id, alike.get(op_id[-LEAST_TAIL:], [])) for op_id in wanted}
+    begin = connection.execute(
+        """
+        select tail from unnest(%s::text[]) tail where exists (
+            select from l2inv.op_state where op_id >= tail collate "C" and op_id < (tail || chr(1114111)) collate "C")
+        """,
+        [list(found.values())],
+    )
+    beginnings = {row["tail"] for row in begin}
+    return {op_id: op_id if tail in beginnings else tail for op_id, tail in found.items()}
+
+
+def _tail(op_id: str, alike: list[str]) -> str:
+    """The shortest end that no other id has, of those sorted back to front that share LEAST_TAIL characters.
+
+    It begins like a word: else a shell or an option parser would read it as something else.
+    """
+    backwards = op_id[::-1]
+    at = bisect(alike, backwards)
+    beside = [other for other in alike[max(at - 2, 0) : at + 1] if other != backwards]
+    least = min(max(len(op_id.rpartition(".")[2]), LEAST_TAIL), LONGEST_NUMBER)
+    length = max([least, *(len(commonprefix([backwards, other])) + 1 for other in beside)])
+    while length < len(op_id) and not op_id[-length].isalnum():
+        length += 1
+    return op_id[-length:]
 
 
 def beginning_with(
