@@ -51,6 +51,16 @@ def day(value: datetime | str | None) -> str:
     return moment(value)[:10]
 
 
+def due(value: datetime | str | None, now: datetime | None = None) -> str:
+    """Return when something is due: the day, and within a day of now (default: the clock's) the hour, too."""
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    if value is None:
+        return "-"
+    is_near = abs((value - (now or datetime.now(UTC))).total_seconds()) < 86_400
+    return f"{moment(value)} UTC" if is_near else day(value)
+
+
 def length(seconds: float) -> str:
     """Return a length of time in one unit, which says enough of it."""
     for unit, one, least in (("days", 86_400, 2), ("h", 3600, 2), ("min", 60, 1)):
@@ -133,6 +143,56 @@ def bands(op: dict[str, Any]) -> str:
     """Return the bands observed by an OP, the narrow ones marked so."""
     narrow = {found["band"] for found in op["warnings"] if found["warning"] == "narrow"}
     return ", ".join(f"{name} (narrow)" if name in narrow else name for name in op["bands"]) or "-"
+
+
+def number(value: float | None, decimals: int = 0) -> str:
+    """Return a number of so many decimals, or of three digits where it is small."""
+    if value is None:
+        return "-"
+    return f"{value:.{decimals}f}" if decimals or abs(value) >= 100 or value == int(value) else f"{value:.3g}"
+
+
+def percent(fraction: float | None) -> str:
+    """Return a fraction in percent, rounded down, so that only all is 100 %."""
+    return "-" if fraction is None else f"{int(fraction * 100)}%"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """Return a range of numbers, one number where both read the same."""
+    ends = dict.fromkeys(number(end) for end in (low, high) if end is not None)
+    return "-".join(ends) or "-"
+
+
+def spectral_line(name: str) -> str:
+    """Return a spectral line's name in short: its wavelength only where nothing else tells it from others of its ion."""
+    words, _, wavelength = name.partition(" (")
+    named = len(words.split()) != 2 or not wavelength  # such as "Na I D1", "H alpha"
+    return (
+        words if (named and words != name) or not wavelength else f"{words} {wavelength.removesuffix(' nm)')}"
+    )
+
+
+def plural(number: int, noun: str) -> str:
+    """Return a number of things: 1 OP, 2 OPs."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def seeing(op: dict[str, Any]) -> str:
+    """Return the median Fried parameter of an OP in cm, and its word."""
+    metres = op["fried_parameter_med_m"]
+    return "unknown" if metres is None else f"{metres * 100:.1f} {op['r0_class']}"
+
+
+def quartiles(op: dict[str, Any]) -> str:
+    """Return the quartiles of an OP's Fried parameter in cm."""
+    low, high = op["fried_parameter_p25_m"], op["fried_parameter_p75_m"]
+    return "-" if low is None or high is None else f"{low * 100:.1f}-{high * 100:.1f}"
+
+
+def field(op: dict[str, Any]) -> str:
+    """Return the size of an OP's field in arcsec, to a decimal where it is thin."""
+    x, y = op["field_x_arcsec"], op["field_y_arcsec"]
+    return "-" if x is None or y is None else "x".join(f"{side:.{1 if side < 10 else 0}f}" for side in (x, y))
 
 
 def centimetres(metres: float | None) -> str:
@@ -254,7 +314,7 @@ def verdict_line(verdict: dict[str, Any]) -> str:
 
 
 def count(things: Sized, noun: str) -> str:
-    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
+    return plural(len(things), noun)
 
 
 def some(names: Iterable[str]) -> str:

@@ -54,6 +54,36 @@ class Duration(click.ParamType[timedelta]):
         return length
 
 
+class RankBy(Words):
+    """What OPs of the same priority are ranked by: a choice of the setting next.rank_by, in any case."""
+
+    name = "what"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        import difflib
+        from typing import get_args
+
+        from l2inv.config import settings
+
+        known = get_args(settings.RankBy)
+        name = value.lower().replace("-", "_")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+            self.fail(f"{value!r} is none of {', '.join(known)}; the nearest is {near}", param, ctx)
+        return name
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list["CompletionItem"]:
+        from typing import get_args
+
+        from click.shell_completion import CompletionItem
+
+        from l2inv.config import settings
+
+        return [CompletionItem(name) for name in get_args(settings.RankBy) if name.startswith(incomplete)]
+
+
 class Op(Words):
     """What names an OP, such as a part of its id, of which a shell completes the beginning."""
 

@@ -131,7 +131,7 @@ def mark_inverted(
             accepted_because=reason,
             file_sha256=file_sha256,
         )
-        found = observing_programs.show(connection, ready.op_id)
+        found = observing_programs.show(connection, ready.op_id, settings.qualification)
     said = f"marked {ready.op_id} inverted" if marked else f"{ready.op_id} was marked so already"
     app.result(found, lambda: app.summary(said))
 

@@ -31,7 +31,7 @@ def reopen(app: App, op: str, reason: str) -> None:
     with app.connected() as (connection, settings):
         op_id = event_log.resolve(connection, op)
         cycles.reopen(connection, settings, op_id, reason, app.actor)
-        found = observing_programs.show(connection, op_id)
+        found = observing_programs.show(connection, op_id, app.settings.qualification)
     app.result(found, lambda: app.summary(f"{op_id} is {found['state']} again"))
 
 
@@ -83,7 +83,7 @@ def adopt(app: App, op: str, inversion_id: str, reason: str, beside: bool) -> No
     with app.connected() as (connection, settings):
         op_id = event_log.resolve(connection, op)
         cycles.adopt(connection, settings, op_id, inversion_id, beside, reason, app.actor)
-        found = observing_programs.show(connection, op_id)
+        found = observing_programs.show(connection, op_id, app.settings.qualification)
     said = "stands beside" if beside else "is"
     app.result(
         found, lambda: app.summary(f"{inversion_id} {said} the inversion of {op_id}; run: l2inv publish")

@@ -15,10 +15,10 @@ SECTIONS = {
         "publish": ("stages", "Tell the metadata store of each inversion, exactly once."),
     },
     "Science: what to invert, and whose it is": {
-        "next": ("science", "Show the OPs to invert next, the first to do on top."),
+        "next": ("choosing", "Show the OPs to invert next, the first to do on top."),
         "claim": ("science", "Take an OP to work on: exactly one person gets it."),
         "release": ("science", "Give a claimed OP back for others to take."),
-        "mine": ("science", "Show what you hold, what is due first at the top."),
+        "mine": ("choosing", "Show what you hold, what is due first at the top."),
         "hand-over": ("science", "Give an OP that you hold to somebody else."),
         "take-over": ("science", "Take an OP whose holder let it become overdue."),
         "note": ("science", "Add a word to an OP's history."),
@@ -32,7 +32,7 @@ SECTIONS = {
     },
     "Everyone: what is recorded, and why": {
         "status": ("views", "Show what needs somebody, and how things stand."),
-        "list": ("views", "List OPs with their present state."),
+        "list": ("choosing", "List OPs with their present state."),
         "show": ("views", "Show one OP: its datasets, its verdict, who holds it."),
         "history": ("views", "Show all that ever happened to an OP, oldest first."),
         "explain": ("verdicts", "Explain an OP's verdict, criterion by criterion."),

@@ -5,10 +5,11 @@ What may be copied, such as an OP's id, is never broken: a word that is longer t
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Literal, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.measure import measure_renderables
 from rich.segment import Segment
@@ -54,8 +55,17 @@ def _print(lines: Iterable[Text], indent: int = 0) -> None:
         out.print(indented, soft_wrap=True)
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str], title: int) -> None:
-    """Print rows under headings; where the terminal is too narrow for that, each as its title and the rest below it."""
+def table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    right: Sequence[str],
+    title: int,
+    short: Mapping[str, str],
+) -> None:
+    """Print rows under headings; where the terminal is too narrow for that, what is `short` for their first cells, and
+    where it still is, each as its title and the rest below it."""
+    if short and sum(_widths([columns, *rows])) + GAP * (len(columns) - 1) > console().width:
+        rows = [[short.get(first, first), *others] for first, *others in rows]
     headings = [Text(name, "bold") for name in columns]
     lines = _columns(
         [headings, *([_styled(text) for text in row] for row in rows)], [name in right for name in columns]
@@ -74,6 +84,48 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence
         ]
         if said:
             paragraph(Text("; ").join(said), GAP)
+
+
+def listing(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str], short: Mapping[str, str]
+) -> None:
+    """Print rows under headings, as many columns as there is room for, and below each row what the others hold.
+
+    What is `short` for the first cells stands there where not every column has room beside them.
+    """
+    room = console().width
+    if sum(_widths([columns, *rows])) + GAP * (len(columns) - 1) > room:
+        rows = [[short.get(first, first), *others] for first, *others in rows]
+    widths = _widths([columns, *rows])
+    beside, taken = [0], widths[0]
+    for i in range(1, len(columns)):
+        if taken + GAP + widths[i] <= room:
+            beside.append(i)
+            taken += GAP + widths[i]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (
+            " " * (widths[i] - cell_len(cells[i])) + cells[i]
+            if columns[i] in right
+            else cells[i] + " " * (widths[i] - cell_len(cells[i]))
+            for i in beside
+        )
+        return (" " * GAP).join(padded).rstrip()
+
+    paragraph(Text(line(columns), "bold"))
+    for row in rows:
+        paragraph(Text(line(row)))
+        below = [
+            f"{columns[i]} {row[i]}"
+            for i in range(len(columns))
+            if i not in beside and row[i] not in ("", "-")
+        ]
+        if below:
+            paragraph(Text("; ".join(below), "dim"), GAP, GAP)
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
 
 
 def fields(pairs: Sequence[tuple[str, str]]) -> None:

@@ -229,5 +229,5 @@ def overrule(app: App, op: str, invertible: bool | None, reason: str, programs: 
     with app.connected() as (connection, _):
         op_id = event_log.resolve(connection, op)
         qualify.overrule(connection, op_id, invertible, reason, programs, app.actor)
-        found = observing_programs.show(connection, op_id)
+        found = observing_programs.show(connection, op_id, app.settings.qualification)
     app.result(found, lambda: app.summary(f"{op_id} is {found['state']}"))

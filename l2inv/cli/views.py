@@ -9,7 +9,6 @@ from l2inv.cli.app import command
 from l2inv.cli.arguments import op_argument
 from l2inv.cli.context import App
 from l2inv.cli.options import json_option
-from l2inv.domain.states import STATES
 
 # How a stage is run again that needs more than its name.
 AGAIN = {
@@ -17,33 +16,6 @@ AGAIN = {
     "digest": "l2inv digest --send",
 }
 STALE = timedelta(days=2)  # cron scans every night; after two somebody has to look
-
-
-@command("list")
-@click.option("--state", type=click.Choice(STATES), help="Only OPs in this state.")
-@json_option
-def list_(app: App, state: str | None) -> None:
-    """List OPs with their present state."""
-    from l2inv import wording
-    from l2inv.cli import render
-    from l2inv.queries import observing_programs
-
-    with app.reading() as (connection, _):
-        ops = observing_programs.list_ops(connection, state)
-    rows = (
-        (
-            op["op_id"],
-            op["state"] + (", on hold" if op["on_hold"] else ""),
-            wording.day(op["since"]),
-            op["datasets"],
-            op["assignee"] or "-",
-        )
-        for op in ops
-    )
-    app.result(
-        {"ops": ops},
-        lambda: render.table(("OP", "state", "since", "datasets", "assignee"), rows, right=("datasets",)),
-    )
 
 
 @command("show")
@@ -56,7 +28,7 @@ def show(app: App, op: str) -> None:
 
     with app.connected() as (connection, settings):
         op_id = event_log.resolve(connection, op)
-        found = observing_programs.show(connection, op_id)
+        found = observing_programs.show(connection, op_id, app.settings.qualification)
         found["warnings"] = verdicts.warnings(connection, [op_id], settings.qualification)[op_id]
     app.result(found, lambda: _print_op(found))
 
@@ -82,7 +54,7 @@ def _print_op(op: dict[str, Any]) -> None:
         ("experiment", op["experiment_id"] or "-"),
         ("priority", op["priority"]),
         ("observed", wording.moment(op["start_time"])),
-        ("r0", wording.centimetres(op["fried_parameter_med"])),
+        ("r0", wording.centimetres(op["fried_parameter_med_m"])),
         ("verdict", wording.verdict_line(verdict) if verdict else "not judged yet"),
         ("overruled", f"invertible: {_yes(overruled['invertible'])}: {overruled['reason']}" if overruled else None),
         ("inputs", "changed since the verdict; see: l2inv history" if op["inputs_changed"] else None),

@@ -174,10 +174,16 @@ class Preprocess(Struct, frozen=True):
     globus_destination: Annotated[str, like(r"[^\s:]+:/.*", "ENDPOINT:/FOLDER")] | None = None
 
 
+RankBy = Literal[
+    "r0_class", "age", "fried_parameter", "r0", "proposal", "ao", "minutes", "frames", "lines", "mu", "exposure", "field",
+    "odd", "movie",
+]  # fmt: skip
+
+
 class Next(Struct, frozen=True):
     """In which order OPs of the same priority are offered."""
 
-    rank_by: Literal["age", "fried_parameter", "proposal"] = "age"
+    rank_by: RankBy = "r0_class"
 
 
 class Mount(Struct, frozen=True):

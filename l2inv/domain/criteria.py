@@ -96,7 +96,7 @@ def judge(datasets: Iterable[Dataset], rules: Qualification) -> Verdict:
     undecided = False
     for program_id in sorted(groups, key=lambda program_id: (program_id is not None, program_id or "")):
         group = groups[program_id]
-        own = _rules_of(group[0].instrument_name, rules)  # an instrument program is one instrument's
+        own = rules_of(group[0].instrument_name, rules)  # an instrument program is one instrument's
         criteria = [criterion for dataset in group for criterion in _judge_dataset(dataset, own)]
         deciding = {criterion["result"] for criterion in criteria}
         ranges = [
@@ -192,7 +192,7 @@ def version(rules: Qualification) -> str:
 
 def bands_within(instrument: str | None, min_nm: float, max_nm: float, rules: Qualification) -> list[str]:
     """Return the names of the bands that count as observed by an instrument's dataset of this wavelength range."""
-    own = _rules_of(instrument, rules)
+    own = rules_of(instrument, rules)
     needed = {band.name: _needed_nm(band, own.band_coverage == "full") for band in own.bands}
     return [name for name, (low, high) in needed.items() if min_nm <= low and high <= max_nm]
 
@@ -209,7 +209,7 @@ def narrow_bands(
         return []
     low, high = map(_exact, known)
     found: list[NarrowBand] = []
-    for band in _sorted_bands(_rules_of(instrument, rules).bands):
+    for band in _sorted_bands(rules_of(instrument, rules).bands):
         below, above = _exact(band.center_nm) - low, high - _exact(band.center_nm)
         if min(below, above) >= 0 and min(below, above) < _exact(band.narrow_nm):
             found.append(
@@ -242,7 +242,7 @@ def _qualifying(datasets: Iterable[Dataset], rules: Qualification) -> list[Datas
     return [dataset for dataset in datasets if dataset.instrument_name in rules.instruments]
 
 
-def _rules_of(instrument: str | None, rules: Qualification) -> Qualification:
+def rules_of(instrument: str | None, rules: Qualification) -> Qualification:
     """The rules for one instrument: those for all, but for what the settings name for it alone."""
     for own in rules.per_instrument:
         if own.instrument == instrument:

@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from datetime import datetime
 from typing import Any, TextIO
 
@@ -56,12 +56,12 @@ def as_ndjson(rows: Iterable[dict[str, Any]], out: TextIO) -> None:
         out.write(as_json(row) + "\n")
 
 
-def as_csv(rows: Iterable[dict[str, Any]], out: TextIO) -> None:
+def as_csv(rows: Iterable[dict[str, Any]], out: TextIO, columns: Sequence[str] = COLUMNS) -> None:
     """Write a heading and a row for each, as RFC 4180 has it, in cells that no spreadsheet takes for a formula."""
     writer = csv.writer(out)
-    writer.writerow(COLUMNS)
+    writer.writerow(columns)
     for row in rows:
-        writer.writerow([_cell(row[name]) for name in COLUMNS])
+        writer.writerow([_cell(row[name]) for name in columns])
 
 
 def _cell(value: object) -> str:

@@ -1,30 +1,72 @@
 """What people ask of the record: what is next, what there is, what happened. Reads only."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+from l2inv.config.settings import Qualification
 from l2inv.database.connection import Connection
+from l2inv.domain import measures
+from l2inv.domain.inventory import stored
 from l2inv.domain.states import STATES
+from l2inv.queries.filters import Wanted, conditions
 
-COLUMNS = """op_id, proposal_id, experiment_id, state, since, priority, assignee, instruments, datasets, start_time,
-              fried_parameter_med, bands, instrument_programs, inputs_changed, overruled, due_at, on_hold, is_embargoed"""
+OVERVIEW = "l2inv.op_overview o"
+COLUMNS = """op_id, proposal_id, experiment_id, state, since, priority, assignee, instruments, datasets as dataset_count,
+              start_time, fried_parameter_med as fried_parameter_med_m, bands, instrument_programs, inputs_changed, overruled,
+              due_at, on_hold, is_embargoed"""
+# What an OP's measures are computed from. A description is long, and measured by nobody.
+PRESENT = """
+    (select array_agg((d.record - 'experimentDescription')::text order by d.dataset_id)
+     from l2inv.dataset d where d.op_id = o.op_id and not d.withdrawn) as present
+"""
+LISTED = (
+    *(name.split(" as ")[-1].strip() for name in COLUMNS.split(",")),
+    *(name for name in measures.Measures.__struct_fields__ if name != "fried_parameter_med_m"),
+)
+AT_ONCE = 500  # OPs
+MOST_INVERTED = 20  # OPs that one person inverted, of which a list is shown
 
 
-def list_ops(connection: Connection, state: str | None) -> list[dict[str, Any]]:
-    """Return every OP, or those in one state, in the order of their ids."""
-    return connection.execute(
-        f"select {COLUMNS} from l2inv.op_overview where %s::text is null or state = %s order by op_id",  # noqa: S608
-        [state, state],
-    ).fetchall()
+def add_measures(row: dict[str, Any], rules: Qualification) -> dict[str, Any]:
+    """Replace `present`, the texts of an OP's present datasets, by what is measured of them; return the row."""
+    present = [stored(text) for text in row.pop("present") or ()]
+    row |= measures.plain(measures.measure(present, rules))
+    return row
 
 
-def show(connection: Connection, op_id: str) -> dict[str, Any]:
-    """Return all that is known of one OP: its line of the list, its datasets in full and its newest verdict."""
+def list_ops(
+    connection: Connection, wanted: Wanted, rules: Qualification, *, full: bool = True
+) -> Iterator[dict[str, Any]]:
+    """Yield the OPs that fit in the order of their ids, each as soon as it is read: memory does not grow with them.
+
+    Without `full`, only what a table shows of each: its id, state, `since`, holder and number of datasets.
+    """
+    condition, values = conditions(wanted, rules)
+    if full:
+        statement = f"select {COLUMNS}, {PRESENT} from {OVERVIEW}"  # noqa: S608 - text of our own, here and below
+    else:
+        statement = """
+            select op_id, state, since, assignee, on_hold_seq is not null as on_hold,
+                   (select count(*) from l2inv.dataset d where d.op_id = s.op_id and not d.withdrawn) as dataset_count
+            from l2inv.op_state s
+        """
+        if condition:
+            condition = f"exists (select from {OVERVIEW} where o.op_id = s.op_id and {condition})"
+    where = f"where {condition}" if condition else ""
+    with connection.transaction(), connection.cursor("l2inv_list") as cursor:
+        cursor.itersize = AT_ONCE
+        for row in cursor.execute(f"{statement} {where} order by op_id", values):
+            yield add_measures(row, rules) if full else row
+
+
+def show(connection: Connection, op_id: str, rules: Qualification) -> dict[str, Any]:
+    """Return all that is known of one OP: its line of the list, its datasets in full, its newest verdict, its inversions."""
     from l2inv.domain.inventory import Dataset
 
     row = connection.execute(
         f"""
-        select {COLUMNS},
+        select {COLUMNS}, {PRESENT},
                (select e.detail -> 'verdict' from l2inv.event e
                 where e.op_id = o.op_id and e.kind = 'judged' order by e.seq desc limit 1) as verdict,
                (select e.detail from l2inv.event e
@@ -34,12 +76,20 @@ def show(connection: Connection, op_id: str) -> dict[str, Any]:
                     as overruled_by,
                (select e.detail ->> 'reason' from l2inv.event e
                 where e.op_id = o.op_id and e.kind = 'put_on_hold' and o.on_hold order by e.seq desc limit 1) as hold_reason
-        from l2inv.op_overview o where op_id = %s
+        from {OVERVIEW} where op_id = %s
         """,  # noqa: S608
         [op_id],
     ).fetchone()
     assert row is not None
-    row["dataset_count"] = row["datasets"]
+    add_measures(row, rules)
+    row["inversions"] = connection.execute(
+        """
+        select inversion_id, cycle, instrument_program_id, asdf_object_key, outputs, spectral_lines, published_at,
+               superseded_by, withdrawn_at
+        from l2inv.published_op where op_id = %s order by cycle, inversion_id
+        """,
+        [op_id],
+    ).fetchall()
     row["datasets"] = connection.execute(
         """
         select dataset_id, version, product_id, instrument_program_id, instrument, bucket, create_date, start_time,
@@ -58,11 +108,39 @@ def held_by(connection: Connection, actor: str) -> list[dict[str, Any]]:
     """Return the OPs that somebody holds, the one that is due first at the top; one in error comes back to him."""
     return connection.execute(
         f"""
-        select {COLUMNS} from l2inv.op_overview o
+        select {COLUMNS} from {OVERVIEW}
         where assignee = %s and (state = 'working' or state = 'error' and exists (
             select from l2inv.op_state s where s.op_id = o.op_id and s.state_before_error = 'working'))
         order by due_at nulls last, op_id
         """,  # noqa: S608
+        [actor],
+    ).fetchall()
+
+
+def inverted_by(connection: Connection, actor: str) -> list[dict[str, Any]]:
+    """Return the OPs that somebody inverted, published or not, the last first; MOST_INVERTED at most."""
+    return connection.execute(
+        f"""
+        select {COLUMNS} from {OVERVIEW}
+        where op_id in (
+            select op_id from l2inv.op_state
+            where assignee = %s and state in ('inverted', 'published') order by since desc, op_id limit %s)
+        order by since desc, op_id
+        """,  # noqa: S608
+        [actor, MOST_INVERTED],
+    ).fetchall()
+
+
+def failed_of(connection: Connection, actor: str) -> list[dict[str, Any]]:
+    """Return the OPs in error that somebody holds or inverted, with the stage that failed and the cause."""
+    return connection.execute(
+        """
+        select s.op_id, s.since, s.state_before_error, e.detail ->> 'stage' as stage, e.detail ->> 'cause' as cause
+        from l2inv.op_state s cross join lateral (
+            select detail from l2inv.event f where f.op_id = s.op_id and f.kind = 'failed' order by seq desc limit 1) e
+        where s.assignee = %s and s.state = 'error' and s.state_before_error in ('working', 'inverted')
+        order by s.since desc, s.op_id
+        """,
         [actor],
     ).fetchall()
 

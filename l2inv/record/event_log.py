@@ -10,7 +10,7 @@ from bisect import bisect
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
-from os.path import commonprefix
+from itertools import takewhile
 from typing import Any, LiteralString
 
 import msgspec
@@ -254,10 +254,15 @@ def _tail(op_id: str, alike: list[str]) -> str:
     at = bisect(alike, backwards)
     beside = [other for other in alike[max(at - 2, 0) : at + 1] if other != backwards]
     least = min(max(len(op_id.rpartition(".")[2]), LEAST_TAIL), LONGEST_NUMBER)
-    length = max([least, *(len(commonprefix([backwards, other])) + 1 for other in beside)])
+    length = max([least, *(_alike(backwards, other) + 1 for other in beside)])
     while length < len(op_id) and not op_id[-length].isalnum():
         length += 1
     return op_id[-length:]
+
+
+def _alike(one: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def beginning_with(

@@ -19,6 +19,7 @@ from l2inv.database.connection import Connection, open_connection, translated
 from l2inv.database.session import connected
 from l2inv.errors import Busy
 from l2inv.queries import observing_programs, verdicts
+from l2inv.queries.filters import Wanted
 from l2inv.record import event_log
 from l2inv.sample import inventory
 from l2inv.sample.server import Store, serving
@@ -128,7 +129,10 @@ def _pipeline(
 
     stages = [stage(scan.scan(connection, settings, CRON))]
     stages.append(stage(qualify.qualify(connection, settings, CRON, now)))
-    unlucky = observing_programs.list_ops(connection, "invertible")[0]["op_id"]
+    invertible = list(
+        observing_programs.list_ops(connection, Wanted(state="invertible"), settings.qualification)
+    )
+    unlucky = invertible[0]["op_id"]
     trouble.write_text(unlucky, encoding="utf-8")
     stages.append(stage(preprocessing.preprocess(connection, settings, CRON)))
     trouble.unlink()
@@ -137,10 +141,10 @@ def _pipeline(
     did(f"retry {unlucky}", f"invertible again, after: {failed['cause']}")
     stages.append(stage(preprocessing.preprocess(connection, settings, CRON)))
 
-    offered = offers.offered(connection, settings.next.rank_by, 3)
+    offered, _ = offers.offered(connection, settings.next.rank_by, 3, settings.qualification)
     warned = verdicts.warnings(connection, [op["op_id"] for op in offered], settings.qualification)
     lines = [
-        f"{op['op_id']}  r0 {wording.centimetres(op['fried_parameter_med'])}, "
+        f"{op['op_id']}  r0 {wording.centimetres(op['fried_parameter_med_m'])}, "
         f"{wording.bands(op | {'warnings': warned[op['op_id']]})}"
         for op in offered
     ]

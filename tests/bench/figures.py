@@ -10,8 +10,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from l2inv.config.settings import Qualification
 from l2inv.database.connection import Connection
 from l2inv.queries import observing_programs
+from l2inv.queries.filters import Wanted
 from l2inv.record import event_log
 from l2inv.stages.mark_working import claiming, offers
 from tests.bench.measure import Figure, Peer, Place, l2inv, milliseconds, process, server_ms, together
@@ -26,7 +28,7 @@ def reads(place: Place) -> Iterator[Figure]:
     """What people ask, with nothing prepared: the server's time for each."""
     some = [row["op_id"] for row in some_ops(place)]
     asked: list[tuple[str, float, int, Callable[[Connection, str], object]]] = [
-        ("next", 1, 500, lambda connection, _: offers.offered(connection, "age", 10)),
+        ("next", 1, 500, lambda connection, _: offers.offered(connection, "age", 10, Qualification())),
         ("history OP", 1, 500, observing_programs.history),
         ("show OP", 1, 500, observing_programs.show),
         ("status", 300, 20, lambda connection, _: observing_programs.status(connection)),
@@ -81,7 +83,7 @@ def claim_some(url: str, schema: str, number: int, batch: int) -> None:
     with Place(url, schema, 0, Path()).connect(prepares=True) as connection:
         for _ in range(number):
             claimed = claiming.claim_first(
-                connection, "age", offers.Wanted(), f"han{os.getpid()}", due_at, batch
+                connection, "age", Qualification(), Wanted(), f"han{os.getpid()}", due_at, batch
             )
             if len(claimed) != batch:
                 raise RuntimeError("there are not enough OPs to claim")
@@ -90,7 +92,9 @@ def claim_some(url: str, schema: str, number: int, batch: int) -> None:
 def after_claims(place: Place) -> Iterator[Figure]:
     """`next` again after a tenth of all OPs was claimed, without a VACUUM by hand."""
     _claiming(place, 1, place.ops // 100, 10)
-    took = _asking(place, lambda connection, _: offers.offered(connection, "age", 10), [""] * 500)
+    took = _asking(
+        place, lambda connection, _: offers.offered(connection, "age", 10, Qualification()), [""] * 500
+    )
     yield Figure(f"next after {place.ops // 10:,} claims", "1 ms", f"{took:.2f} ms", took <= 1)
 
 

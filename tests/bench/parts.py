@@ -8,8 +8,10 @@ import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from l2inv.config.settings import Qualification
 from l2inv.database import embedded
-from l2inv.stages.mark_working import claiming, offers
+from l2inv.queries.filters import Wanted
+from l2inv.stages.mark_working import claiming
 from tests.bench import load
 from tests.bench.measure import Place
 
@@ -31,7 +33,7 @@ def claiming_ms(place: Place) -> float:
         assert row
         before = cpu_ms(row["pid"])
         for _ in range(TIMES):
-            assert claiming.claim_first(connection, "age", offers.Wanted(), "han", due_at)
+            assert claiming.claim_first(connection, "age", Qualification(), Wanted(), "han", due_at)
         return (cpu_ms(row["pid"]) - before) / TIMES
 
 

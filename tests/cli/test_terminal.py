@@ -153,7 +153,7 @@ def test_history_status_and_next_say_what_happened_what_needs_somebody_and_what_
     assert re.search(r"^scan failed at 20.* +l2inv scan$", l2inv("status").stdout, re.MULTILINE)
 
     shown = ESCAPE.sub("", run(l2inv, ["next"], 80))
-    assert re.match(r"You hold 3 OPs, the first due \d{4}-\d\d-\d\d; see: l2inv mine\n", shown)
+    assert re.match(r"You hold 3 OPs, the first due \d{4}-\d\d-\d\d \d\d:\d\d UTC; see: l2inv mine\n", shown)
     assert shown.endswith("\nTake the first: l2inv next --claim; another: l2inv claim OP\n")
     assert "You hold" not in l2inv("next").stdout
 

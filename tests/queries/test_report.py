@@ -326,10 +326,10 @@ def test_each_op_has_a_line_with_its_dates_seeing_bands_movie_holder_and_history
         assert line["holder"] == (op["assignee"] or "")
         named = {name.removesuffix(" (narrow)") for name in line["bands"] if not name.endswith(" nm")}
         assert op["state"] == "discovered" or named == set(op["bands"])
-        if op["fried_parameter_med"] is None:
+        if op["fried_parameter_med_m"] is None:
             assert line["r0"] is None
         else:
-            assert line["r0"]["median"] == f"{op['fried_parameter_med'] * 100:.1f}"
+            assert line["r0"]["median"] == f"{op['fried_parameter_med_m'] * 100:.1f}"
         history = l2inv.json("history", op_id)["events"]
         assert line["events_in_all"] == len(history)
         assert sum(len(day["events"]) for day in line["days"]) + line["not_shown"] == len(history)

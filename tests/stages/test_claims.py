@@ -21,8 +21,9 @@ CLAIMERS = """
 import os, sys
 from datetime import UTC, datetime
 from l2inv.database.session import connected
-from l2inv.stages.mark_working import claiming, offers
-from l2inv.config.settings import Database, Settings
+from l2inv.queries.filters import Wanted
+from l2inv.stages.mark_working import claiming
+from l2inv.config.settings import Database, Qualification, Settings
 
 children = []
 for number in range(50):
@@ -33,7 +34,7 @@ for number in range(50):
     won = []
     with connected(Settings(database=Database(url=sys.argv[1]))) as connection:
         me, some = f"person-{number}", number % 3 + 1
-        while ops := claiming.claim_first(connection, "age", offers.Wanted(), me, datetime.now(UTC), some):
+        while ops := claiming.claim_first(connection, "age", Qualification(), Wanted(), me, datetime.now(UTC), some):
             won += ops
     os.write(1, "".join(f"person-{number} {op}\\n" for op in won).encode())
     os._exit(0)
@@ -69,7 +70,7 @@ def test_next_claim_takes_as_many_as_are_asked_for_and_there_are(l2inv: Commands
     assert claimed["claimed"] == claimed["ops"][0]
     assert {op["assignee"] for op in claimed["ops"]} == {"han"}
     assert len(l2inv.json("next", "--claim", "-n", "100000")["ops"]) == len(ready) - 2
-    assert l2inv.json("next", "--claim", "-n", "2") == {"claimed": None, "ops": []}
+    assert l2inv.json("next", "--claim", "-n", "2") == {"claimed": None, "ops": [], "unmatched": []}
 
 
 def test_next_claim_takes_the_one_that_next_shows_first(l2inv: Commands, ready: list[str]) -> None:
@@ -86,13 +87,16 @@ def test_next_claim_takes_the_one_that_next_shows_first(l2inv: Commands, ready: 
 
 def test_next_ranks_by_the_setting_within_a_priority_and_says_why(l2inv: Commands, ready: list[str]) -> None:
     l2inv("prioritize", ready[-1], "--priority", "3", "--reason", "campaign")
+    l2inv.settings["next"] = {"rank_by": "fried_parameter"}
+    l2inv.save()
     for rank_by in ("fried_parameter", "proposal", "age"):
-        l2inv.settings["next"] = {"rank_by": rank_by}
-        l2inv.save()
-        first, *rest = l2inv.json("next", "-n", "100")["ops"]
+        named = () if rank_by == "fried_parameter" else ("--rank-by", rank_by)
+        first, *rest = l2inv.json("next", "-n", "100", *named)["ops"]
         assert first["op_id"] == ready[-1]
         assert first["why"].startswith("priority 3 (campaign), ")
-        field = {"age": "since", "fried_parameter": "fried_parameter_med", "proposal": "proposal_id"}[rank_by]
+        field = {"age": "since", "fried_parameter": "fried_parameter_med_m", "proposal": "proposal_id"}[
+            rank_by
+        ]
         measured = [op[field] for op in rest if op[field] is not None]
         assert measured == sorted(measured, reverse=rank_by == "fried_parameter")
         assert all(op[field] is None for op in rest[len(measured) :])
@@ -113,7 +117,7 @@ def test_next_filters_by_what_one_chooses_by(l2inv: Commands, ready: list[str]) 
     assert shown("--band", "854.2") == calcium
     assert set() < calcium < set(ready)
     assert shown("--instrument", "VBI") == {op["op_id"] for op in ops if "VBI" in op["instruments"]}
-    good = {op["op_id"] for op in ops if (op["fried_parameter_med"] or 0) >= 0.07}
+    good = {op["op_id"] for op in ops if (op["fried_parameter_med_m"] or 0) >= 0.07}
     assert shown("--min-r0-cm", "7") == good
     assert set() < good < set(ready)
     embargoed = shown("--embargoed")

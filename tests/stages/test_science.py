@@ -14,21 +14,21 @@ from l2inv.stages.mark_working import claiming
 from tests.conftest import Commands, Connection
 
 
-def test_next_offers_by_priority_then_the_longest_waiting_with_what_one_chooses_by(
+def test_next_offers_with_what_one_chooses_by_and_by_age_the_longest_waiting(
     l2inv: Commands, ready: list[str], connection: Connection
 ) -> None:
     ops = l2inv.json("next")["ops"]
     assert [op["op_id"] for op in ops] == ready[:10]
     assert set(ops[0]) >= {
-        "op_id", "proposal_id", "experiment_id", "state", "since", "priority", "assignee", "instruments", "datasets",
-        "start_time", "fried_parameter_med", "bands",
+        "op_id", "proposal_id", "experiment_id", "state", "since", "priority", "assignee", "instruments", "dataset_count",
+        "start_time", "fried_parameter_med_m", "bands",
     }  # fmt: skip
     assert ops[0]["since"].endswith("Z")
     assert all("Fe I 630.3" in op["bands"] for op in ops)
     assert len(l2inv.json("next", "-n", "2")["ops"]) == 2
     l2inv("claim", ready[0])
     l2inv("release", ready[0])
-    assert l2inv.json("next", "-n", "100")["ops"][-1]["op_id"] == ready[0]
+    assert l2inv.json("next", "-n", "100", "--rank-by", "age")["ops"][-1]["op_id"] == ready[0]
 
 
 def test_a_claim_is_the_actors_and_claiming_it_again_is_fine(l2inv: Commands, ready: list[str]) -> None:

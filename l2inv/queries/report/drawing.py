@@ -15,6 +15,7 @@ from typing import Any
 
 from l2inv.config.settings import Qualification, Settings
 from l2inv.domain.criteria import bands_within, corners, narrow_bands
+from l2inv.domain.measures import FAIR_CM, GOOD_CM
 from l2inv.domain.solar import apparent_radius_arcsec
 from l2inv.domain.states import STATES, State
 from l2inv.wording import day, margin, measured, paragraphs, required
@@ -38,7 +39,7 @@ CRITERIA = {
     "on_disk": "field of view within the limb, arcsec",
 }
 MONTHS = 36
-GOOD_CM, FAIR_CM, WIDEST_CM = 7.0, 5.0, 20.0  # of the Fried parameter: where its words and its scale end
+WIDEST_CM = 20.0  # of the Fried parameter: where its scale ends
 EDGE_ARCSEC = 1500.0  # of the picture of the disk
 BOXES = 6  # of one OP in it
 LONGEST_URL = 500

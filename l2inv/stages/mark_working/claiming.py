@@ -4,8 +4,10 @@ from datetime import datetime
 from typing import Any
 
 from l2inv import wording
+from l2inv.config.settings import Qualification
 from l2inv.database.connection import Connection
 from l2inv.errors import Refused
+from l2inv.queries.filters import Wanted
 from l2inv.record import event_log
 from l2inv.stages.mark_working import offers
 
@@ -40,13 +42,19 @@ def claim(connection: Connection, op_id: str, actor: str, due_at: datetime, *, e
 
 
 def claim_first(
-    connection: Connection, rank_by: str, wanted: offers.Wanted, actor: str, due_at: datetime, number: int = 1
+    connection: Connection,
+    rank_by: str,
+    rules: Qualification,
+    wanted: Wanted,
+    actor: str,
+    due_at: datetime,
+    number: int = 1,
 ) -> list[str]:
     """Return the first OPs that are offered to the actor, in one step, and their ids; as many as there are up to `number`.
 
     Those that others take at this moment are passed over, not waited for.
     """
-    statement, values = offers.first(rank_by, wanted, number)
+    statement, values, _ = offers.first(connection, rank_by, wanted, number, rules)
     rows = connection.execute(
         f"""
         with first as materialized ({statement} for update of s skip locked)

@@ -1,91 +1,138 @@
 """What science is offered to invert next: which OPs, in which order, and why each stands where it does."""
 
+from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
 from l2inv import wording
+from l2inv.config.settings import Qualification
 from l2inv.database.connection import Connection
-from l2inv.queries.observing_programs import COLUMNS
+from l2inv.domain.measures import R0Class, r0_class
+from l2inv.queries.filters import Wanted, conditions
+from l2inv.queries.observing_programs import COLUMNS, OVERVIEW, PRESENT, add_measures
+
+READY = "s.state = 'preprocessed' and s.on_hold_seq is null and not coalesce(s.datasets_seq > s.verdict_seq, false)"
+CLASSES: tuple[R0Class, ...] = ("good", "fair", "poor", "unknown")
+
+
+def _most(name: str) -> Callable[[dict[str, Any]], tuple[bool, float]]:
+    """Rank first what has most; what has none comes last."""
+    return lambda row: (row[name] is None, -(row[name] or 0))
+
+
+def _field(row: dict[str, Any]) -> tuple[bool, float]:
+    x, y = row["field_x_arcsec"], row["field_y_arcsec"]
+    return x is None, -(x or 0) * (y or 0)
+
 
 # By what OPs of the same priority are ranked; longest waiting comes first where that leaves them equal.
-RANKS = {
-    "age": "s.since",
-    "fried_parameter": "(select fried_parameter_med from l2inv.op_overview where op_id = s.op_id) desc nulls last, s.since",
-    "proposal": "s.proposal_id nulls last, s.since",
+RANKS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "r0_class": lambda row: CLASSES.index(r0_class(row["fried_parameter_med_m"])),
+    "age": lambda row: 0,
+    "fried_parameter": _most("fried_parameter_med_m"),
+    "r0": _most("fried_parameter_med_m"),
+    "proposal": lambda row: (row["proposal_id"] is None, row["proposal_id"] or ""),
+    "ao": _most("ao_fraction"),
+    "minutes": _most("minutes"),
+    "frames": _most("frame_count"),
+    "lines": lambda row: -len(row["more_lines"]),
+    "mu": _most("mu"),
+    "exposure": _most("exposure_max_ms"),
+    "field": _field,
+    "odd": lambda row: len(row["odd"]),
+    "movie": lambda row: not row["movie_urls"],
 }
-FILTERS = {
-    "proposal": "o.proposal_id = %(proposal)s",
-    "band": "exists (select from jsonb_array_elements_text(o.bands) band where strpos(lower(band), lower(%(band)s)) > 0)",
-    "instrument": "%(instrument)s = any(o.instruments)",
-    "min_fried_parameter_m": "o.fried_parameter_med >= %(min_fried_parameter_m)s",
-    "embargoed": "o.is_embargoed = %(embargoed)s",
-}
-
-
-class Wanted(msgspec.Struct, frozen=True):
-    """What somebody looks for; null is whatever there is. A band is found by a part of its name."""
-
-    proposal: str | None = None
-    band: str | None = None
-    instrument: str | None = None
-    min_fried_parameter_m: float | None = None
-    embargoed: bool | None = None
+# What is read of each OP to rank it; null where an index gives the order. Everything else is measured.
+_READ = {
+    "age": None,
+    "proposal": f"(select o.proposal_id from {OVERVIEW} where o.op_id = s.op_id) as proposal_id",  # noqa: S608
+} | dict.fromkeys(
+    ("r0_class", "fried_parameter", "r0"),
+    "(select percentile_cont(0.5) within group (order by d.fried_parameter_med_m) from l2inv.dataset d"
+    " where d.op_id = s.op_id and not d.withdrawn) as fried_parameter_med_m",
+)
 
 
 def offered(
-    connection: Connection, rank_by: str, limit: int, wanted: Wanted | None = None
-) -> list[dict[str, Any]]:
-    """Return the OPs that science can claim, the one to do first at the top: by priority, then as the settings rank.
+    connection: Connection, rank_by: str, limit: int, rules: Qualification, wanted: Wanted | None = None
+) -> tuple[list[dict[str, Any]], int]:
+    """Return the OPs that science can claim, the one to do first at the top, and how many there are, shown or not.
 
-    `why` says what put each where it is.
+    They are ranked by priority, then by `rank_by`. `reason` is what put each where it is, `why` that and since when it waits.
     """
-    statement, values = first(rank_by, wanted or Wanted(), limit)
+    wanted = wanted or Wanted()
+    statement, values, total = first(connection, rank_by, wanted, limit, rules)
     rows = connection.execute(
         f"""
         with first as materialized (select op_id, row_number() over () as place from ({statement}) in_order)
-        select {COLUMNS},
+        select {COLUMNS}, {PRESENT},
                (select e.detail ->> 'reason' from l2inv.event e
                 where o.priority <> 0 and e.op_id = o.op_id and e.kind = 'prioritized'
                 order by e.seq desc limit 1) as priority_reason
-        from first join l2inv.op_overview o using (op_id) order by place
+        from first join {OVERVIEW} using (op_id) order by place
         """,  # noqa: S608 - text of our own
         values,
     ).fetchall()
     for row in rows:
-        row["why"] = _why(row, rank_by)
-    return rows
+        row["reason"] = _reason(add_measures(row, rules), rank_by)
+        row["why"] = ", ".join(filter(None, (row["reason"], f"waiting since {wording.day(row['since'])}")))
+    return rows, total
 
 
-def first(rank_by: str, wanted: Wanted, limit: int) -> tuple[str, dict[str, Any]]:
-    """Return the statement, and its values, that finds op_id and seq of the first OPs offered, in order.
+def first(
+    connection: Connection, rank_by: str, wanted: Wanted, limit: int, rules: Qualification
+) -> tuple[str, dict[str, Any], int]:
+    """Return the statement that finds op_id and seq of the first OPs offered, in order, with its values; and how many fit.
 
-    Where nothing is wanted in particular, an index gives them. It may go on with `for update of s skip locked`.
+    It may go on with `for update of s skip locked`. An index gives what has waited longest; everything else is ranked
+    here, from one reading of all that is ready: the statement looks again whether it still is.
     """
-    values = {name: value for name, value in msgspec.structs.asdict(wanted).items() if value is not None}
-    filters = " and ".join(FILTERS[name] for name in values)
-    fits = (
-        f"and exists (select from l2inv.op_overview o where o.op_id = s.op_id and {filters})"
-        if filters
-        else ""
-    )
+    condition, values = conditions(wanted, rules)
+    fits = f"and exists (select from {OVERVIEW} where o.op_id = s.op_id and {condition})" if condition else ""
+    read = _READ.get(rank_by, PRESENT.replace("o.op_id", "s.op_id"))
+    if read is None:
+        row = connection.execute(
+            f"select count(*) as total from l2inv.op_state s where {READY} {fits}",  # noqa: S608
+            values,
+        ).fetchone()
+        assert row is not None
+        statement = f"""
+            select s.op_id, s.seq from l2inv.op_state s where {READY} {fits}
+            order by s.priority desc, s.since, s.op_id limit %(limit)s
+        """  # noqa: S608
+        return statement, values | {"limit": limit}, row["total"]
+    rows = connection.execute(
+        f"select s.op_id, s.priority, s.since, {read} from l2inv.op_state s where {READY} {fits}",  # noqa: S608
+        values,
+    ).fetchall()
+    if rank_by not in _READ:
+        rows = [add_measures(row, rules) for row in rows]
+    key = RANKS[rank_by]
+    rows.sort(key=lambda row: (-row["priority"], key(row), row["since"], row["op_id"]))
     statement = f"""
-        select s.op_id, s.seq from l2inv.op_state s
-        where s.state = 'preprocessed' and s.on_hold_seq is null
-            and not coalesce(s.datasets_seq > s.verdict_seq, false) {fits}
-        order by s.priority desc, {RANKS[rank_by]}, s.op_id limit %(limit)s
-    """  # noqa: S608 - text of our own
-    return statement, values | {"limit": limit}
+        select s.op_id, s.seq
+        from unnest(%(ranked)s::text[]) with ordinality as ranked (op_id, place) join l2inv.op_state s using (op_id)
+        where {READY} order by place limit %(limit)s
+    """  # noqa: S608
+    return statement, {"ranked": [row["op_id"] for row in rows], "limit": limit}, len(rows)
 
 
-def _why(op: dict[str, Any], rank_by: str) -> str:
-    since = f"waiting since {wording.day(op['since'])}"
-    r0 = op["fried_parameter_med"]
+def _reason(op: dict[str, Any], rank_by: str) -> str:
+    """What put an OP where it is, in a word or two."""
+    x, y = op["field_x_arcsec"], op["field_y_arcsec"]
     ranked = {
-        "age": since,
-        "fried_parameter": f"r0 {r0 * 100:.1f} cm, {since}" if r0 is not None else f"r0 unknown, {since}",
-        "proposal": f"proposal {op['proposal_id'] or 'unknown'}, {since}",
-    }[rank_by]
-    if op["priority"] == 0:
-        return ranked
-    return f"priority {op['priority']} ({op['priority_reason']}), {ranked}"
+        "r0_class": f"{op['r0_class']} r0",
+        "age": "",
+        "fried_parameter": f"r0 {wording.centimetres(op['fried_parameter_med_m'])}",
+        "proposal": f"proposal {op['proposal_id'] or 'unknown'}",
+        "ao": f"AO {wording.percent(op['ao_fraction'])}",
+        "minutes": f"{wording.number(op['minutes'])} minutes",
+        "frames": f"{wording.number(op['frame_count'])} frames",
+        "lines": wording.plural(len(op["more_lines"]), "more line"),
+        "mu": f"mu {wording.number(op['mu'], 2)}",
+        "exposure": f"exposure {wording.number(op['exposure_max_ms'])} ms",
+        "field": f"field {wording.number(x)} x {wording.number(y)} arcsec",
+        "odd": ", ".join(op["odd"]) or "nothing odd",
+        "movie": "movie" if op["movie_urls"] else "no movie",
+    }["fried_parameter" if rank_by == "r0" else rank_by]
+    priority = f"priority {op['priority']} ({op['priority_reason']})" if op["priority"] else ""
+    return ", ".join(filter(None, (priority, ranked)))

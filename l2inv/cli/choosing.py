@@ -1,0 +1,336 @@
+"""What one chooses OPs by: what is next, what there is, what is one's own."""
+
+import math
+import sys
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from l2inv.cli.app import command
+from l2inv.cli.arguments import Duration, RankBy, Words
+from l2inv.cli.context import App
+from l2inv.cli.options import json_option
+from l2inv.cli.science import due
+from l2inv.domain.states import STATES
+
+if TYPE_CHECKING:
+    from l2inv.database.connection import Connection
+    from l2inv.queries.filters import Wanted
+
+NOTHING = "nothing is ready to be claimed; see: l2inv status"
+NOTHING_FITS = "nothing that is ready fits; see: l2inv next"
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def filter_options(command: F) -> F:
+    """Add the options that say which OPs are looked for."""
+    for option in (
+        click.option("--embargoed/--not-embargoed", default=None, help="Only with, or only without, data under embargo."),
+        click.option("--min-r0-cm", type=click.FloatRange(0, 1000), metavar="CM", help="Only with a Fried parameter of at least so many cm."),
+        click.option("--instrument", type=Words(), metavar="NAME", help="Only with datasets of this instrument, such as VBI."),
+        click.option("--line", type=Words(), metavar="NAME", help='Only with this spectral line observed, such as "Na I".'),
+        click.option("--band", type=Words(), metavar="NAME", help="Only with this band observed; a part of its name is enough."),
+        click.option("--proposal", type=Words(), metavar="ID", help="Only OPs of this proposal."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _wanted(*, min_r0_cm: float | None, **filters: Any) -> "Wanted":
+    from l2inv.queries.filters import Wanted
+
+    if min_r0_cm is not None and math.isnan(min_r0_cm):
+        raise click.UsageError("--min-r0-cm is no number")
+    return Wanted(min_fried_parameter_m=None if min_r0_cm is None else min_r0_cm / 100, **filters)
+
+
+@command("next")
+@click.option(
+    "-n",
+    "limit",
+    type=click.IntRange(1, 100_000),
+    metavar="N",
+    help="How many at most: 10, or with --claim 1, unless said.",
+)
+@click.option("--claim", "claims", is_flag=True, help="Take the first, or the first -n, in one step.")
+@click.option(
+    "--for",
+    "duration",
+    type=Duration(),
+    metavar="DURATION",
+    help="With --claim: how long you need it, such as 21d.",
+)
+@click.option(
+    "--rank-by",
+    type=RankBy(),
+    metavar="WHAT",
+    help="r0_class (default: next.rank_by), age, fried_parameter or r0, proposal, ao, minutes, frames, lines, mu, exposure, "
+    "field, odd or movie.",
+)
+@filter_options
+@json_option
+def next_(
+    app: App, limit: int | None, claims: bool, duration: timedelta | None, rank_by: str | None, **filters: Any
+) -> None:
+    """Show the OPs to invert next, the first to do on top.
+
+    By priority, then as --rank-by says. Each says why it stands where it does.
+    """
+    from l2inv import wording
+    from l2inv.queries import observing_programs, verdicts
+    from l2inv.queries.filters import Wanted, unmatched
+    from l2inv.stages.mark_working import offers
+
+    if duration and not claims:
+        raise click.UsageError("--for needs --claim")
+    wanted = _wanted(**filters)
+    nothing = NOTHING if wanted == Wanted() else NOTHING_FITS
+    with app.connected() if claims else app.reading() as (connection, settings):
+        rules = settings.qualification
+        rank_by = rank_by or settings.next.rank_by
+        if claims:
+            from l2inv.stages.mark_working import claiming
+
+            due_at = due(settings, duration)
+            op_ids = claiming.claim_first(connection, rank_by, rules, wanted, app.actor, due_at, limit or 1)
+            found = [observing_programs.show(connection, op_id, rules) for op_id in op_ids]
+            _add_warnings(found, verdicts.warnings(connection, op_ids, rules))
+            unknown = [] if found else unmatched(connection, wanted, rules)
+            said = [f"claimed {op_id} for {app.actor}, due {wording.due(due_at)}" for op_id in op_ids]
+            claimed: dict[str, Any] = {
+                "claimed": found[0] if found else None,
+                "ops": found,
+                "unmatched": unknown,
+            }
+            app.result(claimed, lambda: app.summaries(said or [*unknown, nothing]))
+            for op in found:
+                for one in op["warnings"]:
+                    app.warn(f"{op['op_id']}: {wording.warning(one)}")
+            return
+        ops, total = offers.offered(connection, rank_by, limit or 10, rules, wanted)
+        unknown = [] if ops else unmatched(connection, wanted, rules)
+        op_ids = [op["op_id"] for op in ops]
+        _add_warnings(ops, verdicts.warnings(connection, op_ids, rules))
+        changed = observing_programs.held_with_changed_inputs(connection, app.actor)
+        held = observing_programs.held_by(connection, app.actor)
+        tails = _tails(connection, op_ids)
+    document = {
+        "ops": ops,
+        "total": total,
+        "rank_by": rank_by,
+        "unmatched": unknown,
+        "inputs_changed": changed,
+    }
+    app.result(document, lambda: _print_next(ops, total, rank_by, held, [*unknown, nothing], tails))
+    for op in changed:
+        app.warn(
+            f"{op['op_id']}, which you hold, was judged on other datasets; see: l2inv history {op['op_id']}"
+        )
+
+
+def _tails(connection: "Connection", op_ids: Iterable[str]) -> dict[str, str]:
+    """What stands for the ids on a terminal that is too narrow for them; only there it is looked for."""
+    from l2inv.cli import render
+    from l2inv.record import event_log
+
+    return event_log.tails(connection, op_ids) if render.width() is not None else {}
+
+
+def _add_warnings(ops: list[dict[str, Any]], warnings: dict[str, list[dict[str, Any]]]) -> None:
+    for op in ops:
+        op["warnings"] = warnings[op["op_id"]]
+
+
+NEXT_COLUMNS = (
+    "OP", "r0 cm", "AO", "min", "frames", "more lines", "mu", "ms", "arcsec", "odd", "why", "r0 p25-p75", "movie", "waiting since",
+    "observed", "proposal", "instruments", "datasets",
+)  # fmt: skip
+
+
+def _print_next(
+    ops: list[dict[str, Any]],
+    total: int,
+    rank_by: str,
+    held: list[dict[str, Any]],
+    nothing: list[str],
+    tails: dict[str, str],
+) -> None:
+    from l2inv import wording
+    from l2inv.cli import render
+
+    on_terminal = render.width() is not None
+    if held and on_terminal:
+        holds = f"{held[0]['op_id']}" if len(held) == 1 else f"{len(held)} OPs"
+        until = f", the first due {wording.due(held[0]['due_at'])}" if held[0]["due_at"] else ""
+        render.paragraph(f"You hold {holds}{until}; see: l2inv mine")
+        click.echo()
+    if not ops:
+        for line in nothing:
+            render.paragraph(line)
+        return
+    render.listing(NEXT_COLUMNS, map(_next_row, ops), right=("AO", "min", "frames", "mu"), short=tails)
+    click.echo()
+    more = f"; all: l2inv next -n {total}" if total > len(ops) else ""
+    render.paragraph(f"{len(ops)} of {total}, by priority, then {rank_by}{more}")
+    if on_terminal:
+        render.paragraph("Take the first: l2inv next --claim; another: l2inv claim OP")
+
+
+def _next_row(op: dict[str, Any]) -> tuple[object, ...]:
+    from l2inv import wording
+
+    return (
+        op["op_id"],
+        wording.seeing(op),
+        wording.percent(op["ao_fraction"]),
+        wording.number(op["minutes"]),
+        wording.number(op["frame_count"]),
+        ", ".join(map(wording.spectral_line, op["more_lines"])) or "-",
+        wording.number(op["mu"], 2),
+        wording.interval(op["exposure_min_ms"], op["exposure_max_ms"]),
+        wording.field(op),
+        ", ".join(op["odd"]) or "-",
+        op["reason"] or "-",
+        wording.quartiles(op),
+        "yes" if op["movie_urls"] else "no",
+        wording.day(op["since"]),
+        wording.day(op["start_time"]),
+        op["proposal_id"] or "-",
+        ", ".join(op["instruments"]),
+        op["dataset_count"],
+    )
+
+
+@command("list")
+@click.option("--state", type=click.Choice(STATES), help="Only OPs in this state.")
+@filter_options
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "ndjson", "csv", "ids"]),
+    default="table",
+    show_default=True,
+    help="As text, one JSON document, a JSON object a line, CSV, or the ids alone.",
+)
+@json_option
+def list_(app: App, state: str | None, form: str, **filters: Any) -> None:
+    """List OPs with their present state.
+
+    Each is printed as soon as it is read, in every format.
+    """
+    from l2inv.queries import export, observing_programs
+    from l2inv.queries.filters import unmatched
+
+    form = "json" if app.json else form
+    app.json = form == "json"
+    wanted = _wanted(state=state, **filters)
+    with app.reading() as (connection, settings):
+        rules = settings.qualification
+        full = form in ("json", "ndjson", "csv")
+        ops = observing_programs.list_ops(connection, wanted, rules, full=full)
+        found = next(ops, None)
+        rows = ops if found is None else chain([found], ops)
+        if form == "json":
+            _print_document(rows)
+        elif form == "ndjson":
+            export.as_ndjson(rows, sys.stdout)
+        elif form == "csv":
+            export.as_csv(rows, sys.stdout, observing_programs.LISTED)
+        elif form == "ids":
+            for op in rows:
+                click.echo(op["op_id"])
+        else:
+            _print_list(rows, connection)
+        unknown = unmatched(connection, wanted, rules) if found is None else []
+    for line in unknown:
+        app.warn(line)
+
+
+def _print_document(ops: Iterable[dict[str, Any]]) -> None:
+    """Print one JSON document without ever holding it."""
+    from l2inv.wording import as_json
+
+    total = 0
+    sys.stdout.write('{"ops": [')
+    for total, op in enumerate(ops, 1):
+        sys.stdout.write((", " if total > 1 else "") + as_json(op))
+    sys.stdout.write(f'], "total": {total}}}\n')
+
+
+def _print_list(ops: Iterable[dict[str, Any]], connection: "Connection") -> None:
+    from l2inv import wording
+    from l2inv.cli import render
+
+    rows = (
+        (
+            op["op_id"],
+            op["state"] + (", on hold" if op["on_hold"] else ""),
+            wording.day(op["since"]),
+            op["dataset_count"],
+            op["assignee"] or "-",
+        )
+        for op in ops
+    )
+    columns = ("OP", "state", "since", "datasets", "assignee")
+    render.stream(columns, rows, ("datasets",), lambda op_ids: _tails(connection, op_ids))
+
+
+@command("mine")
+@json_option
+def mine(app: App) -> None:
+    """Show what you hold, what is due first at the top.
+
+    Then what failed of what you hold or inverted, and what you inverted last.
+    """
+    from l2inv.queries import observing_programs
+
+    with app.connected() as (connection, _):
+        ops = observing_programs.held_by(connection, app.actor)
+        inverted = observing_programs.inverted_by(connection, app.actor)
+        failed = observing_programs.failed_of(connection, app.actor)
+        tails = _tails(connection, [op["op_id"] for op in (*ops, *inverted, *failed)])
+    now = datetime.now(UTC)
+    for op in ops:
+        op["overdue"] = op["due_at"] is not None and op["due_at"] <= now
+    document = {"ops": ops, "inverted": inverted, "failed": failed}
+    app.result(document, lambda: _print_mine(app.actor, tails, **document))
+
+
+def _print_mine(
+    actor: str,
+    tails: dict[str, str],
+    ops: list[dict[str, Any]],
+    inverted: list[dict[str, Any]],
+    failed: list[dict[str, Any]],
+) -> None:
+    from l2inv import wording
+    from l2inv.cli import render
+
+    if ops:
+        held = [
+            (
+                op["op_id"],
+                wording.due(op["due_at"]) + (" overdue" if op["overdue"] else ""),
+                op["state"],
+                wording.day(op["since"]),
+                op["proposal_id"] or "-",
+                "changed" if op["inputs_changed"] else "-",
+            )
+            for op in ops
+        ]
+        render.table(("OP", "due", "state", "since", "proposal", "inputs"), held, short=tails)
+    else:
+        render.paragraph(f"{actor} holds no OP; see: l2inv next")
+    if failed:
+        click.echo()
+        rows = [(op["op_id"], op["stage"], wording.moment(op["since"]), op["cause"]) for op in failed]
+        render.table(("failed", "stage", "since (UTC)", "cause"), rows, short=tails)
+    if inverted:
+        click.echo()
+        rows = [
+            (op["op_id"], op["state"], wording.day(op["since"]), op["proposal_id"] or "-") for op in inverted
+        ]
+        render.table(("inverted", "state", "since", "proposal"), rows, short=tails)

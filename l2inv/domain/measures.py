@@ -1,0 +1,156 @@
+"""What the scientist chooses an OP by: numbers of its present datasets, and what is odd about them. Pure.
+
+The Fried parameter is that of all its datasets, since one atmosphere lies before all of them; everything else is that of
+the datasets to be inverted: those of the instruments that qualify, or of all where it has none.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import hypot, isfinite, sqrt
+from statistics import median
+from typing import Any, Literal
+
+import msgspec
+
+from l2inv.config.settings import Qualification
+from l2inv.domain.criteria import bands_within, corners, narrow_bands, rules_of
+from l2inv.domain.inventory import Dataset, Distribution
+from l2inv.domain.solar import apparent_radius_arcsec
+
+GOOD_CM, FAIR_CM = 7.0, 5.0  # of the Fried parameter: from where on it has these words
+THIN_ARCSEC = 1.0  # a field that is narrower is no map
+R0Class = Literal["good", "fair", "poor", "unknown"]
+
+# What the Data Center takes a dataset to observe that names no lines: the first of these within 0.5 nm of its range.
+UNNAMED_LINES_NM = {
+    "Fe I (630.15 nm)": 630.15012,
+    "Ca II (854.21 nm)": 854.2091,
+    "Na I D2 (588.99 nm)": 588.95095,
+}
+BESIDE_NM = 0.5
+
+
+class Measures(msgspec.Struct, frozen=True, kw_only=True):
+    """What is measured of an OP; null where nothing is known. Units are in the names."""
+
+    fried_parameter_p25_m: float | None = None
+    fried_parameter_med_m: float | None = None
+    fried_parameter_p75_m: float | None = None
+    r0_class: R0Class = "unknown"
+    ao_fraction: float | None = None  # of the dataset in which the adaptive optics was locked least
+    minutes: float | None = None  # from the first start to the last end
+    frame_count: int | None = None  # of the dataset that has most
+    lines: list[str] = []
+    more_lines: list[str] = []  # those beyond the bands that the rules require
+    mu: float | None = None  # cosine of the heliocentric angle of the field's center; null beyond the limb
+    exposure_min_ms: float | None = None
+    exposure_max_ms: float | None = None
+    field_x_arcsec: float | None = None  # of the dataset that has the smallest
+    field_y_arcsec: float | None = None
+    odd: list[str] = []
+    movie_urls: list[str] = []
+
+
+def measure(datasets: Sequence[Dataset], rules: Qualification) -> Measures:
+    """Return what is measured of an OP from its present datasets."""
+    chosen = [d for d in datasets if d.instrument_name in rules.instruments] or list(datasets)
+    seeing = [d.fried_parameter for d in datasets if d.fried_parameter]
+    r0_m = middle(seeing, "med")
+    fractions = [
+        min(d.ao_locked / d.frame_count, 1.0) for d in chosen if d.frame_count and d.ao_locked is not None
+    ]
+    starts = [d.start_time for d in chosen if d.start_time]
+    ends = [d.end_time for d in chosen if d.end_time]
+    exposures = [d.exposure_time for d in chosen if d.exposure_time is not None and isfinite(d.exposure_time)]
+    boxes = [(d, found) for d in chosen if (found := corners(d.bounding_box))]
+    fields = sorted(
+        ((abs(x1 - x2), abs(y1 - y2)) for _, (x1, y1, x2, y2) in boxes), key=lambda xy: xy[0] * xy[1]
+    )
+    x, y = (round(side, 2) for side in fields[0]) if fields else (None, None)
+    by_instrument = sorted({line for d in chosen for line in observed_lines(d)})
+    required = sorted({line for d in chosen for line in _required_lines(d, rules)})
+    return Measures(
+        fried_parameter_p25_m=middle(seeing, "p25"),
+        fried_parameter_med_m=r0_m,
+        fried_parameter_p75_m=middle(seeing, "p75"),
+        r0_class=r0_class(r0_m),
+        ao_fraction=min(fractions, default=None),
+        minutes=max((max(ends) - min(starts)).total_seconds(), 0.0) / 60 if starts and ends else None,
+        frame_count=max((d.frame_count for d in chosen if d.frame_count is not None), default=None),
+        lines=by_instrument,
+        more_lines=[line for line in by_instrument if line not in required],
+        mu=_mu(boxes),
+        exposure_min_ms=min(exposures, default=None),
+        exposure_max_ms=max(exposures, default=None),
+        field_x_arcsec=x,
+        field_y_arcsec=y,
+        odd=_odd(chosen, rules, x, y),
+        movie_urls=list(
+            dict.fromkeys(d.browse_movie_url for d in (*chosen, *datasets) if d.browse_movie_url)
+        ),
+    )
+
+
+def middle(seeing: Iterable[Distribution], name: str) -> float | None:
+    """Return the median over datasets of a number of their distributions, None where it is known of none."""
+    known = [value for one in seeing if (value := getattr(one, name)) is not None and isfinite(value)]
+    return median(known) if known else None
+
+
+def r0_class(metres: float | None) -> R0Class:
+    """Return the word for a Fried parameter: that of the number that is shown, in cm to a decimal."""
+    if metres is None or not isfinite(metres):
+        return "unknown"
+    shown = round(metres * 100, 1)
+    return "good" if shown >= GOOD_CM else "fair" if shown >= FAIR_CM else "poor"
+
+
+def observed_lines(dataset: Dataset) -> list[str]:
+    """Return the spectral lines that a dataset observes, as the store names them; where it names none, one by its range."""
+    if dataset.spectral_lines is not None:
+        return dataset.spectral_lines
+    low, high = dataset.wavelength_min, dataset.wavelength_max
+    if low is None or high is None:
+        return []
+    named = (name for name, nm in UNNAMED_LINES_NM.items() if low - BESIDE_NM <= nm <= high + BESIDE_NM)
+    return [next(named, f"{(low + high) / 2:.1f} nm")]
+
+
+def _required_lines(dataset: Dataset, rules: Qualification) -> list[str]:
+    """The lines of a dataset that covers a required band: whoever chooses has them in every OP."""
+    low, high = dataset.wavelength_min, dataset.wavelength_max
+    if low is None or high is None:
+        return []
+    needed = {band.name for band in rules_of(dataset.instrument_name, rules).bands if band.required}
+    return (
+        observed_lines(dataset)
+        if needed & set(bands_within(dataset.instrument_name, low, high, rules))
+        else []
+    )
+
+
+def _mu(boxes: Sequence[tuple[Dataset, tuple[float, float, float, float]]]) -> float | None:
+    for dataset, (x1, y1, x2, y2) in boxes:
+        if dataset.start_time is not None:
+            off_center = hypot((x1 + x2) / 2, (y1 + y2) / 2) / apparent_radius_arcsec(dataset.start_time)
+            return round(sqrt(1 - off_center**2), 3) if off_center <= 1 else None
+    return None
+
+
+def _odd(datasets: Sequence[Dataset], rules: Qualification, x: float | None, y: float | None) -> list[str]:
+    """What whoever chooses should see first, each in a few words."""
+    narrow = {
+        found["band"]
+        for d in datasets
+        for found in narrow_bands(d.instrument_name, d.wavelength_min, d.wavelength_max, rules)
+    }
+    odd = [f"{name} narrow" for name in sorted(narrow)]
+    if x is not None and y is not None and min(x, y) < THIN_ARCSEC:
+        odd.append(f'field {min(x, y):.1f}" {"wide" if x <= y else "high"}')
+    if datasets and x is None:
+        odd.append("field unknown")
+    return odd
+
+
+def plain(found: Measures) -> Mapping[str, Any]:
+    """Return the measures as they stand in JSON."""
+    return msgspec.structs.asdict(found)

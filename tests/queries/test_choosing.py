@@ -1,0 +1,222 @@
+"""How a scientist finds a good OP: which stands first and why, what is shown of it, what a filter finds or says."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from rich.cells import cell_len
+
+from l2inv.cli import main
+from l2inv.config import settings
+from l2inv.domain.inventory import stored
+from l2inv.domain.measures import measure
+from l2inv.queries import filters, observing_programs
+from l2inv.record import event_log
+from l2inv.sample.server import Store
+from tests.conftest import Commands, Connection
+from tests.helpers.terminals import ESCAPE, in_this_process
+
+REAL = Path(__file__).parents[3] / "shared" / "real" / "inventory-2025-pid_2_126.json"
+RULES = settings.Qualification()
+
+
+def shown(l2inv: Commands, columns: int, *argv: str) -> list[str]:
+    """The lines that a command shows on a terminal."""
+    said = in_this_process(main, ["--config", str(l2inv.config), "--actor", "han", *argv], columns)
+    lines = ESCAPE.sub("", said).splitlines()
+    assert all(cell_len(line) <= columns for line in lines), lines
+    return lines
+
+
+def test_a_good_op_stands_on_top_and_the_reason_is_said(l2inv: Commands, ready: list[str]) -> None:
+    found = l2inv.json("next", "-n", "100")
+    classes = [op["r0_class"] for op in found["ops"]]
+    assert classes == sorted(classes, key=["good", "fair", "poor", "unknown"].index)
+    assert len(set(classes)) > 1
+    for op, following in zip(found["ops"], found["ops"][1:], strict=False):
+        assert op["r0_class"] != following["r0_class"] or op["since"] <= following["since"]
+        assert op["why"] == f"{op['r0_class']} r0, waiting since {op['since'][:10]}"
+    assert found["total"] == len(ready)
+    l2inv("prioritize", ready[-1], "--priority", "5", "--reason", "eclipse")
+    assert l2inv.json("next")["ops"][0]["reason"] == "priority 5 (eclipse), poor r0"
+    assert (
+        f"3 of {len(ready)}, by priority, then r0_class; all: l2inv next -n {len(ready)}"
+        in l2inv("next", "-n", "3").stdout
+    )
+
+
+HIGHEST: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "fried_parameter": lambda op: op["fried_parameter_med_m"],
+    "r0": lambda op: op["fried_parameter_med_m"],
+    "ao": lambda op: op["ao_fraction"],
+    "minutes": lambda op: op["minutes"],
+    "frames": lambda op: op["frame_count"],
+    "lines": lambda op: len(op["more_lines"]),
+    "mu": lambda op: op["mu"],
+    "exposure": lambda op: op["exposure_max_ms"],
+    "field": lambda op: op["field_x_arcsec"] and op["field_x_arcsec"] * op["field_y_arcsec"],
+    "odd": lambda op: -len(op["odd"]),
+    "movie": lambda op: bool(op["movie_urls"]),
+}
+
+
+def test_next_ranks_by_each_thing_that_one_chooses_by_and_claims_what_stands_first(
+    l2inv: Commands, ready: list[str]
+) -> None:
+    assert {*HIGHEST, "r0_class", "age", "proposal"} == {*get_args(settings.RankBy)}
+    for rank_by, measured in HIGHEST.items():
+        values = [measured(op) for op in l2inv.json("next", "-n", "100", "--rank-by", rank_by)["ops"]]
+        known = [value for value in values if value is not None]
+        assert known == sorted(known, reverse=True), rank_by
+        assert values[: len(known)] == known, rank_by
+    first = l2inv.json("next", "--rank-by", "MU")["ops"][0]["op_id"]
+    assert l2inv.json("next", "--rank-by", "mu", "--claim")["claimed"]["op_id"] == first
+    assert "the nearest is exposure" in l2inv("next", "--rank-by", "exposition", expect=2).stderr
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_next_fits_a_terminal_and_says_once_what_is_the_same_in_every_row(
+    l2inv: Commands, ready: list[str], columns: int
+) -> None:
+    lines = shown(l2inv, columns, "next")
+    assert "movie yes" in " ".join(
+        lines[: lines.index(next(line for line in lines if line.startswith("OP ")))]
+    )
+    tails = [line.split()[0] for line in lines if re.match(r"\d{6}", line)]
+    assert tails == [op.rpartition(".")[2] for op in ready[:10]]
+    for op in ready[:3]:
+        assert l2inv.json("show", op.rpartition(".")[2])["op_id"] == op
+    shown(l2inv, columns, "list")
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the real inventories are not beside the project")
+@pytest.mark.parametrize("columns", [80, 120])
+def test_next_shows_what_a_real_inventory_is_chosen_by(l2inv: Commands, columns: int) -> None:
+    l2inv.settings["metadata_store"]["url"] = str(REAL)
+    l2inv.save()
+    for stage in ("scan", "qualify", "preprocess"):
+        l2inv(stage)
+    lines = shown(l2inv, columns, "next")
+    assert re.match(r"in all: more lines Mg I b1, Na I D1; ms 100-150; odd Fe I 630.3 narrow", lines[0])
+    (best,) = [i for i, line in enumerate(lines) if line.startswith("13002973")]
+    assert lines[best].split()[:8] == ["13002973", "9.8", "good", "92%", "16.4", "1192", "0.89", "31x50"]
+    assert lines[best - 1].startswith("OP ")
+    assert any(line.startswith("6 of 6, by priority") for line in lines)
+    assert [line.split()[2] for line in lines if re.match(r"\d{7}", line)] == [
+        "good",
+        "fair",
+        "fair",
+        "poor",
+        "poor",
+        "poor",
+    ]
+    (one,) = l2inv.json("next", "--line", "Mg I b1", "-n", "1")["ops"]
+    assert one["field_x_arcsec"] == 31.36
+    l2inv("claim", "13002973")
+
+
+def test_a_filter_reads_an_instrument_in_any_case_and_finds_lines_that_no_rule_names(
+    l2inv: Commands, ready: list[str], store: Store
+) -> None:
+    ops = l2inv.json("next", "-n", "100")["ops"]
+
+    def found(*argv: str) -> set[str]:
+        return {op["op_id"] for op in l2inv.json("next", "-n", "100", *argv)["ops"]}
+
+    assert found("--instrument", "vbi") == {op["op_id"] for op in ops if "VBI" in op["instruments"]} > set()
+    for line in {name for op in ops for name in op["lines"]}:
+        having = {op["op_id"] for op in ops if line in op["lines"]}
+        assert found("--line", line) == having
+        assert found("--line", line.lower().replace("(", "").split(")")[0]) == having
+    assert found("--line", "Ca I") == set()  # "Ca II" is another ion's
+    assert (
+        found("--line", "ca ii") == {op["op_id"] for op in ops if "Ca II (854.21 nm)" in op["lines"]} > set()
+    )
+
+
+def test_the_lines_found_are_those_that_are_measured(
+    l2inv: Commands, ready: list[str], connection: Connection
+) -> None:
+    """SQL finds by line, Python shows the lines: both must read a dataset's lines alike, and those of one without any."""
+    observed: dict[str, set[str]] = {}
+    rows = connection.execute(
+        "select op_id, record::text as text from l2inv.dataset where not withdrawn"
+    ).fetchall()
+    for op_id in {row["op_id"] for row in rows}:
+        for line in measure([stored(row["text"]) for row in rows if row["op_id"] == op_id], RULES).lines:
+            observed.setdefault(line, set()).add(op_id)
+    assert observed
+    for line, op_ids in observed.items():
+        listed = observing_programs.list_ops(connection, filters.Wanted(line=line), RULES, full=False)
+        qualifying = {row["op_id"] for row in rows if json.loads(row["text"]).get("instrumentName") == "VISP"}
+        assert {op["op_id"] for op in listed} == op_ids & qualifying, line
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--proposal", "pid_2_44", r"proposal 'pid_2_44' is unknown; the nearest known is pid_2_4"),
+        ("--instrument", "VISPP", "no dataset is of instrument 'VISPP'; the nearest known is VISP"),
+        ("--line", "He I", "no dataset to be inverted observes line 'He I'; the nearest known is "),
+        (
+            "--band",
+            "Fe I (630.15",
+            "no rule names a band 'Fe I (630.15' (the datasets observe Fe I (630.15 nm); try --line)",
+        ),
+        ("--band", "K 399", "no rule names a band 'K 399' (known: Ca II 854.2, Fe I 630.3, Na I 589.3)"),
+    ],
+)
+def test_a_filter_that_matches_nothing_says_so_by_its_value(
+    l2inv: Commands, ready: list[str], option: str, value: str, said: str
+) -> None:
+    assert said in l2inv("next", option, value).stdout
+    assert said in l2inv("list", option, value).stderr
+    assert said in l2inv.json("next", option, value)["unmatched"][0]
+    assert l2inv.json("next", option, value)["ops"] == l2inv.json("list", option, value)["ops"] == []
+
+
+def test_hostile_text_in_a_filter_is_text(l2inv: Commands, ready: list[str]) -> None:
+    for text in (r"\y", "(?i)", "[a", "*", "'; drop table l2inv.event --", "%", "\\", "a{1000}", "太陽"):
+        for option in ("--line", "--band", "--proposal", "--instrument"):
+            l2inv("next", option, text)
+
+
+def test_list_prints_the_same_ops_in_every_format(l2inv: Commands, ready: list[str]) -> None:
+    document = l2inv.json("list")
+    ops = document["ops"]
+    assert document["total"] == len(ops) > len(ready)
+    assert l2inv("list", "--format", "json").json == document
+    assert [json.loads(line) for line in l2inv("list", "--format", "ndjson").stdout.splitlines()] == ops
+    assert l2inv("list", "--format", "ids").stdout.split("\n")[:-1] == [op["op_id"] for op in ops]
+    rows = list(csv.DictReader(io.StringIO(l2inv("list", "--format", "csv").stdout)))
+    assert [row["op_id"] for row in rows] == [op["op_id"] for op in ops]
+    assert list(rows[0]) == list(observing_programs.LISTED) == list(ops[0])
+    table = l2inv("list").stdout.splitlines()
+    assert [line.split()[0] for line in table] == ["OP", *(op["op_id"] for op in ops)]
+    assert {"op_id", "proposal_id", "experiment_id", "state", "since", "priority", "assignee", "instruments",
+            "dataset_count", "start_time", "fried_parameter_med_m"} <= set(ops[0])  # fmt: skip
+    few = l2inv.json("list", "--state", "preprocessed", "--instrument", "vbi", "--min-r0-cm", "7")["ops"]
+    assert few == [
+        op
+        for op in ops
+        if op["state"] == "preprocessed" and "VBI" in op["instruments"] and op["r0_class"] == "good"
+    ]
+    assert l2inv("list", "--state", "working", "--format", "csv").stdout.startswith("op_id,")
+
+
+def test_list_reads_each_op_when_it_is_asked_for(connection: Connection) -> None:
+    ops = [
+        event_log.Event(f"eid.{n:06}", 0, "discovered", "discovered", {"datasets": []}) for n in range(3000)
+    ]
+    event_log.add(connection, ops, "test", None)
+    listed = observing_programs.list_ops(connection, filters.Wanted(), RULES)
+    assert next(listed)["op_id"] == "eid.000000"
+    connection.execute("select 1")  # the cursor holds the rest, not this process
+    held = connection.execute("select count(*) as held from pg_cursors where name = 'l2inv_list'").fetchone()
+    assert held == {"held": 1}
+    assert sum(1 for _ in listed) == 2999
