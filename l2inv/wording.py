@@ -208,18 +208,18 @@ def summary(report: dict[str, Any]) -> str:
             return (
                 f"scan: {d['seen']} records ({d['new']} new, {d['changed']} changed, {d['withdrawn']} withdrawn, "
                 f"{d['quarantined']} set aside), "
-                f"{n['seen']} OPs ({n['new']} new, {n['changed']} changed), {seconds}"
+                f"{plural(n['seen'], 'OP')} ({n['new']} new, {n['changed']} changed), {seconds}"
             )
         case "qualify":
             outstanding = len(report.get("outstanding") or ())
             more = f" ({outstanding} with recipes outstanding)" if outstanding else ""
             return (
-                f"qualify: {n['judged']} OPs judged ({n['invertible']} invertible, {n['not_invertible']} not), "
+                f"qualify: {plural(n['judged'], 'OP')} judged ({n['invertible']} invertible, {n['not_invertible']} not), "
                 f"{n['waiting']} waiting{more}, {n['unchanged']} unchanged, {n['failed']} failed, {seconds}"
             )
     jobs = report.get("jobs")
     more = f" ({jobs['submitted']} submitted, {jobs['running']} on the cluster already)" if jobs else ""
-    return f"{stage}: {count(range(n['done']), 'OP')} done, {n['failed']} failed, {n['skipped']} skipped{more}, {seconds}"
+    return f"{stage}: {plural(n['done'], 'OP')} done, {n['failed']} failed, {n['skipped']} skipped{more}, {seconds}"
 
 
 def what_happened(event: dict[str, Any]) -> str:
@@ -234,7 +234,7 @@ def what_happened(event: dict[str, Any]) -> str:
                 for name in ("new", "changed", "left", "withdrawn")
                 if detail.get(name)
             ]
-            return "; ".join(parts)
+            return "; ".join([*parts, *_changes(detail)])
         case "judged":
             return f"{verdict_line(detail['verdict'])} (criteria {detail['criteria_version']})"
         case "overruled":
@@ -254,9 +254,9 @@ def what_happened(event: dict[str, Any]) -> str:
                 return "nothing to run" + (f"; bundle in {detail['folder']}" if detail.get("folder") else "")
             return f"in {detail['seconds']:.1f} s, {count(detail['files'], 'file')} in {detail['folder']}"
         case "claimed" | "extended":
-            return f"for {detail['assignee']}{_due(detail)}"
+            return f"for {detail['assignee']}{_due(event)}"
         case "handed_over" | "taken_over":
-            return f"from {detail['from']} to {detail['assignee']}{_due(detail)}{_reason(detail)}"
+            return f"from {detail['from']} to {detail['assignee']}{_due(event)}{_reason(detail)}"
         case "put_on_hold" | "taken_off_hold":
             return str(detail.get("reason") or "")
         case "released":
@@ -287,8 +287,37 @@ def what_happened(event: dict[str, Any]) -> str:
     return json.dumps(detail, ensure_ascii=False)
 
 
-def _due(detail: dict[str, Any]) -> str:
-    return f", due {day(detail['due_at'])}" if detail.get("due_at") else ""
+def _due(event: dict[str, Any]) -> str:
+    """When a claim is due, with the hour where that is within a day of the event."""
+    due_at = event["detail"].get("due_at")
+    return f", due {due(due_at, event.get('recorded_at'))}" if due_at else ""
+
+
+MOST_CHANGES = 6  # of one event, that are told in its line
+
+
+def _changes(detail: dict[str, Any]) -> list[str]:
+    """What became of the fields that somebody decides by, once for the datasets in which it is the same."""
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for dataset_id, fields in (detail.get("values") or {}).items():
+        frames = fields.get("frame_count", [None, None])
+        for name, (old, new) in fields.items():
+            if old == new:
+                continue
+            of = f" of {frames[1]} frames" if name == "ao_locked" else ""
+            alike.setdefault((name, changed_value(old), changed_value(new) + of), []).append(dataset_id)
+    told = [f"{name} {old} -> {new} in {some(ids)}" for (name, old, new), ids in alike.items()]
+    return told[:MOST_CHANGES] + (
+        [f"{len(told) - MOST_CHANGES} more fields"] if len(told) > MOST_CHANGES else []
+    )
+
+
+def changed_value(found: object) -> str:
+    """Return a field's value before or after a change, short enough for a line."""
+    if isinstance(found, dict):
+        return " ".join(f"{name} {value(part)}" for name, part in found.items() if part is not None) or "-"
+    text = value(found)
+    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def _reason(detail: dict[str, Any]) -> str:

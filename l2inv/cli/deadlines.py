@@ -130,10 +130,12 @@ def _words(name: str) -> str:
 def _due(op: dict[str, Any]) -> str:
     length = wording.length(abs(op["days_over"]) * 86_400)
     how = f"{length} over" if op["days_over"] > 0 else f"in {length}"
-    return wording.clean(f"{op['op_id']}  {op['state']}  due {wording.day(op['due_at'])}, {how}")
+    due = (wording.moment if abs(op["days_over"]) < 1 else wording.day)(op["due_at"])
+    return wording.clean(f"{op['op_id']}  {op['state']}  due {due}, {how}")
 
 
 def _failed(op: dict[str, Any]) -> str:
+    due = (wording.moment if abs(op["days_over"]) < 1 else wording.day)(op["due_at"])
     return wording.clean(f"{op['op_id']}  {op['stage']}: {op['cause']}")
 
 
@@ -142,6 +144,7 @@ def _set_aside(record: dict[str, Any]) -> str:
 
 
 def _op(op: dict[str, Any]) -> str:
+    due = (wording.moment if abs(op["days_over"]) < 1 else wording.day)(op["due_at"])
     return wording.clean(f"{op['op_id']}  {op['state']}")
 
 

@@ -29,6 +29,7 @@ def report(app: App, file: Path, lines: int) -> None:
 
     It is put in place of the last one as a whole, for an internal web server to show; - is stdout.
     """
+    from l2inv import wording
     from l2inv.queries.report import snapshot as room
 
     now = datetime.now(UTC)
@@ -41,7 +42,10 @@ def report(app: App, file: Path, lines: int) -> None:
         return
     with app.reading() as (connection, settings):
         done = room.written(connection, settings, now, lines, file)
-    app.result(done, lambda: app.summary(f"report: {done['ops']} OPs, {done['bytes']} bytes in {file}"))
+    app.result(
+        done,
+        lambda: app.summary(f"report: {wording.plural(done['ops'], 'OP')}, {done['bytes']} bytes in {file}"),
+    )
 
 
 def _print(html: str) -> None:

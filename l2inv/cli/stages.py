@@ -100,6 +100,7 @@ def _qualify(app: App, as_of: datetime) -> None:
 
 
 def _what_if(app: App, file: Path) -> None:
+    from l2inv import wording
     from l2inv.cli import render
     from l2inv.config import settings
     from l2inv.queries.what_if import what_if
@@ -113,12 +114,14 @@ def _what_if(app: App, file: Path) -> None:
             for op_id in found[change]:
                 render.paragraph(f"{change:<7}{op_id}")
         gained, lost = len(found["gained"]), len(found["lost"])
-        counts = f"{gained} OPs gained, {lost} lost, {found['unchanged']} unchanged"
+        counts = f"{wording.plural(gained, 'OP')} gained, {lost} lost, {found['unchanged']} unchanged"
         app.summary(f"what if: {counts}; nothing written (criteria {found['criteria_version']})")
 
     app.result(found, text)
     if found["failed"]:
-        app.warn(f"qualify: {len(found['failed'])} OPs cannot be judged: {', '.join(found['failed'][:5])}")
+        app.warn(
+            f"qualify: {wording.count(found['failed'], 'OP')} cannot be judged: {wording.some(found['failed'])}"
+        )
 
 
 @command("preprocess")
@@ -148,6 +151,7 @@ def publish(app: App, dry_run: bool) -> None:
 
 
 def _dry_run(app: App) -> None:
+    from l2inv import wording
     from l2inv.cli import render
     from l2inv.stages.publish import preflight
 
@@ -161,7 +165,9 @@ def _dry_run(app: App) -> None:
             rows = [(check["name"], check["result"], check["detail"]) for check in op["checks"]]
             render.table(("check", "result", ""), rows)
             click.echo()
-        app.summary(f"publish: {sum(op['ready'] for op in ops)} of {len(ops)} OPs ready; nothing written")
+        app.summary(
+            f"publish: {sum(op['ready'] for op in ops)} of {wording.count(ops, 'OP')} ready; nothing written"
+        )
 
     app.result({"ops": ops}, text)
 
@@ -189,11 +195,12 @@ def _tell(app: App, report: dict[str, Any]) -> None:
 
 
 def _exit_with(app: App, report: dict[str, Any]) -> None:
+    from l2inv import wording
+
     failed = report["ops"]["failed"]
     if failed:
-        ops = "1 OP" if failed == 1 else f"{failed} OPs"
         app.warn(
-            f"{report['stage']}: {ops} failed; see: l2inv list --state error, l2inv history OP, l2inv retry OP"
+            f"{report['stage']}: {wording.plural(failed, 'OP')} failed; see: l2inv list --state error, l2inv history OP, l2inv retry OP"
         )
         raise click.exceptions.Exit(4)
 

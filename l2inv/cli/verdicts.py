@@ -90,7 +90,7 @@ def _print_near_misses(found: list[dict[str, Any]]) -> None:
         click.echo("no OP fails on exactly one criterion")
     for criterion in found:
         ops = criterion["ops"]
-        render.paragraph(f"{criterion['name']}: {len(ops)} {'OP' if len(ops) == 1 else 'OPs'}")
+        render.paragraph(f"{criterion['name']}: {wording.count(ops, 'OP')}")
         rows = [
             (
                 op["op_id"],
@@ -194,7 +194,7 @@ def _print_completeness(found: dict[str, Any], quiet_days: float) -> None:
     room = min(BAR_COLUMNS, (render.width() or 80) - 32)
     for group in found["instruments"][:2]:
         click.echo()
-        render.paragraph(f"{group['name']}, {group['ops']} OPs:")
+        render.paragraph(f"{group['name']}, {wording.plural(group['ops'], 'OP')}:")
         for day, s in zip(days, group["shares"], strict=True):
             bar = wording.bar(s["share"], room)
             mark = "  <- quiet_days" if s["quiet_days"] == quiet_days else ""

@@ -39,7 +39,7 @@ def _print_op(op: dict[str, Any]) -> None:
     from l2inv.record import event_log
 
     late = op["state"] == "working" and op["due_at"] is not None and op["due_at"] <= datetime.now(UTC)
-    due = f", due {wording.day(op['due_at'])}{' overdue' * late}" if op["due_at"] else ""
+    due = f", due {wording.due(op['due_at'])}{' overdue' * late}" if op["due_at"] else ""
     holder = (op["assignee"] or "-") + due
     overruled, error, verdict = op["overruled_by"], op["error"], op["verdict"]
     pairs = [
@@ -47,18 +47,27 @@ def _print_op(op: dict[str, Any]) -> None:
         ("state", op["state"]),
         ("since", wording.moment(op["since"])),
         ("assignee", holder),
-        ("to do", event_log.way_on(op["op_id"], op["state"], "for the assignee to invert")),
+        ("to do", event_log.way_on(op["op_id"], op["state"], "for the assignee to invert", on_hold=op["on_hold"])),
         ("on hold", op["hold_reason"] if op["on_hold"] else None),
         ("error", f"{error['stage']}: {error['cause']}" if error else None),
         ("proposal", op["proposal_id"] or "-"),
         ("experiment", op["experiment_id"] or "-"),
         ("priority", op["priority"]),
         ("observed", wording.moment(op["start_time"])),
-        ("r0", wording.centimetres(op["fried_parameter_med_m"])),
+        ("r0", f"{wording.centimetres(op['fried_parameter_med_m'])}, {op['r0_class']}; p25-p75 {wording.quartiles(op)} cm" if op["r0_class"] != "unknown" else "unknown"),
+        ("AO locked", wording.percent(op["ao_fraction"])),
+        ("length", f"{wording.number(op['minutes'])} minutes, {wording.number(op['frame_count'])} frames"),
+        ("exposure", f"{wording.interval(op['exposure_min_ms'], op['exposure_max_ms'])} ms"),
+        ("field", f"{wording.field(op)} arcsec, mu {wording.number(op['mu'], 2)}"),
+        ("lines", ", ".join(op["lines"]) or "-"),
+        ("odd", ", ".join(op["odd"]) or None),
         ("verdict", wording.verdict_line(verdict) if verdict else "not judged yet"),
         ("overruled", f"invertible: {_yes(overruled['invertible'])}: {overruled['reason']}" if overruled else None),
         ("inputs", "changed since the verdict; see: l2inv history" if op["inputs_changed"] else None),
         *(("warning", wording.warning(found)) for found in op["warnings"]),
+        *(("inversion", _inversion(inversion)) for inversion in op["inversions"]),
+        *(("output", output["uri"]) for output in op["outputs"] or ()),
+        *(("movie", url) for url in op["movie_urls"]),
     ]  # fmt: skip
     render.fields((name, value) for name, value in pairs if value is not None)
     click.echo()
@@ -99,11 +108,27 @@ def _print_op(op: dict[str, Any]) -> None:
                     for c in against
                 ],
             )
+    click.echo()
+    for d in op["datasets"]:
+        if d["files_url"] and not d["withdrawn"]:
+            render.paragraph(f"{d['dataset_id']} {d['files_url']}", hang=2)
     descriptions = {d["record"].get("experiment_description") for d in op["datasets"] if not d["withdrawn"]}
     for text in sorted(filter(None, descriptions)):
+        first, *more = wording.paragraphs(text) or [""]
         click.echo()
-        for words in wording.paragraphs(text):
-            render.paragraph(words)
+        render.paragraph(first + (f" (… {wording.count(more, 'more paragraph')}: --json)" if more else ""))
+
+
+def _inversion(told: dict[str, Any]) -> str:
+    from l2inv import wording
+
+    published = f"published {wording.day(told['published_at'])}"
+    superseded = f", superseded by {told['superseded_by']}" if told["superseded_by"] else ""
+    withdrawn = f", withdrawn {wording.day(told['withdrawn_at'])}" if told["withdrawn_at"] else ""
+    return (
+        f"{told['inversion_id']} of {told['instrument_program_id']}, cycle {told['cycle']}, "
+        f"{published}{superseded}{withdrawn}"
+    )
 
 
 def _range(low: float | None, high: float | None) -> str:
@@ -205,7 +230,7 @@ def _needs(found: dict[str, Any]) -> list[tuple[str, str]]:
 
     needs = []
     if errors := found["states"]["error"]:
-        needs.append((f"{_ops(errors)} in error", "l2inv list --state error"))
+        needs.append((f"{wording.plural(errors, 'OP')} in error", "l2inv list --state error"))
     for run in found["runs"]:
         if failed := (run["result"] or {}).get("failed"):
             when = wording.moment(run["started_at"])
@@ -216,7 +241,7 @@ def _needs(found: dict[str, Any]) -> list[tuple[str, str]]:
                 )
             )
     if found["overdue"]:
-        needs.append((f"{_ops(found['overdue'])} overdue", "l2inv overdue"))
+        needs.append((f"{wording.plural(found['overdue'], 'OP')} overdue", "l2inv overdue"))
     for op in found["inputs_changed"]:
         said = (
             f"{op['op_id']}, {op['state']}, held by {op['assignee']}: its datasets changed since the verdict"
@@ -229,10 +254,6 @@ def _needs(found: dict[str, Any]) -> list[tuple[str, str]]:
         records = "1 record" if found["quarantined"] == 1 else f"{found['quarantined']} records"
         needs.append((f"{records} of the metadata store set aside", "l2inv quarantine"))
     return needs
-
-
-def _ops(number: int) -> str:
-    return "1 OP" if number == 1 else f"{number} OPs"
 
 
 def _age(found: dict[str, Any]) -> str:

@@ -93,6 +93,12 @@ class Unreadable(msgspec.Struct, frozen=True):
 
 # People look at these and no verdict rests on them: one that cannot be read is null, and counted.
 DISPLAYED = ("fried_parameter", "light_level", "polarimetric_accuracy", "exposure_time", "browse_movie_url")
+# Fields whose old and new values the history says where they change: somebody decides by them.
+DECIDED_BY = (
+    "instrument_name", "frame_count", "health", "gos_status", "ao_locked", "stokes_parameters", "bounding_box",
+    "wavelength_min", "wavelength_max", "exposure_time", "spectral_lines", "fried_parameter", "start_time", "end_time",
+    "is_embargoed",
+)  # fmt: skip
 COUNT_KEYS = {"health": set(SUBFIELDS["health"]), "gos_status": set(SUBFIELDS["gosStatus"])}
 _FIELDS = {field.encode_name: field for field in msgspec.structs.fields(Dataset)}
 _EASED = {key: field for key, field in _FIELDS.items() if field.name in {*DISPLAYED, *COUNT_KEYS}}
@@ -241,6 +247,23 @@ def _object(raw: bytes | msgspec.Raw) -> dict[str, Any]:
 
 def _without_nul(dataset_id: str) -> str | None:
     return None if "\0" in dataset_id else dataset_id
+
+
+def changes(before: Dataset, now: Dataset) -> dict[str, list[Any]]:
+    """Return the old and the new value of each field of DECIDED_BY in which two versions differ; of seeing, the medians.
+
+    Beside the frames with AO locked, always how many there are.
+    """
+
+    def plain(dataset: Dataset, name: str) -> Any:
+        value = getattr(dataset, name)
+        return value.med if isinstance(value, Distribution) else msgspec.to_builtins(value)
+
+    both = {name: [plain(before, name), plain(now, name)] for name in DECIDED_BY}
+    changed = {name: values for name, values in both.items() if values[0] != values[1]}
+    if "ao_locked" in changed:
+        changed["frame_count"] = both["frame_count"]
+    return changed
 
 
 class _OnlyId(msgspec.Struct, rename="camel"):

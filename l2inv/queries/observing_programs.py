@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
 from l2inv.config.settings import Qualification
 from l2inv.database.connection import Connection
@@ -13,17 +14,38 @@ from l2inv.queries.filters import Wanted, conditions
 
 OVERVIEW = "l2inv.op_overview o"
 COLUMNS = """op_id, proposal_id, experiment_id, state, since, priority, assignee, instruments, datasets as dataset_count,
-              start_time, fried_parameter_med as fried_parameter_med_m, bands, instrument_programs, inputs_changed, overruled,
-              due_at, on_hold, is_embargoed"""
+              start_time, fried_parameter_med as fried_parameter_med_m, bands, instrument_programs,
+              inputs_changed and not exists (
+                  select from l2inv.op_state s join l2inv.event e on e.op_id = s.op_id and e.seq = s.datasets_seq
+                  where s.op_id = o.op_id and e.kind = 'reopened') as inputs_changed,
+              overruled, due_at, on_hold, is_embargoed"""
 # What an OP's measures are computed from. A description is long, and measured by nobody.
 PRESENT = """
     (select array_agg((d.record - 'experimentDescription')::text order by d.dataset_id)
      from l2inv.dataset d where d.op_id = o.op_id and not d.withdrawn) as present
 """
 LISTED = (
-    *(name.split(" as ")[-1].strip() for name in COLUMNS.split(",")),
+    "op_id",
+    "proposal_id",
+    "experiment_id",
+    "state",
+    "since",
+    "priority",
+    "assignee",
+    "instruments",
+    "dataset_count",
+    "start_time",
+    "fried_parameter_med_m",
+    "bands",
+    "instrument_programs",
+    "inputs_changed",
+    "overruled",
+    "due_at",
+    "on_hold",
+    "is_embargoed",
     *(name for name in measures.Measures.__struct_fields__ if name != "fried_parameter_med_m"),
 )
+L1_COLLECTION = "d26bd00b-62dc-40d2-9179-7aece2b8c437"  # Globus's name for where the Level 1 data are served
 AT_ONCE = 500  # OPs
 MOST_INVERTED = 20  # OPs that one person inverted, of which a list is shown
 
@@ -74,6 +96,9 @@ def show(connection: Connection, op_id: str, rules: Qualification) -> dict[str, 
                (select e.detail from l2inv.event e
                 where e.op_id = o.op_id and e.kind = 'overruled' and o.overruled order by e.seq desc limit 1)
                     as overruled_by,
+               (select e.detail -> 'outputs' from l2inv.event e
+                where e.op_id = o.op_id and e.kind = 'inverted' and o.state in ('inverted', 'published', 'error')
+                order by e.seq desc limit 1) as outputs,
                (select e.detail ->> 'reason' from l2inv.event e
                 where e.op_id = o.op_id and e.kind = 'put_on_hold' and o.on_hold order by e.seq desc limit 1) as hold_reason
         from {OVERVIEW} where op_id = %s
@@ -93,7 +118,7 @@ def show(connection: Connection, op_id: str, rules: Qualification) -> dict[str, 
     row["datasets"] = connection.execute(
         """
         select dataset_id, version, product_id, instrument_program_id, instrument, bucket, create_date, start_time,
-               wavelength_min_nm, wavelength_max_nm, fried_parameter_med_m, withdrawn, record
+               wavelength_min_nm, wavelength_max_nm, fried_parameter_med_m, withdrawn, proposal_id, record
         from l2inv.dataset where op_id = %s order by instrument, dataset_id
         """,
         [op_id],
@@ -101,7 +126,16 @@ def show(connection: Connection, op_id: str, rules: Qualification) -> dict[str, 
     snake = dict(zip(Dataset.__struct_encode_fields__, Dataset.__struct_fields__, strict=True))
     for dataset in row["datasets"]:
         dataset["record"] = {snake[name]: value for name, value in dataset["record"].items()}
+        dataset["files_url"] = files_url(dataset["bucket"], dataset.pop("proposal_id"), dataset["dataset_id"])
     return row
+
+
+def files_url(bucket: str | None, proposal_id: str | None, dataset_id: str) -> str | None:
+    """Return where a person opens a dataset's files in Globus, None where it is not known where they lie."""
+    if bucket is None or proposal_id is None:
+        return None
+    path = quote(f"/{bucket}/{proposal_id}/{dataset_id}/")
+    return f"https://app.globus.org/file-manager?origin_id={L1_COLLECTION}&origin_path={path}"
 
 
 def held_by(connection: Connection, actor: str) -> list[dict[str, Any]]:

@@ -31,7 +31,9 @@ def explain(connection: Connection, op_id: str, rules: Qualification) -> dict[st
     row = connection.execute(
         """
         select s.op_id, s.state, s.criteria_version, v.recorded_at as judged_at, v.detail -> 'verdict' as verdict,
-               coalesce(s.datasets_seq > s.verdict_seq, false) as inputs_changed,
+               case when coalesce(s.datasets_seq > s.verdict_seq, false) then exists (
+                   select from l2inv.event c where c.op_id = s.op_id and c.seq = s.datasets_seq and c.kind <> 'reopened')
+               else false end as inputs_changed,
                o.detail - 'verdict' as overruled_by
         from l2inv.op_state s
         left join l2inv.event v on v.op_id = s.op_id and v.seq = s.verdict_seq

@@ -119,7 +119,7 @@ def must_allow(present: Present, kind: str, state: states.State | None) -> None:
     if not states.is_allowed(kind, present.state, state, present.state_before_error):
         raise Refused(
             f"OP {present.op_id} is {present.state}: it cannot be {kind}",
-            way_on(present.op_id, present.state, _held(present)),
+            way_on(present.op_id, present.state, _held(present), on_hold=present.on_hold),
         )
 
 
@@ -128,7 +128,7 @@ def must_hold(present: Present, actor: str) -> None:
     if present.state == "working" and present.assignee != actor:
         raise Refused(
             f"OP {present.op_id} is held by {present.assignee} since {present.since}, not by {actor}",
-            f"ask {present.assignee}, or act as the holder with --actor",
+            f"ask {present.assignee} to release it or to hand it over; once it is overdue: l2inv take-over",
         )
 
 
@@ -356,8 +356,10 @@ def _held(present: Present) -> str:
     return f"held by {present.assignee} since {present.since}"
 
 
-def way_on(op_id: str, state: states.State, held: str) -> str:
+def way_on(op_id: str, state: states.State, held: str, *, on_hold: bool = False) -> str:
     """Return what is to be done with an OP that is in a state; `held` is what to say of one that somebody works on."""
+    if on_hold and state in ("invertible", "preprocessed", "inverted"):
+        return f"to let it go on: l2inv unhold {op_id}"
     return {
         "discovered": "qualify judges it when it is quiet",
         "invertible": "run: l2inv preprocess",

@@ -192,7 +192,7 @@ def test_narrow_bands_are_a_warning_in_explain_show_next_and_the_report(
     assert offered[op]["warnings"] == [told]
     for command in ("explain", "show"):
         assert f"{told['dataset_id']} {NARROW}" in l2inv(command, op).stdout
-    assert "Fe I 630.3 (narrow)" in l2inv("next").stdout
+    assert "Fe I 630.3 narrow" in l2inv("next").stdout
     page = tmp_path / "report.html"
     l2inv("report", str(page))
     assert "Fe I 630.3 (narrow)" in page.read_text()

@@ -69,14 +69,22 @@ def test_a_changed_dataset_is_a_new_version_and_its_op_gets_an_event_that_says_w
     dataset = next(
         d for d in store.datasets if d["observingProgramExecutionId"] == op and d["instrumentName"] == "VISP"
     )
+    before, frames = dataset["aoLocked"], dataset["frameCount"]
     dataset["aoLocked"] = 0
     report = l2inv.json("scan")
     assert report["datasets"]["changed"] == 1
     assert report["ops"]["changed"] == 1
+    assert (
+        f"ao_locked {before} -> 0 of {frames} frames in {dataset['datasetId']}" in l2inv("history", op).stdout
+    )
     event = l2inv.json("history", op)["events"][-1]
     assert (event["kind"], event["state"], event["actor"]) == ("datasets_changed", "discovered", "han")
     assert event["detail"].pop("versions").keys() == {dataset["datasetId"]}
-    assert event["detail"] == {"affects_verdict": True, "changed": {dataset["datasetId"]: ["ao_locked"]}}
+    assert event["detail"] == {
+        "affects_verdict": True,
+        "changed": {dataset["datasetId"]: ["ao_locked"]},
+        "values": {dataset["datasetId"]: {"ao_locked": [before, 0], "frame_count": [frames, frames]}},
+    }
     versions = connection.execute(
         "select version, record -> 'aoLocked' as ao from l2inv.dataset_version where dataset_id = %s order by 1",
         [dataset["datasetId"]],

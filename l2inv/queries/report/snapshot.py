@@ -231,7 +231,9 @@ def _listed(
     ops = connection.execute(
         f"""
         select d.op_id, d.state, d.since, d.priority, d.assignee, d.claimed_until, d.on_hold, d.owner, d.due_at,
-               coalesce(s.datasets_seq > s.verdict_seq, false) as inputs_changed, s.seq as events_in_all
+               case when coalesce(s.datasets_seq > s.verdict_seq, false) then exists (
+                   select from l2inv.event c where c.op_id = s.op_id and c.seq = s.datasets_seq and c.kind <> 'reopened')
+               else false end as inputs_changed, s.seq as events_in_all
         from unnest(%(ids)s::text[]) with ordinality as listed (op_id, place)
         join ({deadlines.DUE}) d using (op_id) join l2inv.op_state s using (op_id) order by place
         """,  # noqa: S608

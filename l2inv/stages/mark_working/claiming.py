@@ -157,4 +157,4 @@ def _given(**what: str | None) -> dict[str, Any]:
 
 
 def _day(due_at: datetime | None) -> str:
-    return wording.day(due_at) if due_at else "at no set date"
+    return wording.due(due_at) if due_at else "at no set date"

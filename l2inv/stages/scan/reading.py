@@ -34,6 +34,7 @@ class Found(NamedTuple):
     pin: str | None = None
     proposal_id: str | None = None
     experiment_id: str | None = None
+    old_new: str | None = None  # JSON: old and new of what somebody decides by
 
 
 @dataclass
@@ -89,7 +90,8 @@ def begun(connection: Connection, settings: Settings, run: Run, progress: Progre
             affects_verdict boolean not null,
             pin             text,
             proposal_id     text,
-            experiment_id   text
+            experiment_id   text,
+            old_new         jsonb
         ) on commit drop
         """
     )
@@ -282,10 +284,15 @@ def _found(
     if before.observing_program_execution_id == op_id:
         # What the verdict depends on is never among those that are not noted.
         told = sorted(fields, key=lambda name: name not in INPUTS)[:NOTED_FIELDS]
-        yield Found(op_id, "changed", dataset_id, json.dumps(told), affects, *names)
+        yield Found(op_id, "changed", dataset_id, json.dumps(told), affects, *names, _old_new(before, now))
         return
     yield Found(op_id, "new", dataset_id, None, affects, *names)
     yield Found(before.observing_program_execution_id, "left", dataset_id, None, affects)
+
+
+def _old_new(before: inventory.Dataset, now: inventory.Dataset) -> str | None:
+    found = inventory.changes(before, now)
+    return json.dumps(found) if found else None
 
 
 def note(reading: Reading, found: Iterable[Found]) -> None:

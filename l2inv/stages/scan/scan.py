@@ -249,6 +249,7 @@ def _tell(connection: Connection, run: Run) -> dict[str, int]:
                    (array_agg(f.experiment_id order by place) filter (where f.experiment_id is not null))[1] as experiment_id,
                    array_agg(distinct f.dataset_id) filter (where what = 'new') as new,
                    jsonb_object_agg(f.dataset_id, told order by place) filter (where what = 'changed') as changed,
+                   jsonb_object_agg(f.dataset_id, old_new order by place) filter (where old_new is not null) as "values",
                    array_agg(distinct f.dataset_id) filter (where what = 'left') as "left",
                    jsonb_object_agg(f.dataset_id, told order by place) filter (where what = 'withdrawn') as withdrawn,
                    jsonb_object_agg(f.dataset_id, pin order by place) filter (where pin is not null) as versions
@@ -270,7 +271,7 @@ def _event(row: Row) -> event_log.Event:
         detail = {"datasets": row["new"], **first}
         return event_log.Event(row["op_id"], 0, "discovered", "discovered", detail)
     reopens = row["affects_verdict"] and row["state"] in JUDGED
-    names = ("new", "changed", "left", "withdrawn", "versions")
+    names = ("new", "changed", "values", "left", "withdrawn", "versions")
     told = {name: row[name] for name in names if row[name] is not None}
     detail = {"affects_verdict": row["affects_verdict"]} | told
     return event_log.Event(
