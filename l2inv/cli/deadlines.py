@@ -135,7 +135,6 @@ def _due(op: dict[str, Any]) -> str:
 
 
 def _failed(op: dict[str, Any]) -> str:
-    due = (wording.moment if abs(op["days_over"]) < 1 else wording.day)(op["due_at"])
     return wording.clean(f"{op['op_id']}  {op['stage']}: {op['cause']}")
 
 
@@ -144,7 +143,6 @@ def _set_aside(record: dict[str, Any]) -> str:
 
 
 def _op(op: dict[str, Any]) -> str:
-    due = (wording.moment if abs(op["days_over"]) < 1 else wording.day)(op["due_at"])
     return wording.clean(f"{op['op_id']}  {op['state']}")
 
 

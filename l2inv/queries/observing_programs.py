@@ -8,7 +8,7 @@ from urllib.parse import quote
 from l2inv.config.settings import Qualification
 from l2inv.database.connection import Connection
 from l2inv.domain import measures
-from l2inv.domain.inventory import stored
+from l2inv.domain.inventory import Dataset, stored
 from l2inv.domain.states import STATES
 from l2inv.queries.filters import Wanted, conditions
 
@@ -84,8 +84,6 @@ def list_ops(
 
 def show(connection: Connection, op_id: str, rules: Qualification) -> dict[str, Any]:
     """Return all that is known of one OP: its line of the list, its datasets in full, its newest verdict, its inversions."""
-    from l2inv.domain.inventory import Dataset
-
     row = connection.execute(
         f"""
         select {COLUMNS}, {PRESENT},
@@ -128,6 +126,15 @@ def show(connection: Connection, op_id: str, rules: Qualification) -> dict[str, 
         dataset["record"] = {snake[name]: value for name, value in dataset["record"].items()}
         dataset["files_url"] = files_url(dataset["bucket"], dataset.pop("proposal_id"), dataset["dataset_id"])
     return row
+
+
+def present(connection: Connection, op_id: str) -> list[Dataset]:
+    """Return an OP's present datasets in the order of their ids."""
+    rows = connection.execute(
+        "select record::text as text from l2inv.dataset where op_id = %s and not withdrawn order by dataset_id",
+        [op_id],
+    )
+    return [stored(row["text"]) for row in rows]
 
 
 def files_url(bucket: str | None, proposal_id: str | None, dataset_id: str) -> str | None:

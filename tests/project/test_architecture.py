@@ -16,7 +16,7 @@ PACKAGE = Path(l2inv.__file__).parent
 # The folders from the top down: a module imports from its own folder and from lower lines, nothing from its own line.
 LAYERS = [
     {"cli"},
-    {"sample"},
+    {"sample", "api"},
     {"stages"},
     {"queries"},
     {"record", "products"},

@@ -1,0 +1,123 @@
+"""What l2inv knows, for Python: functions that take a connection and return plain structs. Reads only.
+
+    from l2inv import api
+
+    with api.connected() as (connection, settings):
+        for op in api.next_ops(connection, settings):
+            print(op.op_id, op.r0_class, op.mu)
+
+The fields are those of `l2inv list --json`, with the same units in their names; times are datetimes in UTC. Functions and
+fields are added, never renamed or removed. Whoever acts, such as by claiming an OP, uses the commands.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from l2inv.config.settings import RankBy, Settings, load
+from l2inv.database import session
+from l2inv.database.connection import Connection
+from l2inv.domain.inventory import Dataset
+from l2inv.domain.measures import Measures
+from l2inv.domain.states import State
+from l2inv.queries import observing_programs
+from l2inv.queries.filters import Wanted
+from l2inv.record import event_log
+from l2inv.stages.mark_working import offers
+
+
+class Op(Measures, frozen=True, kw_only=True):
+    """An observing program: where it stands, and what is measured of it."""
+
+    op_id: str
+    proposal_id: str | None
+    experiment_id: str | None
+    state: State
+    since: datetime
+    priority: int
+    assignee: str | None
+    instruments: list[str]
+    dataset_count: int
+    start_time: datetime | None
+    bands: list[str]
+    instrument_programs: list[str | None]
+    inputs_changed: bool
+    overruled: bool
+    due_at: datetime | None
+    on_hold: bool
+    is_embargoed: bool
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One event of an OP's history; `state` is null where the state stayed."""
+
+    seq: int
+    kind: str
+    state: State | None
+    actor: str
+    recorded_at: datetime
+    run_id: int | None
+    detail: dict[str, Any]
+
+
+@contextmanager
+def connected(config: str | Path | None = None) -> Iterator[tuple[Connection, Settings]]:
+    """Lend a connection and the settings of a file, or else of the one that the commands use.
+
+    It is one to the standby that the settings name for reading, if there is one. Raise ConfigError, DatabaseError.
+    """
+    settings = load(None if config is None else Path(config)).settings
+    with session.connected(settings, settings.database.read_url) as connection:
+        yield connection, settings
+
+
+def ops(
+    connection: Connection,
+    settings: Settings,
+    *,
+    state: State | None = None,
+    proposal: str | None = None,
+    band: str | None = None,
+    line: str | None = None,
+    instrument: str | None = None,
+    min_fried_parameter_m: float | None = None,
+    embargoed: bool | None = None,
+) -> Iterator[Op]:
+    """Yield the OPs that fit, in the order of their ids, each as soon as it is read."""
+    wanted = Wanted(proposal, band, instrument, min_fried_parameter_m, embargoed, line, state)
+    for row in observing_programs.list_ops(connection, wanted, settings.qualification):
+        yield _op(row)
+
+
+def next_ops(
+    connection: Connection, settings: Settings, limit: int = 10, rank_by: RankBy | None = None
+) -> list[Op]:
+    """Return the OPs that can be claimed, the one to do first at the top; ranked as the settings say, unless said."""
+    by = rank_by or settings.next.rank_by
+    rows, _ = offers.offered(connection, by, limit, settings.qualification)
+    return [_op(row) for row in rows]
+
+
+def op(connection: Connection, settings: Settings, name: str) -> Op:
+    """Return the OP that an id, a part of it, or the id of something that it holds names. Raise Refused."""
+    op_id = event_log.resolve(connection, name)
+    return _op(observing_programs.show(connection, op_id, settings.qualification))
+
+
+def datasets(connection: Connection, name: str) -> list[Dataset]:
+    """Return an OP's present datasets in full, in the order of their ids. Raise Refused."""
+    return observing_programs.present(connection, event_log.resolve(connection, name))
+
+
+def history(connection: Connection, name: str) -> list[Event]:
+    """Return every event of an OP, oldest first. Raise Refused."""
+    found = observing_programs.history(connection, event_log.resolve(connection, name))
+    return [msgspec.convert(event, Event) for event in found["events"]]
+
+
+def _op(row: dict[str, Any]) -> Op:
+    return msgspec.convert(row, Op)
