@@ -220,3 +220,140 @@ def test_list_reads_each_op_when_it_is_asked_for(connection: Connection) -> None
     held = connection.execute("select count(*) as held from pg_cursors where name = 'l2inv_list'").fetchone()
     assert held == {"held": 1}
     assert sum(1 for _ in listed) == 2999
+
+
+def test_show_has_what_a_scientist_decides_by(l2inv: Commands, ready: list[str], store: Store) -> None:
+    op = ready[0]
+    found = l2inv.json("show", op)
+    page = l2inv("show", op).stdout
+    (first, *_) = [d for d in found["datasets"] if d["instrument"] == "VISP"]
+    path = f"/{first['bucket']}/{found['proposal_id']}/{first['dataset_id']}/"
+    assert first["files_url"] == (
+        f"https://app.globus.org/file-manager?origin_id=d26bd00b-62dc-40d2-9179-7aece2b8c437&origin_path={path}"
+    )
+    assert all(f"{d['dataset_id']} {d['files_url']}" in page for d in found["datasets"])
+    assert all(re.search(rf"^movie +{re.escape(url)}$", page, re.MULTILINE) for url in found["movie_urls"])
+    assert re.search(
+        rf"^r0 +{found['fried_parameter_med_m'] * 100:.1f} cm, {found['r0_class']}; p25-p75 ",
+        page,
+        re.MULTILINE,
+    )
+    for name in ("AO locked", "length", "exposure", "field", "lines"):
+        assert re.search(rf"^{name} +\S", page, re.MULTILINE), name
+    description = next(
+        d["experimentDescription"] for d in store.datasets if d["observingProgramExecutionId"] == op
+    )
+    assert description.split("\n")[0].split(" ")[0] in page
+    assert "more paragraph" in page
+
+
+def test_show_says_where_the_outputs_lie_and_what_was_withdrawn(l2inv: Commands, ready: list[str]) -> None:
+    op = ready[0]
+    l2inv("claim", op)
+    l2inv(
+        "mark-inverted",
+        op,
+        "--software",
+        "DeSIRe",
+        "--software-version",
+        "4.1",
+        "--output",
+        "globus://l2/here",
+    )
+    assert re.search(r"^output +globus://l2/here$", l2inv("show", op).stdout, re.MULTILINE)
+    assert l2inv.json("show", op)["inversions"] == []
+    l2inv("publish")
+    (inversion,) = l2inv.json("show", op)["inversions"]
+    assert re.search(
+        rf"^inversion +{inversion['inversion_id']} of .*, published \S+$",
+        l2inv("show", op).stdout,
+        re.MULTILINE,
+    )
+    l2inv("withdraw", op, "--reason", "wrong line")
+    assert re.search(r"^inversion .*, withdrawn 20\S+$", l2inv("show", op).stdout, re.MULTILINE)
+
+
+def test_the_next_step_is_that_of_the_state_and_of_a_hold(l2inv: Commands, ready: list[str]) -> None:
+    assert f"run: l2inv claim {ready[0]}" in l2inv("show", ready[0]).stdout
+    l2inv("hold", ready[0], "--reason", "doubts")
+    assert f"l2inv unhold {ready[0]}" in l2inv("show", ready[0]).stdout
+    assert "l2inv claim" not in l2inv("show", ready[0]).stdout
+
+
+def test_mine_shows_what_was_inverted_and_what_failed_of_it(
+    l2inv: Commands, ready: list[str], connection: Connection
+) -> None:
+    for op in ready[:3]:
+        l2inv("claim", op)
+        l2inv(
+            "mark-inverted",
+            op,
+            "--software",
+            "DeSIRe",
+            "--software-version",
+            "4.1",
+            "--output",
+            "globus://l2/x",
+        )
+    l2inv("claim", ready[3], actor="ann")
+    l2inv(
+        "mark-inverted",
+        ready[3],
+        "--software",
+        "D",
+        "--software-version",
+        "4",
+        "--output",
+        "globus://l2/x",
+        actor="ann",
+    )
+    seq = len(l2inv.json("history", ready[1])["events"])
+    event_log.fail(connection, ready[1], seq, "publish", "the store refuses it", "cron", 1)
+    mine = l2inv.json("mine")
+    assert mine["ops"] == []
+    assert [op["op_id"] for op in mine["inverted"]] == [ready[2], ready[0]]
+    assert [(op["op_id"], op["stage"], op["cause"]) for op in mine["failed"]] == [
+        (ready[1], "publish", "the store refuses it")
+    ]
+    page = l2inv("mine").stdout
+    assert "han holds no OP" in page
+    assert page.index("the store refuses it") < page.index(ready[2])
+
+
+def test_one_op_is_one_op_and_what_is_extended_is_not_already_yours(
+    l2inv: Commands, ready: list[str]
+) -> None:
+    l2inv("claim", ready[0])
+    said = l2inv("claim", ready[0], "--for", "40d").stdout
+    assert "already" not in said
+    assert re.search(r"is yours for longer, due \d{4}-\d\d-\d\d\n", said)
+    said = l2inv("claim", ready[0], "--for", "3h").stdout
+    assert re.search(r", due \d{4}-\d\d-\d\d \d\d:\d\d UTC\n", said)
+    assert re.search(
+        r"for han, due \d{4}-\d\d-\d\d \d\d:\d\d UTC", l2inv("history", ready[0]).stdout.splitlines()[-1]
+    )
+    assert re.search(
+        r"due \d{4}-\d\d-\d\d \d\d:\d\d UTC", l2inv("claim", ready[0], actor="ann", expect=3).stderr
+    )
+    refused = l2inv("release", ready[0], actor="ann", expect=3).stderr
+    assert "--actor" not in refused
+    assert "ask han to release it" in refused
+
+
+def test_after_a_reopening_no_inputs_are_said_to_have_changed(
+    l2inv: Commands, ready: list[str], store: Store
+) -> None:
+    l2inv("claim", ready[0])
+    l2inv(
+        "mark-inverted", ready[0], "--software", "D", "--software-version", "4", "--output", "globus://l2/x"
+    )
+    l2inv("publish")
+    l2inv("reopen", ready[0], "--reason", "a better code")
+    assert l2inv.json("show", ready[0])["inputs_changed"] is False
+    assert l2inv.json("explain", ready[0])["inputs_changed"] is False
+    assert "changed since" not in l2inv("show", ready[0]).stdout + l2inv("explain", ready[0]).stdout
+    for dataset in store.datasets:
+        if dataset["observingProgramExecutionId"] == ready[0]:
+            dataset["aoLocked"] = 1
+    l2inv("scan")
+    assert l2inv.json("show", ready[0])["inputs_changed"] is True
