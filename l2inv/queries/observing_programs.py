@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
+
+import msgspec
 
 from l2inv.config.settings import Qualification
 from l2inv.database.connection import Connection
@@ -23,6 +25,10 @@ COLUMNS = """op_id, proposal_id, experiment_id, state, since, priority, assignee
 PRESENT = """
     (select array_agg((d.record - 'experimentDescription')::text order by d.dataset_id)
      from l2inv.dataset d where d.op_id = o.op_id and not d.withdrawn) as present
+"""
+IN_TABLE = """
+    op_id, state, since, assignee, on_hold_seq is not null as on_hold,
+    (select count(*) from l2inv.dataset d where d.op_id = s.op_id and not d.withdrawn) as dataset_count
 """
 LISTED = (
     "op_id",
@@ -58,28 +64,29 @@ def add_measures(row: dict[str, Any], rules: Qualification) -> dict[str, Any]:
 
 
 def list_ops(
-    connection: Connection, wanted: Wanted, rules: Qualification, *, full: bool = True
+    connection: Connection, wanted: Wanted, rules: Qualification, what: Literal["all", "table", "ids"] = "all"
 ) -> Iterator[dict[str, Any]]:
     """Yield the OPs that fit in the order of their ids, each as soon as it is read: memory does not grow with them.
 
-    Without `full`, only what a table shows of each: its id, state, `since`, holder and number of datasets.
+    Of each, what `what` says: all that is known, what a table shows (state, `since`, holder, number of datasets), or its id.
     """
-    condition, values = conditions(wanted, rules)
-    if full:
+    condition, values = conditions(msgspec.structs.replace(wanted, state=None), rules)
+    if what == "all":
         statement = f"select {COLUMNS}, {PRESENT} from {OVERVIEW}"  # noqa: S608 - text of our own, here and below
     else:
-        statement = """
-            select op_id, state, since, assignee, on_hold_seq is not null as on_hold,
-                   (select count(*) from l2inv.dataset d where d.op_id = s.op_id and not d.withdrawn) as dataset_count
-            from l2inv.op_state s
-        """
+        statement = f"select {'op_id' if what == 'ids' else IN_TABLE} from l2inv.op_state s"  # noqa: S608
         if condition:
             condition = f"exists (select from {OVERVIEW} where o.op_id = s.op_id and {condition})"
+    if wanted.state is not None:
+        condition, values = (
+            f"state = %(state)s{' and ' * bool(condition)}{condition}",
+            values | {"state": wanted.state},
+        )
     where = f"where {condition}" if condition else ""
     with connection.transaction(), connection.cursor("l2inv_list") as cursor:
         cursor.itersize = AT_ONCE
         for row in cursor.execute(f"{statement} {where} order by op_id", values):
-            yield add_measures(row, rules) if full else row
+            yield add_measures(row, rules) if what == "all" else row
 
 
 def show(connection: Connection, op_id: str, rules: Qualification) -> dict[str, Any]:

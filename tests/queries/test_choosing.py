@@ -152,7 +152,7 @@ def test_the_lines_found_are_those_that_are_measured(
             observed.setdefault(line, set()).add(op_id)
     assert observed
     for line, op_ids in observed.items():
-        listed = observing_programs.list_ops(connection, filters.Wanted(line=line), RULES, full=False)
+        listed = observing_programs.list_ops(connection, filters.Wanted(line=line), RULES, "ids")
         qualifying = {row["op_id"] for row in rows if json.loads(row["text"]).get("instrumentName") == "VISP"}
         assert {op["op_id"] for op in listed} == op_ids & qualifying, line
 
