@@ -57,9 +57,16 @@ MOST_INVERTED = 20  # OPs that one person inverted, of which a list is shown
 
 
 def add_measures(row: dict[str, Any], rules: Qualification) -> dict[str, Any]:
-    """Replace `present`, the texts of an OP's present datasets, by what is measured of them; return the row."""
-    present = [stored(text) for text in row.pop("present") or ()]
-    row |= measures.plain(measures.measure(present, rules))
+    """Replace `present`, the texts of an OP's present datasets, by what is measured of them; return the row.
+
+    Of an OP with a text that is no dataset's, only that is said: it keeps no other OP from being shown.
+    """
+    texts = row.pop("present") or ()
+    try:
+        found = measures.measure([stored(text) for text in texts], rules)
+    except msgspec.ValidationError:
+        found = measures.Measures(odd=["a record is damaged; see: l2inv verify datasets"])
+    row |= measures.plain(found)
     return row
 
 

@@ -357,3 +357,9 @@ def test_after_a_reopening_no_inputs_are_said_to_have_changed(
             dataset["aoLocked"] = 1
     l2inv("scan")
     assert l2inv.json("show", ready[0])["inputs_changed"] is True
+
+
+def test_a_damaged_record_keeps_no_other_op_from_being_shown() -> None:
+    row = observing_programs.add_measures({"op_id": "eid", "present": ['{"datasetId": 1}']}, RULES)
+    assert row["odd"] == ["a record is damaged; see: l2inv verify datasets"]
+    assert row["frame_count"] is None
