@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from l2inv.config.settings import RankBy, Settings, load
-from l2inv.database import session
+from l2inv.database import access
 from l2inv.database.connection import Connection
 from l2inv.domain.inventory import Dataset
 from l2inv.domain.measures import Measures
@@ -71,7 +71,7 @@ def connected(config: str | Path | None = None) -> Iterator[tuple[Connection, Se
     It is one to the standby that the settings name for reading, if there is one. Raise ConfigError, DatabaseError.
     """
     settings = load(None if config is None else Path(config)).settings
-    with session.connected(settings, settings.database.read_url) as connection:
+    with access.connected(settings, settings.database.read_url) as connection:
         yield connection, settings
 
 

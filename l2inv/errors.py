@@ -28,12 +28,20 @@ class DatabaseError(L2invError):
     """PostgreSQL cannot be reached, refuses, or holds another schema than this l2inv expects."""
 
 
+class SchemaBehind(DatabaseError):
+    """The schema is missing, or lacks migrations that this version brings: `l2inv migrate` adds them."""
+
+
 class StoreError(L2invError):
     """The metadata store cannot be reached, refuses, or answers what cannot be read."""
 
 
 class StoreRefused(StoreError):
     """The metadata store answered, and its answer to this one request is no."""
+
+
+class CatalogError(L2invError):
+    """The catalogers' broker cannot be reached, or did not take a message."""
 
 
 class Refused(L2invError):

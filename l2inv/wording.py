@@ -225,6 +225,8 @@ def summary(report: dict[str, Any]) -> str:
 def what_happened(event: dict[str, Any]) -> str:
     """Return one event as a phrase."""
     detail: dict[str, Any] = event["detail"]
+    if event.get("voided_by"):  # it may say anything
+        return f"void by event {event['voided_by']}"
     match event["kind"]:
         case "discovered":
             return f"with {count(detail.get('datasets', ()), 'dataset')}"
@@ -250,18 +252,18 @@ def what_happened(event: dict[str, Any]) -> str:
         case "cleaned":
             return f"{detail['files']} files, {detail['bytes']} bytes removed with {detail['folder']}"
         case "preprocessed":
-            if not detail.get("needed"):
+            if "seconds" not in detail:
                 return "nothing to run" + (f"; bundle in {detail['folder']}" if detail.get("folder") else "")
-            return f"in {detail['seconds']:.1f} s, {count(detail['files'], 'file')} in {detail['folder']}"
-        case "claimed" | "extended":
-            return f"for {detail['assignee']}{_due(event)}"
+            return f"in {detail['seconds']:.1f} s, {count(detail.get('files', ()), 'file')} in {detail.get('folder')}"
+        case "claimed" | "extended" | "resumed":
+            return f"for {detail['assignee']}{_due(event)}{_reason(detail)}"
         case "handed_over" | "taken_over":
             return f"from {detail['from']} to {detail['assignee']}{_due(event)}{_reason(detail)}"
         case "put_on_hold" | "taken_off_hold":
             return str(detail.get("reason") or "")
         case "released":
             return f"by {detail['assignee']}{_reason(detail)}"
-        case "inverted":
+        case "inverted" | "amended":
             software = detail.get("software") or {}
             with_what = " ".join(str(v) for v in (software.get("name"), software.get("version")) if v)
             note = f": {detail['note']}" if detail.get("note") else ""
@@ -276,8 +278,14 @@ def what_happened(event: dict[str, Any]) -> str:
             return "as " + ", ".join(i["inversion_id"] for i in detail["inversions"])
         case "reopened":
             return f"after cycle {detail['cycle']}{_reason(detail)}"
-        case "withdrawn":
+        case "withdrawn" | "reinstated":
             return ", ".join(detail["inversion_ids"]) + _reason(detail)
+        case "transfer_started" | "transferred" | "cataloged":
+            return str(detail["inversion_id"])
+        case "restored":
+            return f"from {detail['file']}"
+        case "voided":
+            return f"event {detail['seq']}{_reason(detail)}"
         case "failed":
             return f"{detail['stage']}, attempt {detail['attempt']}: {detail['cause']}"
         case "retried":

@@ -3,6 +3,7 @@
 The server is the embedded one, started once; L2INV_TEST_DATABASE names another (a libpq URI of a superuser).
 """
 
+import inspect
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -29,17 +30,27 @@ from pytest_postgresql import factories
 from l2inv.cli import main
 from l2inv.config.settings import Database, Settings
 from l2inv.database import embedded, migrate
+from l2inv.database.access import connected
 from l2inv.database.connection import Connection, open_connection
-from l2inv.database.session import connected
 from l2inv.sample import inventory
 from l2inv.sample.server import Store, serving
+
+if TYPE_CHECKING:
+    from tests.helpers.rabbitmq import Broker
+
+if "mix_stderr" in (defaults := inspect.signature(CliRunner).parameters):  # before click 8.2
+    CliRunner.__init__.__defaults__ = (*[p.default for p in defaults.values()][:-1], False)
 
 SERVER = "L2INV_TEST_SERVER"
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)  # the time as of which the tests judge completeness
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for name in ("L2INV_CONFIG", "L2INV_ACTOR"):
+    # libpq's variables may belong to L2INV_TEST_DATABASE; without it they would lead the tests to another server.
+    libpqs = [
+        name for name in os.environ if name.startswith("PG") and "L2INV_TEST_DATABASE" not in os.environ
+    ]
+    for name in ("L2INV_CONFIG", "L2INV_ACTOR", *libpqs):
         os.environ.pop(name, None)
     if (
         signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -215,6 +226,17 @@ def listener() -> Iterator[Listener]:
     listener.server.shutdown()
     thread.join()
     listener.server.server_close()
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator["Broker"]:
+    """A RabbitMQ of the tests' own."""
+    from tests.helpers import rabbitmq
+
+    if why := rabbitmq.missing():
+        pytest.skip(why)
+    with rabbitmq.running() as broker:
+        yield broker
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import click
 
 from l2inv.config import settings as all_settings
 from l2inv.database import embedded
-from l2inv.database.session import connected
+from l2inv.database.access import connected
 from l2inv.queries.report import snapshot
 from l2inv.sample import demo
 

@@ -29,7 +29,7 @@ from l2inv.domain import states
 TOP = Path(__file__).parent.parent
 DOCUMENT = TOP / "docs" / "reference.md"
 COMMAND = "python -m tests.reference"
-VIEWS = ("op", "dataset", "published_op")
+VIEWS = ("op", "dataset", "published_op", "history", "runs")
 COMMON = {"--config", "--actor", "-v", "-q", "--json", "--help"}
 UNITS = {"days": "days", "seconds": "s", "minutes": "min", "nm": "nm", "mb": "MB"}
 NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false"}
@@ -142,7 +142,7 @@ def _settings() -> Iterator[str]:
 def _fields(path: str, kind: type[Struct], comments: dict[str, str]) -> Iterator[Row]:
     hints = get_type_hints(kind, include_extras=True)
     for field in msgspec.structs.fields(kind):
-        here, hint = f"{path}.{field.name}", hints[field.name]
+        here, hint = f"{path}.{field.encode_name}", hints[field.name]
         below = _struct(hint)
         if below and not _is_list(hint):
             yield from _fields(here, below, comments)
@@ -225,7 +225,10 @@ def _comments(example: str) -> dict[str, str]:
         if not line.strip():
             above = []
         elif line.lstrip().startswith("#"):
-            above.append(line.lstrip()[1:])
+            text = line.lstrip()[1:]
+            if above and above[-1].endswith(","):  # an example that goes on
+                text = f"{above.pop()} {text.strip()}"
+            above.append(text)
         elif setting := re.match(r"( *)(- )?(\w+):", line):
             indent = len(setting[1]) + len(setting[2] or "")
             path = [(depth, name) for depth, name in path if depth < indent]

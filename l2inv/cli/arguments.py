@@ -9,8 +9,10 @@ import click
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+# ParamType takes a type argument since click 8.4 alone: it has none here.
 
-class Actor(click.ParamType[str]):
+
+class Actor(click.ParamType):  # type: ignore[type-arg]
     """A name that can stand in the record: printable, of one line."""
 
     name = "name"
@@ -21,7 +23,7 @@ class Actor(click.ParamType[str]):
         return value.strip()
 
 
-class Words(click.ParamType[str]):
+class Words(click.ParamType):  # type: ignore[type-arg]
     """Text that says something, in characters that can be kept."""
 
     name = "text"
@@ -36,7 +38,7 @@ class Words(click.ParamType[str]):
         return value
 
 
-class Duration(click.ParamType[timedelta]):
+class Duration(click.ParamType):  # type: ignore[type-arg]
     """A length of time: a number and d, h, m or w; a bare number counts days."""
 
     name = "duration"

@@ -3,13 +3,9 @@
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from l2inv.cli.context import App
 from l2inv.domain.states import JUDGED, State
-
-if TYPE_CHECKING:
-    from l2inv.config.settings import Settings
 
 MOST = 50
 GIVE_UP_SECONDS = 2.0
@@ -52,25 +48,15 @@ def ops(app: App, command_name: str | None, beginning: str) -> list[str]:
 
 def _ops(app: App, command_name: str, beginning: str) -> list[str]:
     from l2inv.config import settings
-    from l2inv.database.connection import open_connection
+    from l2inv.database import embedded
+    from l2inv.database.connection import open_connection, server_folder
     from l2inv.record import event_log
 
     read = settings.load(Path(app.config) if app.config else None).settings
-    url = _url(read)
-    if url is None:
+    url = read.database.read_url or read.database.url
+    if url == "embedded" and embedded.address(server_folder(read)) is None:
         return []
     holder = app.actor if command_name in HOLDERS else None
     with open_connection(read, url) as connection:
         found = event_log.beginning_with(connection, beginning, ACTS_ON.get(command_name), holder, MOST)
     return [op_id for op_id in found if _PLAIN.fullmatch(op_id)]
-
-
-def _url(read: "Settings") -> str | None:
-    """The database to ask; None where it is the embedded server and that does not run."""
-    url = read.database.read_url or read.database.url
-    if url != "embedded":
-        return url
-    from l2inv.database import embedded
-    from l2inv.database.connection import server_folder
-
-    return embedded.running(server_folder(read))

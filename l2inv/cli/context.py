@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -12,6 +12,8 @@ from l2inv.cli.streams import print_on_stderr
 from l2inv.errors import L2invError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from l2inv.config.settings import Loaded, Settings
     from l2inv.database.connection import Connection
 
@@ -33,37 +35,51 @@ class App:
         return self.given_actor or _os_user()
 
     def loaded(self) -> "Loaded":
-        """The settings, read once; warns where somebody else may change their file."""
+        """The settings, read once; warn of what somebody must know of where they come from."""
         if self.read is None:
             from pathlib import Path
 
             from l2inv.config import settings
 
             self.read = settings.load(Path(self.config) if self.config else None, os.environ)
-            if self.read.path and (why := settings.exposed(self.read.path)):
-                self.warn(f"{self.read.path}: {why}; whoever changes it says what runs here")
+            self._warn_of(self.read.path)
         return self.read
+
+    def _warn_of(self, path: "Path | None") -> None:
+        """Warn where no settings were found, and where another user may change those that were named."""
+        from l2inv.config import settings
+        from l2inv.database import embedded
+
+        if path is None:
+            looked_at, folder = ", ".join(map(str, settings.places())), embedded.default_folder()
+            self.warn(
+                f"no settings in {looked_at}: the built-in ones hold, with the private database in {folder}"
+            )
+        elif path.is_file() and (why := settings.exposed(path)):
+            self.warn(f"{path}: {why}; whoever changes it says what runs here")
 
     @property
     def settings(self) -> "Settings":
         return self.loaded().settings
 
     @contextmanager
-    def connected(self) -> Iterator[tuple["Connection", "Settings"]]:
-        from l2inv.database.session import connected
+    def connected(self, url: str | None = None) -> Iterator[tuple["Connection", "Settings"]]:
+        """Lend a connection to the database that the settings name, or to another server of theirs."""
+        from l2inv.database.access import connected
 
-        settings = self.settings
-        with connected(settings) as connection:
-            yield connection, settings
+        with connected(self.settings, url, *self.session()) as connection:
+            yield connection, self.settings
 
-    @contextmanager
-    def reading(self) -> Iterator[tuple["Connection", "Settings"]]:
+    def reading(self) -> AbstractContextManager[tuple["Connection", "Settings"]]:
         """Lend a connection to the standby that the settings name for what only reads, else to the database."""
-        from l2inv.database.session import connected
+        return self.connected(self.settings.database.read_url)
 
-        settings = self.settings
-        with connected(settings, settings.database.read_url) as connection:
-            yield connection, settings
+    def session(self) -> tuple[str, Callable[[str], None]]:
+        """Return what the database server shows of this command's session, and what says on a terminal what it waits for."""
+        from l2inv.database.session import application_name
+
+        told = self.warn if self.verbosity >= 0 and sys.stderr.isatty() else lambda line: None
+        return application_name(click.get_current_context().info_name or "", self.actor), told
 
     def tails(self, connection: "Connection", op_ids: Iterable[str]) -> dict[str, str]:
         """Return what stands for the OPs' ids on a terminal that is too narrow for them; nothing where there is none."""

@@ -23,7 +23,8 @@ def migrate(app: App, dry_run: bool) -> None:
     from l2inv.database.connection import open_connection, translated
 
     settings = app.settings
-    with translated(settings), open_connection(settings) as connection:
+    opened = open_connection(settings, None, *app.session())
+    with translated(settings), opened as connection:
         if dry_run:
             pending = dict(migrate.pending_sql(connection, settings.database.schema))
             app.result(
@@ -163,25 +164,44 @@ def config() -> None:
 
 
 @config.command("check")
+@click.option("--offline", is_flag=True, help="Ask the metadata store nothing.")
 @common_options
 @json_option
 @click.pass_obj
-def check(app: App) -> None:
-    """Check the settings.
+def check(app: App, offline: bool) -> None:
+    """Check the settings, and ask the metadata store one cheap question.
 
     Every mistake is named at once, each with its path in the file.
     """
     from l2inv.config.settings import to_plain
-    from l2inv.services import metadata_store
+    from l2inv.services import catalog, metadata_store
     from l2inv.stages.preprocess import preprocess
+    from l2inv.stages.publish import transfer
 
     loaded = app.loaded()
     metadata_store.check(loaded.settings.metadata_store)
     preprocess.check(loaded.settings.preprocess)
-    document = {"path": str(loaded.path) if loaded.path else None, "settings": to_plain(loaded.settings)}
-    app.result(
-        document, lambda: app.summary(f"config: {loaded.path or 'no file: the built-in defaults'}: good")
-    )
+    transfer.check(loaded.settings)
+    catalog.check(loaded.settings.publish.catalog)
+    found = None if offline else metadata_store.look(loaded.settings.metadata_store)
+    document = {
+        "path": str(loaded.path) if loaded.path else None,
+        "settings": to_plain(loaded.settings),
+        "store": found,
+    }
+
+    def text() -> None:
+        app.summary(f"config: {loaded.path or 'no file: the built-in defaults'}: good")
+        if found:
+            takes = (
+                "takes variables"
+                if found["takes_variables"]
+                else "takes variables, unless it passes over them"
+            )
+            codes = ", ".join(found["status_codes"]) or "none"
+            app.summary(f"metadata store: reachable, authorized, {takes}; status codes: {codes}")
+
+    app.result(document, text)
 
 
 @main.group("server")
@@ -199,7 +219,7 @@ def server_status(app: App) -> None:
     from l2inv.database.connection import server_folder
 
     folder = server_folder(app.settings)
-    url = embedded.start(folder) if embedded.is_running(folder) else None
+    url = embedded.address(folder) if embedded.is_running(folder) and embedded.start(folder) else None
     document = {"folder": str(folder), "running": url is not None, "url": url}
     said = f"running, for psql: {url}" if url else "not running"
     app.result(document, lambda: app.summary(f"embedded server: {said}; data in {folder}"))
@@ -233,8 +253,14 @@ def server_stop(app: App) -> None:
     default=0,
     help="The sample store's port (default: any free one).",
 )
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Where all is kept (default: a folder of the user's own).",
+)
 @json_option
-def demo(app: App, store: bool, port: int) -> None:
+def demo(app: App, store: bool, port: int, folder: Path | None) -> None:
     """Run the whole pipeline on a sample store of its own.
 
     The database stays, for the commands that it names at the end.
@@ -244,39 +270,31 @@ def demo(app: App, store: bool, port: int) -> None:
     if store:
         demo.run_store(port, app.warn)
         return
-    document: dict[str, Any] = demo.run(lambda line: None if app.json else click.echo(line), port)
+    document: dict[str, Any] = demo.run(lambda line: None if app.json else click.echo(line), port, folder)
     app.result(document, lambda: None)
 
 
 @command("roles")
 @click.option(
-    "--owner",
-    type=Actor(),
-    default="l2inv_owner",
-    show_default=True,
-    help="Who owns and migrates the schema.",
+    "--owner", type=Actor(), help="Who owns and migrates the schema (default: SCHEMA_DATABASE_owner)."
 )
-@click.option(
-    "--writer", type=Actor(), default="l2inv_writer", show_default=True, help="Who cron and science are."
-)
-@click.option(
-    "--reader", type=Actor(), default="l2inv_reader", show_default=True, help="Who reads the views alone."
-)
+@click.option("--writer", type=Actor(), help="Who cron and science are (default: SCHEMA_DATABASE_writer).")
+@click.option("--reader", type=Actor(), help="Who reads the views alone (default: SCHEMA_DATABASE_reader).")
 @click.option("--apply", "applies", is_flag=True, help="Run it, all or nothing; else it is printed.")
 @json_option  # fmt: skip
-def roles(app: App, owner: str, writer: str, reader: str, applies: bool) -> None:
+def roles(app: App, owner: str | None, writer: str | None, reader: str | None, applies: bool) -> None:
     """Print, or make, the database's roles and their rights.
 
     Run it again after a migration.
     """
-    from l2inv.database.roles import Roles, apply, statements
+    from l2inv.database.roles import apply, named, statements
 
-    names = Roles(owner, writer, reader)
-    if len(set(names)) < len(names):
-        raise click.UsageError("owner, writer and reader are three roles")
     with app.connected() as (connection, _):
+        names = named(connection, owner, writer, reader)
+        if len(set(names)) < len(names):
+            raise click.UsageError("owner, writer and reader are three roles")
         done = apply(connection, names) if applies else statements(connection, names)
-    said = f"roles: {owner} owns, {writer} writes, {reader} reads; grant them to those who log in"
+    said = f"roles: {names.owner} owns, {names.writer} writes, {names.reader} reads; grant them to those who log in"
     app.result(
         {"statements": done, "applied": applies},
         lambda: app.summary(said) if applies else click.echo("\n".join(done)),
@@ -293,7 +311,7 @@ _verifies = click.option(
 @_verifies
 @json_option
 def backup(app: App, file: Path, verifies: bool) -> None:
-    """Back up the schema to a FILE with pg_dump, then verify the database.
+    """Back up the schema to a FILE with pg_dump, and verify.
 
     FILE is in pg_dump's custom format, for its owner alone to read.
     """
@@ -311,7 +329,7 @@ def backup(app: App, file: Path, verifies: bool) -> None:
 @_verifies
 @json_option
 def restore(app: App, file: Path, verifies: bool) -> None:
-    """Restore the schema from a backup FILE with pg_restore, then verify it.
+    """Restore a backup FILE with pg_restore, and verify.
 
     All or nothing, into a database that has no schema of that name.
     """

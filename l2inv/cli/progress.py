@@ -1,10 +1,11 @@
-"""How far long work has come: one line on a terminal's stderr, gone when the work is done."""
+"""How far long work has come: one line on a terminal's stderr, gone when the work is done; and what it waits for."""
 
 import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
 
 FIRST_SECONDS = 0.5  # work that is done by then shows nothing, and does not wait for rich
 EVERY_SECONDS = 0.1

@@ -54,8 +54,8 @@ SECTIONS = {
         "digest": ("deadlines", "Show or send each owner's own list of what to know."),
         "clean": ("files", "Remove the intermediate files of OPs published long ago."),
         "verify": ("operator", "Check that the record is what it was."),
-        "backup": ("operator", "Write everything recorded, as of one moment, to a FILE."),
-        "restore": ("operator", "Fill an empty schema from a backup FILE, and verify it."),
+        "backup": ("operator", "Back up the schema to a FILE with pg_dump, and verify."),
+        "restore": ("operator", "Restore a backup FILE with pg_restore, and verify."),
         "demo": ("operator", "Run the whole pipeline on a sample store of its own."),
     },
 }

@@ -51,7 +51,7 @@ def _scan(app: App, since_last: bool, allow_withdrawals: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-class Time(click.ParamType[datetime]):
+class Time(click.ParamType):  # type: ignore[type-arg]
     """An ISO 8601 time; without an offset it is UTC."""
 
     name = "time"

@@ -24,11 +24,10 @@ _PARAMETER = re.compile(r"[?&](\w+)=([^&]*)", re.ASCII)
 _PAIR = re.compile(
     r"(\w+)\s*=\s*('(?:[^'\\]|\\.)*'|(?!')(?:[^\s\\]|\\.)+|\Z)(?:\s+|\Z)", re.ASCII | re.DOTALL
 )
-_SECRET = re.compile(
-    r"pas|pwd|secret|scram|token|key", re.IGNORECASE
-)  # a misspelt password is one all the same
-_HTTP = r"https?://(?:[^\s/?#@]*@)?(?:\[[0-9a-fA-F:.]+\]|[^\s/?#@:\[\]]+)(?::\d{1,5})?(?:[/?#][^\s@]*)?"
-
+_SECRET = re.compile(r"pas|pwd|secret|scram|token|key", re.IGNORECASE)  # a misspelt password is one, too
+_HOST = r"(?:\[[0-9a-fA-F:.]+\]|[^\s/?#@:\[\]]+)"
+_HTTP = rf"https?://(?:[^\s/?#@]*@)?{_HOST}(?::\d{{1,5}})?(?:[/?#][^\s@]*)?"
+_AMQP = rf"(?!.*%(?![0-9A-Fa-f]{{2}}))amqps?://(?:[^\s/?#@]*@)?{_HOST}(?::\d{{1,5}})?(?:/[^\s/?#@]*)?"
 
 Text = Annotated[str, Meta(min_length=1)]
 Name = Annotated[str, like("[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable")]
@@ -51,6 +50,17 @@ StoreUrl = Annotated[
 ]
 
 
+def _is_amqp_url(url: str) -> bool:
+    """Return whether it is as the RabbitMQ URI specification has it, but for the query: that is settings of their own."""
+    from urllib.parse import urlsplit
+
+    try:
+        return bool(re.fullmatch(_AMQP, url, re.ASCII)) and urlsplit(url).port != 0
+    except ValueError:  # a port above 65535, an IPv6 address that is none
+        return False
+
+
+AmqpUrl = Annotated[str, Must(_is_amqp_url, "must be amqp(s)://USER:PASSWORD@HOST/VHOST, percent-encoded")]
 PingUrl = Annotated[str, like(_HTTP, "an http(s):// URL")]
 Address = Annotated[str, like(r"[A-Za-z][\w+.-]*://\S+", "a URL of the notification library")]
 NAMED_ONCE = Must(lambda people: len({p.name for p in people}) == len(people), "names somebody twice")
@@ -66,6 +76,8 @@ class Database(Struct, frozen=True):
     ] = "l2inv"
     embedded_folder: File | None = None
     read_url: DatabaseUrl | None = None
+    lock_timeout_seconds: Seconds = 10.0
+    statement_timeout_seconds: Seconds | None = None
 
 
 class MetadataStore(Struct, frozen=True):
@@ -74,6 +86,8 @@ class MetadataStore(Struct, frozen=True):
     url: StoreUrl | None = None
     ca_bundle: File | None = None
     token_env: Name | None = None
+    token_scheme: Literal["Bearer"] | None = None
+    service_name: Annotated[str, like(r"[A-Za-z0-9._/-]+", "letters, digits and . _ / -")] = "l2inv"
     page_size: Annotated[int, Meta(ge=1, le=100_000)] = 500
     timeout_seconds: Seconds = 30.0
     retries: Annotated[int, Meta(ge=0, le=20)] = 5
@@ -193,10 +207,39 @@ class Mount(Struct, frozen=True):
     path: File
 
 
+_NEEDED, _KNOWN = {"source", "destination"}, {"source", "bucket", "destination"}
+_FILLED_IN = Must(
+    lambda argv: _NEEDED <= {*re.findall(r"{(\w+)}", str(argv))} <= _KNOWN,
+    "must hold {source} and {destination}, and besides {bucket} no other {name}",
+)
+
+
+class Transfer(Struct, frozen=True):
+    """The command that brings the files of an inversion to where they are served, and where it runs."""
+
+    command: Annotated[list[Text], _FILLED_IN] | None = None
+    executor: Literal["local", "slurm"] = "local"
+    timeout_seconds: Seconds = 14_400.0
+    destination_uri: Text | None = None
+
+
+class Catalog(Struct, frozen=True):
+    """The RabbitMQ over which the catalogers are told of files; a null url: they are told by somebody else."""
+
+    url: AmqpUrl | None = None
+    exchange: Annotated[str, like(r"[\w.:-]{1,127}", "1 to 127 of a-z A-Z 0-9 _ . : -")] = "master.direct.x"
+    ca_bundle: File | None = None
+    timeout_seconds: Seconds = 30.0
+    batch_size: Annotated[int, Meta(ge=1, le=10_000)] = 100
+    await_available: bool = field(default=True, name="await")
+
+
 class Publish(Struct, frozen=True):
-    """Where science's outputs can be looked at, so that they are checked."""
+    """Where science's outputs can be looked at, how they get to where they are served, and who is told of them."""
 
     mounts: list[Mount] = field(default_factory=list)
+    transfer: Transfer = Transfer()
+    catalog: Catalog = Catalog()
 
 
 class Owners(Struct, frozen=True):
@@ -267,14 +310,19 @@ class Loaded(Struct, frozen=True):
 
 
 def load(path: Path | None = None, env: Mapping[str, str] = os.environ) -> Loaded:
-    """Return the settings of `path`, or else of the first there is of L2INV_CONFIG, ./config.yaml, the user's
-    config folder and /etc/l2inv, or else the defaults. Paths in the file are taken from the file's folder.
+    """Return the settings of `path`, or else of L2INV_CONFIG, or else of the first there is of places(), or else the
+    defaults. Paths in the file are taken from the file's folder.
 
-    Raise ConfigError with every mistake, or when a named file is missing or a found one cannot be read.
+    Raise ConfigError with every mistake, when a named file is missing, and when a found one cannot be read or could
+    have been written by another user: it names a program to run.
     """
     named = path or (Path(env["L2INV_CONFIG"]) if env.get("L2INV_CONFIG") else None)
-    for place in [named] if named else _usual_places():
+    for place in [named] if named else places():
         try:
+            if not named and (why := exposed(place)):
+                raise ConfigError(
+                    str(place), [f"{why}; if it is yours to trust, name it by --config or L2INV_CONFIG"]
+                )
             with place.open("rb") as file:
                 content = file.read(MAX_BYTES + 1)
         except (FileNotFoundError, NotADirectoryError):
@@ -290,42 +338,59 @@ def load(path: Path | None = None, env: Mapping[str, str] = os.environ) -> Loade
     return Loaded(Settings(), None)
 
 
+def places() -> list[Path]:
+    """Return where settings are looked for when none are named, first what is read first."""
+    from platformdirs import user_config_path
+
+    return [
+        Path("l2inv.yaml").absolute(), user_config_path("l2inv") / "config.yaml", Path("/etc/l2inv/config.yaml"),
+    ]  # fmt: skip
+
+
 def exposed(path: Path) -> str | None:
-    """Return why another user may change a settings file; None where only root and this user may."""
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        return None
-    if found.st_uid not in (0, os.geteuid()):
-        return f"belongs to another user (number {found.st_uid})"
-    if found.st_mode & 0o022:
-        return "others may write to it (chmod go-w)"
-    folder = path.resolve().parent.stat().st_mode
-    if folder & 0o022 and not folder & stat.S_ISVTX:
-        return "others may replace it, as they may write to its folder (chmod go-w)"
+    """Return why another user could have written a file, or put it or a folder above it there; None where nobody could
+    but root and this user. Raise OSError.
+    """
+    literal, real = path.absolute(), Path(os.path.realpath(path))
+    for place in dict.fromkeys([literal, *literal.parents, real, *real.parents]):
+        found = place.lstat()
+        mode = found.st_mode
+        if found.st_uid not in (0, os.geteuid()):
+            return f"{place} belongs to another user (number {found.st_uid})"
+        shared = mode & 0o002 or (mode & 0o020 and not _is_private(found))
+        # The mode of a link says nothing; in a sticky folder everybody is kept from what is another's.
+        if shared and not stat.S_ISLNK(mode) and not (stat.S_ISDIR(mode) and mode & stat.S_ISVTX):
+            return f"others may write to {place} (chmod go-w)"
     return None
 
 
-def _usual_places() -> list[Path]:
-    from platformdirs import user_config_path
+def _is_private(found: os.stat_result) -> bool:
+    """Return whether the group of a file is its owner's alone, as where each user has a group of the same name."""
+    import grp
+    import pwd
 
-    return [Path("config.yaml"), user_config_path("l2inv") / "config.yaml", Path("/etc/l2inv/config.yaml")]
+    try:
+        group, owner = grp.getgrgid(found.st_gid), pwd.getpwuid(found.st_uid).pw_name
+    except KeyError:
+        return False
+    return group.gr_name == owner and set(group.gr_mem) <= {owner}
 
 
 def to_plain(settings: Settings) -> dict[str, Any]:
-    """Return the settings as JSON knows them, with *** for the passwords in the two URLs and what else is secret."""
+    """Return the settings as JSON knows them, with *** for the passwords in the URLs and what else is secret."""
     plain: dict[str, Any] = msgspec.to_builtins(settings)
     if plain["monitoring"]["ping_url"]:
         plain["monitoring"]["ping_url"] = origin(plain["monitoring"]["ping_url"])
     for person in plain["notifications"]["people"]:
         person["addresses"] = [address.partition("://")[0] + "://***" for address in person["addresses"]]
-    database, store = plain["database"], plain["metadata_store"]
-    for section, name in ((database, "url"), (database, "read_url"), (store, "url")):
+    database, store, catalog = plain["database"], plain["metadata_store"], plain["publish"]["catalog"]
+    for section, name in ((database, "url"), (database, "read_url"), (store, "url"), (catalog, "url")):
         section[name] = section[name] and masked(section[name])
     return plain
 
 
 def masked(url: str) -> str:
-    """Return the URL of the database or the store with *** for what is secret in it."""
+    """Return the URL of the database, the store or the catalog with *** for what is secret in it."""
     for start, end in reversed(_secrets(url)):
         url = f"{url[:start]}***{url[end:]}"
     return url
@@ -345,8 +410,9 @@ def redact(text: str, settings: Settings, env: Mapping[str, str] = os.environ) -
     ping_url = settings.monitoring.ping_url or ""
     forms = {env.get(settings.metadata_store.token_env or "", "").strip()}
     forms |= {address.partition("://")[2] for address in addresses}
-    database, store = settings.database, settings.metadata_store
-    for url in (database.url, database.read_url or "", store.url or "", ping_url, *addresses):
+    database, store, catalog = settings.database, settings.metadata_store, settings.publish.catalog
+    urls = (database.url, database.read_url, store.url, catalog.url, ping_url, *addresses)
+    for url in filter(None, urls):
         for start, end in _secrets(url):
             bare = re.sub(r"\\(.)", r"\1", url[start:end].removeprefix("'").removesuffix("'"))
             forms |= {url[start:end], bare, unquote(bare), quote(unquote(bare), safe="")}
@@ -358,7 +424,7 @@ def redact(text: str, settings: Settings, env: Mapping[str, str] = os.environ) -
 
 
 def _secrets(url: str) -> list[tuple[int, int]]:
-    """Where the secrets of a database or store URL stand in it, in order."""
+    """Where the secrets of a database, store or catalog URL stand in it, in order."""
     if not re.match(r"\w+://", url):  # pairs, also where a path is meant: they may stand in the wrong setting
         return [pair.span(2) for pair in _PAIR.finditer(url) if _SECRET.search(pair[1])]
     userinfo = _USERINFO.match(url)

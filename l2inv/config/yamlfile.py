@@ -152,11 +152,11 @@ def _struct(kind: type[Struct], raw: Any, path: str, reading: _Reading) -> Any:
     if not isinstance(raw, dict):
         return _leaf(dict, raw, path or "the file", reading)
     before = len(reading.mistakes)
-    known = {one.name: one for one in msgspec.structs.fields(kind)}
+    known = {one.encode_name: one for one in msgspec.structs.fields(kind)}
     values = {}
     for name, inner in raw.items():
         if name in known:
-            values[name] = _value(known[name].type, inner, _join(path, name), reading)
+            values[known[name].name] = _value(known[name].type, inner, _join(path, name), reading)
         else:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)
             reading.mistakes.append(

@@ -6,27 +6,19 @@ what the code says can be read, searched and pasted into psql as it stands.
 
 import logging
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import psycopg
-from psycopg.rows import DictRow, dict_row
 
 from l2inv.config.settings import Settings, redact
+from l2inv.database import session
 from l2inv.errors import DatabaseError, Refused
 
-Connection = psycopg.Connection[DictRow]
+Connection = session.Connection
 
-# Unless the URL says otherwise. A host that vanished sends no word of it: without keepalives, l2inv would wait for hours.
-PATIENCE = {
-    "connect_timeout": 10,  # seconds, as the next two
-    "keepalives_idle": 15,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 30_000,  # milliseconds
-}
 _SCHEMA = re.compile(r"\bl2inv\.")
 
 # psycopg logs beside what it raises; without a handler Python would print that on stderr, beyond the one line.
@@ -64,29 +56,27 @@ def server_folder(settings: Settings) -> Path:
     return Path(folder) if folder else embedded.default_folder()
 
 
-def open_connection(settings: Settings, url: str | None = None) -> Connection:
-    """Return a connection in autocommit mode to what the settings name, or to another server with the same schema.
-    The embedded server is started where it is named.
+def open_connection(
+    settings: Settings,
+    url: str | None = None,
+    application: str = "l2inv",
+    told: Callable[[str], None] = lambda line: None,
+) -> Connection:
+    """Return a connection in autocommit mode to what the settings name, or to another server with the same schema; its
+    session is pinned, under the name of the application. The embedded server is started where it is named.
 
-    Raise DatabaseError when there is none to be had.
+    What waits for a lock is told. Raise DatabaseError when there is none to be had.
     """
     url = url or settings.database.url
+    alone: AbstractContextManager[None] = nullcontext()
     if url == "embedded":
         from l2inv.database import embedded
 
-        url = embedded.start(server_folder(settings))
-    patience: dict[str, Any] = {name: value for name, value in PATIENCE.items() if name not in url}
+        url, alone = embedded.start(server_folder(settings)), embedded.undisturbed()
+    limits = settings.database.lock_timeout_seconds, settings.database.statement_timeout_seconds
     try:
-        connection = psycopg.connect(
-            url,
-            autocommit=True,
-            row_factory=dict_row,
-            fallback_application_name="l2inv",
-            **patience,
-        )
-        # A day is 24 hours, and no time that Python knows is beyond its years, in UTC alone.
-        # Compiling a plan takes longer than all that l2inv ever asks.
-        connection.execute("set timezone to 'UTC'; set jit to off")
+        with alone:
+            connection = session.opened(url, application, *limits, told)
     except psycopg.Error as problem:
         raise in_words(problem, settings) from problem
     own = {"schema": settings.database.schema}
@@ -107,19 +97,53 @@ def translated(settings: Settings) -> Iterator[None]:
         raise in_words(problem, settings) from problem
 
 
+# A sign is an SQLSTATE, or words where there is none: before a session begins, or behind its end.
+_HINTS = (
+    ("password authentication failed", "check user and password in database.url"),
+    ("no password supplied", "give the password in database.url, ~/.pgpass or PGPASSWORD"),
+    ("definition of service", "name a service of pg_service.conf in database.url"),
+    (
+        "^53300|too many clients|too many connections|connection slots are reserved|no more connections allowed",
+        "end sessions that nobody needs (pg_stat_activity), or raise max_connections; then run it again",
+    ),
+    ("^57P03|is starting up|is shutting down", "run it again when the server is up"),
+    (
+        "statement timeout",
+        "give it longer in database.statement_timeout_seconds, or see what keeps the server busy",
+    ),
+    ("^57014", "somebody canceled the statement: ask who runs the database, then run it again"),
+    (
+        "^25P03|idle-in-transaction timeout|^25P04|transaction timeout|^57P05|idle-session timeout",
+        "l2inv was kept waiting, perhaps stopped, for longer than its session may last; run it again",
+    ),
+    (
+        "^57P01|administrator command",
+        "somebody ended the session: ask who runs the database, then run it again",
+    ),
+    ("^40001|^40P01", "two at once were in each other's way; run it again"),
+    ("^25006|read-only transaction", "database.url must name a server that takes writes, not a standby"),
+    ("^42501|permission denied", "run as a role that has the rights, or ask who runs the database"),
+    ("^53100|No space left", "make room on the database server's disk"),
+    ("^3D000", "make the database, or name another in database.url"),
+)
+
+
 def in_words(problem: psycopg.Error, settings: Settings) -> DatabaseError:
-    text = " ".join(str(problem).split()) or type(problem).__name__
-    hints = (
-        ("password authentication failed", "check user and password in database.url"),
-        ("no password supplied", "give the password in database.url, ~/.pgpass or PGPASSWORD"),
-        ("definition of service", "name a service of pg_service.conf in database.url"),
-        ("read-only transaction", "database.url must name a server that takes writes, not a standby"),
-        ("permission denied", "run as a role that has the rights, or ask who runs the database"),
-        ("No space left", "make room on the database server's disk"),
-    )
-    hint = next((hint for sign, hint in hints if sign in text), "")
+    if isinstance(problem, psycopg.errors.LockNotAvailable):
+        return _lock_not_had(problem, settings)
+    said = str(problem).partition("\nCONTEXT: ")[0]  # not which function of l2inv's it was
+    text = " ".join(said.split()) or type(problem).__name__
+    signs = f"{problem.sqlstate or ''} {text}"
+    hint = next((hint for sign, hint in _HINTS if re.search(sign, signs)), "")
     if not hint and isinstance(problem, psycopg.OperationalError):
         hint = "check database.url, and that the server runs and can be reached"
-    elif not hint and isinstance(problem, psycopg.errors.InvalidCatalogName):
-        hint = "make the database, or name another in database.url"
     return DatabaseError(f"database: {redact(text, settings)}", hint or "run again with -vv for the details")
+
+
+def _lock_not_had(problem: psycopg.Error, settings: Settings) -> DatabaseError:
+    """The notes of the problem are who held the lock, as the session found while it waited."""
+    holders = "".join(getattr(problem, "__notes__", ())) or "another session"
+    return DatabaseError(
+        f"database: waited {settings.database.lock_timeout_seconds:g} s in vain for a lock held by {holders}",
+        "run it again when that has ended; whoever runs the database can end it: select pg_terminate_backend(PID)",
+    )

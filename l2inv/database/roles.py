@@ -1,36 +1,77 @@
 """Who may do what in the database: an owner that migrates, a writer that cron and science use, a reader of the views."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from l2inv.database.connection import Connection
+from l2inv.errors import L2invError
 
-VIEWS = ("op", "dataset", "published_op")  # what others read
-ADDED = ("event", "dataset_version", "criteria", "run", "quarantine")
-# Rows of these may change: a run ends, a record that stands aside is seen again or readable at last.
-CHANGED = {
-    "run": ("finished_at", "result"),
-    "quarantine": ("reason", "last_seen", "resolved_at"),
-    "op_state": ("seq",),  # no write gets through; locking an OP's row takes the right to one column
+VIEWS = ("op", "dataset", "published_op", "history", "runs")  # what others read
+# What may be added to, and which columns of it: what is not named is the database's own. Of an event, its trigger sees
+# to that whatever an INSERT says.
+ADDED = {
+    "event": "",
+    "dataset_version": "(dataset_id, version, op_id, content_hash, record, run_id, withdrawn)",
+    "criteria": "(criteria_version, rules)",
+    "run": "(stage, actor)",
+    "quarantine": "(raw_hash, dataset_id, reason, raw, is_second)",
+    "lock": "(name)",
 }
+# Rows of these may change: a run ends, a quarantined record is seen again or readable at last, a lock changes hands.
+CHANGED = {
+    "run": "(finished_at, result)",
+    "quarantine": "(reason, last_seen, resolved_at, is_second)",
+    "lock": "(key, pid)",
+    "op_state": "(seq)",  # no write gets through; locking an OP's row takes the right to one column
+}
+LONGEST_NAME = 63  # bytes of a role's name
 
 
 class Roles(NamedTuple):
     """The roles' names."""
 
-    owner: str = "l2inv_owner"
-    writer: str = "l2inv_writer"
-    reader: str = "l2inv_reader"
+    owner: str
+    writer: str
+    reader: str
+
+
+def named(connection: Connection, owner: str | None, writer: str | None, reader: str | None) -> Roles:
+    """Return the roles of these names. The default ones are told apart by schema and database, since roles are those of
+    the whole server.
+
+    Raise L2invError when that makes a name which PostgreSQL would cut off.
+    """
+    row = connection.execute(
+        """
+        select nspname as schema, current_database() as database
+        from pg_catalog.pg_namespace where oid = (select relnamespace from pg_catalog.pg_class where oid = 'l2inv.op'::regclass)
+        """
+    ).fetchone()
+    assert row is not None
+    usual = [f"{row['schema']}_{row['database']}_{name}" for name in Roles._fields]
+    names = Roles(*(given or default for given, default in zip((owner, writer, reader), usual, strict=True)))
+    for name in names:
+        if len(name.encode()) > LONGEST_NAME:
+            raise L2invError(
+                f"roles: {name} is too long for the name of a role", "name it: --owner, --writer, --reader"
+            )
+    return names
 
 
 def statements(connection: Connection, roles: Roles) -> list[str]:
-    """Return the SQL that makes the roles and give them their rights, for the schema as it is; safe to run again."""
+    """Return the SQL that makes the roles and gives them their rights, for the schema as it is; safe to run again.
+
+    What waits for a lock keeps everybody else waiting behind it, so it does not wait long, and a second run asks for
+    the locks of what is new alone.
+    """
     quoted = connection.execute(
         """
-        select quote_ident(nspname) as schema, quote_ident(current_database()) as database, quote_ident(%s) as owner, quote_ident(%s) as writer, quote_ident(%s) as reader,
-               array(select rolname::text from pg_catalog.pg_roles where rolname = any(%s)) as there
+        select quote_ident(nspname) as schema, quote_ident(current_database()) as database,
+               quote_ident(%s) as owner, quote_ident(%s) as writer, quote_ident(%s) as reader,
+               array(select rolname::text from pg_catalog.pg_roles where rolname = any(%s)) as there,
+               pg_catalog.pg_get_userbyid(nspowner) = %s as is_owned
         from pg_catalog.pg_namespace where oid = (select relnamespace from pg_catalog.pg_class where oid = 'l2inv.op'::regclass)
         """,
-        [*roles, list(roles)],
+        [*roles, list(roles), roles.owner],
     ).fetchone()
     assert quoted is not None
     schema, owner, writer, reader = (quoted[name] for name in ("schema", *Roles._fields))
@@ -39,27 +80,31 @@ def statements(connection: Connection, roles: Roles) -> list[str]:
         for role, name in zip(roles, (owner, writer, reader), strict=True)
         if role not in quoted["there"]
     ]
-    owned = [f"alter schema {schema} owner to {owner};"]
-    owned += [f"alter {row['what']} {row['name']} owner to {owner};" for row in _objects(connection)]
+    objects = _objects(connection)
+    owned = [] if quoted["is_owned"] else [f"alter schema {schema} owner to {owner};"]
+    owned += [
+        f"alter {row['what']} {row['name']} owner to {owner};"
+        for row in objects
+        if row["owner"] != roles.owner
+    ]
     everybody = ["public", writer, reader]
     taken = [
         f"revoke all on all {what} in schema {schema} from {', '.join(everybody)};"
         for what in ("tables", "sequences", "functions")
     ]
-    tables = {table: f"{schema}.{table}" for table in (*ADDED, *CHANGED)}
+    called = [row["name"] for row in objects if row["what"] == "function" and not row["is_trigger"]]
     given = [
         f"grant usage on schema {schema} to {writer}, {reader};",
         f"grant temporary on database {quoted['database']} to {writer};",  # scan's own bookkeeping
         f"grant select on all tables in schema {schema} to {writer};",
-        f"grant execute on all functions in schema {schema} to {writer};",
-        f"grant insert on {', '.join(tables[table] for table in ADDED)} to {writer};",
-        *(
-            f"grant update ({', '.join(columns)}) on {tables[table]} to {writer};"
-            for table, columns in CHANGED.items()
-        ),
+        f"grant select on all sequences in schema {schema} to {writer};",  # for pg_dump
+        f"grant execute on function {', '.join(called)} to {writer};",
+        *(f"grant insert {columns} on {schema}.{table} to {writer};" for table, columns in ADDED.items()),
+        *(f"grant update {columns} on {schema}.{table} to {writer};" for table, columns in CHANGED.items()),
         f"grant select on {', '.join(f'{schema}.{view}' for view in VIEWS)} to {reader};",
     ]
-    return made + owned + taken + [f"revoke all on schema {schema} from public;"] + given
+    limit = ["set lock_timeout = '1s';"]
+    return limit + made + owned + taken + [f"revoke all on schema {schema} from public;"] + given
 
 
 def apply(connection: Connection, roles: Roles) -> list[str]:
@@ -71,16 +116,18 @@ def apply(connection: Connection, roles: Roles) -> list[str]:
     return done
 
 
-def _objects(connection: Connection) -> list[dict[str, str]]:
+def _objects(connection: Connection) -> list[dict[str, Any]]:
     """Everything of the schema that has an owner of its own."""
     return connection.execute(
         """
-        select case c.relkind when 'v' then 'view' else 'table' end as what, format('%I.%I', n.nspname, c.relname) as name
+        select case c.relkind when 'v' then 'view' else 'table' end as what,
+               format('%I.%I', n.nspname, c.relname) as name, pg_get_userbyid(c.relowner) as owner, false as is_trigger
         from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
         where c.relkind in ('r', 'v', 'p')
             and n.oid = (select relnamespace from pg_catalog.pg_class where oid = 'l2inv.op'::regclass)
         union all
-        select 'function', format('%I.%I(%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid))
+        select 'function', format('%I.%I(%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)),
+               pg_get_userbyid(p.proowner), p.prorettype = 'trigger'::regtype
         from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
         where n.oid = (select relnamespace from pg_catalog.pg_class where oid = 'l2inv.op'::regclass)
         order by 1, 2

@@ -9,8 +9,9 @@ from typing import Any
 import psycopg
 from psycopg.types.json import Jsonb
 
+from l2inv.database import session
 from l2inv.database.connection import Connection
-from l2inv.errors import Busy
+from l2inv.errors import Busy, DatabaseError
 
 
 @dataclass
@@ -26,15 +27,21 @@ class Run:
 
 @contextmanager
 def stage_lock(connection: Connection, stage: str, hint: str) -> Iterator[None]:
-    """Hold a stage's lock: none other on any host does meanwhile. Raise Busy, with the hint, when another holds it."""
-    key = "hashtext('l2inv run'), hashtext('l2inv.' || %s)"  # the schema's name makes it this l2inv's own
-    if not _one(connection, f"select pg_try_advisory_lock({key})", [stage]):
+    """Hold a stage's lock: none other on any host does meanwhile.
+
+    Raise Busy, with the hint, when another holds it, and DatabaseError when it is lost in the end: the session changed.
+    """
+    if not _one(connection, "select l2inv.take_lock(%s)", [stage]):
         raise Busy(f"{stage}: another run holds the lock", hint)
+    held = True
     try:
         yield
     finally:
         with suppress(psycopg.Error):  # a lost connection has given up its lock
-            connection.execute(f"select pg_advisory_unlock({key})", [stage])
+            unlock = "select pg_advisory_unlock(key) as held from l2inv.lock where name = %s"
+            held = _one(connection, unlock, [stage])
+    if not held:
+        raise DatabaseError(*session.POOLED)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from pathlib import Path
 import psycopg
 
 from l2inv.database.connection import Connection
-from l2inv.errors import DatabaseError
+from l2inv.errors import DatabaseError, SchemaBehind
 
 
 def migrations_folder() -> Path:
@@ -20,19 +20,46 @@ def shipped_migrations() -> set[str]:
 
 
 def applied_migrations(connection: Connection) -> set[str]:
-    """Return the ids of the migrations that the database has; none when the schema is missing."""
+    """Return the ids of the migrations that the database has; none when the schema is missing.
+
+    As every command's second question it shows a session that changed since the first: then raise DatabaseError.
+    """
     try:
-        rows = connection.execute("select migration_id from l2inv._yoyo_migration").fetchall()
+        found = connection.execute(
+            "select pg_backend_pid() as pid, array_agg(migration_id::text) as ids from l2inv._yoyo_migration"
+        ).fetchone()
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
         return set()
-    return {row["migration_id"] for row in rows}
+    assert found is not None
+    connection.must_be_as_before(found)
+    return set(found["ids"] or ())
 
 
 def ahead(applied: set[str], schema: str) -> DatabaseError | None:
-    """Return the error that a schema with migrations unknown to this l2inv is, or None."""
-    extra = ", ".join(sorted(applied - shipped_migrations()))
-    return (
-        DatabaseError(f"schema {schema} is ahead of this l2inv: it has {extra}", "upgrade l2inv")
-        if extra
-        else None
+    """Return the error that a schema with migrations unknown to this l2inv is, or None.
+
+    What a later l2inv adds comes after all that this one has. Anything else was never released.
+    """
+    shipped = shipped_migrations()
+    unknown = sorted(applied - shipped)
+    if not unknown:
+        return None
+    if unknown[0] < max(shipped):
+        return DatabaseError(
+            f"schema {schema} was made by a development version of l2inv: it has {', '.join(unknown)}",
+            "make a new one: name another database, or another database.schema, in the settings",
+        )
+    return DatabaseError(
+        f"schema {schema} is ahead of this l2inv: it has {', '.join(unknown)}", "upgrade l2inv"
     )
+
+
+def wrong(applied: set[str], schema: str) -> DatabaseError | None:
+    """Return the error that a schema with other migrations than this version brings is, or None."""
+    if not applied:
+        return SchemaBehind(f"schema {schema} is not in the database yet", "run: l2inv migrate")
+    unknown = ahead(applied, schema)
+    missing = ", ".join(sorted(shipped_migrations() - applied))
+    if unknown is None and missing:
+        return SchemaBehind(f"schema {schema} is behind this l2inv: it lacks {missing}", "run: l2inv migrate")
+    return unknown

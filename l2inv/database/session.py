@@ -1,39 +1,278 @@
-"""A connection to a database whose schema is that of this version: checked, and migrated where it is the embedded one."""
+"""A session with PostgreSQL in which a statement means the same on every server: whatever the environment and the
+defaults of role and database say, what l2inv relies on is pinned. No wait for a lock in it is silent.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+What is pinned goes along as the connection's `options`, which outrank those defaults and PGOPTIONS. The first query
+then asks whether they were taken: a pooler may refuse or ignore them, and PGTZ and PGDATESTYLE outrank them.
+"""
 
-from l2inv.config.settings import Settings
-from l2inv.database.connection import Connection, open_connection, translated
-from l2inv.database.schema import ahead, applied_migrations, shipped_migrations
+import re
+import select
+import time
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from functools import partial
+from secrets import token_hex
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import DictRow, TupleRow, dict_row
+
 from l2inv.errors import DatabaseError
 
+# Unless the URL says otherwise. A host that vanished sends no word of it: without keepalives, l2inv would wait for hours.
+PATIENCE = {
+    "connect_timeout": 10,  # seconds, as the next two
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,  # milliseconds
+}
 
-@contextmanager
-def connected(settings: Settings, url: str | None = None) -> Iterator[Connection]:
-    """Lend a connection, as open_connection gives it, whose schema is that of this l2inv. An embedded database is
-    migrated by itself.
+PINNED = {
+    # Which object a name means: nobody's but PostgreSQL's own, where no schema is named.
+    "search_path": "pg_catalog,pg_temp",
+    # How text becomes a value.
+    "client_encoding": "UTF8",
+    "standard_conforming_strings": "on",
+    "backslash_quote": "safe_encoding",
+    "array_nulls": "on",
+    "transform_null_equals": "off",
+    # How a value becomes text.
+    "DateStyle": "ISO,MDY",
+    "IntervalStyle": "postgres",
+    "TimeZone": "UTC",  # a day is 24 hours, and no time that Python knows is beyond its years, in UTC alone
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+    "quote_all_identifiers": "off",
+    # Which rows a statement sees, what it may write, and what a commit promises.
+    "default_transaction_isolation": "read committed",
+    "default_transaction_read_only": "off",
+    "default_transaction_deferrable": "off",
+    "row_security": "off",  # a policy that would hide rows is an error
+    "gin_fuzzy_search_limit": "0",
+    "synchronous_commit": "on",
+    # How what migrate makes is made.
+    "check_function_bodies": "on",
+    "default_table_access_method": "heap",
+    "plpgsql.extra_errors": "none",
+    # When a session ends that did nothing wrong. A transaction may wait for the store or a pager, but not for ever.
+    "exit_on_error": "off",
+    "idle_session_timeout": "0",
+    "idle_in_transaction_session_timeout": "1d",
+    # Compiling a plan takes longer than all that l2inv ever asks.
+    "jit": "off",
+}
+# What the options cannot hold: only some versions know it, or only some roles may set it.
+APART = {"transaction_timeout": "0", "session_replication_role": "origin"}
+MARK = "l2inv.session"  # a setting of no meaning, whose value shows that the server took the options
+# How a pooler refuses options: PgBouncer; RDS Proxy.
+_NO_OPTIONS = re.compile(r"unsupported startup parameter|command-line options")
 
-    Raise DatabaseError for whatever PostgreSQL refuses while it is lent.
+LOOK_SECONDS = 2.0  # after which it is asked who keeps a statement waiting, and how often
+PROBES = 3
+PROBE_SECONDS = 3.0
+NAME_BYTES = 63  # PostgreSQL cuts application_name there
+
+POOLED = (
+    "database: a pooler in transaction mode is in between: each statement may run in another session",
+    "name the server itself in database.url, or a pooler in session mode",
+)
+
+Plain = psycopg.Connection[TupleRow]
+
+
+class Connection(psycopg.Connection[DictRow]):
+    """A connection that knows who keeps its statement waiting for a lock, and tells so."""
+
+    pid: int  # of its server process; what info says of it is a pooler's where one is in between
+    again: Callable[[], Plain]  # opens another one to the same server
+    look_seconds: float = LOOK_SECONDS
+    told: Callable[[str], None]
+    holders: str = ""
+
+    def must_be_as_before(self, row: dict[str, Any] | None) -> None:
+        """Raise DatabaseError unless the pid in the row is that of the session as it was opened."""
+        if row is None or row["pid"] != self.pid:
+            raise DatabaseError(*POOLED)
+
+    def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().wait(self._watched(gen), *args, **kwargs)
+
+    def __exit__(self, kind: Any, problem: BaseException | None, trace: Any) -> None:
+        if isinstance(problem, psycopg.errors.LockNotAvailable) and self.holders:
+            problem.add_note(self.holders)
+        super().__exit__(kind, problem, trace)
+
+    def _watched(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        """Go between psycopg's work and its wait for the server, which says 0 when nothing came for a moment."""
+        known = ""
+        try:
+            wanted = next(gen)
+            look_at = time.monotonic() + self.look_seconds
+            while True:
+                ready = yield wanted
+                if ready == 0 and time.monotonic() >= look_at:
+                    known = self.holders = self._looked(known)
+                    look_at = time.monotonic() + self.look_seconds
+                wanted = gen.send(ready)
+        except StopIteration as end:
+            return end.value
+
+    def _looked(self, known: str) -> str:
+        """Return who holds what is waited for; who is known to have held it, where it is over or cannot be asked."""
+        with suppress(psycopg.Error):
+            found = _holders(self)
+            if found and found != known:
+                self.told(f"waiting for a lock held by {found}")
+            return found or known
+        return known
+
+
+def application_name(stage: str, actor: str) -> str:
+    """Return what the server shows of a session: ASCII of at most 63 bytes, as it would cut it."""
+    name = f"l2inv {stage} ({actor})"
+    return "".join(c if " " <= c <= "~" else "?" for c in name)[:NAME_BYTES]
+
+
+def opened(
+    url: str,
+    application: str,
+    lock_timeout_seconds: float,
+    statement_timeout_seconds: float | None,
+    told: Callable[[str], None],
+) -> Connection:
+    """Return a connection in autocommit mode whose session is pinned.
+
+    Raise DatabaseError for a database of another encoding than UTF8 and for a pooler that gives a session to several
+    clients in turns, and psycopg's own errors.
     """
-    with translated(settings), open_connection(settings, url) as connection:
-        mend = _mend_of(connection, settings.database.schema)
-        if mend and (url or settings.database.url) == "embedded" and "migrate" in mend.hint:
-            from l2inv.database import migrate
+    mark = token_hex(8)
+    pinned = PINNED | {
+        "lock_timeout": _milliseconds(lock_timeout_seconds),
+        "statement_timeout": _milliseconds(statement_timeout_seconds),
+    }
+    given = conninfo_to_dict(url)
+    # Options that are named outrank PGOPTIONS, also where there are none.
+    options = str(given.get("options") or "")
+    parameters: dict[str, Any] = {name: value for name, value in PATIENCE.items() if name not in given} | {
+        "application_name": application,
+        "client_encoding": PINNED["client_encoding"],  # as a parameter it outranks PGCLIENTENCODING
+        "autocommit": True,
+    }
+    parameters["options"] = " ".join([options, *(_option(*pin) for pin in [*pinned.items(), (MARK, mark)])])
+    try:
+        connection = Connection.connect(url, **parameters, row_factory=dict_row)
+    except psycopg.OperationalError as problem:
+        if not _NO_OPTIONS.search(str(problem)):
+            raise
+        parameters["options"] = options
+        connection = Connection.connect(url, **parameters, row_factory=dict_row)
+    connection.told, connection.look_seconds = told, min(LOOK_SECONDS, lock_timeout_seconds / 4)
+    connection.again = partial(psycopg.connect, url, **parameters)
+    connection.pid = connection.info.backend_pid
+    try:
+        _checked(connection, pinned, mark)
+    except BaseException as problem:
+        connection.__exit__(type(problem), problem, problem.__traceback__)
+        raise
+    return connection
 
-            migrate.apply(connection, settings.database.schema)
-        elif mend:
-            raise mend
-        yield connection
+
+def _option(name: str, value: str) -> str:
+    return f"-c {name}={value.replace(' ', chr(92) + ' ')}"
 
 
-def _mend_of(connection: Connection, schema: str) -> DatabaseError | None:
-    applied, shipped = applied_migrations(connection), shipped_migrations()
-    if not applied:
-        return DatabaseError(f"schema {schema} is not in the database yet", "run: l2inv migrate")
-    if shipped - applied:
-        missing = ", ".join(sorted(shipped - applied))
-        return DatabaseError(
-            f"schema {schema} is behind this l2inv: it lacks {missing}", "run: l2inv migrate"
+def _milliseconds(seconds: float | None) -> str:
+    return "0" if seconds is None else str(max(1, round(seconds * 1000)))
+
+
+def _checked(connection: Connection, pinned: dict[str, str], mark: str) -> None:
+    """Look at what the server gave, and pin what is not as it must be."""
+    info = connection.info
+    encoding = info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        raise DatabaseError(
+            f"database: {info.dbname} has the encoding {encoding}, and what the store sends is UTF8",
+            "name one in database.url that was made with: createdb --encoding=UTF8 --template=template0",
         )
-    return ahead(applied, schema)
+    # Nothing is pinned for sure yet: no function is named without its schema.
+    found = connection.execute(
+        """
+        select pg_catalog.pg_backend_pid() as pid, pg_catalog.current_setting('l2inv.database.session', true) as mark,
+               pg_catalog.current_setting('session_replication_role') as session_replication_role,
+               pg_catalog.current_setting('transaction_timeout', true) as transaction_timeout
+        """
+    ).fetchone()
+    assert found is not None
+    connection.pid = found["pid"]
+    if connection.pid != info.backend_pid and _is_shared(connection):
+        raise DatabaseError(*POOLED)
+    wrong = {name: value for name, value in APART.items() if found[name] not in (None, value)}
+    if found["mark"] != mark:
+        wrong |= pinned
+    for name in ("TimeZone", "DateStyle", "client_encoding"):
+        if (info.parameter_status(name) or "").replace(" ", "") != pinned[name]:
+            wrong[name] = pinned[name]
+    if wrong:
+        settings = ", ".join(["pg_catalog.set_config(%s, %s, false)"] * len(wrong))
+        values = [text for pin in wrong.items() for text in pin]
+        ask = f"select pg_catalog.pg_backend_pid() as pid, {settings}"
+        connection.must_be_as_before(connection.execute(ask, values).fetchone())
+
+
+def _is_shared(connection: Connection) -> bool:
+    """Return whether what stands in between gives a server process to several clients in turns.
+
+    With a process for each client, two that are open at once never have the same one, and each keeps its own. Where no
+    other client gets a process in time, the pooler has none left and it is not known.
+    """
+    with suppress(psycopg.Error), connection.again() as other:
+        for _ in range(PROBES):
+            pid = _pid_in_time(other)
+            if pid is None:
+                return False
+            row = connection.execute("select pg_catalog.pg_backend_pid() as pid").fetchone()
+            if pid == connection.pid or row is None or row["pid"] != connection.pid:
+                return True
+    return False
+
+
+def _pid_in_time(connection: Plain) -> int | None:
+    pgconn = connection.pgconn
+    pgconn.send_query(b"select pg_catalog.pg_backend_pid()")
+    pgconn.flush()
+    if not select.select([pgconn.socket], [], [], PROBE_SECONDS)[0]:
+        pgconn.finish()
+        return None
+    pid = None
+    while result := pgconn.get_result():
+        pid = result.get_value(0, 0)
+    return int(pid) if pid else None
+
+
+def _holders(connection: Connection) -> str:
+    """Say which sessions keep a connection waiting and wait for no lock themselves; nothing where none does."""
+    with connection.again() as other:
+        other.execute("set search_path to pg_catalog, pg_temp")  # where a pooler did not take the options
+        rows = other.execute(
+            """
+            with recursive ahead (pid) as (
+                select unnest(pg_blocking_pids(%s))
+                union
+                select unnest(pg_blocking_pids(ahead.pid)) from ahead
+            )
+            select pid, application_name,
+                   to_char(coalesce(xact_start, backend_start) at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')
+            from ahead left join pg_stat_activity using (pid)
+            where cardinality(pg_blocking_pids(pid)) = 0
+            order by xact_start, pid limit 3
+            """,
+            [connection.pid],
+        ).fetchall()
+    return " and by ".join(
+        f"pid {pid} ({name or 'it has no application_name'}) since {since or 'a time that only its role is shown'}"
+        if pid
+        else "a prepared transaction (see pg_prepared_xacts)"
+        for pid, name, since in rows
+    )

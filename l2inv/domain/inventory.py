@@ -64,13 +64,10 @@ class Dataset(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_de
     browse_movie_url: str | None = None
 
 
-# What the store is asked for: the Struct's own fields, so that query and reader cannot disagree.
+# The counts of frames that the store names.
 SUBFIELDS = {
     "health": ("good", "bad", "ill", "unknown"),
     "gosStatus": ("open", "opening", "closed", "closing", "undefined"),
-    "friedParameter": Distribution.__struct_fields__,
-    "lightLevel": Distribution.__struct_fields__,
-    "polarimetricAccuracy": Distribution.__struct_fields__,
 }
 
 
@@ -89,6 +86,7 @@ class Unreadable(msgspec.Struct, frozen=True):
     dataset_id: str | None
     reason: str
     raw: bytes
+    is_second: bool = False  # it can be read, but is another than the first of its dataset in one scan
 
 
 # People look at these and no verdict rests on them: one that cannot be read is null, and counted.

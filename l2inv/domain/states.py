@@ -3,7 +3,10 @@
 The database enforces the same table (migrations/, function is_allowed); a test compares the two.
 """
 
+from datetime import datetime
 from typing import Literal, get_args
+
+import msgspec
 
 State = Literal[
     "discovered", "invertible", "not_invertible", "preprocessed", "working", "inverted", "published", "error"
@@ -43,17 +46,25 @@ EDGES: dict[str, Edges] = {
     "extended": {("working", None)},
     "released": {("working", "preprocessed")},
     "inverted": {("working", "inverted")},
+    "amended": {("inverted", None)},
+    "resumed": {("inverted", "working")},
+    "transfer_started": {("inverted", None)},
+    "transferred": {("inverted", None)},
+    "cataloged": {("inverted", None)},
     "inversion_named": {("inverted", None)},
-    "inversion_created": {("inverted", None)},
+    "inversion_created": {(state, None) for state in STATES},
     "published": {("inverted", "published")},
     "reopened": {("inverted", "discovered"), ("published", "discovered")},
     "withdrawn": {(state, None) for state in STATES},
+    "reinstated": {(state, None) for state in STATES},
     "cleaned": {("published", None)},
     "put_on_hold": {(state, None) for state in STATES},
     "taken_off_hold": {(state, None) for state in STATES},
     "prioritized": {(state, None) for state in STATES},
     "noted": {(state, None) for state in STATES},
     "failed": {(state, "error") for state in STATES if state not in ("error", "published")},
+    "restored": {(state, None) for state in STATES},
+    "voided": {(state, None) for state in STATES},
 }
 
 # Kind of event -> what it says. docs/reference.md is made from this.
@@ -70,11 +81,17 @@ MEANINGS: dict[str, str] = {
     "taken_over": "somebody took it from a holder who let it become overdue, with a reason",
     "released": "its holder gave it back",
     "inverted": "science's ready event: it is inverted, with what, and where the outputs lie",
+    "amended": "its ready event was corrected before the store was told; this is what holds",
+    "resumed": "its ready event was taken back before the store was told: its holder works on it again",
+    "transfer_started": "a job begins to transfer the files of one of its inversions",
+    "transferred": "the files of one of its inversions are where they are published",
+    "cataloged": "the catalog took messages of files of one of its inversions",
     "inversion_named": "what the store is about to be told, and under which id: recorded before it is told",
-    "inversion_created": "the store holds that inversion, as it was told",
+    "inversion_created": "the store holds that inversion, as it was told, or found later of an abandoned cycle",
     "published": "the store holds every inversion of this cycle",
     "reopened": "its next cycle begins: it is judged and inverted again, with a reason",
     "withdrawn": "inversions of it were marked as bad, with a reason",
+    "reinstated": "inversions of it that were withdrawn by mistake are good again, with a reason",
     "cleaned": "its intermediate files were removed",
     "put_on_hold": "it is not to be prepared, offered or published, with a reason",
     "taken_off_hold": "it may go on",
@@ -82,6 +99,8 @@ MEANINGS: dict[str, str] = {
     "noted": "somebody added a word to its history",
     "failed": "a stage failed on it: which, the cause, and how many times by now",
     "retried": "it goes back to the state before its error",
+    "restored": "the database was restored from a backup: what was recorded after that is lost",
+    "voided": "the schema's owner declared an event of it void: no view counts it any more, with a reason",
 }
 
 
@@ -93,3 +112,95 @@ def is_allowed(kind: str, before: State | None, after: State | None, before_erro
     if kind == "retried":
         return before == "error" and after is not None and after == before_error
     return (before, after) in EDGES.get(kind, set())
+
+
+class Op(msgspec.Struct):
+    """An OP's present state: the row of it in the table op_state. Sequence numbers are those of events."""
+
+    op_id: str
+    seq: int = 0  # of the newest event, as is the hash
+    hash: bytes = b""
+    state: State | None = None
+    since: datetime | None = None
+    state_before_error: State | None = None
+    datasets_seq: int | None = None
+    verdict_seq: int | None = None
+    criteria_version: str | None = None
+    overruled_seq: int | None = None
+    on_hold_seq: int | None = None
+    cycle: int = 1
+    priority: int = 0
+    assignee: str | None = None
+    due_at: datetime | None = None
+
+
+# The kinds of events of which the detail changes more of an OP's present state than the event itself.
+FOLLOWED = {
+    "datasets_changed",
+    "judged",
+    "claimed",
+    "handed_over",
+    "taken_over",
+    "resumed",
+    "extended",
+    "prioritized",
+    "voided",
+}
+
+
+class Detail(msgspec.Struct):
+    """What of an event's detail the present state follows."""
+
+    affects_verdict: bool = False
+    criteria_version: str | None = None
+    assignee: str | None = None
+    due_at: datetime | None = None
+    priority: int = 0
+    seq: int | None = None
+
+
+def follow(
+    op: Op, seq: int, kind: str, state: State | None, recorded_at: datetime, hash_: bytes, detail: Detail
+) -> None:
+    """Change an OP's present state to what it is after its next event.
+
+    The trigger record_event of the database does the same; a test compares the two over random histories.
+    """
+    op.seq = seq
+    op.hash = hash_
+    if state is not None:
+        op.state_before_error = op.state if state == "error" else None
+        op.state = state
+        op.since = recorded_at
+    if kind in ("discovered", "reopened") or (kind == "datasets_changed" and detail.affects_verdict):
+        op.datasets_seq = op.seq
+        op.overruled_seq = None
+    match kind:
+        case "judged":
+            op.verdict_seq = op.seq
+            op.criteria_version = detail.criteria_version
+            op.overruled_seq = None
+        case "overruled":
+            op.overruled_seq = op.seq
+        case "claimed" | "handed_over" | "taken_over" | "resumed":
+            op.assignee = detail.assignee
+            op.due_at = detail.due_at
+        case "extended":
+            op.due_at = detail.due_at
+        case "inverted":
+            op.due_at = None
+        case "released" | "reopened":
+            op.assignee = None
+            op.due_at = None
+            op.cycle += kind == "reopened"
+        case "put_on_hold":
+            op.on_hold_seq = op.seq
+        case "taken_off_hold":
+            op.on_hold_seq = None
+        case "prioritized":
+            op.priority = detail.priority
+        case "voided":
+            if op.verdict_seq == detail.seq:
+                op.verdict_seq = op.criteria_version = None
+            op.overruled_seq = None if op.overruled_seq == detail.seq else op.overruled_seq
+            op.on_hold_seq = None if op.on_hold_seq == detail.seq else op.on_hold_seq

@@ -65,11 +65,9 @@ def _parsed(text: bytes) -> Any:
 
     required = "a tree of YAML, as asdf reads it"
     try:
-        depth = 0
-        for count, event in enumerate(yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if count > MOST_NODES or depth > MOST_DEPTH:
-                raise Unfit("tree", f"more than {MOST_NODES} nodes, or deeper than {MOST_DEPTH}", required)
+        for count, _ in enumerate(yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))):
+            if count > MOST_NODES:
+                raise Unfit("tree", f"more than {MOST_NODES} nodes", required)
         tree = load_yaml(io.BytesIO(text), tagged=True)
     except Unfit:
         raise
@@ -80,7 +78,9 @@ def _parsed(text: bytes) -> Any:
         raise Unfit("tree", type(tree).__name__, required)
     if not _is_bounded(tree):
         raise Unfit(
-            "tree", f"aliases that make it larger than {MOST_NODES} nodes, or without an end", required
+            "tree",
+            f"more than {MOST_NODES} nodes with its aliases written out, or deeper than {MOST_DEPTH}",
+            required,
         )
     return tree
 

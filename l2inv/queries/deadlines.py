@@ -137,22 +137,13 @@ def digest(
 
 def _failed(connection: Connection) -> list[dict[str, Any]]:
     return connection.execute(
-        """
-        select s.op_id, s.since, e.detail ->> 'stage' as stage, e.detail ->> 'cause' as cause
-        from l2inv.op_state s
-        cross join lateral (select detail from l2inv.event
-                            where event.op_id = s.op_id and kind = 'failed' order by seq desc limit 1) e
-        where s.state = 'error' order by s.since desc, s.op_id
-        """
+        "select op_id, since, stage, cause from l2inv.failure order by since desc, op_id"
     ).fetchall()
 
 
 def _set_aside(connection: Connection) -> list[dict[str, Any]]:
     return connection.execute(
-        """
-        select dataset_id, reason, first_seen from l2inv.quarantine
-        where resolved_at is null order by first_seen desc, raw_hash
-        """
+        "select dataset_id, reason, first_seen from l2inv.unresolved order by first_seen desc, raw_hash"
     ).fetchall()
 
 

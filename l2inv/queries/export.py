@@ -15,9 +15,8 @@ COLUMNS = (
     "is_embargoed", "embargo_end_date", "criteria_version", "inverted_by", "inverted_at", "published_at",
     "superseded_by", "withdrawn_at",
 )  # fmt: skip
-_TOLD_AFTER = (
-    "op_id in (select op_id from l2inv.event where kind in ('published', 'withdrawn') and event_id > %s)"
-)
+_TOLD_AFTER = """op_id in (select op_id from l2inv.history where event_id > %s
+                           and kind in ('published', 'withdrawn', 'reinstated', 'restored', 'voided'))"""
 _FORMULA = re.compile(r"[=+\-@\t\r]")  # what spreadsheets run, or pass over to run what follows
 
 

@@ -28,7 +28,7 @@ FILTERS = {
     "band": "exists (select from jsonb_array_elements_text(o.bands) band where strpos(lower(band), lower(%(band)s)) > 0)",
     "instrument": "exists (select from unnest(o.instruments) i where upper(i) = upper(%(instrument)s))",
     "line": f"exists (select from {_LINES} and d.op_id = o.op_id and translate(line, '()', '') ~* %(line)s)",
-    "min_fried_parameter_m": "o.fried_parameter_med >= %(min_fried_parameter_m)s",
+    "min_fried_parameter_m": "o.fried_parameter_med_m >= %(min_fried_parameter_m)s",
     "embargoed": "o.is_embargoed = %(embargoed)s",
 }
 

@@ -14,22 +14,21 @@ from l2inv.domain.inventory import Dataset, stored
 from l2inv.domain.states import STATES
 from l2inv.queries.filters import Wanted, conditions
 
-OVERVIEW = "l2inv.op_overview o"
-COLUMNS = """op_id, proposal_id, experiment_id, state, since, priority, assignee, instruments, datasets as dataset_count,
-              start_time, fried_parameter_med as fried_parameter_med_m, bands, instrument_programs,
-              inputs_changed and not exists (
-                  select from l2inv.op_state s join l2inv.event e on e.op_id = s.op_id and e.seq = s.datasets_seq
-                  where s.op_id = o.op_id and e.kind = 'reopened') as inputs_changed,
+OVERVIEW = "l2inv.op o"
+COLUMNS = """op_id, proposal_id, experiment_id, state, since, priority, assignee, instruments, dataset_count,
+              start_time, fried_parameter_med_m, bands, instrument_programs,
+              case when inputs_changed then (
+                  select h.kind <> 'reopened' from l2inv.history h
+                  where h.op_id = o.op_id and (h.kind in ('discovered', 'reopened')
+                      or h.kind = 'datasets_changed' and h.detail -> 'affects_verdict' = 'true')
+                  order by h.seq desc limit 1) else false end as inputs_changed,
               overruled, due_at, on_hold, is_embargoed"""
 # What an OP's measures are computed from. A description is long, and measured by nobody.
 PRESENT = """
     (select array_agg((d.record - 'experimentDescription')::text order by d.dataset_id)
      from l2inv.dataset d where d.op_id = o.op_id and not d.withdrawn) as present
 """
-IN_TABLE = """
-    op_id, state, since, assignee, on_hold_seq is not null as on_hold,
-    (select count(*) from l2inv.dataset d where d.op_id = s.op_id and not d.withdrawn) as dataset_count
-"""
+IN_TABLE = "op_id, state, since, assignee, on_hold, dataset_count"
 LISTED = (
     "op_id",
     "proposal_id",
@@ -77,22 +76,13 @@ def list_ops(
 
     Of each, what `what` says: all that is known, what a table shows (state, `since`, holder, number of datasets), or its id.
     """
-    condition, values = conditions(msgspec.structs.replace(wanted, state=None), rules)
-    if what == "all":
-        statement = f"select {COLUMNS}, {PRESENT} from {OVERVIEW}"  # noqa: S608 - text of our own, here and below
-    else:
-        statement = f"select {'op_id' if what == 'ids' else IN_TABLE} from l2inv.op_state s"  # noqa: S608
-        if condition:
-            condition = f"exists (select from {OVERVIEW} where o.op_id = s.op_id and {condition})"
-    if wanted.state is not None:
-        condition, values = (
-            f"state = %(state)s{' and ' * bool(condition)}{condition}",
-            values | {"state": wanted.state},
-        )
+    columns = {"all": f"{COLUMNS}, {PRESENT}", "table": IN_TABLE, "ids": "op_id"}[what]
+    condition, values = conditions(wanted, rules)
     where = f"where {condition}" if condition else ""
     with connection.transaction(), connection.cursor("l2inv_list") as cursor:
         cursor.itersize = AT_ONCE
-        for row in cursor.execute(f"{statement} {where} order by op_id", values):
+        statement = f"select {columns} from {OVERVIEW} {where} order by op_id"  # noqa: S608 - text of our own
+        for row in cursor.execute(statement, values):
             yield add_measures(row, rules) if what == "all" else row
 
 
@@ -101,18 +91,16 @@ def show(connection: Connection, op_id: str, rules: Qualification) -> dict[str, 
     row = connection.execute(
         f"""
         select {COLUMNS}, {PRESENT},
-               (select e.detail -> 'verdict' from l2inv.event e
-                where e.op_id = o.op_id and e.kind = 'judged' order by e.seq desc limit 1) as verdict,
-               (select e.detail from l2inv.event e
-                where e.op_id = o.op_id and e.kind = 'failed' and o.state = 'error' order by e.seq desc limit 1) as error,
-               (select e.detail from l2inv.event e
-                where e.op_id = o.op_id and e.kind = 'overruled' and o.overruled order by e.seq desc limit 1)
-                    as overruled_by,
+               (select e.detail -> 'verdict' from l2inv.op_state s join l2inv.event e using (op_id)
+                where s.op_id = o.op_id and e.seq = s.verdict_seq) as verdict,
+               (select to_jsonb(f) - 'op_id' - 'since' from l2inv.failure f where f.op_id = o.op_id) as error,
+               (select e.detail from l2inv.op_state s join l2inv.event e using (op_id)
+                where s.op_id = o.op_id and e.seq = s.overruled_seq) as overruled_by,
                (select e.detail -> 'outputs' from l2inv.event e
                 where e.op_id = o.op_id and e.kind = 'inverted' and o.state in ('inverted', 'published', 'error')
                 order by e.seq desc limit 1) as outputs,
-               (select e.detail ->> 'reason' from l2inv.event e
-                where e.op_id = o.op_id and e.kind = 'put_on_hold' and o.on_hold order by e.seq desc limit 1) as hold_reason
+               (select e.detail ->> 'reason' from l2inv.op_state s join l2inv.event e using (op_id)
+                where s.op_id = o.op_id and e.seq = s.on_hold_seq) as hold_reason
         from {OVERVIEW} where op_id = %s
         """,  # noqa: S608
         [op_id],
@@ -137,7 +125,7 @@ def show(connection: Connection, op_id: str, rules: Qualification) -> dict[str, 
     ).fetchall()
     snake = dict(zip(Dataset.__struct_encode_fields__, Dataset.__struct_fields__, strict=True))
     for dataset in row["datasets"]:
-        dataset["record"] = {snake[name]: value for name, value in dataset["record"].items()}
+        dataset["record"] = {snake.get(name, name): value for name, value in dataset["record"].items()}
         dataset["files_url"] = files_url(dataset["bucket"], dataset.pop("proposal_id"), dataset["dataset_id"])
     return row
 
@@ -214,11 +202,12 @@ def held_with_changed_inputs(connection: Connection, actor: str | None) -> list[
 
 
 def history(connection: Connection, op_id: str) -> dict[str, Any]:
-    """Return every event of one OP, oldest first."""
+    """Return every event of one OP, oldest first; hash and detail_text are what canonical.digest goes by."""
     events = connection.execute(
         """
-        select seq, kind, state, actor, recorded_at, run_id, detail, event_id
-        from l2inv.event where op_id = %s order by seq
+        select seq, kind, state, actor, recorded_at, run_id, detail, event_id, recorded_by, voided_by, hash,
+               detail::text as detail_text
+        from l2inv.history where op_id = %s order by seq
         """,
         [op_id],
     ).fetchall()
@@ -234,7 +223,7 @@ def status(connection: Connection) -> dict[str, Any]:
     row = connection.execute(
         """
         select coalesce((select sum(seq) from l2inv.op_state), 0)::bigint as events,
-               (select count(*) from l2inv.quarantine where resolved_at is null) as quarantined,
+               (select count(*) from l2inv.unresolved) as quarantined,
                (select max(started_at) from l2inv.run
                 where stage = 'scan' and result -> 'complete' = 'true' and result -> 'read_again' is null)
                     as last_complete_scan

@@ -1,21 +1,14 @@
 """What the recorded verdicts say: of one OP, of those that nearly passed, of each version of the criteria; what to
 warn of beside them; and the recorded arrivals, of how long to wait before one judges. Reads only."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from l2inv.config.settings import Qualification
 from l2inv.database.connection import Connection
-from l2inv.domain.criteria import (
-    Criterion,
-    InstrumentProgramVerdict,
-    comparison,
-    deciding,
-    margin,
-    narrow_bands,
-)
+from l2inv.domain.criteria import comparison, deciding, margin, narrow_bands
 from l2inv.domain.drift import CLOCKS_DIFFER
 from l2inv.errors import Refused
 
@@ -85,52 +78,21 @@ def near_misses(connection: Connection) -> list[dict[str, Any]]:
 
     An OP that fails in each of two programs by another criterion stands under both.
     """
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for op_id, programs in _not_invertible(connection):
-        for program in programs:
-            worst = _only_failure(program["criteria"])
-            if worst is None:
-                continue
-            ops = found.setdefault(worst["name"], {})
-            miss = {
-                "op_id": op_id,
-                "instrument_program_id": program["instrument_program_id"],
-                "measured": worst["measured"],
-                "required": worst["required"],
-                "margin": (by := margin(worst)),
-            }
-            if by is not None and worst["name"].startswith("band "):
-                miss["missing_nm"] = -by
-            ops[op_id] = min(ops.get(op_id, miss), miss, key=_distance)
-    by_count = sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
-    return [{"name": name, "ops": sorted(ops.values(), key=_distance)} for name, ops in by_count]
-
-
-def _not_invertible(connection: Connection) -> Iterator[tuple[str, list[InstrumentProgramVerdict]]]:
-    """Stream the newest verdicts of the OPs that are not invertible, in the order of their ids."""
-    with connection.transaction(), connection.cursor("not_invertible") as cursor:
-        cursor.itersize = 1000
-        cursor.execute(
-            """
-            select s.op_id, (v.detail -> 'verdict' -> 'instrument_programs')::text as programs
-            from l2inv.op_state s join l2inv.event v on v.op_id = s.op_id and v.seq = s.verdict_seq
-            where s.state = 'not_invertible' order by s.op_id
-            """
-        )
-        for row in cursor:
-            yield row["op_id"], msgspec.json.decode(row["programs"])
-
-
-def _only_failure(criteria: Iterable[Criterion]) -> Criterion | None:
-    """The worst of the failed ones, where they all are the same criterion's and nothing that decides is unknown."""
-    against = [c for c in criteria if c["result"] != "pass" and not c.get("optional")]
-    if len({c["name"] for c in against}) != 1 or any(c["result"] == "unknown" for c in against):
-        return None
-    return min(against, key=lambda c: margin(c) or 0)
-
-
-def _distance(miss: dict[str, Any]) -> float:
-    return -(miss["margin"] or 0.0)
+    rows = connection.execute(
+        """
+        select name, op_id, instrument_program_id, measured, required, margin::double precision as margin
+        from l2inv.near_miss order by name, op_id
+        """
+    )
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["margin"] is not None and row["name"].startswith("band "):
+            row["missing_nm"] = -row["margin"]
+        found.setdefault(row.pop("name"), []).append(row)
+    by_count = sorted(found.items(), key=lambda item: -len(item[1]))
+    return [
+        {"name": name, "ops": sorted(ops, key=lambda op: -(op["margin"] or 0.0))} for name, ops in by_count
+    ]
 
 
 def versions(connection: Connection) -> list[dict[str, Any]]:

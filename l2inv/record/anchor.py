@@ -14,7 +14,7 @@ import msgspec
 from l2inv.database.connection import Connection
 from l2inv.errors import L2invError
 from l2inv.files import replacing
-from l2inv.record.verify import Findings
+from l2inv.record.chains import Findings
 
 BATCH = 1000  # heads at a time
 

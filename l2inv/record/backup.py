@@ -29,6 +29,7 @@ def backup(connection: Connection, settings: Settings, path: Path) -> int:
     command = [
         _program("pg_dump", connection.info.server_version // 10_000),
         "--format=custom",
+        "--encoding=UTF8",
         f"--schema={settings.database.schema}",
     ]
     with replacing(path) as file:
@@ -84,10 +85,9 @@ def _run(
     """Run one of PostgreSQL's programs on the connection's database, its password in the environment alone."""
     info = conninfo_to_dict(connection.info.dsn)
     options: dict[str, Any] = {key: value for key, value in info.items() if key in _OF_THE_SERVER}
+    # What says who connects may come from the environment; what a statement means may not.
     env = {
-        key: value
-        for key, value in os.environ.items()
-        if key not in ("PGOPTIONS", "PGDATABASE", "PGHOSTADDR")
+        key: value for key, value in os.environ.items() if not key.startswith("PG") or key in _WHO_CONNECTS
     }
     if connection.info.password:
         env["PGPASSWORD"] = connection.info.password
@@ -104,12 +104,23 @@ def _run(
         raise DatabaseError(f"{Path(command[0]).name}: {words}", "run again with -vv for the details")
 
 
+_WHO_CONNECTS = {
+    "PGPASSWORD",
+    "PGPASSFILE",
+    "PGSERVICEFILE",
+    "PGSYSCONFDIR",
+    "PGSSLMODE",
+    "PGSSLROOTCERT",
+    "PGSSLCERT",
+    "PGSSLKEY",
+}
 _OF_THE_SERVER = {
     "host",
     "hostaddr",
     "port",
     "user",
     "dbname",
+    "options",
     "sslmode",
     "sslrootcert",
     "sslcert",

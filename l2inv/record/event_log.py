@@ -157,12 +157,12 @@ def resolve(connection: Connection, op: str) -> str:
 
     It may be the OP's id; or the beginning, the end or any other part of it; or the id of one of its datasets, products,
     instrument programs or inversions. A beginning is looked up in an index, and decides before an end, an end before
-    other parts: the ends that tails() returns always name their OP. Ends and parts are found by reading op_state
+    other parts: the ends that tails() returns always name their OP. Ends and parts are found by reading all ids
     once; products, instrument programs and inversions are looked for only where the text has the form of theirs.
     """
     candidates = _ids(
         connection,
-        "select op_id from l2inv.op_state where op_id = %s or op_id like %s order by op_id = %s desc, op_id limit 6",
+        "select op_id from l2inv.op where op_id = %s or op_id like %s order by op_id = %s desc, op_id limit 6",
         [op, _pattern(op), op],
     )
     if candidates[:1] == [op]:
@@ -171,7 +171,7 @@ def resolve(connection: Connection, op: str) -> str:
         parts = _ids(
             connection,
             """
-            select op_id from l2inv.op_state where strpos(op_id, %(op)s) > 0
+            select op_id from l2inv.op where strpos(op_id, %(op)s) > 0
             order by right(op_id, length(%(op)s)) = %(op)s desc, op_id limit 6
             """,
             {"op": op},
@@ -203,7 +203,7 @@ def _holding(connection: Connection, thing: str) -> list[str]:
         found += _ids(
             connection,
             """
-            select distinct op_id from l2inv.event
+            select distinct op_id from l2inv.history
             where detail ->> 'inversion_id' = %s or detail -> 'inversions' @> jsonb_build_array(jsonb_build_object('inversion_id', %s::text))
             order by op_id limit 6
             """,
@@ -220,12 +220,12 @@ def tails(connection: Connection, op_ids: Iterable[str]) -> dict[str, str]:
     """Return for each OP the shortest end of its id that resolve() takes for it.
 
     That is its last number where no other OP's id ends so, else more of it, and the whole id where another begins so.
-    Reads op_state once.
+    Reads all ids once.
     """
     wanted = set(op_ids)
     rows = _ids(
         connection,
-        "select op_id from l2inv.op_state where right(op_id, %s) = any(%s)",
+        "select op_id from l2inv.op where right(op_id, %s) = any(%s)",
         [LEAST_TAIL, [op_id[-LEAST_TAIL:] for op_id in wanted]],
     )
     alike: dict[str, list[str]] = {}
@@ -237,7 +237,7 @@ def tails(connection: Connection, op_ids: Iterable[str]) -> dict[str, str]:
     begin = connection.execute(
         """
         select tail from unnest(%s::text[]) tail where exists (
-            select from l2inv.op_state where op_id >= tail collate "C" and op_id < (tail || chr(1114111)) collate "C")
+            select from l2inv.op where op_id >= tail collate "C" and op_id < (tail || chr(1114111)) collate "C")
         """,
         [list(found.values())],
     )
@@ -271,7 +271,7 @@ def beginning_with(
     """Return the first OPs in the order of their ids that begin so: in these states, held by that person, where given."""
     rows = connection.execute(
         """
-        select op_id from l2inv.op_state
+        select op_id from l2inv.op
         where op_id like %s and (%s::text[] is null or state = any(%s)) and (%s::text is null or assignee = %s)
         order by op_id limit %s
         """,
@@ -324,9 +324,12 @@ def retry(connection: Connection, op_ids: Sequence[str], actor: str) -> list[tup
 
 
 def newest(connection: Connection, op_id: str, kind: str) -> dict[str, Any] | None:
-    """Return the detail of an OP's newest event of a kind, or None."""
+    """Return the detail of an OP's newest event of a kind that is not void, or None."""
     row = connection.execute(
-        "select detail from l2inv.event where op_id = %s and kind = %s order by seq desc limit 1",
+        """
+        select detail from l2inv.history
+        where op_id = %s and kind = %s and voided_by is null order by seq desc limit 1
+        """,
         [op_id, kind],
     ).fetchone()
     return row["detail"] if row else None

@@ -13,28 +13,7 @@ import psycopg
 from l2inv.config.settings import Qualification
 from l2inv.database.connection import Connection
 from l2inv.domain import criteria, inventory
-
-BATCH = 1000  # verdicts or datasets at a time; how many events pass between two words of how far it is
-MOST = 1000  # findings named one by one
-
-
-class Findings:
-    """How many faults were found, and the first of them."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        self.first: list[dict[str, Any]] = []
-
-    def add(self, what: str, row: dict[str, Any], detail: str) -> None:
-        self.number += 1
-        if len(self.first) < MOST:
-            found = {
-                "what": what,
-                "event_id": row.get("event_id"),
-                "op_id": row.get("op_id"),
-                "detail": detail,
-            }
-            self.first.append(found)
+from l2inv.record.chains import BATCH, Findings, events, state
 
 
 def verify(
@@ -77,55 +56,6 @@ def _check(connection: Connection, name: str, findings: Findings, progress: Call
         findings.add(name, {}, f"{name} cannot be read to their end: {words}; l2inv verify events says more")
         return False
     return True
-
-
-def events(connection: Connection, findings: Findings, progress: Callable[[int], None]) -> None:
-    """Check every OP's chain: seq without holes, and each hash that of the content and of the hash before it."""
-    passed = 0
-    with connection.cursor("verify_events") as cursor:
-        cursor.itersize = 10  # the server hands over nothing before it has found so many
-        cursor.execute(
-            """
-            select event_id, op_id, seq, previous_seq, is_wrong
-            from (select *, seq <> previous_seq + 1
-                            or hash is distinct from l2inv.event_hash(previous_hash, event_id, op_id, seq, kind, state,
-                                                                      actor, recorded_at, run_id, detail) as is_wrong
-                  from (select *, lag(hash) over chain as previous_hash, coalesce(lag(seq) over chain, 0) as previous_seq
-                        from l2inv.event window chain as (partition by op_id order by seq)) linked) e
-            where is_wrong or event_id %% %s = 0
-            """,
-            [BATCH],
-        )
-        for row in cursor:
-            if row["event_id"] % BATCH == 0:
-                passed += BATCH
-                progress(passed)
-            if row["is_wrong"] and row["seq"] != row["previous_seq"] + 1:
-                gone = f"event {row['previous_seq'] + 1} is missing before event {row['seq']}"
-                findings.add("event", row, gone)
-            elif row["is_wrong"]:
-                findings.add("event", row, f"event {row['seq']} is not what was recorded")
-
-
-def state(connection: Connection, findings: Findings, _: Callable[[int], None]) -> None:
-    """Compare each OP's present state with what its events say, the hash of the newest among it."""
-    with connection.cursor("verify_state") as cursor:
-        cursor.execute(
-            """
-            select coalesce(s.op_id, e.op_id) as op_id, to_jsonb(s) as kept, to_jsonb(e) as told
-            from l2inv.op_state s full join l2inv.op_state_by_events e using (op_id)
-            where to_jsonb(s) is distinct from to_jsonb(e)
-            """
-        )
-        for row in cursor:
-            kept, told = row["kept"] or {}, row["told"] or {}
-            names = sorted(name for name in told | kept if kept.get(name) != told.get(name))
-            said = f"{', '.join(names)} differ from what the events say: l2inv verify events says more"
-            if not told:
-                said = "there are no events of it"
-            elif not kept:
-                said = "it has events and no state"
-            findings.add("state", row, said)
 
 
 def _count(connection: Connection, table: LiteralString) -> int:
@@ -171,7 +101,7 @@ def datasets(connection: Connection, findings: Findings, progress: Callable[[int
 
 
 # Where the versions that are kept and those that the events name are not the same. An event names the last of the
-# versions that its scan read of a dataset; those from before the chain of hashes named the datasets alone.
+# versions that its scan read of a dataset.
 _PINS = """
     with pin as materialized (
         select e.event_id, e.op_id, e.run_id, p.key as dataset_id, split_part(p.value, ':', 1)::integer as version,
@@ -190,11 +120,6 @@ _PINS = """
     where p.version is null
         and not exists (select from pin later where later.dataset_id = v.dataset_id and later.run_id = v.run_id
                                                     and later.version > v.version)
-        and not exists (select from l2inv.event e
-                        where e.op_id = v.op_id and e.run_id = v.run_id and not e.detail ? 'versions'
-                            and e.kind in ('discovered', 'datasets_changed')
-                            and (e.detail -> 'datasets' ? v.dataset_id or e.detail -> 'new' ? v.dataset_id
-                                 or e.detail -> 'changed' ? v.dataset_id or e.detail -> 'withdrawn' ? v.dataset_id))
 """
 
 
@@ -257,7 +182,8 @@ def runs(connection: Connection, findings: Findings, _: Callable[[int], None]) -
                 ('scan', 'discovered'), ('scan', 'datasets_changed'), ('qualify', 'judged'), ('qualify', 'failed'),
                 ('preprocess', 'preprocess_started'), ('preprocess', 'preprocessed'), ('preprocess', 'failed'),
                 ('inbox', 'inverted'), ('publish', 'inversion_named'), ('publish', 'inversion_created'),
-                ('publish', 'published'), ('publish', 'failed'))
+                ('publish', 'published'), ('publish', 'failed'), ('publish', 'transfer_started'),
+                ('publish', 'transferred'), ('publish', 'cataloged'))
             """
         )
         for row in cursor:

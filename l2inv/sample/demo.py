@@ -15,9 +15,9 @@ from typing import Any
 from l2inv import wording
 from l2inv.config.settings import Database, MetadataStore, Preprocess, Settings
 from l2inv.database import embedded
-from l2inv.database.connection import Connection, open_connection, translated
-from l2inv.database.session import connected
-from l2inv.errors import Busy
+from l2inv.database.access import connected
+from l2inv.database.connection import Connection, open_connection, server_folder, translated
+from l2inv.errors import Busy, DatabaseError, Refused
 from l2inv.queries import observing_programs, verdicts
 from l2inv.queries.filters import Wanted
 from l2inv.record import event_log
@@ -31,6 +31,7 @@ from l2inv.stages.publish import publish
 from l2inv.stages.scan import scan
 
 HAN, CRON = "han", "cron"
+LOCK = "demo.lock"  # what tells the demo's folder from any other
 
 # Stands in for the science team's own command: it fails for the OP that a file beside the folders names.
 COMMAND = """
@@ -43,12 +44,17 @@ if trouble.exists() and trouble.read_text(encoding="utf-8") == op["op_id"]:
 """
 
 
-def run(say: Callable[[str], None], port: int = 0) -> dict[str, Any]:
+def run(say: Callable[[str], None], port: int = 0, folder: Path | None = None) -> dict[str, Any]:
     """Run every stage once on a fresh database in the demo's own folder and says what each did.
 
-    The database stays for the commands that it ends by naming. Raise Busy while another demo runs, and L2invError.
+    The database stays for the commands that it ends by naming. Raise Refused for a folder that holds something else,
+    Busy while another demo runs in it, and L2invError.
     """
-    folder = demo_folder()
+    if folder is None:
+        folder = demo_folder()
+    elif folder.exists() and not (folder / LOCK).exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise Refused(f"{folder} is not the demo's: it holds something else", "name an empty or a new folder")
+    folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     now = datetime.now(UTC)
     store = Store(inventory.make(now=now))
@@ -61,7 +67,7 @@ def run(say: Callable[[str], None], port: int = 0) -> dict[str, Any]:
             metadata_store=MetadataStore(url=url),
             preprocess=Preprocess(command=command, work_dir=str(folder / "work")),
         )
-        _emptied(settings)
+        _empty(settings)
         with connected(settings) as connection:
             told = _pipeline(connection, settings, trouble, now, say)
         config = _saved_settings(folder, settings, store)
@@ -84,7 +90,7 @@ def demo_folder() -> Path:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    with (folder / "lock").open("w") as lock:
+    with (folder / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as problem:
@@ -108,8 +114,19 @@ def _saved_settings(folder: Path, settings: Settings, store: Store) -> Path:
     return path
 
 
-def _emptied(settings: Settings) -> None:
+def _empty(settings: Settings) -> None:
+    """Empties the demo's database, once it is proven to be that: the server at the other end reads the demo's own file.
+
+    Raise DatabaseError for any other.
+    """
     with translated(settings), open_connection(settings) as connection:
+        row = connection.execute("select pg_read_file('postmaster.pid') as its_own").fetchone()
+        folder = server_folder(settings)
+        if row is None or row["its_own"] != embedded.pid_file(folder):
+            raise DatabaseError(
+                f"the demo reached another server than its own in {folder}, and changed nothing there",
+                "run: l2inv demo --folder FOLDER",
+            )
         connection.execute("drop schema if exists l2inv cascade")
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 Values = dict[str, Any]
 
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
-ACTIVE = "active"  # the status of a dataset that a plain query returns
+ACTIVE = "ACTIVE"  # the status of a dataset that a plain query returns
 
 HEALTH = ("good", "bad", "ill", "unknown")
 GOS = ("open", "opening", "closed", "closing", "undefined")
@@ -263,6 +263,7 @@ def _dataset(draw: _Draw, program: Values, arm: Arm, start: datetime, created: d
         "datasetId": dataset_id,
         "productId": "L1-" + draw.text(ascii_uppercase, 5),
         "status": ACTIVE,
+        "datasetSize": round(frames * 0.0025, 2),
         "originalFrameCount": frames,
         "recipeId": 1 if polarised else 3,
         "recipeInstanceId": recipe_run - 90,
@@ -287,7 +288,11 @@ def _dataset(draw: _Draw, program: Values, arm: Arm, start: datetime, created: d
         "asdfObjectKey": f"{folder}/{instrument}_L1_{start:%Y%m%dT%H%M%S}_{dataset_id}.asdf",
         "browseMovieUrl": f"https://movies.example/{dataset_id}",
         "browseMovieObjectKey": f"{folder}/{dataset_id}.mp4",
+        "qualityReportObjectKey": f"{folder}/{dataset_id}_quality_report.pdf",
+        "qualityDataObjectKey": None,
         "infoUrl": "https://docs.example",
+        "headerDocumentationUrl": "https://docs.example/headers",
+        "calibrationDocumentationUrl": "https://docs.example/calibration",
         "workflowName": "l0_to_l1_" + instrument.lower(),
         "workflowVersion": f"{draw.randint(1, 3)}.{draw.randint(0, 9)}.0",
         "headerVersion": "4.1.0",
@@ -295,6 +300,15 @@ def _dataset(draw: _Draw, program: Values, arm: Arm, start: datetime, created: d
         "hasSpectralAxis": polarised,
         "hasTemporalAxis": True,
         "isManuallyProcessed": draw.choice((False, False, None)),
+        "qualityAverageFriedParameter": None,
+        "qualityAveragePolarimetricAccuracy": None,
+        "averageDatasetSpectralSampling": 0.001 if polarised else None,
+        "averageDatasetSpatialSampling": 0.011,
+        "averageDatasetTemporalSampling": None,
+        "inputDatasetParametersPartId": recipe_run,
+        "inputDatasetObserveFramesPartId": recipe_run + 1,
+        "inputDatasetCalibrationFramesPartId": None,
+        "authorizedAgents": None,
     }
 
 

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = ["Fault", "Store", "serving"]
 
 HOST = "127.0.0.1"
 PATH = "/graphql"
+_PLAIN = Fault(headers=(("Content-Type", "text/plain"),))
 
 
 @contextmanager
@@ -29,7 +31,7 @@ def serving(store: Store, port: int = 0, tls: ssl.SSLContext | None = None) -> I
 
     Raise L2invError when graphql-core is not installed or the port is taken.
     """
-    schema()  # says now, not to the first client, what is not installed
+    schema(store.interface)  # says now, not to the first client, what is not installed
     try:
         server = _Server((HOST, port), _Handler)
     except OSError as problem:
@@ -122,8 +124,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.status != 200 or fault.body is not None:
             self._send(fault.status, fault.body or b"", fault)
             return
-        if not self._authorized():
-            self._refuse(401, "a bearer token is required", ("WWW-Authenticate", "Bearer"))
+        if turned_away := self._turned_away():
+            self._send(turned_away, HTTPStatus(turned_away).phrase.encode(), _PLAIN)
             return
         answer = execute(store, request.query, request.variables, request.operationName)
         if fault.drop != "after":
@@ -137,13 +139,16 @@ class _Handler(BaseHTTPRequestHandler):
             nth = sum(name == other for other, _ in store.requests)
         return store.fault(name, nth) if store.fault else None
 
-    def _authorized(self) -> bool:
+    def _turned_away(self) -> int | None:
+        """Return the status of the gateway before the store, which wants the token alone and a caller's name."""
         token = self.server.store.token
         given = self.headers.get("Authorization", "")
-        return token is None or hmac.compare_digest(given.encode(), f"Bearer {token}".encode())
+        if token is not None and not hmac.compare_digest(given.encode(), token.encode()):
+            return 401
+        return None if self.headers.get("Service-Name") else 400
 
-    def _refuse(self, status: int, message: str, *headers: tuple[str, str]) -> None:
-        self._send(status, msgspec.json.encode({"errors": [{"message": message}]}), Fault(headers=headers))
+    def _refuse(self, status: int, message: str) -> None:
+        self._send(status, msgspec.json.encode({"errors": [{"message": message}]}), Fault())
 
     def _send(self, status: int, body: bytes, fault: Fault, compress: bool = False) -> None:
         headers = {"Content-Type": "application/json"}

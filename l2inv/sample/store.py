@@ -2,8 +2,8 @@
 
 import sys
 import threading
-from collections import Counter
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache, lru_cache
@@ -41,14 +41,19 @@ class Fault:
 class Store:
     """What is served, and what was asked. Everything may be changed while it is served.
 
-    `token` is the bearer token that is required, if any. `fault` is asked before each request, with the
+    `objects` and `frames` are the rows of objectInventories and frameInventories: what the catalogers filled in.
+    `token` is what the header Authorization must be, exactly; None takes any. `interface` is the GraphQL schema that
+    requests are held to; None is that of schema.graphql. `fault` is asked before each request, with the
     operation's name and how many of that name have come, this one included. `requests` holds the name and the
     variables of each. An operation without a name goes by its first field's; what is no query is named "".
     """
 
     datasets: list[Values]
     inversions: dict[str, Values] = field(default_factory=dict)
+    objects: list[Values] = field(default_factory=list)
+    frames: list[Values] = field(default_factory=list)
     token: str | None = None
+    interface: str | None = None
     fault: Callable[[str, int], Fault | None] | None = None
     requests: list[tuple[str, Values]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -60,21 +65,29 @@ def execute(
     """Return what the store answers to a GraphQL request: `data`, `errors` or both."""
     from graphql import execute_sync
 
-    document, errors = validated(query)
+    document, errors = validated(query, store.interface)
     if document is None or errors:
         return {"errors": [error.formatted for error in errors]}
-    root = _root(store)
-    result = execute_sync(schema(), document, root, variable_values=variables, operation_name=operation)
+    result = execute_sync(
+        schema(store.interface),
+        document,
+        _root(store),
+        variable_values=variables,
+        operation_name=operation,
+    )
     answer: Values = _whole(dict(result.formatted))
     return answer
 
 
 def operation_name(query: str, operation: str | None = None) -> str:
     """Return the name under which Store counts a request."""
-    from graphql import FieldNode, OperationDefinitionNode
+    from graphql import FieldNode, GraphQLError, OperationDefinitionNode
 
-    document, _ = validated(query)
-    for node in document.definitions if document else ():
+    try:
+        document = _parsed(query)
+    except GraphQLError:
+        return ""
+    for node in document.definitions:
         if isinstance(node, OperationDefinitionNode):
             name = node.name.value if node.name else None
             if name and operation in (None, name):
@@ -95,8 +108,8 @@ def _whole(value: Any) -> Any:
 
 
 @cache
-def schema() -> "GraphQLSchema":
-    """Return the interface. Raise L2invError when graphql-core is not installed."""
+def schema(interface: str | None = None) -> "GraphQLSchema":
+    """Return an interface, by default that of schema.graphql. Raise L2invError when graphql-core is not installed."""
     try:
         from graphql import build_schema
     except ImportError as problem:
@@ -104,19 +117,26 @@ def schema() -> "GraphQLSchema":
         raise L2invError(
             "the sample metadata store needs graphql-core, which is not installed", hint
         ) from problem
-    return build_schema(files("l2inv.sample").joinpath("schema.graphql").read_text("utf-8"))
+    return build_schema(interface or files("l2inv.sample").joinpath("schema.graphql").read_text("utf-8"))
 
 
 @lru_cache(maxsize=32)
-def validated(query: str) -> "tuple[DocumentNode | None, list[GraphQLError]]":
-    """Return the parsed query, or None if it is none, and what is wrong with it."""
-    from graphql import GraphQLError, parse, validate
+def _parsed(query: str) -> "DocumentNode":
+    from graphql import parse
+
+    return parse(query)
+
+
+@lru_cache(maxsize=32)
+def validated(query: str, interface: str | None = None) -> "tuple[DocumentNode | None, list[GraphQLError]]":
+    """Return the parsed query, or None if it is none, and what the interface finds wrong with it."""
+    from graphql import GraphQLError, validate
 
     try:
-        document = parse(query)
+        document = _parsed(query)
     except GraphQLError as error:
         return None, [error]
-    return document, validate(schema(), document)
+    return document, validate(schema(interface), document)
 
 
 def _root(store: Store) -> Values:
@@ -133,45 +153,45 @@ def _root(store: Store) -> Values:
     return {name: resolver(answer) for name, answer in _FIELDS.items()}
 
 
-_LISTS = {
-    "datasetIds": "datasetId",
-    "productIds": "productId",
-    "primaryProposalIds": "primaryProposalId",
-    "primaryExperimentIds": "primaryExperimentId",
-    "instrumentNames": "instrumentName",
-}
-_EQUAL = (
-    "observingProgramExecutionId",
-    "instrumentProgramExecutionId",
-    "status",
-    "isEmbargoed",
-    "hasAllStokes",
-)
-_TIMES = ("createDate", "updateDate", "startTime", "endTime")
+_PAGING = ("pageSize", "pageNumber", "sortColumn")
+_VIEW = "DatasetInventoryViewResponse"
 
 
-def _filtered(store: Store, given: Values) -> list[Values]:
-    """The datasets that every filter lets through; without a status asked for, the active ones."""
-    rows = store.datasets
-    for name in _EQUAL:
-        if name in given or name == "status":
-            value = given.get(name, ACTIVE)
-            rows = [row for row in rows if row[name] == value]
-    for name, column in _LISTS.items():
-        if name in given:
-            names = set(given[name])
-            rows = [row for row in rows if row[column] in names]
-    if "spectralLines" in given:
-        lines = set(given["spectralLines"])
-        rows = [row for row in rows if not lines.isdisjoint(row["spectralLines"] or ())]
-    for name in _TIMES:
-        if name + "Min" in given:
-            first = _time(given[name + "Min"])
-            rows = [row for row in rows if row[name] is not None and _time(row[name]) >= first]
-        if name + "Max" in given:
-            last = _time(given[name + "Max"])
-            rows = [row for row in rows if row[name] is not None and _time(row[name]) <= last]
-    return rows
+def _filtered(store: Store, kind: str, rows: Iterable[Values], given: Values) -> list[Values]:
+    """Return the rows, of that type of the interface, that every filter lets through."""
+    columns = _columns(store.interface, kind)
+    for name, wanted in given.items():
+        if name not in _PAGING:
+            rows = filter(_lets_through(columns, name, wanted), rows)
+    return list(rows)
+
+
+def _lets_through(columns: dict[str, str], name: str, wanted: Any) -> Callable[[Values], bool]:
+    """Return what a filter asks of a row. Raise GraphQLError for one that the sample store does not know."""
+    if isinstance(wanted, list):
+        among = set(wanted)
+        if name in columns:  # a list itself: one of it is enough
+            return lambda row: not among.isdisjoint(row.get(name) or ())
+        if name.removesuffix("s") in columns:
+            return lambda row: row.get(name.removesuffix("s")) in among
+    elif name in columns:
+        return lambda row: bool(row.get(name) == wanted)
+    elif (column := name[:-3]) in columns and name[-3:] in ("Min", "Max"):
+        value: Callable[[Any], Any] = _time if columns[column] == "DateTime" else float
+        bound = value(wanted)
+        if name.endswith("Min"):
+            return lambda row: row.get(column) is not None and value(row[column]) >= bound
+        return lambda row: row.get(column) is not None and value(row[column]) <= bound
+    raise _refusal(f"the sample store cannot filter by {name}")
+
+
+@cache
+def _columns(interface: str | None, kind: str) -> dict[str, str]:
+    """Return the fields of an object type, each with the name of its innermost type."""
+    from graphql import get_named_type
+
+    fields: Values = schema(interface).type_map[kind].fields  # type: ignore[attr-defined]
+    return {name: get_named_type(found.type).name for name, found in fields.items()}
 
 
 def _time(text: object) -> datetime:
@@ -188,68 +208,118 @@ def _refusal(message: str) -> "GraphQLError":
     return GraphQLError(message)
 
 
+def _of_status(store: Store, given: Values) -> list[Values]:
+    """Return the datasets that every filter lets through; without a status asked for, the active ones."""
+    return _filtered(store, _VIEW, store.datasets, {"status": ACTIVE} | given)
+
+
 def _count(store: Store, given: Values) -> Values:
-    return {"recordCount": len(_filtered(store, given))}
+    return {"recordCount": len(_of_status(store, given))}
 
 
-def _page(store: Store, given: Values) -> list[Values]:
+def _inventories(store: Store, given: Values) -> list[Values]:
+    return _page(store, _of_status(store, given), given)
+
+
+def _history(store: Store, given: Values) -> list[Values]:
+    if not given.keys() & {"datasetId", "productId"}:
+        raise _refusal("datasetId or productId is needed")
+    rows = [row for row in _filtered(store, _VIEW, store.datasets, given) if row["status"] != ACTIVE]
+    return _page(store, rows, {"sortColumn": "-createDate"} | given)
+
+
+def _page(store: Store, rows: list[Values], given: Values) -> list[Values]:
     column = given.get("sortColumn", "createDate")
     name = column.removeprefix("-")
-    if name not in _sortable():
+    if name not in _sortable(store.interface):
         raise _refusal(f"sortColumn: cannot sort by {name!r}")
-    number, size = given.get("pageNumber", 1), given.get("pageSize", sys.maxsize)
+    descending = column.startswith("-")
+    known = [row for row in rows if row.get(name) is not None]
+    known.sort(key=itemgetter(name), reverse=descending)
+    nulls = [row for row in rows if row.get(name) is None]
+    rows = nulls + known if descending else known + nulls  # as PostgreSQL has it
+    return _cut(rows, given, sys.maxsize)
+
+
+def _cut(rows: list[Values], given: Values, size: int) -> list[Values]:
+    number, size = given.get("pageNumber", 1), given.get("pageSize", size)
     if number < 1 or size < 1:
         raise _refusal("pageNumber and pageSize start at 1")
-    rows = _filtered(store, given)
-    descending = column.startswith("-")
-    known = sorted((row for row in rows if row[name] is not None), key=itemgetter(name), reverse=descending)
-    nulls = [row for row in rows if row[name] is None]
-    rows = nulls + known if descending else known + nulls  # as PostgreSQL has it
     return rows[(number - 1) * size : number * size]
 
 
 @cache
-def _sortable() -> frozenset[str]:
+def _sortable(interface: str | None) -> frozenset[str]:
+    """Return the view's columns that have an order: neither lists nor the scalars that are JSON objects."""
     from graphql import get_nullable_type, is_leaf_type
 
-    fields: Values = schema().type_map["DatasetInventoryViewResponse"].fields  # type: ignore[attr-defined]
-    return frozenset(name for name, at in fields.items() if is_leaf_type(get_nullable_type(at.type)))
+    fields: Values = schema(interface).type_map[_VIEW].fields  # type: ignore[attr-defined]
+    leaves = {name: get_nullable_type(found.type) for name, found in fields.items()}
+    ordered = ("String", "Int", "Float", "Boolean", "DateTime")
+    return frozenset(name for name, at in leaves.items() if is_leaf_type(at) and at.name in ordered)
+
+
+STATUSES = {
+    ACTIVE: "what a plain query returns",
+    "DEPRECATED": "superseded by a newer dataset of the same product",
+    "REMOVED": "no longer served",
+}
+
+
+def _statuses(store: Store, given: Values) -> list[Values]:
+    rows = [
+        {
+            "datasetInventoryStatusId": number,
+            "datasetInventoryStatusCode": code,
+            "datasetInventoryStatusDescription": meaning,
+            "createDate": "2022-01-01T00:00:00",
+            "updateDate": None,
+        }
+        for number, (code, meaning) in enumerate(STATUSES.items(), 1)
+    ]
+    return _filtered(store, "DatasetInventoryStatusResponse", rows, given)
 
 
 def _candidates(store: Store, given: Values) -> list[Values]:
     """A recipe done for each dataset, and up to two more planned: for an OP the same every time."""
-    done = Counter(row["observingProgramExecutionId"] for row in _filtered(store, given))
-    del done[None]
-    return [
+    ops = defaultdict(list)
+    for row in _of_status(store, {}):
+        if row["observingProgramExecutionId"] is not None:
+            ops[row["observingProgramExecutionId"]].append(row)
+    rows = [
         {
+            "processingCandidateId": number,
+            "dataAcquisitionCompletionDate": max(row["endTime"] or row["createDate"] for row in rows),
+            "experimentId": rows[0]["primaryExperimentId"],
+            "isLocked": False,
             "observingProgramExecutionId": op_id,
-            "plannedRecipeCount": complete + crc32(op_id.encode()) % 3,
-            "totalRecipeInstanceCount": complete + crc32(op_id.encode()) % 3 // 2,
-            "completeRecipeInstanceCount": complete,
+            "plannedRecipeCount": len(rows) + crc32(op_id.encode()) % 3,
+            "proposalId": rows[0]["primaryProposalId"],
+            "completeRecipeInstanceCount": len(rows),
+            "totalRecipeInstanceCount": len(rows) + crc32(op_id.encode()) % 3 // 2,
+            "createDate": min(row["createDate"] for row in rows),
+            "updateDate": None,
         }
-        for op_id, complete in done.items()
+        for number, (op_id, rows) in enumerate(ops.items(), 1)
     ]
-
-
-def _experiments(store: Store, _: Values) -> list[Values]:
-    known = {row["primaryExperimentId"]: row["experimentDescription"] for row in store.datasets}
-    known.pop(None, None)
-    return [{"experimentId": name, "experimentDescription": text} for name, text in known.items()]
+    return _filtered(store, "ProcessingCandidateViewResponse", rows, given)
 
 
 def _inversions(store: Store, given: Values) -> list[Values]:
-    rows = list(store.inversions.values())
-    if "inversionId" in given:
-        rows = [row for row in rows if row["inversionId"] == given["inversionId"]]
-    if "datasetIds" in given:
-        ids = set(given["datasetIds"])
-        rows = [row for row in rows if not ids.isdisjoint(row["datasetIds"])]
-    return rows
+    return _filtered(store, "L2InversionInventoryResponse", list(store.inversions.values()), given)
+
+
+def _objects(store: Store, given: Values) -> list[Values]:
+    return _cut(_filtered(store, "ObjectInventoryResponse", list(store.objects), given), given, 1000)
+
+
+def _frames(store: Store, given: Values) -> list[Values]:
+    return _cut(_filtered(store, "FrameInventoryResponse", list(store.frames), given), given, 1000)
 
 
 def _create(store: Store, given: Values) -> Values:
     name, ids = given["inversionId"], given["datasetIds"]
-    buckets = {row["datasetId"]: row["bucket"] for row in _filtered(store, {"datasetIds": ids})}
+    buckets = {row["datasetId"]: row["bucket"] for row in _of_status(store, {"datasetIds": ids})}
     unknown = sorted(set(ids) - buckets.keys())
     if unknown:
         raise _refusal(f"no such dataset: {', '.join(unknown)}")
@@ -259,15 +329,18 @@ def _create(store: Store, given: Values) -> Values:
     with store.lock:
         if name in store.inversions:
             raise _refusal(f"there is an inversion {name!r} already")
-        store.inversions[name] = {"asdfObjectKey": None, **given, "createDate": now, "updateDate": now}
+        store.inversions[name] = {"asdfObjectKey": None, **given, "createDate": now, "updateDate": None}
         return store.inversions[name]
 
 
 _FIELDS: dict[str, Callable[[Store, Values], Any]] = {
-    "datasetInventories": _page,
+    "datasetInventories": _inventories,
     "datasetInventoriesRecordCount": _count,
+    "datasetInventoryHistory": _history,
+    "datasetInventoryStatuses": _statuses,
     "processingCandidates": _candidates,
-    "experimentDescriptions": _experiments,
     "l2Inversions": _inversions,
+    "objectInventories": _objects,
+    "frameInventories": _frames,
     "createL2InversionInventory": _create,
 }

@@ -57,7 +57,7 @@ class MayPass(StoreError):
 
 @contextmanager
 def session(store: MetadataStore) -> Iterator["requests.Session"]:
-    """Lend an HTTP session with the store's certificate authority and token.
+    """Lend an HTTP session with the store's certificate authority, l2inv's name as a service and the token.
 
     Raise ConfigError when no service is set, its token is not in the environment, or the authority's file is none.
     """
@@ -73,6 +73,7 @@ def session(store: MetadataStore) -> Iterator["requests.Session"]:
         http.trust_env = False
         http.proxies.update(requests.utils.get_environ_proxies(store.url))
         http.headers.update({"Accept": "application/json", "Accept-Encoding": "gzip"})
+        http.headers["Service-Name"] = store.service_name
         if store.ca_bundle:
             try:
                 ssl.create_default_context(cafile=store.ca_bundle)
@@ -86,12 +87,12 @@ def session(store: MetadataStore) -> Iterator["requests.Session"]:
                 raise ConfigError(
                     "metadata_store.token_env", [f"{store.token_env} is not set in the environment"]
                 )
-            if not (token.isascii() and token.isprintable()):
+            if not (token.isascii() and token.isprintable()) or token != token.strip():
                 words = (
                     f"{store.token_env} holds characters that no HTTP header takes, such as an end of line"
                 )
                 raise ConfigError("metadata_store.token_env", [words])
-            http.auth = _bearer(token)
+            http.auth = _signed(f"{store.token_scheme} {token}" if store.token_scheme else token)
         yield http
 
 
@@ -99,9 +100,9 @@ def _token(store: MetadataStore) -> str:
     return os.environ.get(store.token_env, "") if store.token_env else ""
 
 
-def _bearer(token: str) -> Any:
+def _signed(authorization: str) -> Any:
     def sign(request: "requests.PreparedRequest") -> "requests.PreparedRequest":
-        request.headers["Authorization"] = f"Bearer {token}"
+        request.headers["Authorization"] = authorization
         return request
 
     return sign
@@ -195,6 +196,7 @@ def _content(
     from urllib3.exceptions import HTTPError
 
     assert store.url is not None
+    body = {"query": query.text} | ({"variables": variables} if variables else {})
     left_seconds = until - time.monotonic()
     if left_seconds <= 0:
         raise too_late(store)
@@ -202,7 +204,7 @@ def _content(
     try:
         with http.post(
             store.url,
-            json={"query": query.text, "variables": variables},
+            json=body,
             timeout=min(store.timeout_seconds, left_seconds),
             allow_redirects=False,
             stream=True,
@@ -233,7 +235,13 @@ def _check(store: MetadataStore, answer: "requests.Response") -> None:
     if status in (401, 403):
         raise StoreError(
             f"{named(store)}: access denied ({status})",
-            "set metadata_store.token_env to the variable that holds a valid token",
+            "set metadata_store.token_env to the variable that holds a valid token"
+            " (metadata_store.token_scheme is the word that is sent before it)",
+        )
+    if status == 404:
+        raise MayPass(
+            said,
+            "either metadata_store.url is wrong, or the gateway there is being deployed: try again later",
         )
     if status == 413:
         raise MayPass(said, "lower metadata_store.page_size", again=False, less=True)

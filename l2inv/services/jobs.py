@@ -1,12 +1,14 @@
 """One attempt at one OP as a process that outlives l2inv: what is left in the OP's folder tells any later run.
 
 A POSIX shell script runs the command; beside it in .l2inv/ lie, under the job's name, `.pid` from when it began
-(process id and host) and `.exit` from when it ended. The same script runs here and on a cluster. Here, it holds a
-lock on `.lock` for as long as it or its command lives: the kernel lets go of it whatever happens to them.
+(process id and host), `.err` with what it wrote to stderr, and `.exit` from when it ended. The same script runs here
+and on a cluster. Here, it holds a lock on `.lock` for as long as it or its command lives: the kernel lets go of it
+whatever happens to them.
 """
 
 import fcntl
 import os
+import secrets
 import shlex
 import signal
 import subprocess
@@ -23,26 +25,53 @@ from l2inv.files import replace
 OWN = ".l2inv"  # what l2inv keeps in an OP's folder for itself
 LOG = "preprocess.log"
 _POLL_SECONDS = 0.05
+# All that a command gets of l2inv's environment; LC_* beside it. No token or password of l2inv's is among it.
+ENVIRONMENT = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR")
 
 # The lock is what l2inv gives as standard input. An end that was written already, by a run that gave the job up,
 # means that it must not begin. What the command left running in its group ends with it: only here is the group the
 # script's own. In the shell, a wait that a signal ends leaves the child: it is waited for again.
+#
+# Both streams go into the log. What comes through stderr is kept apart as well: a program may hold back its stdout
+# until it ends, so that the last line of the log need not be its last word. grep hands on whole lines, lest they be
+# torn apart by stdout's (busybox's cannot: cat does without). The copying outlives every signal but SIGKILL, or else
+# the command would be killed by writing to it; it is waited for, but not for long: what the command left running may
+# hold its stderr open. A file system without named pipes has the log alone.
 _SCRIPT = """#!/bin/sh
 cd {folder} || exit 1
 job={own}/{name}
 [ ! -e "$job.exit" ] || exit 0
-exec 9<&0 </dev/null >{log} 2>&1
+: >{log} && exec 9<&0 </dev/null >>{log} 2>&1 || exit 1
 started=$(date +%s)
 echo "$$ $(uname -n)" >"$job.new" && mv "$job.new" "$job.pid" || exit 1
+tee=
+if mkfifo "$job.pipe" 2>/dev/null; then
+    (
+        trap '' HUP INT TERM
+        {{ LC_ALL=C grep -a --line-buffered '' 2>/dev/null || cat; }} | tee -a {log} >"$job.err"
+    ) <"$job.pipe" 9<&- &
+    tee=$!
+    exec 8>"$job.pipe"
+    rm "$job.pipe"
+else
+    exec 8>&2
+fi
 child= told=null
 trap 'told="\\"TERM\\""; [ -z "$child" ] || kill -TERM "$child"' TERM
-exec {argv} &
+exec {argv} 2>&8 8>&- &
 child=$!
+exec 8>&-
 [ "$told" = null ] || kill -TERM "$child"
 while :; do
     wait "$child"
     code=$?
     kill -0 "$child" 2>/dev/null || break
+done
+trap '' TERM
+polls=0
+while [ "$tee" ] && kill -0 "$tee" 2>/dev/null && [ "$polls" -lt 100 ]; do
+    polls=$((polls + 1))
+    sleep 0.02
 done
 printf '{{"exit_code": %s, "signal": %s, "started_at": %s, "ended_at": %s, "host": "%s"}}\\n' \\
     "$code" "$told" "$started" "$(date +%s)" "$(uname -n)" >"$job.new" && mv "$job.new" "$job.exit" || exit 1
@@ -60,11 +89,15 @@ class TookTooLong(Exception):
 
 
 class Job(msgspec.Struct, frozen=True):
-    """One attempt at one OP: the command and the OP's folder. The name is that of no other job in the folder."""
+    """One attempt at one OP: the command and the OP's folder. The name is that of no other job in the folder.
+
+    What the command prints goes into the file `log` there.
+    """
 
     name: str
     folder: Path
     argv: Sequence[str]
+    log: str = LOG
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -89,15 +122,24 @@ class Ended(msgspec.Struct, frozen=True):
         return f"ended with exit code {self.exit_code}"
 
 
+def new_name() -> str:
+    """Return a name that no other job has."""
+    return f"l2inv-{secrets.token_hex(6)}"
+
+
 def prepare(job: Job) -> Path:
     """Write a job's script and return its path. No part of the command is read by a shell. Raise OSError."""
     script = _SCRIPT.format(
-        folder=shlex.quote(str(job.folder)), own=OWN, name=job.name, log=LOG, argv=shlex.join(job.argv)
+        folder=shlex.quote(str(job.folder)),
+        own=OWN,
+        name=job.name,
+        log=shlex.quote(job.log),
+        argv=shlex.join(job.argv),
     )
     path = _file(job.folder, job.name, "sh")
     path.parent.mkdir(parents=True, exist_ok=True)
     replace(path, script)
-    (job.folder / LOG).unlink(missing_ok=True)  # an earlier attempt's words are not this one's
+    (job.folder / job.log).unlink(missing_ok=True)  # an earlier attempt's words are not this one's
     return path
 
 
@@ -108,11 +150,17 @@ def start(job: Job) -> "subprocess.Popen[bytes]":
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return subprocess.Popen(  # noqa: S603 - a script of l2inv's own
             ["/bin/sh", str(script), "here"],
+            env=environment(),
             stdin=lock,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+
+
+def environment() -> dict[str, str]:
+    """Return what a command gets of l2inv's own environment."""
+    return {k: v for k, v in os.environ.items() if k in ENVIRONMENT or k.startswith("LC_")}
 
 
 def ended(folder: Path, name: str) -> Ended | None:
@@ -191,15 +239,16 @@ def give_up(folder: Path, name: str) -> None:
         replace(_file(folder, name, "exit"), msgspec.json.encode(Ended(signal="TERM")).decode())
 
 
-def last_line(folder: Path) -> str:
-    """Return the last line of a job's log, at most 300 characters. Raise OSError."""
-    try:
-        with (folder / LOG).open("rb") as content:
-            content.seek(max(0, os.fstat(content.fileno()).st_size - 2000))
-            lines = content.read().decode("utf-8", "replace").strip().splitlines()
-    except FileNotFoundError:
+def last_word(folder: Path, name: str, log: str = LOG) -> str:
+    """Return the last line that a job wrote to stderr, else to its log: at most 300 characters. Raise OSError."""
+    if not (folder / log).exists():
         return "it did not begin"
-    return lines[-1][:300] if lines else "it printed nothing"
+    for path in (_file(folder, name, "err"), folder / log):
+        with suppress(FileNotFoundError), path.open("rb") as content:
+            content.seek(max(0, os.fstat(content.fileno()).st_size - 2000))
+            if lines := content.read().decode("utf-8", "replace").strip().splitlines():
+                return lines[-1][:300]
+    return "it printed nothing"
 
 
 def _file(folder: Path, name: str, what: str) -> Path:

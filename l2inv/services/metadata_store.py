@@ -1,6 +1,7 @@
 """What l2inv asks of and tells the Data Center's metadata store: GraphQL over HTTP, or a saved answer in a file."""
 
 import gzip
+import json
 import threading
 import time
 import zlib
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import msgspec
 
-from l2inv.config.settings import MetadataStore
-from l2inv.domain.inventory import SUBFIELDS, Dataset
+from l2inv.config.settings import MetadataStore, masked
+from l2inv.domain.inventory import Dataset
 from l2inv.errors import ConfigError, StoreError
 from l2inv.services.graphql import (
     MayPass,
@@ -40,12 +41,11 @@ IDS_AT_ONCE = 200
 # No two rows share it, so that pages neither overlap nor leave out any, and what is new comes last: createDate does
 # neither for datasets of the same instant.
 SORTED_BY = "datasetInventoryId"
+ACTIVE = "ACTIVE"  # of the codes of a dataset's status, the one that a plain query returns
 
 _INVERSION = "inversionId primaryProposalId instrumentProgramExecutionId bucket asdfObjectKey datasetIds spectralLines createDate"
-_FIELDS = " ".join(
-    f"{name} {{ {' '.join(SUBFIELDS[name])} }}" if name in SUBFIELDS else name
-    for name in Dataset.__struct_encode_fields__
-)
+# The struct's own fields, so that query and reader cannot disagree. Counts and distributions are scalars of the store's.
+_FIELDS = " ".join(Dataset.__struct_encode_fields__)
 
 
 class Recipes(msgspec.Struct, frozen=True):
@@ -63,6 +63,10 @@ class _Candidate(msgspec.Struct, rename="camel"):
 
 class _Count(msgspec.Struct, rename="camel"):
     record_count: Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Status(msgspec.Struct, rename="camel"):
+    dataset_inventory_status_code: str
 
 
 DATASETS = Query(
@@ -97,6 +101,17 @@ CANDIDATES = Query(
     "processingCandidates",
     list[_Candidate],
 )
+STATUSES = Query(
+    "query Statuses { datasetInventoryStatuses { datasetInventoryStatusCode } }",
+    "datasetInventoryStatuses",
+    list[_Status],
+)
+STATUS = Query(
+    "query Status($filter: DatasetInventoryStatusesRequest) "
+    "{ datasetInventoryStatuses(filterParams: $filter) { datasetInventoryStatusCode } }",
+    "datasetInventoryStatuses",
+    list[_Status],
+)
 
 
 class _Reading(NamedTuple):
@@ -112,7 +127,7 @@ def dataset_pages(store: MetadataStore, updated_since: datetime | None = None) -
     """Return the active datasets page by page, each as the JSON text of its record, in the order in which they came in.
 
     With `updated_since` (a time with an offset) only those whose updateDate is no earlier; one that was never
-    updated has none. A saved file gives all that it holds. A dataset may come twice: where the store changed meanwhile, or
+    updated has none. A saved file gives all that it holds, but for those that it says are of another status. A dataset may come twice: where the store changed meanwhile, or
     a page was too heavy and was asked for in halves. Raise ConfigError, and StoreError when the store cannot be
     read to its end, in time (what the caller takes for the pages counts too); those given until then are good.
     """
@@ -219,6 +234,43 @@ def check(store: MetadataStore) -> None:
             pass
 
 
+def look(store: MetadataStore) -> dict[str, Any] | None:
+    """Return what a store over HTTP answers to the cheapest question; None where there is none.
+
+    It is asked once without variables and once with one, by which `takes_variables` is true, or null where the store
+    has no code of a status but one, so that nothing is proven. Raise ConfigError, and StoreError when it does not
+    answer, refuses l2inv, or does not take variables.
+    """
+    if store.url is None or is_file(store):
+        return None
+    with _reading(store) as reading:
+        codes = _codes(reading, STATUSES, {})
+        try:
+            active = _codes(reading, STATUS, {"filter": {"datasetInventoryStatusCode": ACTIVE}})
+        except StoreError as problem:
+            raise StoreError(
+                f"{problem.message} (to a question with a variable; it answers one without)", _VARIABLES
+            ) from problem
+    others = [code for code in codes if code.upper() != ACTIVE]
+    if not set(active).isdisjoint(others):
+        raise StoreError(f"{named(store)}: passes over the variables of a question", _VARIABLES)
+    return {
+        "url": masked(store.url),
+        "reachable": True,
+        "authorized": True,
+        "takes_variables": True if others else None,
+        "status_codes": codes,
+    }
+
+
+_VARIABLES = "l2inv passes all arguments as variables: ask who runs the gateway whether it takes them"
+
+
+def _codes(reading: _Reading, query: Query, variables: Mapping[str, Any]) -> list[str]:
+    found = _got(reading, _asked(reading, query, variables, reading.over))
+    return [status.dataset_inventory_status_code for status in found]
+
+
 def _since(moment: datetime | None) -> dict[str, Any]:
     """The store's times are UTC without an offset."""
     return {"updateDateMin": moment.astimezone(UTC).replace(tzinfo=None).isoformat()} if moment else {}
@@ -319,4 +371,89 @@ def _saved(store: MetadataStore) -> Page:
     if len(content) > most:
         raise StoreError(f"{where}: more than {store.max_answer_mb} MB", "raise metadata_store.max_answer_mb")
     page: Page = read(content, DATASETS, where)
-    return page
+    return [record for record in page if _is_active(record)]
+
+
+class _Told(msgspec.Struct, rename="camel"):
+    status: Any = None
+    is_active: Any = None  # as answers of 2023 told it
+
+
+def _is_active(record: msgspec.Raw) -> bool:
+    """Return whether the store would return a record of a saved answer, which may hold all that there are.
+
+    One that does not tell is active, and what cannot be read is left to the reader.
+    """
+    try:
+        told = msgspec.json.decode(record, type=_Told)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        try:  # strict JSON has no NaN
+            told = msgspec.convert(json.loads(bytes(record)), _Told)
+        except (ValueError, RecursionError, msgspec.ValidationError):
+            return True
+    return told.is_active is not False and (not isinstance(told.status, str) or told.status.upper() == ACTIVE)
+
+
+class CatalogObject(msgspec.Struct, frozen=True, rename="camel"):
+    """A file of a group, such as an inversion's ASDF file, as the catalogers filed it."""
+
+    inventory_id: str
+    bucket: str
+    object_key: str
+    object_status: str
+    object_type: str
+    create_date: str
+    lost_date: str | None = None
+
+
+class CatalogedFrame(msgspec.Struct, frozen=True, rename="camel"):
+    """A FITS file as the catalogers filed it, by its header."""
+
+    inventory_id: str
+    bucket: str
+    object_key: str
+    frame_status: str
+    create_date: str
+    lost_date: str | None = None
+
+
+OBJECTS = Query(
+    "query Objects($filter: ObjectInventoriesRequest) { objectInventories(filterParams: $filter) "
+    f"{{ {' '.join(CatalogObject.__struct_encode_fields__)} }} }}",
+    "objectInventories",
+    list[CatalogObject],
+)
+FRAMES = Query(
+    "query Frames($filter: FrameInventoriesRequest) { frameInventories(filterParams: $filter) "
+    f"{{ {' '.join(CatalogedFrame.__struct_encode_fields__)} }} }}",
+    "frameInventories",
+    list[CatalogedFrame],
+)
+
+
+def catalog_objects(http: "requests.Session", store: MetadataStore, group_id: str) -> list[CatalogObject]:
+    """Return the files that the catalogers filed for a group; an inversion's id is one. Raise StoreError."""
+    return _filed(http, store, OBJECTS, {"groupId": group_id})
+
+
+def cataloged_frames(
+    http: "requests.Session", store: MetadataStore, inversion_id: str
+) -> list[CatalogedFrame]:
+    """Return the FITS files filed under an inversion's id, which their header has as DSETID. Raise StoreError."""
+    return _filed(http, store, FRAMES, {"datasetId": inversion_id})
+
+
+def _filed(
+    http: "requests.Session", store: MetadataStore, query: Query, filters: Mapping[str, Any]
+) -> list[Any]:
+    """Every page, each file once. Neither a count nor an order can be asked for: a page without news is the last."""
+    found: dict[str, Any] = {}
+    number = 0
+    while True:
+        number += 1
+        asked = {**filters, "pageSize": store.page_size, "pageNumber": number}
+        page = ask(http, store, query, {"filter": asked})
+        news = {one.inventory_id: one for one in page if one.inventory_id not in found}
+        if not news:
+            return list(found.values())
+        found |= news

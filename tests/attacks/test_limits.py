@@ -25,6 +25,7 @@ from l2inv.errors import StoreError
 from l2inv.sample.server import Fault, Store
 from l2inv.services import metadata_store
 from tests.conftest import NOW, Answer, Commands, Connection, Listener
+from tests.helpers.events import clock_at
 
 # A full disk
 
@@ -608,10 +609,11 @@ def test_a_clock_that_was_set_back_changes_neither_order_nor_present_state(
     for seq, (kind, recorded_at) in enumerate(
         [("noted", "2001-01-01"), ("noted", "2090-01-01"), ("noted", "1999-01-01")], 1
     ):
-        connection.execute(
-            "insert into l2inv.event (op_id, seq, kind, actor, recorded_at, detail) values (%s, %s, %s, 'clock', %s, %s)",
-            [op, head["seq"] + seq, kind, recorded_at, json.dumps({"note": str(seq)})],
-        )
+        with clock_at(connection, recorded_at):
+            connection.execute(
+                "insert into l2inv.event (op_id, seq, kind, actor, detail) values (%s, %s, %s, 'clock', %s)",
+                [op, head["seq"] + seq, kind, json.dumps({"note": str(seq)})],
+            )
     l2inv("release", op)
     l2inv("claim", op, actor="ann")
     found = l2inv.json("show", op)

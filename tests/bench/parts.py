@@ -21,7 +21,6 @@ PARTS = {
     " where conrelid = 'l2inv.event'::regclass and contype = 'c'",
     "the partial indexes": "select format('drop index l2inv.%I', relname) as gone from pg_class where oid in"
     " (select indexrelid from pg_index where indrelid = 'l2inv.event'::regclass and indpred is not null)",
-    "the hash": "select 'alter table l2inv.event disable trigger chain_event, alter hash drop not null' as gone",
 }
 
 

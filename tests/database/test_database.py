@@ -1,6 +1,7 @@
 """The database as Tony sees it: migrations, schemas, what is refused and how it is said."""
 
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from psycopg.conninfo import make_conninfo
 from l2inv.config.settings import Database, Settings
 from l2inv.database import migrate
 from l2inv.database import schema as schema_module
+from l2inv.database.access import connected
 from l2inv.database.connection import open_connection
 from l2inv.database.runs import stage_run
 from l2inv.database.schema import migrations_folder, shipped_migrations
-from l2inv.database.session import connected
 from l2inv.errors import Busy, DatabaseError
-from tests.conftest import Commands, Connection
+from l2inv.sample.server import Store
+from tests.conftest import Commands, Connection, until
 
 
 @pytest.fixture
@@ -49,18 +51,32 @@ def test_a_schema_that_is_behind_or_ahead_names_what_mends_it(
     l2inv: Commands, connection: Connection
 ) -> None:
     last = max(shipped_migrations())
-    connection.execute(
-        "update l2inv._yoyo_migration set migration_id = '9999.future' where migration_id = %s", [last]
-    )
+    forgotten = connection.execute(
+        "delete from l2inv._yoyo_migration where migration_id = %s returning *", [last]
+    ).fetchone()
+    assert forgotten is not None
     for command in ("status", "scan", "next", "qualify", "publish"):
         behind = l2inv(command, expect=1).stderr
         assert f"lacks {last}; run: l2inv migrate" in behind
     connection.execute(
-        "insert into l2inv._yoyo_migration select md5(%s), %s, applied_at_utc from l2inv._yoyo_migration limit 1",
-        [last, last],
+        "insert into l2inv._yoyo_migration (migration_hash, migration_id) values ('later', '9999.future')"
     )
-    assert "ahead of this l2inv: it has 9999.future; upgrade l2inv" in l2inv("status", expect=1).stderr
-    assert "upgrade l2inv" in l2inv("migrate", expect=1).stderr
+    for command in ("status", "migrate"):
+        assert "ahead of this l2inv: it has 9999.future; upgrade l2inv" in l2inv(command, expect=1).stderr
+
+
+def test_a_schema_of_a_development_version_is_refused_and_never_taken_for_current(
+    l2inv: Commands, connection: Connection
+) -> None:
+    for name in ("0001.event", "0006.pace"):
+        connection.execute(
+            "insert into l2inv._yoyo_migration (migration_hash, migration_id) values (%s, %s)", [name, name]
+        )
+    for command in ("status", "migrate"):
+        assert l2inv(command, expect=1).stderr == (
+            "l2inv: schema l2inv was made by a development version of l2inv: it has 0001.event, 0006.pace;"
+            " make a new one: name another database, or another database.schema, in the settings\n"
+        )
 
 
 def test_two_migrations_at_once_make_the_schema_once(empty_url: str) -> None:
@@ -132,14 +148,6 @@ def test_a_schema_of_another_name_lives_beside_strangers_and_another_l2inv(
         connection.execute("delete from other_one.event")
 
 
-def test_no_statement_relies_on_a_search_path(l2inv: Commands, url: str) -> None:
-    l2inv.settings["database"]["url"] = make_conninfo(url, options="-c search_path=pg_catalog")
-    l2inv.save()
-    l2inv("scan")
-    l2inv("qualify")
-    assert l2inv("status").exit_code == 0
-
-
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "unreachable": ({"host": "127.0.0.1", "port": 9}, "check database.url"),
     "no such database": ({"dbname": "nowhere"}, "nowhere"),
@@ -168,16 +176,6 @@ def test_a_password_is_never_printed(l2inv: Commands, url: str) -> None:
     for argv in (["-vv", "status"], ["status", "--json"], ["config", "check", "--json"], ["-vv", "migrate"]):
         answer = l2inv(*argv, expect=None)
         assert "hunter2secret" not in answer.stdout + answer.stderr
-
-
-def test_a_database_that_takes_no_writes_is_refused_with_the_reason(l2inv: Commands, url: str) -> None:
-    l2inv.settings["database"]["url"] = make_conninfo(url, options="-c default_transaction_read_only=on")
-    l2inv.save()
-    assert (
-        "read-only transaction; database.url must name a server that takes writes"
-        in l2inv("scan", expect=1).stderr
-    )
-    assert l2inv("status").exit_code == 0
 
 
 def test_one_run_of_a_stage_keeps_out_another_and_leaves_its_trace(connection: Connection, url: str) -> None:
@@ -230,3 +228,131 @@ def test_a_lost_connection_is_one_line_and_gives_up_the_lock(url: str) -> None:
     with connected(settings) as connection, stage_run(connection, "scan", "cron"):
         rows = connection.execute("select finished_at from l2inv.run order by run_id").fetchall()
     assert rows[0]["finished_at"] is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["run_id = default", "stage = 'publish'", "actor = 'eve'", "started_at = now()", "result = null", "finished_at = null",
+     "result = '{}'", "finished_at = now()"],
+)  # fmt: skip
+def test_what_a_run_was_and_reported_is_not_changed_once_it_ended(
+    connection: Connection, change: str
+) -> None:
+    with stage_run(connection, "scan", "cron") as run:
+        run.report["seen"] = 1
+    with pytest.raises(psycopg.Error, match=r"run 1 has ended: UPDATE is refused") as refusal:
+        connection.execute(f"update l2inv.run set {change}")
+    assert refusal.value.sqlstate == "L2INV"
+    for statement in ("delete from l2inv.run", "truncate l2inv.run"):
+        with pytest.raises(psycopg.Error, match="append-only"):
+            connection.execute(statement)
+
+
+def test_a_run_that_is_at_work_can_only_end_and_not_when_it_says(connection: Connection) -> None:
+    connection.execute("insert into l2inv.run (stage, actor) values ('scan', 'cron')")
+    for change in ("run_id = default", "stage = 'publish'", "actor = 'eve'", "started_at = now()"):
+        with pytest.raises(psycopg.Error, match="run 1 may only end"):
+            connection.execute(f"update l2inv.run set {change}")
+    connection.execute("update l2inv.run set finished_at = '2001-01-01', result = '{}'")
+    row = connection.execute("select finished_at >= started_at as plausible from l2inv.runs").fetchone()
+    assert row == {"plausible": True}
+
+
+def test_nobody_who_merely_connects_keeps_a_stage_or_what_tells_of_inversions_waiting(
+    connection: Connection, url: str, ready: list[str], l2inv: Commands
+) -> None:
+    with psycopg.connect(url, autocommit=True) as bystander:
+        bystander.execute("create role bystander")
+        bystander.execute("set role bystander")
+        for statement in ("select * from l2inv.lock for update", "select l2inv.take_lock('scan')"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                bystander.execute(statement)
+        # What was once l2inv's keys, and the one by which a stage is held at this moment, as anybody can see.
+        for key in (
+            "hashtext('l2inv run'), hashtext('l2inv.scan')",
+            "hashtext('l2inv export'), hashtext('l2inv.')",
+        ):
+            bystander.execute(f"select pg_advisory_lock({key})")
+        with connected(Settings(database=Database(url=url))) as other:
+            with stage_run(other, "scan", "cron"):
+                (held,) = bystander.execute(
+                    """
+                    select (classid::bigint << 32 | objid::bigint) from pg_locks
+                    where locktype = 'advisory' and objsubid = 1 and pid = %s
+                    """,
+                    [other.info.backend_pid],
+                ).fetchall()
+                waiting = threading.Thread(
+                    target=bystander.execute, args=("select pg_advisory_lock(%s)", held)
+                )
+                waiting.start()
+                with pytest.raises(Busy), stage_run(connection, "scan", "cron"):
+                    pass
+            waiting.join()  # now it has the key
+            with (
+                stage_run(other, "scan", "cron"),
+                pytest.raises(Busy),
+                stage_run(connection, "scan", "cron"),
+            ):
+                pass
+        l2inv("claim", ready[0])
+        l2inv("mark-inverted", ready[0])
+        l2inv("publish")
+        l2inv("withdraw", ready[0], "--reason", "bad")
+        bystander.execute("reset role; drop role bystander")
+
+
+def test_of_many_that_begin_a_stage_at_once_one_does_and_the_others_do_not_wait(url: str) -> None:
+    settings = Settings(database=Database(url=url))
+    begun, over = threading.Barrier(8), threading.Event()
+
+    def run() -> bool:
+        with connected(settings) as connection:
+            begun.wait()
+            try:
+                with stage_run(connection, "scan", "cron"):
+                    over.wait(20)
+                    return True
+            except Busy:
+                return False
+
+    for _ in range(3):
+        over.clear()
+        with ThreadPoolExecutor(8) as pool:
+            runs = [pool.submit(run) for _ in range(8)]
+            until(lambda: sum(one.done() for one in runs) >= 7, 15)  # noqa: B023 - called at once
+            over.set()
+        assert sum(one.result() for one in runs) == 1
+
+
+def test_the_proposal_of_an_op_is_that_of_its_newest_dataset_that_is_not_withdrawn(
+    l2inv: Commands, store: Store, ready: list[str], connection: Connection
+) -> None:
+    mine = [d for d in store.datasets if d["observingProgramExecutionId"] == ready[0]]
+
+    def proposal() -> tuple[str, str]:
+        row = connection.execute(
+            "select proposal_id, experiment_id from l2inv.op where op_id = %s", [ready[0]]
+        ).fetchone()
+        assert row is not None
+        listed = next(op for op in l2inv.json("list")["ops"] if op["op_id"] == ready[0])
+        assert (listed["proposal_id"], listed["experiment_id"]) == tuple(row.values())
+        return row["proposal_id"], row["experiment_id"]
+
+    before = proposal()
+    mine[0] |= {"primaryProposalId": "pid_new", "primaryExperimentId": "eid_new"}
+    l2inv("scan")
+    assert proposal() == ("pid_new", "eid_new")
+    store.datasets.remove(mine[0])
+    l2inv("scan")
+    assert proposal() == before
+    store.datasets[:] = [d for d in store.datasets if d["observingProgramExecutionId"] != ready[0]]
+    l2inv("scan", "--allow-withdrawals")
+    assert proposal()[0] in (before[0], "pid_new"), "of what was read last"
+    # No event has a word in it.
+    connection.execute(
+        "insert into l2inv.event (op_id, seq, kind, actor, detail) select op_id, seq + 1, 'noted', 'eve', "
+        '\'{"note": "x", "proposal_id": "forged"}\' from l2inv.op_state where op_id = %s',
+        [ready[0]],
+    )
+    assert proposal()[0] != "forged"

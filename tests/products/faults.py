@@ -219,9 +219,11 @@ def huge(folder: Path) -> None:
         file.write(content[end:])
 
 
-BOMB = b"\n".join([b"a0: &a0 [x,x,x,x,x,x,x,x,x,x]"] + [
-    b"a%d: &a%d [%s]" % (n, n, b",".join([b"*a%d" % (n - 1)] * 10)) for n in range(1, 12)
-])  # fmt: skip
+# Lists of lists of lists, each ten times: ten million names.
+BOMB = ", ".join(
+    [f"&b0 [{', '.join('x' * 10)}]", *(f"&b{n} [{', '.join([f'*b{n - 1}'] * 10)}]" for n in range(1, 7))]
+)
+CHAIN = ", ".join(["&c0 [x]", *(f"&c{n} [*c{n - 1}]" for n in range(1, 3000))])
 
 SCIENCE = [
     ("a file is missing", {"missing"}, lambda folder: (folder / OBSERVED_FILE).unlink()),
@@ -376,9 +378,10 @@ LEVEL2 = [
     ("a tree that is no YAML", {"tree"}, tree(b"a: [")),
     ("a tree that is no mapping", {"tree"}, tree(b"[1, 2]")),
     ("a tree that is nothing", {"tree"}, tree(b"")),
-    ("aliases that multiply", {"tree"}, tree(b"\n" + BOMB)),
-    ("aliases without an end", {"tree"}, tree(b"\ninversion: &i [*i]")),
-    ("a tree as deep as a well", {"tree"}, tree(b"\na: " + b"[" * 900 + b"]" * 900)),
+    ("aliases that multiply", {"tree"}, text((LISTED, f"[{BOMB}]"))),
+    ("aliases of aliases of aliases", {"tree"}, text((LISTED, f"[{CHAIN}]"))),
+    ("aliases without an end", {"tree"}, text((rf"&(id\d+) {LISTED}", r"&\1 [*\1]"))),
+    ("lists as deep as a well", {"tree"}, text((LISTED, "[" * 900 + "]" * 900))),
     ("a tree that asks for code to be run", {"tree"}, tree(b"\ninversion: !!python/object/apply:os.system [exit]")),
     ("a number of 5000 digits", {"tree"}, tree(b"\ninversion: " + b"1" * 5000)),
     ("an asdfObjectKey that names a folder", {"asdf_object_key"}, issued(asdf_object_key="pid_2_114/inv_7QK2ZD/")),

@@ -23,7 +23,19 @@ from msgspec import to_builtins
 from msgspec.structs import replace
 
 from l2inv.errors import L2invError
-from l2inv.products import WHAT, Dataset, Finding, Issued, Output, check, files, findings, frames, metadata
+from l2inv.products import (
+    WHAT,
+    Dataset,
+    Finding,
+    Issued,
+    Output,
+    asdffile,
+    check,
+    files,
+    findings,
+    frames,
+    metadata,
+)
 from l2inv.products.issued import FIT_FILE, SCIENCE_FILES
 from products import faults, make
 from products.faults import ASDF, FAULTS, FIRST, GOOD, Fault
@@ -229,10 +241,31 @@ def test_a_file_that_became_a_pipe_or_a_link_is_not_waited_for(good: dict[str, P
         (folder / FIRST).unlink()
         os.mkfifo(folder / FIRST)
         (folder / ASDF).unlink()
-        (folder / ASDF).symlink_to("/dev/zero")
-        for name in (FIRST, ASDF):
+        (folder / ASDF).symlink_to(good["level2"] / ASDF)
+        (folder / faults.SECOND).unlink()
+        (folder / faults.SECOND).symlink_to("/dev/zero")
+        for name in (FIRST, ASDF, faults.SECOND):
             with pytest.raises(findings.Unfit, match="not_a_file"), files.reading(look, name):
                 pass
+
+
+def test_a_header_without_an_end_is_not_read_to_the_end_of_the_file(
+    good: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = copied(good["level2"], tmp_path)
+    content = (folder / FIRST).read_bytes()
+    with (folder / FIRST).open("wb") as file:  # a terabyte, of which the disk holds a block
+        file.write(content[:80] + b" " * 2800)
+        file.truncate(10**12)
+    found = [one.measured for one in check(folder, GOOD) if one.file == FIRST and one.what == "structure"]
+    assert found == ["no END in 500 blocks"]
+
+
+def test_a_tree_of_millions_of_nodes_is_not_built(tmp_path: Path) -> None:
+    head = b"#ASDF 1.0.0\n#ASDF_STANDARD 1.5.0\n%YAML 1.1\n--- "
+    (tmp_path / ASDF).write_bytes(head + b"\na: [" + b"x," * asdffile.MOST_NODES + b"]\n...\n")
+    (found,) = (one for one in check(tmp_path, GOOD) if one.file == ASDF)
+    assert (found.what, found.measured) == ("tree", "more than 1000000 nodes")
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another")
@@ -339,12 +372,12 @@ def checked_apart(folder: Path, frames: int) -> dict[str, Any]:
 def test_memory_stays_flat_however_much_there_is_and_progress_is_told(
     good: dict[str, Path], tmp_path: Path
 ) -> None:
-    folder = make.products(tmp_path / "much", make.issued(8), 8, slit=1600, depth=10)
+    folder = make.products(tmp_path / "much", make.issued(8), 8, slit=3200)
     size_mb = sum(path.stat().st_size for path in folder.iterdir()) // 1_000_000
     little, much = checked_apart(good["both"], faults.FRAMES), checked_apart(folder, 8)
     assert little["found"] == much["found"] == 0
-    assert size_mb > 100
-    assert much["peak_kb"] - little["peak_kb"] < 20_000
+    assert size_mb > 200
+    assert much["peak_kb"] - little["peak_kb"] < 5_000
     told = much["told"]
     assert told == sorted(told)
     assert {of for _, of in told} == {size_mb}

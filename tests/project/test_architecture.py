@@ -21,9 +21,10 @@ LAYERS = [
     {"queries"},
     {"record", "products"},
     {"services", "database"},
+    {"wording"},
     {"domain"},
     {"config"},
-    {"files", "wording"},
+    {"files"},
     {"errors"},
 ]
 # Where SQL may stand.

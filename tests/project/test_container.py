@@ -274,11 +274,11 @@ def test_the_image_runs_every_stage_as_a_user_with_no_rights_on_a_file_system_th
                 tony.execute(f"create role {user} login password '{password}'".encode())
             tony.execute("grant create on database level2 to l2inv_migrate")
         assert "is not in the database yet" in machine(*health[1:], entrypoint=health[0], expect=1)
-        assert machine("migrate", user="l2inv_migrate").startswith("migrate: applied 0001.event")
+        assert machine("migrate", user="l2inv_migrate").startswith("migrate: applied 0001.rules")
         with psycopg.connect(superuser, autocommit=True) as tony:
             for statement in machine("roles", user="l2inv_migrate").splitlines():
                 tony.execute(statement.encode())
-            tony.execute("grant l2inv_owner to l2inv_migrate; grant l2inv_writer to l2inv")
+            tony.execute("grant l2inv_level2_owner to l2inv_migrate; grant l2inv_level2_writer to l2inv")
         machine("roles", "--apply", user="l2inv_migrate")
         assert machine("migrate", user="l2inv_migrate") == "migrate: nothing to do\n"
 

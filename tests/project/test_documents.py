@@ -27,8 +27,11 @@ def test_the_readmes_test_command_is_the_one_that_ci_runs() -> None:
     (line,) = re.findall(r"^python3 -m venv .*python -m pytest$", readme, re.MULTILINE)
     if not (TOP / ".ci").exists():
         pytest.skip("a source distribution has no CI")
-    assert "grep -m1 'python -m pytest$' README.md" in (TOP / ".ci" / "run").read_text()
+    ci = (TOP / ".ci" / "run").read_text()
+    assert "grep -m1 'python -m pytest$' README.md" in ci
     assert "[test]" in line
+    tests = [line for line in ci.splitlines() if "pytest" in line and not line.startswith(("#", "tests="))]
+    assert all("bare " in line for line in tests), "with nothing of the caller's environment"
 
 
 def test_ci_and_commits_are_checked_by_the_same_commands_and_fetch_nothing() -> None:

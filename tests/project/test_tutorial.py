@@ -62,7 +62,7 @@ class Terminal:
             case ["l2inv", *argv]:
                 result = CliRunner().invoke(main, argv, env=self.env)
                 self.exit_code = result.exit_code
-                return result.output
+                return result.stdout + result.stderr
         done = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
         self.exit_code = done.returncode
         return done.stdout + done.stderr

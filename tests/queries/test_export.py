@@ -10,9 +10,11 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from l2inv.queries import export
 from tests.conftest import Commands, Connection
+from tests.helpers.events import INVERSION, LEAST
 from tests.stages.test_cycles import publish_again
 from tests.stages.test_publish import invert, published, two_programs
 
@@ -28,23 +30,23 @@ def lines(l2inv: Commands, *argv: str) -> list[dict[str, object]]:
 
 def tell(connection: Connection, ops: int, asdf_object_key: str = "key") -> None:
     """Make OPs that are published, each with one inversion."""
+    inversion = INVERSION | {
+        "asdf_object_key": asdf_object_key,
+        "is_embargoed": True,
+        "embargo_end_date": "9999-12-31T23:59:59Z",
+    }
     connection.execute(
         """
         insert into l2inv.event (op_id, seq, kind, state, actor, detail)
             select format('eid_%%s', lpad(op::text, 6, '0')), seq, kind, state, 'test', case kind
-                when 'claimed' then '{"assignee": "han"}'
-                when 'published' then jsonb_build_object('inversions', jsonb_build_array(jsonb_build_object(
-                    'cycle', 1, 'inversion_id', format('inv.%%s', lpad(op::text, 6, '0')), 'proposal_id', 'pid_1',
-                    'instrument_program_id', 'id.1.' || op, 'dataset_ids', '["A", "B"]'::jsonb, 'bucket', 'data',
-                    'asdf_object_key', %s::text, 'outputs', '[{"uri": "globus://x"}]'::jsonb, 'software', null,
-                    'is_embargoed', true, 'embargo_end_date', '9999-12-31T23:59:59Z'
-                )))
-                else '{}' end
+                when 'published' then jsonb_build_object('inversions', jsonb_build_array(%s || jsonb_build_object(
+                    'inversion_id', format('inv.%%s', lpad(op::text, 6, '0')), 'instrument_program_id', 'id.1.' || op)))
+                else %s -> kind end
             from generate_series(1, %s) op, (values (1, 'discovered', 'discovered'), (2, 'judged', 'invertible'),
                 (3, 'preprocessed', 'preprocessed'), (4, 'claimed', 'working'), (5, 'inverted', 'inverted'),
                 (6, 'published', 'published')) as step (seq, kind, state)
         """,
-        [asdf_object_key, ops],
+        [Jsonb(inversion), Jsonb(LEAST), ops],
     )
 
 
@@ -152,8 +154,7 @@ def test_reading_on_does_not_work_out_what_is_behind_the_cursor(connection: Conn
     with connection.transaction():
         connection.execute("set local enable_seqscan to off")
         plan = connection.execute(
-            "explain (format json) select * from l2inv.published_op where op_id in "
-            "(select op_id from l2inv.event where kind in ('published', 'withdrawn') and event_id > %s)",
+            f"explain (format json) select * from l2inv.published_op where {export._TOLD_AFTER}",
             [row["after"]],
         ).fetchone()
     assert "event_told_after" in json.dumps(plan)
@@ -170,15 +171,16 @@ def test_the_role_of_the_document_reads_the_views_and_nothing_else(
     with connection.transaction(force_rollback=True):  # roles are the whole server's
         connection.execute(grants[1])
         connection.execute("set local role metadata_store")
-        for view in ("published_op", "op", "dataset"):
+        for view in ("published_op", "op", "dataset", "history", "runs"):
             connection.execute(f"select * from l2inv.{view}")
         for statement in (
             "select * from l2inv.event",
             "select * from l2inv.op_state",
             "select * from l2inv.dataset_version",
             "select * from l2inv.quarantine",
-            "delete from l2inv.op",
-            "update l2inv.op set priority = 1",
+            "delete from l2inv.dataset",
+            "update l2inv.dataset set version = 1",
+            "insert into l2inv.history (op_id, seq, kind, actor) values ('x', 1, 'noted', 'x')",
             "insert into l2inv.event (op_id, seq, kind, actor) values ('x', 1, 'noted', 'x')",
             "create table l2inv.mine (x integer)",
         ):

@@ -24,8 +24,8 @@ from psycopg.sql import SQL, Identifier
 from psycopg.types.json import Jsonb
 
 from l2inv.config.settings import Database, Qualification, Settings
+from l2inv.database.access import connected
 from l2inv.database.connection import in_schema
-from l2inv.database.session import connected
 from l2inv.queries import verdicts
 from l2inv.queries.report import drawing, snapshot
 from l2inv.queries.report import page as webpage
@@ -296,7 +296,7 @@ def test_of_two_programs_the_nearer_is_the_near_miss_as_for_the_command(
             "(%(op)s, 1, 'discovered', 'discovered', 'x', '{}'), (%(op)s, 2, 'judged', 'not_invertible', 'x', %(detail)s)",
             {
                 "op": f"op{number}",
-                "detail": Jsonb({"verdict": verdict, "criteria_version": "v"}),
+                "detail": Jsonb({"verdict": verdict, "criteria_version": "v", "datasets": {}}),
             },
         )
     told = {

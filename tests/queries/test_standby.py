@@ -89,6 +89,12 @@ def test_next_list_status_export_and_report_read_from_the_standby_and_all_else_f
         assert len(l2inv.json("mine")["ops"]) == 1
         copy.execute("select pg_wal_replay_resume()")
 
+    settings["database"] = {"url": standby}
+    l2inv.save()
+    refused = "read-only transaction; database.url must name a server that takes writes, not a standby"
+    assert refused in l2inv("scan", expect=1).stderr
+    assert l2inv("status").exit_code == 0
+
 
 def test_a_standby_that_is_gone_is_an_error_and_not_passed_over(l2inv: Commands, tmp_path: Path) -> None:
     l2inv.settings["database"]["read_url"] = f"host={tmp_path} password=s3cr3t dbname=x"

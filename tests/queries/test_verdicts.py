@@ -616,8 +616,8 @@ def test_what_if_gives_what_qualify_would_change_and_writes_nothing(
     judged(l2inv)
     ca = {"name": "Ca II 854.2", "min_nm": 853.5, "center_nm": 854.2, "max_nm": 855.0, "required": True}
     other = {"min_good_health": 0.76, "bands": [ca]}
+    connection.execute("select l2inv.take_lock('qualify')")
     before = snapshot(connection)
-    connection.execute("select pg_advisory_lock(hashtext('l2inv run'), hashtext('l2inv.qualify'))")
     l2inv(*AS_OF, expect=75)
     found = l2inv.json("qualify", "--what-if", rules(tmp_path / "other.yaml", **other))
     assert snapshot(connection) == before
@@ -702,6 +702,7 @@ def test_what_if_another_instrument_qualified(l2inv: Commands, tmp_path: Path) -
 def test_what_if_passes_over_an_op_that_cannot_be_judged_and_names_it(
     l2inv: Commands, connection: Connection, ready: list[str], tmp_path: Path
 ) -> None:
+    connection.execute("alter table l2inv.dataset_version drop constraint dataset_version_record_fits")
     connection.execute(
         """
         insert into l2inv.dataset_version (dataset_id, version, op_id, content_hash, record, run_id)

@@ -4,16 +4,26 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
+import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
+from psycopg import pq
 
+from l2inv.config.settings import Database, Settings
 from l2inv.database import embedded
+from l2inv.errors import DatabaseError, Refused
 from l2inv.sample import demo
+from tests.conftest import quick_folder
 
 
 @pytest.fixture
@@ -86,7 +96,7 @@ def test_the_sample_store_serves_alone_until_ctrl_c(home: Path) -> None:
     question = json.dumps(
         {"query": "{ datasetInventoriesRecordCount(filterParams: {}) { recordCount } }"}
     ).encode()
-    request = urllib.request.Request(url, question, {"Content-Type": "application/json"})
+    request = urllib.request.Request(url, question, {"Service-Name": "tests"})
     with urllib.request.urlopen(request) as answer:
         assert json.load(answer)["data"]["datasetInventoriesRecordCount"]["recordCount"] > 100
     process.send_signal(signal.SIGINT)
@@ -96,3 +106,111 @@ def test_the_sample_store_serves_alone_until_ctrl_c(home: Path) -> None:
 
 def test_the_demos_folder_is_not_the_configured_servers() -> None:
     assert demo.demo_folder() != embedded.default_folder()
+
+
+def pump(source: socket.socket, target: socket.socket) -> None:
+    while data := source.recv(65536):
+        target.sendall(data)
+    target.shutdown(socket.SHUT_WR)
+
+
+class Elsewhere:
+    """Somebody else's server with a schema l2inv in it, and variables for libpq that all lead there or astray."""
+
+    def __init__(self, folder: Path) -> None:
+        self.url = embedded.start(folder / "server")
+        self.ask("create schema l2inv; create table l2inv.precious as select 42 as answer")
+        path = embedded._socket_folder(next((folder / "server").glob("pg*[0-9]"))) / embedded.SOCKET
+
+        class Forward(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                with socket.socket(socket.AF_UNIX) as there:
+                    there.connect(str(path))
+                    back = threading.Thread(target=pump, args=(there, self.request))
+                    back.start()
+                    pump(self.request, there)
+                    back.join()
+
+        # On the port that every embedded server has; the tests that run beside this one have other addresses.
+        host = f"127.66.{os.getpid() // 250 % 250 + 1}.{os.getpid() % 250 + 1}"
+        socketserver.ThreadingTCPServer.allow_reuse_address = True
+        self.tcp = socketserver.ThreadingTCPServer((host, 5432), Forward)
+        threading.Thread(target=self.tcp.serve_forever, kwargs={"poll_interval": 0.02}).start()
+        service = folder / "pg_service.conf"
+        service.write_text(f"[theirs]\nhost={host}\nhostaddr={host}\nuser=postgres\n")
+        variables = {o.envvar.decode() for o in pq.Conninfo.get_defaults() if o.envvar}
+        self.variables = dict.fromkeys({*variables, "PGTZ", "PGDATESTYLE", "PGGEQO", "PGDATA"}, "astray")
+        self.variables |= {"PGSERVICE": "theirs", "PGSERVICEFILE": str(service), "PGSYSCONFDIR": str(folder)}
+        self.variables |= {"PGHOST": host, "PGHOSTADDR": host, "PGPORT": "5432"}
+        self.variables |= {"PGUSER": "postgres", "PGDATABASE": "l2inv", "PGOPTIONS": "-c search_path=l2inv"}
+
+    def ask(self, question: str) -> list[tuple[object, ...]]:
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            answer = connection.execute(question)
+            return answer.fetchall() if answer.description else []
+
+    @property
+    def tables(self) -> list[object]:
+        return [row[0] for row in self.ask("select tablename from pg_tables where schemaname = 'l2inv'")]
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Elsewhere]:
+    if sys.platform != "linux":
+        pytest.skip("all of 127.0.0.0/8 is this machine on Linux")
+    folder = quick_folder()
+    try:
+        elsewhere = Elsewhere(folder)
+        yield elsewhere
+        elsewhere.tcp.shutdown()
+        elsewhere.tcp.server_close()
+    finally:
+        embedded.stop(folder / "server")
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    "few", [{"PGHOSTADDR"}, {"PGSERVICE", "PGSERVICEFILE"}, set()], ids=["address", "service", "all"]
+)
+def test_the_demo_never_touches_another_server_whatever_libpqs_variables_say(
+    home: Path, elsewhere: Elsewhere, few: set[str]
+) -> None:
+    variables = {name: value for name, value in elsewhere.variables.items() if not few or name in few}
+    env = {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8"} | variables
+    folder = home / "demo"
+    command = [sys.executable, "-m", "l2inv", "demo", "--folder", str(folder)]
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True, env=env, cwd=home)
+        assert elsewhere.tables == ["precious"]
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"everything is kept in {folder}" in done.stdout
+        again = [sys.executable, "-m", "l2inv", "--config", str(folder / "config.yaml"), "status", "--json"]
+        told = subprocess.run(again, check=True, capture_output=True, text=True, env=env, cwd=home)
+        assert json.loads(told.stdout)["states"]["published"] == 1
+    finally:
+        embedded.stop(folder / "server")
+    assert elsewhere.tables == ["precious"]
+
+
+def test_the_demo_empties_no_server_but_the_one_in_its_folder(
+    home: Path, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(database=Database(embedded_folder=str(home / "server")))
+    url = embedded.start(home / "server")
+    try:
+        monkeypatch.setattr(embedded, "start", lambda _: elsewhere.url)
+        with pytest.raises(DatabaseError, match="another server than its own"):
+            demo._empty(settings)
+        assert elsewhere.tables == ["precious"]
+        monkeypatch.setattr(embedded, "start", lambda _: url)
+        demo._empty(settings)
+    finally:
+        embedded.stop(home / "server")
+
+
+def test_the_demo_takes_no_folder_that_holds_something_else(home: Path) -> None:
+    (home / "server" / "pg18").mkdir(parents=True)
+    for folder in (home, home / "server"):
+        with pytest.raises(Refused, match="holds something else"):
+            demo.run(print, folder=folder)
+    assert [path.name for path in home.rglob("*")] == ["server", "pg18"]

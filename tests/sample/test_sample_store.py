@@ -23,7 +23,7 @@ import requests
 
 from l2inv.config.settings import Band, Qualification
 from l2inv.domain import criteria
-from l2inv.domain.inventory import SUBFIELDS, Dataset, Record, Unreadable, read
+from l2inv.domain.inventory import Dataset, Record, Unreadable, read
 from l2inv.errors import L2invError
 from l2inv.sample import store as graphql_store
 from l2inv.sample.inventory import NOW, make
@@ -34,16 +34,15 @@ Values = dict[str, Any]
 
 SAMPLE = make()
 NAMES = [known.encode_name for known in msgspec.structs.fields(Dataset)]
-FIELDS = " ".join(
-    f"{name} {{ {' '.join(SUBFIELDS[name])} }}" if name in SUBFIELDS else name for name in NAMES
-)
+FIELDS = " ".join(NAMES)
+CALLER = {"Service-Name": "tests"}
 DATASETS = f"""query Datasets($filter: DatasetInventoriesRequest) {{
     datasetInventories(filterParams: $filter) {{ {FIELDS} }} }}"""
 COUNT = """query Count($filter: DatasetInventoryRecordCountRequest) {
     datasetInventoriesRecordCount(filterParams: $filter) { recordCount } }"""
 CREATE = """mutation Create($params: L2InversionInventory!) {
     createL2InversionInventory(createParams: $params) { inversionId asdfObjectKey datasetIds createDate } }"""
-INVERSIONS = """query Inversions($filter: L2InversionsRequest) {
+INVERSIONS = """query Inversions($filter: L2InversionInventoriesRequest) {
     l2Inversions(filterParams: $filter) { inversionId bucket datasetIds spectralLines updateDate } }"""
 
 
@@ -59,7 +58,7 @@ def url(store: Store) -> Iterator[str]:
 
 
 def ask(url: str, query: str, **variables: Any) -> requests.Response:
-    return requests.post(url, json={"query": query, "variables": variables}, timeout=10)
+    return requests.post(url, json={"query": query, "variables": variables}, headers=CALLER, timeout=10)
 
 
 def select(store: Store, **given: Any) -> list[Values]:
@@ -347,6 +346,20 @@ def test_a_filter_lets_through_what_fits_and_the_count_agrees(
     assert counted == {"data": {"datasetInventoriesRecordCount": {"recordCount": len(wanted)}}}
 
 
+def test_a_filter_that_the_sample_store_does_not_know_is_refused_and_never_passed_over() -> None:
+    store = Store(make(), interface="""
+        type Query { datasetInventories(filterParams: Filters): [DatasetInventoryViewResponse!]! }
+        type DatasetInventoryViewResponse { status: String! datasetId: String! createDate: String! }
+        input Filters { rectangleContainingBoundingBox: String, wavelengthRanges: [Float!], status: String }
+    """)  # fmt: skip
+    query = "query Datasets($f: Filters) { datasetInventories(filterParams: $f) { datasetId } }"
+    assert len(execute(store, query, {"f": {"status": "ACTIVE"}})["data"]["datasetInventories"]) == len(
+        SAMPLE
+    )
+    for name, value in (("rectangleContainingBoundingBox", "x"), ("wavelengthRanges", [630.0, 631.0])):
+        assert f"cannot filter by {name}" in complaint(execute(store, query, {"f": {name: value}}))
+
+
 def test_filters_hold_together_and_a_null_one_says_nothing(store: Store) -> None:
     op_id = ONE["observingProgramExecutionId"]
     rows = select(store, observingProgramExecutionId=op_id, instrumentNames=["VBI"], isEmbargoed=None)
@@ -354,11 +367,71 @@ def test_filters_hold_together_and_a_null_one_says_nothing(store: Store) -> None
     assert ids(rows) == ids(wanted)
 
 
-def test_an_inactive_dataset_appears_only_when_asked_for(store: Store) -> None:
-    store.datasets[5]["status"] = "inactive"
+def test_a_superseded_dataset_appears_only_when_asked_for_and_in_the_history(store: Store) -> None:
+    old, new = store.datasets[5], store.datasets[6]
+    old["status"], new["productId"] = "DEPRECATED", old["productId"]
     assert len(select(store)) == len(SAMPLE) - 1
-    assert ids(select(store, status="inactive")) == [SAMPLE[5]["datasetId"]]
+    assert ids(select(store, status="DEPRECATED")) == ids([old])
     assert execute(store, COUNT)["data"]["datasetInventoriesRecordCount"]["recordCount"] == len(SAMPLE) - 1
+    query = """query History($filter: DatasetInventoryHistory!) {
+        datasetInventoryHistory(filterParams: $filter) { datasetId status } }"""
+    for given in ({"datasetId": old["datasetId"]}, {"productId": old["productId"]}):
+        rows = execute(store, query, {"filter": given})["data"]["datasetInventoryHistory"]
+        assert rows == [{"datasetId": old["datasetId"], "status": "DEPRECATED"}]
+    assert execute(store, query, {"filter": {"datasetId": new["datasetId"]}})["data"] == {
+        "datasetInventoryHistory": []
+    }
+    assert complaint(execute(store, query, {"filter": {}}))
+
+
+def test_the_codes_of_a_status_are_those_of_the_published_client(store: Store) -> None:
+    query = """query Statuses($filter: DatasetInventoryStatusesRequest) {
+        datasetInventoryStatuses(filterParams: $filter) { datasetInventoryStatusCode } }"""
+
+    def codes(**given: Any) -> list[str]:
+        rows = execute(store, query, {"filter": given})["data"]["datasetInventoryStatuses"]
+        return [row["datasetInventoryStatusCode"] for row in rows]
+
+    assert codes() == ["ACTIVE", "DEPRECATED", "REMOVED"]
+    assert codes(datasetInventoryStatusCode="REMOVED") == ["REMOVED"]
+    assert codes(datasetInventoryStatusCode="active") == []
+
+
+def test_objects_and_frames_are_what_the_catalogers_filled_in_a_thousand_at_a_time(store: Store) -> None:
+    query = """query Objects($filter: ObjectInventoriesRequest) {
+        objectInventories(filterParams: $filter) { objectKey objectStatus groupId lostDate } }"""
+    one = {
+        "inventoryId": "1",
+        "bucket": "data",
+        "objectStatus": "AVAILABLE",
+        "objectType": "ASDF",
+        "createDate": "2026-01-01T00:00:00",
+    }
+    store.objects += [one | {"objectKey": f"p/inv_A/{n}", "groupId": f"inv.{n % 2}"} for n in range(2600)]
+
+    def keys(**given: Any) -> list[str]:
+        rows = execute(store, query, {"filter": given})["data"]["objectInventories"]
+        return [row["objectKey"] for row in rows]
+
+    every = [row["objectKey"] for row in store.objects]
+    rows = execute(store, query)["data"]["objectInventories"]
+    assert len(rows) == 1000
+    assert rows[0] == {
+        "objectKey": "p/inv_A/0",
+        "objectStatus": "AVAILABLE",
+        "groupId": "inv.0",
+        "lostDate": None,
+    }
+    assert keys() == keys(pageNumber=1) == every[:1000]
+    assert keys(pageNumber=3) == every[2000:]
+    assert keys(pageSize=7, pageNumber=2) == every[7:14]
+    assert keys(groupId="inv.1", pageSize=5000) == every[1::2]
+    assert keys(groupId="inv.1", objectStatus="LOST") == keys(createDateMin="2026-01-01T00:00:01") == []
+    store.frames.append(
+        one | {"objectKey": "p/inv_A/x.fits", "frameStatus": "AVAILABLE", "frameId": "f", "frameSize": 1.0}
+    )
+    found = execute(store, "{ frameInventories { objectKey frameSize datasetId } }")["data"]
+    assert found == {"frameInventories": [{"objectKey": "p/inv_A/x.fits", "frameSize": 1, "datasetId": None}]}
 
 
 def test_an_inversion_is_kept_and_read_back(store: Store) -> None:
@@ -416,17 +489,6 @@ def test_processing_candidates_are_one_per_op_with_no_more_done_than_planned(sto
     assert any(row["completeRecipeInstanceCount"] < row["plannedRecipeCount"] for row in rows)
 
 
-def test_each_experiment_has_its_description(store: Store) -> None:
-    answer = execute(store, "{ experimentDescriptions { experimentId experimentDescription } }")
-    told = {
-        row["experimentId"]: row["experimentDescription"] for row in answer["data"]["experimentDescriptions"]
-    }
-    assert told.keys() == {row["primaryExperimentId"] for row in SAMPLE} - {None}
-    assert told["eid_2_1"] == next(
-        r["experimentDescription"] for r in SAMPLE if r["primaryExperimentId"] == "eid_2_1"
-    )
-
-
 # How it is carried
 
 
@@ -461,9 +523,9 @@ def test_a_whole_number_arrives_as_an_integer(url: str) -> None:
 
 def test_the_answer_is_compressed_for_whoever_accepts_it(url: str) -> None:
     body = json.dumps({"query": DATASETS})
-    plain = requests.post(url, data=body, headers={"Accept-Encoding": "identity"}, timeout=10)
+    plain = requests.post(url, data=body, headers=CALLER | {"Accept-Encoding": "identity"}, timeout=10)
     small = requests.post(
-        url, data=body, headers={"Accept-Encoding": "br, gzip;q=0.5"}, timeout=10, stream=True
+        url, data=body, headers=CALLER | {"Accept-Encoding": "br, gzip;q=0.5"}, timeout=10, stream=True
     )
     assert "Content-Encoding" not in plain.headers
     assert small.headers["Content-Encoding"] == "gzip"
@@ -476,7 +538,8 @@ def test_one_connection_serves_many_requests_until_the_store_closes() -> None:
         connection.connect()
         first = connection.sock
         for _ in range(3):
-            connection.request("POST", "/graphql", json.dumps({"query": "{ l2Inversions { bucket } }"}))
+            question = json.dumps({"query": "{ l2Inversions { bucket } }"})
+            connection.request("POST", "/graphql", question, CALLER)
             assert json.load(connection.getresponse()) == {"data": {"l2Inversions": []}}
             assert connection.sock is first
     assert first.recv(1) == b""
@@ -485,13 +548,17 @@ def test_one_connection_serves_many_requests_until_the_store_closes() -> None:
         ask(url, COUNT)
 
 
-def test_without_its_token_a_store_answers_401(store: Store, url: str) -> None:
+def test_the_gateway_wants_the_token_alone_and_the_name_of_who_calls(store: Store, url: str) -> None:
     store.token = "sesame"
     query = json.dumps({"query": COUNT})
     for headers, status in (
         ({}, 401),
-        ({"Authorization": "Bearer x"}, 401),
-        ({"Authorization": "Bearer sesame"}, 200),
+        (CALLER, 401),
+        (CALLER | {"Authorization": "Bearer sesame"}, 401),
+        (CALLER | {"Authorization": "Sesame"}, 401),
+        ({"Authorization": "sesame"}, 400),
+        ({"Authorization": "sesame", "Service-Name": ""}, 400),
+        (CALLER | {"Authorization": "sesame"}, 200),
     ):
         answer = requests.post(url, data=query, headers=headers, timeout=10)
         assert answer.status_code == status
@@ -499,13 +566,14 @@ def test_without_its_token_a_store_answers_401(store: Store, url: str) -> None:
 
 
 def test_requests_are_remembered_by_name_with_their_variables(store: Store, url: str) -> None:
-    ask(url, COUNT, filter={"status": "active"})
-    ask(url, "{ experimentDescriptions { experimentId } }")
+    ask(url, COUNT, filter={"status": "ACTIVE"})
+    ask(url, "{ processingCandidates { proposalId } }")
     ask(url, "no query")
-    requests.post(url, json={"query": f"{COUNT} {INVERSIONS}", "operationName": "Inversions"}, timeout=10)
-    names = ["Count", "experimentDescriptions", "", "Inversions"]
+    both = {"query": f"{COUNT} {INVERSIONS}", "operationName": "Inversions"}
+    requests.post(url, json=both, headers=CALLER, timeout=10)
+    names = ["Count", "processingCandidates", "", "Inversions"]
     assert [name for name, _ in store.requests] == names
-    assert store.requests[0][1] == {"filter": {"status": "active"}}
+    assert store.requests[0][1] == {"filter": {"status": "ACTIVE"}}
 
 
 def test_a_fault_may_strike_the_first_of_an_operation_alone(store: Store, url: str) -> None:
@@ -541,7 +609,7 @@ def test_closing_does_not_wait_for_a_delayed_answer(store: Store) -> None:
     with serving(store) as url, ThreadPoolExecutor(1) as pool:
         store.fault = lambda operation, nth: Fault(delay_seconds=60)
         with pytest.raises(requests.Timeout):
-            pool.submit(requests.post, url, json={"query": COUNT}, timeout=0.1).result()
+            pool.submit(requests.post, url, json={"query": COUNT}, headers=CALLER, timeout=0.1).result()
     assert time.monotonic() - began < 30
 
 
@@ -562,7 +630,8 @@ def test_it_serves_tls_and_outlives_a_client_that_trusts_it_not(
         assert url.startswith("https://")
         with pytest.raises(requests.exceptions.SSLError):
             ask(url, COUNT)
-        assert requests.post(url, json={"query": COUNT}, verify=str(certificate), timeout=10).ok
+        trusted = {"verify": str(certificate), "headers": CALLER}
+        assert requests.post(url, json={"query": COUNT}, timeout=10, **trusted).ok
     assert capfd.readouterr() == ("", "")
 
 

@@ -100,14 +100,16 @@ def requests_end() -> None:
 @pytest.mark.parametrize(
     "fault",
     [
+        Fault(status=404),
         Fault(status=429),
         Fault(status=500),
+        Fault(status=502),
         Fault(status=503, headers=(("Retry-After", "soon"),)),
         Fault(status=503, headers=(("Retry-After", "9" * 5000),)),
         Fault(drop="before"),
         Fault(drop="midway"),
     ],
-    ids=["429", "500", "no time", "a time of 5000 digits", "dropped", "cut"],
+    ids=["404", "429", "500", "502", "no time", "a time of 5000 digits", "dropped", "cut"],
 )
 def test_a_fault_that_passes_is_asked_again_and_nothing_is_missing(
     settings: Settings, store: Store, fault: Fault
@@ -168,12 +170,28 @@ def test_a_retry_after_beyond_the_total_limit_is_not_waited_for(settings: Settin
 
 
 def test_what_will_not_pass_is_not_asked_again(settings: Settings, store: Store) -> None:
-    for status in (400, 401, 404):
+    for status in (400, 401, 403, 410):
         store.requests.clear()
         store.fault = lambda name, nth, status=status: Fault(status=status)
         with pytest.raises(StoreError):
             read(settings())
         assert len(store.requests) == 1
+
+
+def test_a_404_that_stays_is_said_for_what_it_may_be(settings: Settings, store: Store) -> None:
+    store.fault = lambda name, nth: Fault(status=404)
+    with pytest.raises(StoreError, match="answers 404") as failed:
+        read(settings(retries=3))
+    assert len(store.requests) == 1 + 3
+    assert "metadata_store.url is wrong" in failed.value.hint
+    assert "gateway" in failed.value.hint and "being deployed" in failed.value.hint
+
+
+def test_a_404_is_not_taken_for_a_page_that_is_too_heavy(settings: Settings, store: Store) -> None:
+    on_pages(store, lambda asked: Fault(status=404))
+    with pytest.raises(StoreError, match="answers 404"):
+        read(settings(parallel_pages=1))
+    assert sizes(store) == [40] * 3
 
 
 def test_a_mutation_is_never_sent_twice(settings: Settings, store: Store) -> None:
@@ -183,7 +201,7 @@ def test_a_mutation_is_never_sent_twice(settings: Settings, store: Store) -> Non
         "instrumentProgramExecutionId": "i",
     }
     given |= {"bucket": "data", "datasetIds": [], "spectralLines": []}
-    for fault in (Fault(status=503), Fault(drop="after"), Fault(status=429)):
+    for fault in (Fault(status=404), Fault(status=503), Fault(drop="after"), Fault(status=429)):
         store.requests.clear()
         store.fault = lambda name, nth, fault=fault: fault
         with graphql.session(settings()) as http, pytest.raises(StoreError):
@@ -498,7 +516,7 @@ def test_datasets_are_asked_for_by_id_in_chunks_and_only_active_ones_come(
     wanted = held(store)[:100]
     gone = {wanted[3], wanted[50]}
     for row in store.datasets:
-        row["status"] = "inactive" if row["datasetId"] in gone else row["status"]
+        row["status"] = "DEPRECATED" if row["datasetId"] in gone else row["status"]
     found = names(list(metadata_store.datasets_by_id(settings(page_size=20), ["NONE", *wanted])))
     assert found == [name for name in wanted if name not in gone]
     assert {len(asked["datasetIds"]) for asked in filters(store)} == {30, 11}
@@ -514,6 +532,40 @@ def test_a_saved_file_is_read_whole_and_knows_no_count(store: Store, tmp_path: P
     assert len(read(saved, datetime.now(UTC))) == len(store.datasets)
     assert metadata_store.record_count(saved) is None
     assert not any(metadata_store.datasets_by_id(saved, ["A"]))
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        ({}, True),
+        ({"status": None}, True),
+        ({"status": "ACTIVE"}, True),
+        ({"status": "active"}, True),
+        ({"status": "DEPRECATED"}, False),
+        ({"status": "REMOVED"}, False),
+        ({"status": ""}, False),
+        ({"status": "DEPRECATED", "wavelengthMin": float("nan")}, False),
+        ({"isActive": True}, True),  # as answers of 2023 tell it
+        ({"isActive": False}, False),
+        ({"status": 7}, True),  # what cannot be read is the reader's to say
+    ],
+    ids=str,
+)
+def test_a_saved_file_gives_the_active_datasets_as_the_store_would(
+    store: Store, tmp_path: Path, told: dict[str, Any], kept: bool
+) -> None:
+    first, *others = store.datasets
+    del first["status"]
+    path = tmp_path / "answer.json"
+    path.write_text(json.dumps({"data": {"datasetInventories": [first | told, *others]}}))
+    found = names(list(metadata_store.dataset_pages(MetadataStore(url=str(path)))))
+    assert set(found) == {row["datasetId"] for row in (store.datasets if kept else others)}
+
+
+def test_what_is_no_record_in_a_saved_file_is_left_to_the_reader(tmp_path: Path) -> None:
+    path = tmp_path / "answer.json"
+    path.write_text('{"data": {"datasetInventories": [5, [NaN], "x", null, {"status": [1]}]}}')
+    assert len(next(metadata_store.dataset_pages(MetadataStore(url=str(path))))) == 5
 
 
 # The connection
@@ -541,10 +593,31 @@ def test_a_token_is_sent_and_a_password_from_netrc_never(
     assert "Authorization" not in heard[-1][1]
     monkeypatch.setenv("STORE_TOKEN", "t0ken")
     metadata_store.record_count(settings(token_env="STORE_TOKEN"))
+    assert heard[-1][1]["Authorization"] == "t0ken"
+    metadata_store.record_count(settings(token_env="STORE_TOKEN", token_scheme="Bearer"))
     assert heard[-1][1]["Authorization"] == "Bearer t0ken"
     with_password = (settings().url or "").replace("http://", "http://han:own@")
     metadata_store.record_count(settings(url=with_password))
     assert heard[-1][1]["Authorization"] == "Basic aGFuOm93bg=="
+
+
+def test_every_request_says_who_calls(
+    settings: Settings, heard: list[tuple[int, dict[str, str]]], store: Store
+) -> None:
+    read(settings())
+    read(settings(service_name="l2-on-thunderbolts"))
+    assert {headers["Service-Name"] for _, headers in heard} == {"l2inv", "l2-on-thunderbolts"}
+
+
+@pytest.mark.parametrize("token", ["t0ken\n", " t0ken", "t0ken ", "t0k\u00e9n", "a\rb"])
+def test_a_token_that_no_header_takes_is_a_mistake_in_the_settings(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    monkeypatch.setenv("STORE_TOKEN", token)
+    with pytest.raises(ConfigError, match="STORE_TOKEN holds characters that no HTTP header takes") as failed:
+        read(settings(token_env="STORE_TOKEN"))
+    assert "t0k" not in failed.value.message
+    assert store.requests == []
 
 
 def test_a_proxy_of_the_environment_is_used(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ def _not_invertible(l2inv: Commands) -> str:
 def test_a_run_that_finds_another_at_work_logs_and_changes_nothing(
     l2inv: Commands, watched: Listener, connection: Connection
 ) -> None:
-    connection.execute("select pg_advisory_lock(hashtext('l2inv run'), hashtext('l2inv.publish'))")
+    connection.execute("select l2inv.take_lock('publish')")
     l2inv("publish", expect=75)
     method, path, body = pings(watched)[-1]
     assert (method, path.rsplit("/", 1)[1]) == ("POST", "log")

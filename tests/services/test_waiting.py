@@ -13,7 +13,7 @@ import pytest
 from psycopg.rows import dict_row
 
 from l2inv.config.settings import Database, Settings
-from l2inv.database.session import connected
+from l2inv.database.access import connected
 from l2inv.record import event_log
 from l2inv.sample.server import Fault, Store
 from l2inv.sample.store import execute, operation_name

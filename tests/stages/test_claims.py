@@ -13,6 +13,7 @@ from l2inv.errors import Refused
 from l2inv.record import event_log
 from l2inv.stages.mark_working import claiming
 from tests.conftest import Commands, Connection
+from tests.helpers.events import LEAST
 
 PAST = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -20,7 +21,7 @@ PAST = datetime(2026, 1, 1, tzinfo=UTC)
 CLAIMERS = """
 import os, sys
 from datetime import UTC, datetime
-from l2inv.database.session import connected
+from l2inv.database.access import connected
 from l2inv.queries.filters import Wanted
 from l2inv.stages.mark_working import claiming
 from l2inv.config.settings import Database, Qualification, Settings
@@ -50,7 +51,9 @@ def test_fifty_processes_that_claim_from_200_ops_take_each_once(connection: Conn
     ops = [f"op-{n:03}" for n in range(200)]
     way = (("discovered", "discovered"), ("judged", "invertible"), ("preprocessed", "preprocessed"))
     for after, (kind, state) in enumerate(way):
-        event_log.add(connection, [event_log.Event(op, after, kind, state, {}) for op in ops], "test", None)  # type: ignore[arg-type]
+        event_log.add(
+            connection, [event_log.Event(op, after, kind, state, LEAST[kind]) for op in ops], "test", None
+        )  # type: ignore[arg-type]
     answer = subprocess.run(
         [sys.executable, "-c", CLAIMERS, url], capture_output=True, text=True, timeout=100, check=False
     )
@@ -200,7 +203,7 @@ def test_the_database_refuses_a_take_over_that_is_not_due_and_a_claim_on_hold(
     l2inv("claim", ready[0])
     with connection.transaction():
         present = event_log.locked(connection, ready[0])
-    with pytest.raises(Exception, match="the claim is not overdue"):
+    with pytest.raises(Exception, match="is not overdue"):
         event_log.add_one(
             connection, present, "taken_over", None, "eve",
             {"assignee": "eve", "from": "han", "due_at": "2030-01-01T00:00:00Z", "reason": "x"},
@@ -208,7 +211,7 @@ def test_the_database_refuses_a_take_over_that_is_not_due_and_a_claim_on_hold(
     l2inv("hold", ready[1], "--reason", "doubts")
     with connection.transaction():
         present = event_log.locked(connection, ready[1])
-    with pytest.raises(Exception, match="it is on hold"):
+    with pytest.raises(Exception, match="is on hold"):
         event_log.add_one(connection, present, "claimed", "working", "eve", {"assignee": "eve"})
 
 
@@ -244,5 +247,5 @@ def test_where_this_hosts_clock_is_ahead_of_the_databases_it_is_refused_and_no_f
         translated(Settings(database=Database(url=url))),
     ):
         claiming.take_over(connection, ready[0], "ann", "overdue here", later + timedelta(days=1), later)
-    assert refusal.value.message == f"OP {ready[0]}: no event taken_over now: the claim is not overdue"
+    assert refusal.value.message == f"OP {ready[0]} is not overdue: it cannot be taken over"
     assert refusal.value.hint == "see: l2inv show OP"

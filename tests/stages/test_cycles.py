@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from l2inv.config.settings import Database, Settings
+from l2inv.database.access import connected
 from l2inv.database.runs import stage_lock
-from l2inv.database.session import connected
 from l2inv.sample.server import Fault, Store
 from l2inv.stages.publish import cycles
 from tests.conftest import NOW, Commands, Connection
@@ -190,7 +190,7 @@ def test_events_that_tell_are_seen_in_the_order_of_their_ids(
         cycles.withdraw(connection, ready[0], "bad", [], "han")
         second = threading.Thread(target=withdraw_the_other)
         second.start()
-        waiting = "select from pg_locks where locktype = 'advisory' and not granted"
+        waiting = "select from pg_locks where not granted"
         wait_until(lambda: connection.execute(waiting).fetchone() is not None)
         row = connection.execute("select max(event_id) as newest from l2inv.event").fetchone()
     second.join()

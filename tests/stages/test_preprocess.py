@@ -80,6 +80,7 @@ def test_the_command_gets_the_op_and_its_files_are_on_the_event(
     [
         ("import sys; print('almost'); sys.exit('no such calibration')", "exit code 1: no such calibration"),
         ("import os; os.kill(os.getpid(), 9)", "killed by SIGKILL"),
+        ("print('all that it says'); sys.exit(3)", "exit code 3: all that it says"),
     ],
 )
 def test_a_command_that_fails_puts_its_op_into_error_and_the_rest_go_on(
@@ -130,6 +131,63 @@ def test_output_and_file_names_that_are_no_text_fail_or_pass_like_any_other(
     assert "boom \\x00" in l2inv.json("history", invertible[0])["events"][-1]["detail"]["cause"]
     files = l2inv.json("history", invertible[1])["events"][-1]["detail"]["files"]
     assert "bad\\udcff" in [file["path"] for file in files]
+
+
+def test_the_cause_is_the_last_line_of_stderr_and_the_log_has_both_streams(tmp_path: Path) -> None:
+    code = "import sys; print('begun', flush=True); print('held back'); sys.exit('a: first\\nno such calibration')"
+    for name, argv in (("l2inv-1", [sys.executable, "-c", code]), ("l2inv-2", ["/bin/echo", "fine"])):
+        jobs.start(jobs.Job(name, tmp_path, argv)).wait()
+        log = (tmp_path / jobs.LOG).read_text().splitlines()
+        if name == "l2inv-1":
+            assert jobs.last_word(tmp_path, name) == "no such calibration"
+            assert (log[0], sorted(log)) == (
+                "begun", ["a: first", "begun", "held back", "no such calibration"],
+            )  # fmt: skip
+        else:
+            assert (jobs.last_word(tmp_path, name), log) == ("fine", ["fine"])
+    assert not list(tmp_path.rglob("*.pipe"))
+
+
+def test_all_of_a_long_stderr_is_there_when_the_job_has_ended(tmp_path: Path) -> None:
+    code = "import sys; sys.stderr.write('x' * 100 + chr(10)); " * 2000 + "sys.exit('the cause')"
+    jobs.start(jobs.Job("l2inv-1", tmp_path, [sys.executable, "-c", code])).wait()
+    assert jobs.ended(tmp_path, "l2inv-1") is not None
+    assert jobs.last_word(tmp_path, "l2inv-1") == "the cause"
+    assert len((tmp_path / jobs.LOG).read_text().splitlines()) == 2001
+
+
+def test_what_a_command_leaves_running_with_its_stderr_open_holds_its_end_up_for_moments_alone(
+    tmp_path: Path,
+) -> None:
+    started = time.monotonic()
+    argv = ["/bin/sh", "-c", "sleep 60 & echo $! >child; echo gone >&2; exit 4"]
+    jobs.start(jobs.Job("l2inv-1", tmp_path, argv)).wait()
+    assert time.monotonic() - started < 30
+    end = jobs.ended(tmp_path, "l2inv-1")
+    assert end is not None
+    assert (end.exit_code, jobs.last_word(tmp_path, "l2inv-1")) == (4, "gone")
+    wait_until("it ended, too", lambda: not is_running(int((tmp_path / "child").read_text())))
+
+
+def test_a_command_gets_no_secret_of_l2invs_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (
+        "STORE_TOKEN",
+        "PGPASSWORD",
+        "PGUSER",
+        "L2INV_DB_PASSWORD",
+        "PING_KEY",
+        "AWS_SECRET_ACCESS_KEY",
+    ):
+        monkeypatch.setenv(name, "s3cret")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("LC_TIME", "C")
+    jobs.start(jobs.Job("l2inv-1", tmp_path, ["/usr/bin/env"])).wait()
+    told = dict(line.split("=", 1) for line in (tmp_path / jobs.LOG).read_text().splitlines())
+    assert {"PATH", "TMPDIR", "LC_TIME"} <= set(told)
+    own = {"PWD", "OLDPWD", "SHLVL", "_"}  # the shell's
+    assert {n for n in told if not n.startswith("LC_")} <= {*jobs.ENVIRONMENT} | own
 
 
 def is_running(pid: int) -> bool:
@@ -358,7 +416,7 @@ def test_any_name_of_a_program_is_a_program_to_the_script(tmp_path: Path, progra
     end = jobs.ended(path.parent, "l2inv-1")
     assert end is not None
     assert (end.exit_code, end.signal, end.how) == (7, None, "ended with exit code 7")
-    assert jobs.last_line(path.parent) == "a  b||*|\\n|"
+    assert jobs.last_word(path.parent, "l2inv-1") == "a  b||*|\\n|"
 
 
 def test_a_script_that_is_told_to_end_passes_it_on_and_says_so(tmp_path: Path) -> None:
@@ -370,7 +428,7 @@ def test_a_script_that_is_told_to_end_passes_it_on_and_says_so(tmp_path: Path) -
         process.terminate()
     end = jobs.ended(tmp_path, "l2inv-1")
     assert end is not None
-    assert (end.exit_code, end.signal, jobs.last_line(tmp_path)) == (3, "TERM", "told")
+    assert (end.exit_code, end.signal, jobs.last_word(tmp_path, "l2inv-1")) == (3, "TERM", "told")
     assert process.returncode == 3
 
 
@@ -419,6 +477,16 @@ def test_the_cluster_runs_each_op_once_and_later_runs_collect(
     assert (detail["executor"], detail["exit_code"]) == ("slurm", 0)
     assert {file["path"] for file in detail["files"]} == {*BUNDLE, "preprocess.log"}
     assert l2inv.json("preprocess")["jobs"] == {"submitted": 0, "running": 0}
+
+
+def test_on_the_cluster_too_the_cause_is_the_last_line_of_stderr(
+    l2inv: Commands, on_cluster: list[str]
+) -> None:
+    command(l2inv, "import sys; print('held back'); sys.exit('no such calibration')")
+    l2inv("preprocess")
+    collected(l2inv, 0)
+    detail = l2inv.json("history", on_cluster[0])["events"][-1]["detail"]
+    assert "ended with exit code 1: no such calibration (log: " in detail["cause"]
 
 
 def test_what_was_cancelled_fails_by_that_name_and_what_is_no_longer_wanted_is_cancelled(

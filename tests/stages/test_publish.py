@@ -124,6 +124,14 @@ def test_a_request_that_never_arrived_is_made_again_under_the_same_id(
     assert list(store.inversions) == [events[-3]["detail"]["inversion_id"]]
 
 
+def test_a_gateway_that_is_deployed_just_then_is_asked_what_became_of_it_and_then_told_again(
+    l2inv: Commands, inverted: str, store: Store, connection: Connection
+) -> None:
+    store.fault = lambda operation, nth: Fault(status=404) if operation == "Create" and nth == 1 else None
+    assert l2inv.json("publish")["ops"] == {"done": 1, "failed": 0, "skipped": 0}
+    assert len(store.inversions) == len(published(connection)) == 1
+
+
 def test_a_store_that_fails_on_one_inversion_alone_does_not_keep_the_others_waiting(
     l2inv: Commands, ready: list[str], inverted: str, store: Store
 ) -> None:
@@ -369,10 +377,10 @@ def of_used(l2inv: Commands, store: Store, op: str) -> list[dict[str, Any]]:
 
 
 def reprocess(store: Store, dataset: dict[str, Any]) -> str:
-    """L1 is reprocessed: the same product gets a new dataset, the old one turns inactive."""
+    """L1 is reprocessed: the same product gets a new dataset, the old one is deprecated."""
     later = dataset["createDate"].replace("20", "21", 1)
     store.datasets.append({**dataset, "datasetId": "ANEW", "createDate": later})
-    dataset["status"] = "INACTIVE"
+    dataset["status"] = "DEPRECATED"
     return "ANEW"
 
 
@@ -387,7 +395,7 @@ def test_a_dry_run_shows_what_would_be_told_and_writes_nothing(
     l2inv.settings["metadata_store"]["url"] = "no-service.json"
     l2inv.save()
     # Nor does a publisher keep it waiting.
-    connection.execute("select pg_advisory_lock(hashtext('l2inv run'), hashtext('l2inv.publish'))")
+    connection.execute("select l2inv.take_lock('publish')")
     (found,) = l2inv.json("publish", "--dry-run")["ops"]
     text = l2inv("publish", "--dry-run").stdout
     l2inv("publish", expect=75)

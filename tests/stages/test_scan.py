@@ -233,6 +233,21 @@ def test_one_record_that_is_no_json_sinks_no_page(
     assert report["datasets"]["quarantined"] == 4
 
 
+def test_a_saved_answer_of_datasets_superseded_since_withdraws_them(
+    l2inv: Commands, store: Store, tmp_path: Path
+) -> None:
+    path = tmp_path / "answer.json"
+    l2inv.settings["metadata_store"] = {"url": str(path)}
+    l2inv.save()
+    path.write_text(json.dumps({"data": {"datasetInventories": store.datasets}}))
+    assert l2inv.json("scan")["datasets"]["withdrawn"] == 0
+    store.datasets[0]["status"], store.datasets[1]["status"] = "DEPRECATED", "REMOVED"
+    path.write_text(json.dumps({"data": {"datasetInventories": store.datasets}}))
+    report = l2inv.json("scan")
+    assert report["datasets"]["withdrawn"] == 2
+    assert report["datasets"]["seen"] == len(store.datasets) - 2
+
+
 def test_secrets_in_the_stores_url_or_a_spoilt_token_are_never_shown(
     l2inv: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:

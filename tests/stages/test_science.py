@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from l2inv.config.settings import Database, Settings
-from l2inv.database.session import connected
+from l2inv.database.access import connected
 from l2inv.errors import Refused
 from l2inv.record import event_log
 from l2inv.sample.server import Store

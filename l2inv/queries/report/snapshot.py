@@ -105,11 +105,7 @@ def _failed(connection: Connection) -> list[dict[str, Any]]:
     """The OPs in error, the newest first."""
     return connection.execute(
         """
-        select s.op_id, s.since, e.detail ->> 'stage' as stage, e.detail ->> 'cause' as cause
-        from (select op_id, since from l2inv.op_state where state = 'error' order by since desc, op_id limit %s) s
-        cross join lateral (select detail from l2inv.event
-                            where event.op_id = s.op_id and kind = 'failed' order by seq desc limit 1) e
-        order by s.since desc, s.op_id
+        select op_id, since, stage, cause from l2inv.failure order by since desc, op_id limit %s
         """,
         [MOST],
     ).fetchall()
@@ -167,40 +163,16 @@ def _verdicts(connection: Connection) -> dict[str, Any]:
 def _against(connection: Connection) -> list[dict[str, Any]]:
     """Each criterion that OPs do not pass, that of most OPs first: how many fail it, of how many others it is unknown,
     and of how many it alone is what they fail, with NEAREST of these, one in each row.
-
-    What a near miss is, and which is nearer, is as in verdicts.near_misses.
     """
     return connection.execute(
         """
-        with against as materialized (
-            select s.op_id, p.number, c ->> 'name' as name, c ->> 'result' = 'fail' as fails,
-                   c -> 'measured' as measured, c -> 'required' as required,
-                   case when jsonb_typeof(c -> 'measured') = 'number' and jsonb_typeof(c -> 'required') = 'number'
-                        then ((c ->> 'measured')::numeric - (c ->> 'required')::numeric)
-                            * case c ->> 'name' when 'on_disk' then -1 else 1 end
-                        when starts_with(c ->> 'name', 'band ') and jsonb_typeof(c -> 'measured') = 'array'
-                        then (select -min(greatest((r ->> 0)::numeric - coalesce(c -> 'required' ->> 0, c ->> 'required')::numeric, 0)
-                                          + greatest(coalesce(c -> 'required' ->> 1, c ->> 'required')::numeric - (r ->> 1)::numeric, 0))
-                              from jsonb_array_elements(c -> 'measured') r) end as margin
-            from l2inv.op_state s
-            join l2inv.event v on v.op_id = s.op_id and v.seq = s.verdict_seq
-            cross join jsonb_array_elements(v.detail -> 'verdict' -> 'instrument_programs')
-                with ordinality as p (program, number)
-            cross join jsonb_path_query(p.program, '$.criteria[*] ? (@.result <> "pass" && !exists(@.optional))') c
-            where s.state = 'not_invertible'
-        ), counted as (
+        with counted as (
             select name, count(*) filter (where fails) as fail, count(*) filter (where not fails) as unknown
-            from (select name, bool_or(fails) as fails from against group by op_id, name) each group by name
-        ), missed as (
-            select op_id, number, min(name) as name, (array_agg(measured order by coalesce(margin, 0)))[1] as measured,
-                   (array_agg(required order by coalesce(margin, 0)))[1] as required, min(margin) as margin
-            from against group by op_id, number having min(name) = max(name) and bool_and(fails)
-        ), nearest as (
-            select distinct on (name, op_id) * from missed order by name, op_id, coalesce(margin, 0) desc, number
+            from (select name, bool_or(fails) as fails from l2inv.unmet group by op_id, name) each group by name
         ), ranked as (
             select *, count(*) over (partition by name) as alone,
                    row_number() over (partition by name order by coalesce(margin, 0) desc, op_id) as place
-            from nearest
+            from l2inv.near_miss
         )
         select name, fail, unknown, coalesce(alone, 0) as alone, op_id, measured, required,
                margin::double precision as margin
@@ -259,8 +231,8 @@ def _listed(
         cursor.itersize = 1000
         cursor.execute(
             """
-            select e.op_id, e.kind, e.state, e.actor, e.recorded_at, e.detail, e.seq = s.verdict_seq as is_verdict
-            from l2inv.op_state s join l2inv.event e on e.op_id = s.op_id
+            select e.op_id, e.kind, e.state, e.actor, e.recorded_at, e.detail, e.voided_by, e.seq = s.verdict_seq as is_verdict
+            from l2inv.op_state s join l2inv.history e on e.op_id = s.op_id
                 and (e.seq > s.seq - %s or e.seq = s.verdict_seq or e.seq = 1)
             where s.op_id = any(%s) order by e.op_id, e.seq
             """,
@@ -268,6 +240,6 @@ def _listed(
         )
         for row in cursor:  # a verdict is much longer than the words that are shown of it
             event = row | {"what": drawing.short(what_happened(row).partition(" (criteria ")[0])}
-            del event["detail"]
+            del event["detail"], event["voided_by"]
             by_id[event.pop("op_id")]["events"].append(event)
     return list(by_id.values())

@@ -216,13 +216,9 @@ def _datasets(connection: Connection, op_id: str) -> list[dict[str, Any]]:
     return connection.execute(
         """
         select distinct on (v.dataset_id) v.dataset_id, d.op_id as present_op, d.withdrawn,
-               v.record ->> 'instrumentProgramExecutionId' as instrument_program_id,
-               (select heir.dataset_id from l2inv.dataset heir
-                where heir.op_id = v.op_id and not heir.withdrawn
-                    and heir.product_id = v.record ->> 'productId'
-                    and heir.create_date > (v.record ->> 'createDate')::timestamptz
-                order by heir.create_date desc, heir.dataset_id limit 1) as heir
+               v.record ->> 'instrumentProgramExecutionId' as instrument_program_id, h.heir
         from l2inv.dataset_version v join l2inv.dataset d using (dataset_id)
+        left join l2inv.heir h using (dataset_id)
         where v.op_id = %s order by v.dataset_id, v.version desc
         """,
         [op_id],

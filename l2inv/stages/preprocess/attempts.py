@@ -93,11 +93,12 @@ def describe(connection: Connection, op_id: str) -> dict[str, Any]:
     newest version of each dataset in full."""
     row = connection.execute(
         """
-        select s.op_id, s.proposal_id, s.experiment_id, e.detail -> 'verdict' as verdict,
+        select s.op_id, o.proposal_id, o.experiment_id, e.detail -> 'verdict' as verdict,
                (select jsonb_agg(d.record || jsonb_build_object(
                            'version', d.version, 'content_hash', encode(d.content_hash, 'hex')) order by d.dataset_id)
                 from l2inv.dataset d where d.op_id = s.op_id and not d.withdrawn) as datasets
-        from l2inv.op_state s left join l2inv.event e on e.op_id = s.op_id and e.seq = s.verdict_seq
+        from l2inv.op_state s join l2inv.op o using (op_id)
+        left join l2inv.event e on e.op_id = s.op_id and e.seq = s.verdict_seq
         where s.op_id = %s
         """,
         [op_id],
@@ -161,7 +162,7 @@ def outcome(op: Op, end: jobs.Ended, state: str | None = None) -> dict[str, Any]
     folder, name = op.job
     if state is not None or end.signal or end.exit_code != 0:
         what = f"{state}: " if state else ""
-        raise Failed(f"{what}{command_of(op)} {end.how}: {jobs.last_line(folder)} ({log_of(op)})")
+        raise Failed(f"{what}{command_of(op)} {end.how}: {jobs.last_word(folder, name)} ({log_of(op)})")
     assert op.started is not None
     return {
         "needed": True,

@@ -26,14 +26,13 @@ def reopen(connection: Connection, settings: Settings, op_id: str, reason: str, 
         seen = _seen(connection, op_id, "reopened", "discovered")
         row = connection.execute(
             """
-            select count(*) filter (where kind = 'inverted') as cycle,
-                   array_agg(distinct detail ->> 'inversion_id') filter (
-                       where kind = 'inversion_named'
-                           and seq > (select max(seq) from l2inv.event where op_id = %s and kind = 'inverted')
+            select cycle, array(
+                       select distinct detail ->> 'inversion_id' from l2inv.event e
+                       where e.op_id = s.op_id and kind = 'inversion_named' and detail -> 'cycle' = to_jsonb(s.cycle)
                    ) as named
-            from l2inv.event where op_id = %s
+            from l2inv.op_state s where op_id = %s
             """,
-            [op_id, op_id],
+            [op_id],
         ).fetchone()
         assert row is not None
         if seen.state == "inverted" and row["named"]:

@@ -30,9 +30,8 @@ def preflight(connection: Connection, settings: Settings, op_id: str) -> dict[st
     """
     row = connection.execute(
         """
-        select e.detail, e.seq, s.on_hold_seq is not null as on_hold,
-               (select count(*) from l2inv.event i where i.op_id = s.op_id and i.kind = 'inverted') as cycle
-        from l2inv.op_state s join l2inv.event e on e.op_id = s.op_id and e.kind = 'inverted'
+        select e.detail, e.seq, s.cycle, s.on_hold_seq is not null as on_hold
+        from l2inv.op_state s join l2inv.history e on e.op_id = s.op_id and e.kind = 'inverted' and e.voided_by is null
         where s.op_id = %s order by e.seq desc limit 1
         """,
         [op_id],
@@ -86,9 +85,9 @@ def named(connection: Connection, op_id: str, cycle: int, program: str | None) -
     """Return what the record says that the store was, or was about to be, told of an instrument program in a cycle."""
     row = connection.execute(
         """
-        select detail from l2inv.event
+        select detail from l2inv.history
         where op_id = %s and kind = 'inversion_named' and detail -> 'cycle' = to_jsonb(%s::integer)
-            and detail ->> 'instrument_program_id' = %s
+            and detail ->> 'instrument_program_id' = %s and voided_by is null
         order by seq desc limit 1
         """,
         [op_id, cycle, program],
@@ -99,8 +98,10 @@ def named(connection: Connection, op_id: str, cycle: int, program: str | None) -
 def _created(connection: Connection, op_id: str, cycle: int) -> list[str]:
     rows = connection.execute(
         """
-        select detail ->> 'inversion_id' as inversion_id from l2inv.event
-        where op_id = %s and kind = 'inversion_created' and detail -> 'cycle' = to_jsonb(%s::integer) order by seq
+        select detail ->> 'inversion_id' as inversion_id from l2inv.history
+        where op_id = %s and kind = 'inversion_created' and detail -> 'cycle' = to_jsonb(%s::integer)
+            and voided_by is null
+        order by seq
         """,
         [op_id, cycle],
     )
@@ -111,12 +112,9 @@ def _datasets(connection: Connection, dataset_ids: dict[str, Any]) -> list[dict[
     """The datasets used, as they are now, each with the newer one there is of its product."""
     return connection.execute(
         """
-        select d.dataset_id, d.op_id, d.product_id, d.bucket, d.proposal_id, d.withdrawn, d.record,
-               (select heir.dataset_id from l2inv.dataset heir
-                where heir.op_id = d.op_id and heir.product_id = d.product_id and not heir.withdrawn
-                    and heir.create_date > d.create_date
-                order by heir.create_date desc, heir.dataset_id limit 1) as heir
-        from l2inv.dataset d where d.dataset_id = any(%s) order by d.dataset_id
+        select dataset_id, op_id, product_id, bucket, proposal_id, withdrawn, record, heir
+        from l2inv.dataset left join l2inv.heir using (dataset_id)
+        where dataset_id = any(%s) order by dataset_id
         """,
         [list(dataset_ids)],
     ).fetchall()

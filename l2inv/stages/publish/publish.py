@@ -134,7 +134,7 @@ def one_at_a_time(connection: Connection) -> None:
     Event ids are given out when events are written, but events are seen when they are committed: without this a
     reader that goes on behind the newest id it saw could miss a smaller one that was committed after it looked.
     """
-    connection.execute("select pg_advisory_xact_lock(hashtext('l2inv export'), hashtext('l2inv.'))")
+    connection.execute("select from l2inv.lock where name = 'export' for update")
 
 
 def _name(

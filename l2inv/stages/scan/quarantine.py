@@ -14,11 +14,11 @@ def put(connection: Connection, set_aside: list[Unreadable]) -> dict[bytes, str 
     with connection.cursor() as cursor:
         cursor.executemany(
             """
-            insert into l2inv.quarantine (raw_hash, dataset_id, reason, raw) values (%s, %s, %s, %s)
-            on conflict (raw_hash) do update
-                set reason = excluded.reason, last_seen = clock_timestamp(), resolved_at = null
+            insert into l2inv.quarantine (raw_hash, dataset_id, reason, raw, is_second) values (%s, %s, %s, %s, %s)
+            on conflict (raw_hash) do update set reason = excluded.reason, is_second = excluded.is_second,
+                last_seen = clock_timestamp(), resolved_at = null
             """,
-            [(raw_hash, u.dataset_id, u.reason, u.raw) for raw_hash, u in rows.items()],
+            [(raw_hash, u.dataset_id, u.reason, u.raw, u.is_second) for raw_hash, u in rows.items()],
         )
     return {raw_hash: u.dataset_id for raw_hash, u in rows.items()}
 
@@ -38,22 +38,14 @@ def settle(connection: Connection, run_id: int, readable_ids: list[str], gone_to
 
 def open_records(connection: Connection) -> list[bytes]:
     """Return each unresolved record as it was received, but for those that another of the same dataset stands for."""
-    rows = connection.execute(
-        """
-        select raw from l2inv.quarantine
-        where resolved_at is null and not starts_with(reason, 'a second, different record') order by first_seen
-        """
-    )
+    rows = connection.execute("select raw from l2inv.unresolved where not is_second order by first_seen")
     return [row["raw"] for row in rows]
 
 
 def listed(connection: Connection) -> list[dict[str, Any]]:
     """Return the unresolved records, those seen first at the top, each with the key that names it."""
     return connection.execute(
-        """
-        select dataset_id, reason, first_seen, last_seen, left(encode(raw_hash, 'hex'), 12) as key
-        from l2inv.quarantine where resolved_at is null order by first_seen, raw_hash
-        """
+        "select dataset_id, reason, first_seen, last_seen, key from l2inv.unresolved order by first_seen, raw_hash"
     ).fetchall()
 
 

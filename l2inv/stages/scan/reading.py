@@ -168,7 +168,7 @@ def ids_read(reading: Reading) -> tuple[int, int]:
 
 def _second(dataset_id: str, raw: bytes | msgspec.Raw) -> inventory.Unreadable:
     reason = "a second, different record of the same dataset in one scan"
-    return inventory.Unreadable(dataset_id, reason, bytes(raw))
+    return inventory.Unreadable(dataset_id, reason, bytes(raw), is_second=True)
 
 
 def _not_unchanged(reading: Reading, records: Collection[inventory.Record]) -> list[Row]:

@@ -145,12 +145,14 @@ def _withdraw(reading: Reading, allowed: bool) -> None:
         insert into l2inv.dataset_version (dataset_id, version, op_id, content_hash, record, run_id, withdrawn)
             select dataset_id, version + 1, op_id, content_hash, record, %s, true
             from l2inv.dataset where dataset_id = any(%s)
-        returning dataset_id, op_id, version, content_hash, record ->> 'instrumentName' as instrument,
-                  record ->> 'productId' as product_id
+        returning dataset_id, op_id, version, content_hash, record ->> 'instrumentName' as instrument
         """,
         [reading.run.run_id, gone],
     ).fetchall()
-    heirs = _heirs(reading.connection, [row["product_id"] for row in rows if row["product_id"]])
+    found = reading.connection.execute(
+        "select dataset_id, heir from l2inv.heir where dataset_id = any(%s)", [gone]
+    )
+    heirs = {row["dataset_id"]: row["heir"] for row in found}
     note(
         reading,
         (
@@ -158,7 +160,7 @@ def _withdraw(reading: Reading, allowed: bool) -> None:
                 row["op_id"],
                 "withdrawn",
                 row["dataset_id"],
-                json.dumps(heirs.get(row["product_id"])),
+                json.dumps(heirs.get(row["dataset_id"])),
                 row["instrument"] in reading.settings.qualification.instruments,
                 pinned(row["version"], row["content_hash"]),
             )
@@ -189,18 +191,6 @@ class TooManyGone(L2invError):
     """More datasets are gone than the settings let one scan withdraw."""
 
 
-def _heirs(connection: Connection, product_ids: list[str]) -> dict[str, str]:
-    """Return the active dataset of each product: what supersedes a withdrawn one."""
-    rows = connection.execute(
-        """
-        select product_id, max(dataset_id) as dataset_id from l2inv.dataset
-        where product_id = any(%s) and not withdrawn group by product_id
-        """,
-        [product_ids],
-    )
-    return {row["product_id"]: row["dataset_id"] for row in rows}
-
-
 def _end(reading: Reading, whole: bool) -> None:
     """Tell the OPs, settles the quarantine and compares with what earlier scans looked like."""
     connection, report = reading.connection, reading.run.report
@@ -210,7 +200,7 @@ def _end(reading: Reading, whole: bool) -> None:
     report["ops"] = {"seen": ops["seen"]} | _tell(connection, reading.run)
     readable = connection.execute(
         "select dataset_id from pg_temp.seen where content_hash is not null and dataset_id in "
-        "(select dataset_id from l2inv.quarantine where resolved_at is null)"
+        "(select dataset_id from l2inv.unresolved)"
     )
     quarantine.settle(connection, reading.run.run_id, [row["dataset_id"] for row in readable], whole)
     earlier = _earlier_profile(connection)

@@ -1,0 +1,646 @@
+-- The schema of l2inv's database after all migrations, to be read. What makes it are the files of migrations/.
+-- Written by `python -m tests.schema`; a test fails when it is stale.
+
+set check_function_bodies = off;  -- functions name tables that come after them
+
+-- Functions
+
+-- Which event may happen in which state. l2inv/domain/states.py has the same table in Python; a test compares the two over
+-- every combination.
+create function l2inv.is_allowed(kind text, from_state text, to_state text, state_before_error text)
+returns boolean language sql immutable parallel safe as $$
+    select coalesce(case kind
+        when 'discovered' then from_state is null and to_state = 'discovered'
+        when 'datasets_changed' then from_state is not null and to_state is null
+            or from_state in ('invertible', 'not_invertible', 'preprocessed') and to_state = 'discovered'
+        when 'judged' then from_state in ('discovered', 'invertible', 'not_invertible', 'preprocessed')
+                and to_state in ('invertible', 'not_invertible') and from_state <> to_state
+            or from_state in ('invertible', 'not_invertible', 'preprocessed') and to_state is null
+        when 'overruled' then from_state in ('invertible', 'not_invertible', 'preprocessed') and to_state is null
+            or from_state = 'not_invertible' and to_state = 'invertible'
+            or from_state in ('invertible', 'preprocessed') and to_state = 'not_invertible'
+            or from_state = 'preprocessed' and to_state = 'invertible'
+        when 'preprocess_started' then from_state = 'invertible' and to_state is null
+        when 'preprocessed' then from_state = 'invertible' and to_state = 'preprocessed'
+        when 'claimed' then from_state = 'preprocessed' and to_state = 'working'
+        when 'extended' then from_state = 'working' and to_state is null
+        when 'handed_over' then from_state = 'working' and to_state is null
+        when 'taken_over' then from_state = 'working' and to_state is null
+        when 'released' then from_state = 'working' and to_state = 'preprocessed'
+        when 'inverted' then from_state = 'working' and to_state = 'inverted'
+        when 'amended' then from_state = 'inverted' and to_state is null
+        when 'resumed' then from_state = 'inverted' and to_state = 'working'
+        when 'transfer_started' then from_state = 'inverted' and to_state is null
+        when 'transferred' then from_state = 'inverted' and to_state is null
+        when 'cataloged' then from_state = 'inverted' and to_state is null
+        when 'inversion_named' then from_state = 'inverted' and to_state is null
+        when 'inversion_created' then from_state is not null and to_state is null
+        when 'published' then from_state = 'inverted' and to_state = 'published'
+        when 'reopened' then from_state in ('inverted', 'published') and to_state = 'discovered'
+        when 'withdrawn' then from_state is not null and to_state is null
+        when 'reinstated' then from_state is not null and to_state is null
+        when 'cleaned' then from_state = 'published' and to_state is null
+        when 'put_on_hold' then from_state is not null and to_state is null
+        when 'taken_off_hold' then from_state is not null and to_state is null
+        when 'prioritized' then from_state is not null and to_state is null
+        when 'noted' then from_state is not null and to_state is null
+        when 'failed' then from_state not in ('error', 'published') and to_state = 'error'
+        when 'retried' then from_state = 'error' and to_state = state_before_error
+        when 'restored' then from_state is not null and to_state is null
+        when 'voided' then from_state is not null and to_state is null
+    end, false)
+$$;
+
+revoke all on function l2inv.is_allowed(text,text,text,text) from public;
+
+-- What the detail of each kind of event must hold, as far as the views, the trigger or the program rely on it, and what
+-- that is made of. KEY? may be missing; the types are those of l2inv.fits. What else there is in it is free.
+create function l2inv.shape(name text) returns jsonb language plpgsql immutable parallel safe as $$
+begin
+    return case name
+        when 'discovered' then '{"datasets?": "name[]", "versions?": "pin{}"}'
+        when 'datasets_changed' then '{"affects_verdict?": "flag", "new?": "name[]", "changed?": "fields{}", "left?": "name[]",
+            "withdrawn?": "name?{}", "versions?": "pin{}"}'
+        when 'judged' then '{"criteria_version": "name", "verdict": "verdict", "datasets": "whole{}"}'
+        when 'overruled' then '{"invertible": "flag", "instrument_programs": "name?[]", "reason": "name"}'
+        when 'preprocess_started' then '{"executor": "name", "job": "name", "task": "whole?", "folder": "name",
+            "command": "argv", "attempt": "whole"}'
+        when 'preprocessed' then '{"folder?": "name?", "files?": "file[]", "seconds?": "number"}'
+        when 'claimed' then '{"assignee": "name", "due_at?": "time?", "inversions?": "issued[]"}'
+        when 'extended' then '{"assignee": "name", "due_at": "time"}'
+        when 'handed_over' then '{"assignee": "name", "from": "name", "due_at?": "time?"}'
+        when 'taken_over' then '{"assignee": "name", "from": "name", "due_at": "time", "reason": "name"}'
+        when 'released' then '{"assignee": "name"}'
+        when 'inverted' then '{"instrument_programs": "name?[]", "datasets": "name?{}", "outputs": "output[]", "lines": "name[]",
+            "software": "software?", "asdf_object_key": "text?", "criteria_version": "text?", "inverted_by": "name",
+            "inverted_at": "time", "accepted?": "accepted", "inversions?": "issued[]"}'
+        when 'resumed' then '{"assignee": "name", "due_at?": "time?"}'
+        when 'transfer_started' then '{"cycle": "whole", "inversion_id": "name"}'
+        when 'transferred' then '{"cycle": "whole", "inversion_id": "name"}'
+        when 'cataloged' then '{"cycle": "whole", "inversion_id": "name"}'
+        when 'inversion_created' then '{"cycle": "whole", "inversion_id": "name", "instrument_program_id": "name"}'
+        when 'published' then '{"inversions": "inversion[]"}'
+        when 'reopened' then '{"cycle": "whole", "reason": "name"}'
+        when 'withdrawn' then '{"inversion_ids": "name[]", "reason": "name"}'
+        when 'reinstated' then '{"inversion_ids": "name[]", "reason": "name"}'
+        when 'cleaned' then '{"folder": "name", "files": "count", "bytes": "count"}'
+        when 'put_on_hold' then '{"reason": "name"}'
+        when 'taken_off_hold' then '{}'
+        when 'prioritized' then '{"priority": "whole", "reason": "name"}'
+        when 'noted' then '{"note": "text", "beside?": "name[]"}'
+        when 'failed' then '{"stage": "name", "cause": "text", "attempt": "whole"}'
+        when 'retried' then '{}'
+        when 'restored' then '{"file": "name"}'
+        when 'voided' then '{"seq": "whole", "reason": "name"}'
+
+        when 'inversion' then '{"cycle": "whole", "inversion_id": "name", "instrument_program_id": "name", "proposal_id": "name?",
+            "experiment_id": "name?", "dataset_ids": "name[]", "product_ids": "name[]", "bucket": "name?",
+            "asdf_object_key": "text?", "spectral_lines": "name[]", "outputs": "output[]", "software": "software?",
+            "is_embargoed": "flag", "embargo_end_date": "time?", "criteria_version": "text?", "inverted_by": "name",
+            "inverted_at": "time"}'
+        when 'issued' then '{"inversion_id": "name", "instrument_program_id": "name"}'
+        when 'output' then '{"uri": "name", "size_bytes?": "count", "sha256?": "text"}'
+        when 'software' then '{"name": "name", "version?": "text?"}'
+        when 'accepted' then '{"superseded": "text{}", "reason": "text?"}'
+        when 'file' then '{"path": "name", "size_bytes": "count", "sha256": "text"}'
+
+        -- A dataset as the store describes it, under its own names.
+        when 'dataset' then '{"datasetId": "name", "observingProgramExecutionId": "name", "createDate": "time",
+            "productId?": "text", "instrumentProgramExecutionId?": "name", "instrumentName?": "text",
+            "primaryProposalId?": "text", "primaryExperimentId?": "text", "experimentDescription?": "text",
+            "bucket?": "text", "status?": "text", "updateDate?": "time", "startTime?": "time", "endTime?": "time",
+            "isEmbargoed?": "flag", "embargoEndDate?": "time", "frameCount?": "count", "health?": "count?{}",
+            "gosStatus?": "count?{}", "aoLocked?": "count", "stokesParameters?": "text", "boundingBox?": "text",
+            "wavelengthMin?": "number", "wavelengthMax?": "number", "exposureTime?": "number", "spectralLines?": "text[]",
+            "friedParameter?": "distribution", "lightLevel?": "distribution", "polarimetricAccuracy?": "distribution",
+            "asdfObjectKey?": "text", "browseMovieUrl?": "text"}'
+        when 'distribution' then '{"min?": "number", "p25?": "number", "med?": "number", "p75?": "number", "max?": "number"}'
+    end;
+end $$;
+
+revoke all on function l2inv.shape(text) from public;
+
+-- Whether a value is of a type: a simple one, a shape of the above, TYPE[] (an array of these), TYPE{} (an object of
+-- these under any keys), TYPE? (that, or null).
+create function l2inv.fits(given jsonb, type text) returns boolean language plpgsql stable parallel safe as $$
+declare
+    shape jsonb := l2inv.shape(type);
+begin
+    if type like '%?' then
+        return given = 'null' or l2inv.fits(given, left(type, -1));
+    elsif type like '%[]' then
+        return jsonb_typeof(given) = 'array' and not exists (
+            select from jsonb_array_elements(given) e where not l2inv.fits(e, left(type, -2)));
+    elsif type like '%{}' then
+        return jsonb_typeof(given) = 'object' and not exists (
+            select from jsonb_each(given) e where not l2inv.fits(e.value, left(type, -2)));
+    elsif shape is not null then
+        return jsonb_typeof(given) = 'object' and not exists (
+            select from jsonb_each_text(shape) as s (key, type)
+            where not case when given ? rtrim(s.key, '?') then l2inv.fits(given -> rtrim(s.key, '?'), s.type)
+                      else s.key like '%?' end);
+    end if;
+    return case type
+        when 'text' then jsonb_typeof(given) = 'string'
+        when 'name' then jsonb_typeof(given) = 'string' and given <> '""'
+        when 'flag' then jsonb_typeof(given) = 'boolean'
+        when 'number' then jsonb_typeof(given) = 'number'  -- one that floating point has, too
+            and (given::numeric = 0 or abs(given::numeric) between 4.95e-324 and 1.7976931348623157e308)
+        when 'whole' then jsonb_typeof(given) = 'number' and given::text ~ '^-?[0-9]{1,9}$'
+        when 'count' then jsonb_typeof(given) = 'number' and given::text ~ '^[0-9]{1,15}$'
+        when 'pin' then jsonb_typeof(given) = 'string' and given::text ~ '^"[0-9]{1,9}:[0-9a-f]{16}"$'
+        when 'time' then jsonb_typeof(given) = 'string'
+            and given::text ~ ('^"[0-9]{4}-[0-9]{2}-[0-9]{2}T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]'
+                               || '([.][0-9]{1,6})?(Z|[+]00:00)"$')
+            and (given #>> '{}')::timestamptz is not null  -- refuses what looks like a day and is none
+        when 'argv' then l2inv.fits(given, 'text[]') and given <> '[]'
+        when 'fields' then l2inv.fits(given, 'text[]') or jsonb_typeof(given) = 'object'
+        when 'verdict' then given @@ '
+            $.invertible.type() == "boolean" && $.undetermined.type() == "boolean"
+            && $.instrument_programs.type() == "array"
+            && !exists($.instrument_programs[*].type() ? (@ != "object"))
+            && !exists($.instrument_programs[*] ? (!(@.invertible.type() == "boolean" && @.criteria.type() == "array"
+                && (@.instrument_program_id.type() == "string" || @.instrument_program_id.type() == "null"))))
+            && !exists($.instrument_programs[*].criteria[*].type() ? (@ != "object"))
+            && !exists($.instrument_programs[*].criteria[*] ? (!(
+                @.name.type() == "string" && exists(@.measured) && exists(@.required)
+                && @.measured.type() != "boolean" && @.measured.type() != "object"
+                && @.required.type() != "boolean" && @.required.type() != "object"
+                && @.result.type() == "string" && (@.result == "pass" || @.result == "fail" || @.result == "unknown")
+                && (@.dataset_id.type() == "string" || @.dataset_id.type() == "null")
+                && (!exists(@.optional) || @.optional.type() == "boolean"))))'
+        else false
+    end;
+end $$;
+
+revoke all on function l2inv.fits(jsonb,text) from public;
+
+-- Whether a detail is what its kind of event needs, no deeper than 32 levels and without numbers that are none in
+-- floating point: any reader can take it.
+create function l2inv.detail_fits(kind text, detail jsonb) returns boolean language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp as $$
+begin
+    return l2inv.fits(detail, case kind when 'amended' then 'inverted' when 'inversion_named' then 'inversion' else kind end)
+        and not detail @? '$.**{32}'
+        and not detail @? '$.** ? (@.type() == "number" && (@ > 1.7976931348623157e308 || @ < -1.7976931348623157e308))';
+end $$;
+
+revoke all on function l2inv.detail_fits(text,jsonb) from public;
+
+create function l2inv.refuse_change() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    raise exception '%.% is append-only: % is refused', tg_table_schema, tg_table_name, tg_op
+        using errcode = 'L2INV', hint = 'information is only ever added; record a new event';
+end $$;
+
+revoke all on function l2inv.refuse_change() from public;
+
+-- The trigger of the events is the only writer of op_state: it writes as the table's owner, from within a trigger.
+create function l2inv.refuse_direct_write() returns trigger language plpgsql
+    set search_path = pg_catalog, pg_temp as $$
+begin
+    if pg_trigger_depth() < 2 or current_user <> (select pg_get_userbyid(relowner) from pg_class where oid = tg_relid) then
+        raise exception '%.% follows the events: % is refused', tg_table_schema, tg_table_name, tg_op
+            using errcode = 'L2INV', hint = 'record an event; it takes the state with it';
+    end if;
+    return null;
+end $$;
+
+revoke all on function l2inv.refuse_direct_write() from public;
+
+-- Refuses an event that is out of sequence or not allowed; completes and hashes any other, and has op_state follow it.
+create function l2inv.record_event() returns trigger language plpgsql
+    security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    op              l2inv.op_state;
+    affects_verdict boolean := new.kind in ('discovered', 'reopened')
+        or new.kind = 'datasets_changed' and new.detail -> 'affects_verdict' = 'true';
+    voided_seq      integer := case new.kind when 'voided' then (new.detail ->> 'seq')::integer end;
+begin
+    if tg_relid <> 'l2inv.event'::regclass then
+        raise exception '%.% is no table of events', tg_table_schema, tg_table_name using errcode = 'L2INV';
+    end if;
+    select * into op from l2inv.op_state where op_id = new.op_id for update;
+    if new.seq <> coalesce(op.seq, 0) + 1 then
+        raise exception 'OP %: event % is out of sequence, the next is %', new.op_id, new.seq, coalesce(op.seq, 0) + 1
+            using errcode = 'L2INV', hint = 'sequence numbers start at 1 and have no holes';
+    end if;
+    if not l2inv.is_allowed(new.kind, op.state, new.state, op.state_before_error) then
+        raise exception 'OP % in state % allows no event % to state %', new.op_id, coalesce(op.state, '(unknown)'),
+            new.kind, coalesce(new.state, '(unchanged)')
+            using errcode = 'L2INV', hint = 'see the states in README.md';
+    end if;
+    if new.kind = 'claimed' and op.on_hold_seq is not null then
+        raise exception 'OP % is on hold: it cannot be claimed', new.op_id
+            using errcode = 'L2INV', hint = 'see: l2inv show OP';
+    end if;
+    if new.kind = 'taken_over' and op.due_at > clock_timestamp() then
+        raise exception 'OP % is not overdue: it cannot be taken over', new.op_id
+            using errcode = 'L2INV', hint = 'see: l2inv show OP';
+    end if;
+    if new.kind = 'voided' and not pg_has_role(session_user, current_user, 'member') then
+        raise exception 'OP %: only the owner of the schema may void an event, not %', new.op_id, session_user
+            using errcode = 'L2INV', hint = 'see docs/operations.md';
+    end if;
+    if voided_seq not between 1 and op.seq then
+        raise exception 'OP % has no event % to be voided', new.op_id, voided_seq
+            using errcode = 'L2INV', hint = 'see: l2inv history OP';
+    end if;
+
+    new.event_id := nextval('l2inv.event_event_id_seq');
+    new.recorded_at := clock_timestamp();
+    new.recorded_by := session_user;
+    new.hash := sha256(convert_to(jsonb_build_array(
+        encode(op.hash, 'hex'), new.event_id, new.op_id, new.seq, new.kind, new.state, new.actor, new.recorded_by,
+        replace(to_char(new.recorded_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), '.000000', ''),
+        new.run_id, new.detail)::text, 'UTF8'));
+
+    op.op_id := new.op_id;
+    op.seq := new.seq;
+    op.hash := new.hash;
+    op.priority := coalesce(op.priority, 0);
+    op.cycle := coalesce(op.cycle, 1);
+    if new.state is not null then
+        op.state_before_error := case new.state when 'error' then op.state end;
+        op.state := new.state;
+        op.since := new.recorded_at;
+    end if;
+    if affects_verdict then
+        op.datasets_seq := new.seq;
+        op.overruled_seq := null;
+    end if;
+    case new.kind
+        when 'judged' then
+            op.verdict_seq := new.seq;
+            op.criteria_version := new.detail ->> 'criteria_version';
+            op.overruled_seq := null;
+        when 'overruled' then
+            op.overruled_seq := new.seq;
+        when 'claimed', 'handed_over', 'taken_over', 'resumed' then
+            op.assignee := new.detail ->> 'assignee';
+            op.due_at := (new.detail ->> 'due_at')::timestamptz;
+        when 'extended' then
+            op.due_at := (new.detail ->> 'due_at')::timestamptz;
+        when 'inverted' then
+            op.due_at := null;
+        when 'released', 'reopened' then
+            op.assignee := null;
+            op.due_at := null;
+            op.cycle := op.cycle + case new.kind when 'reopened' then 1 else 0 end;
+        when 'put_on_hold' then
+            op.on_hold_seq := new.seq;
+        when 'taken_off_hold' then
+            op.on_hold_seq := null;
+        when 'prioritized' then
+            op.priority := (new.detail ->> 'priority')::integer;
+        when 'voided' then
+            op.criteria_version := case when op.verdict_seq <> voided_seq then op.criteria_version end;
+            op.verdict_seq := nullif(op.verdict_seq, voided_seq);
+            op.overruled_seq := nullif(op.overruled_seq, voided_seq);
+            op.on_hold_seq := nullif(op.on_hold_seq, voided_seq);
+        else
+            null;
+    end case;
+
+    insert into l2inv.op_state select op.*
+    on conflict (op_id) do update set
+        seq = excluded.seq, hash = excluded.hash, state = excluded.state, since = excluded.since,
+        state_before_error = excluded.state_before_error, datasets_seq = excluded.datasets_seq,
+        verdict_seq = excluded.verdict_seq, criteria_version = excluded.criteria_version,
+        overruled_seq = excluded.overruled_seq, on_hold_seq = excluded.on_hold_seq, cycle = excluded.cycle,
+        priority = excluded.priority, assignee = excluded.assignee, due_at = excluded.due_at;
+    return new;
+end $$;
+
+revoke all on function l2inv.record_event() from public;
+
+create function l2inv.record_fits(record jsonb) returns boolean language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp as $$
+begin
+    return l2inv.fits(record, 'dataset') and not record @? '$.**{32}';
+end $$;
+
+revoke all on function l2inv.record_fits(jsonb) from public;
+
+-- What a run was is not changed, and once it ended, neither is what it reported.
+create function l2inv.end_run() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    if old.finished_at is not null then
+        raise exception 'run % has ended: % is refused', old.run_id, tg_op using errcode = 'L2INV';
+    end if;
+    if (new.run_id, new.stage, new.actor, new.started_at) is distinct from (old.run_id, old.stage, old.actor, old.started_at) then
+        raise exception 'run % may only end: % is refused', old.run_id, tg_op using errcode = 'L2INV';
+    end if;
+    if new.finished_at is not null then
+        new.finished_at := clock_timestamp();
+    end if;
+    return new;
+end $$;
+
+revoke all on function l2inv.end_run() from public;
+
+-- Takes a lock until the session ends or unlocks its key, without waiting: false where another session has it.
+create function l2inv.take_lock(wanted text) returns boolean language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    last l2inv.lock;
+begin
+    insert into l2inv.lock (name) values (wanted) on conflict do nothing;
+    select * into last from l2inv.lock where name = wanted for update skip locked;
+    if not found or exists (
+        select from pg_locks where locktype = 'advisory' and objsubid = 1 and granted and pid = last.pid
+            and database = (select oid from pg_database where datname = current_database())
+            and classid::bigint << 32 | objid::bigint = last.key
+    ) then
+        return false;
+    end if;
+    last.key := hashtextextended(gen_random_uuid()::text, 0);
+    perform pg_advisory_lock(last.key);
+    update l2inv.lock set key = last.key, pid = pg_backend_pid() where name = wanted;
+    return true;
+end $$;
+
+revoke all on function l2inv.take_lock(text) from public;
+
+-- Tables
+
+create table l2inv.event (
+    event_id    bigint not null,
+    op_id       text collate "C" not null,
+    seq         integer not null,  -- within the OP, from 1 without holes
+    kind        text not null,  -- what happened
+    state       text,
+    actor       text not null,  -- who did it, as the caller said
+    recorded_at timestamptz not null,
+    run_id      bigint,  -- no foreign key: an event outlives all that it names
+    detail      jsonb not null default '{}',
+    recorded_by text not null,  -- the database role of the session
+    hash        bytea not null,  -- over all of the above and the hash of the event before it: docs/audit.md
+    constraint event_pkey primary key (event_id),
+    constraint event_op_id_seq_key unique (op_id, seq),
+    constraint event_actor_check check ((actor <> '')),
+    constraint event_detail_fits check (l2inv.detail_fits(kind, detail)),
+    constraint event_op_id_check check (((op_id <> '') and (length(op_id) <= 200))),
+    constraint event_state_check check ((state = any (array['discovered', 'invertible', 'not_invertible', 'preprocessed', 'working', 'inverted', 'published', 'error'])))
+);
+comment on table l2inv.event is 'Append-only: what happened to each OP, in order';
+create index event_job on l2inv.event using btree (op_id, seq) where (kind = 'preprocess_started');
+create index event_named on l2inv.event using btree (((detail ->> 'inversion_id'))) where (kind = 'inversion_named');
+create index event_told on l2inv.event using btree (op_id, event_id) where (kind = any (array['published', 'withdrawn', 'reinstated', 'restored', 'voided']));
+create index event_told_after on l2inv.event using btree (event_id) where (kind = any (array['published', 'withdrawn', 'reinstated', 'restored', 'voided']));
+create index event_voided on l2inv.event using btree (op_id) where (kind = 'voided');
+create trigger append_only before delete or update or truncate on l2inv.event for each statement execute function l2inv.refuse_change();
+alter table l2inv.event enable always trigger append_only;
+create trigger record_event before insert on l2inv.event for each row execute function l2inv.record_event();
+alter table l2inv.event enable always trigger record_event;
+
+create table l2inv.op_state (
+    op_id              text collate "C" not null,
+    seq                integer not null,  -- of the newest event
+    hash               bytea not null,  -- of the newest event
+    state              text not null,
+    since              timestamptz not null,
+    state_before_error text,
+    datasets_seq       integer not null,  -- of the newest event that a verdict depends on
+    verdict_seq        integer,  -- of the newest verdict
+    criteria_version   text,  -- of the newest verdict
+    overruled_seq      integer,  -- of the event that overrules the newest verdict, until its data change
+    on_hold_seq        integer,  -- of the event that put it on hold, until it is taken off
+    cycle              integer not null,  -- which inversion of the OP it is, from 1
+    priority           integer not null default 0,
+    assignee           text,
+    due_at             timestamptz,  -- of the claim
+    constraint op_state_pkey primary key (op_id)
+) with (autovacuum_vacuum_scale_factor=0.01, fillfactor=80);
+comment on table l2inv.op_state is 'Derived from l2inv.event by its trigger; never written otherwise';
+create index op_state_assignee on l2inv.op_state using btree (assignee) where (assignee is not null);
+create index op_state_ready on l2inv.op_state using btree (priority desc, since, op_id) where (state = 'preprocessed');
+create index op_state_state on l2inv.op_state using btree (state);
+create trigger derived_only before insert or delete or update or truncate on l2inv.op_state for each statement execute function l2inv.refuse_direct_write();
+alter table l2inv.op_state enable always trigger derived_only;
+
+create table l2inv.dataset_version (
+    dataset_id   text collate "C" not null,
+    version      integer not null,
+    op_id        text collate "C" not null,
+    content_hash bytea not null,
+    record       jsonb not null,
+    run_id       bigint not null,
+    recorded_at  timestamptz not null default clock_timestamp(),
+    withdrawn    boolean not null default false,  -- the store no longer holds it; the record is the last one read
+    constraint dataset_version_pkey primary key (dataset_id, version),
+    constraint dataset_version_dataset_id_check check (((dataset_id <> '') and (length(dataset_id) <= 200))),
+    constraint dataset_version_op_id_check check (((op_id <> '') and (length(op_id) <= 200))),
+    constraint dataset_version_record_fits check (l2inv.record_fits(record)),
+    constraint dataset_version_version_check check ((version > 0))
+);
+create index dataset_version_op on l2inv.dataset_version using btree (op_id);
+create trigger append_only before delete or update or truncate on l2inv.dataset_version for each statement execute function l2inv.refuse_change();
+alter table l2inv.dataset_version enable always trigger append_only;
+
+create table l2inv.quarantine (
+    raw_hash    bytea not null,  -- one row a record, however often it is read
+    dataset_id  text,
+    reason      text not null,
+    raw         bytea not null,  -- as received: it may be no valid text
+    is_second   boolean not null default false,  -- readable, but another than the first of its dataset in one scan
+    first_seen  timestamptz not null default clock_timestamp(),
+    last_seen   timestamptz not null default clock_timestamp(),
+    resolved_at timestamptz,  -- since when it is readable, or gone from the store
+    constraint quarantine_pkey primary key (raw_hash)
+);
+
+create table l2inv.criteria (
+    criteria_version text not null,  -- a hash of the rules
+    rules            jsonb not null,
+    first_used_at    timestamptz not null default clock_timestamp(),
+    constraint criteria_pkey primary key (criteria_version),
+    constraint criteria_rules_check check ((jsonb_typeof(rules) = 'object'))
+);
+create trigger append_only before delete or update or truncate on l2inv.criteria for each statement execute function l2inv.refuse_change();
+alter table l2inv.criteria enable always trigger append_only;
+
+create table l2inv.run (
+    run_id      bigint generated always as identity,
+    stage       text not null,
+    actor       text not null,
+    started_at  timestamptz not null default clock_timestamp(),
+    finished_at timestamptz,  -- null: still running, or killed
+    result      jsonb,
+    constraint run_pkey primary key (run_id)
+);
+create trigger append_only before delete or truncate on l2inv.run for each statement execute function l2inv.refuse_change();
+alter table l2inv.run enable always trigger append_only;
+create trigger end_run before update on l2inv.run for each row execute function l2inv.end_run();
+alter table l2inv.run enable always trigger end_run;
+
+create table l2inv.lock (
+    name text not null,  -- a stage, or `export`, whose row is locked by those who tell of inversions
+    key  bigint,
+    pid  integer,
+    constraint lock_pkey primary key (name)
+);
+
+-- Views
+
+-- Each dataset's newest version.
+create view l2inv.dataset as
+    select v.dataset_id, v.version, v.op_id,
+           v.record ->> 'productId' as product_id,
+           v.record ->> 'instrumentProgramExecutionId' as instrument_program_id,
+           v.record ->> 'instrumentName' as instrument,
+           v.record ->> 'primaryProposalId' as proposal_id,
+           v.record ->> 'bucket' as bucket,
+           (v.record ->> 'createDate')::timestamptz as create_date,
+           (v.record ->> 'startTime')::timestamptz as start_time,
+           (v.record ->> 'wavelengthMin')::double precision as wavelength_min_nm,
+           (v.record ->> 'wavelengthMax')::double precision as wavelength_max_nm,
+           (v.record -> 'friedParameter' ->> 'med')::double precision as fried_parameter_med_m,
+           v.content_hash, v.run_id, v.recorded_at, v.record, v.withdrawn
+    from l2inv.dataset_version v
+    where not exists (select from l2inv.dataset_version newer
+                      where newer.dataset_id = v.dataset_id and newer.version > v.version);
+
+-- Each OP as it is now. What is read from its datasets counts those that are not withdrawn, if there is any.
+create view l2inv.op as
+    select s.op_id, d.proposal_id, d.experiment_id, s.state, s.since, s.assignee, s.priority, s.due_at,
+           s.on_hold_seq is not null as on_hold, s.cycle,
+           d.dataset_count, d.instruments, d.start_time, d.fried_parameter_med_m, d.is_embargoed,
+           coalesce(v.bands, '[]') as bands,
+           coalesce(o.detail -> 'instrument_programs', v.instrument_programs, '[]') as instrument_programs,
+           coalesce(s.datasets_seq > s.verdict_seq, false) as inputs_changed, s.overruled_seq is not null as overruled
+    from l2inv.op_state s
+    left join lateral (
+        select (array_agg(proposal_id order by withdrawn, recorded_at desc, dataset_id)
+                    filter (where proposal_id is not null))[1] as proposal_id,
+               (array_agg(record ->> 'primaryExperimentId' order by withdrawn, recorded_at desc, dataset_id)
+                    filter (where record ? 'primaryExperimentId'))[1] as experiment_id,
+               count(*) filter (where not withdrawn) as dataset_count,
+               coalesce(array_agg(distinct instrument) filter (where not withdrawn and instrument is not null), '{}')
+                    as instruments,
+               min(start_time) filter (where not withdrawn) as start_time,
+               percentile_cont(0.5) within group (order by fried_parameter_med_m) filter (where not withdrawn)
+                    as fried_parameter_med_m,
+               coalesce(bool_or((record ->> 'isEmbargoed')::boolean) filter (where not withdrawn), false) as is_embargoed
+        from l2inv.dataset where dataset.op_id = s.op_id
+    ) d on true
+    left join lateral (
+        select jsonb_agg(distinct substr(c ->> 'name', 6))
+                    filter (where c ->> 'name' like 'band %' and c ->> 'result' = 'pass') as bands,
+               jsonb_agg(distinct p ->> 'instrument_program_id') filter (where (p ->> 'invertible')::boolean)
+                    as instrument_programs
+        from l2inv.event e,
+             jsonb_array_elements(e.detail -> 'verdict' -> 'instrument_programs') p,
+             jsonb_array_elements(p -> 'criteria') c
+        where e.op_id = s.op_id and e.seq = s.verdict_seq
+    ) v on true
+    left join l2inv.event o on o.op_id = s.op_id and o.seq = s.overruled_seq;
+
+-- Every event. voided_by is the seq of the event by which the schema's owner declared it void.
+create view l2inv.history as
+    select e.event_id, e.op_id, e.seq, e.kind, e.state, e.actor, e.recorded_at, e.run_id, e.detail, e.recorded_by,
+           encode(e.hash, 'hex') as hash,
+           (select min(v.seq) from l2inv.event v
+            where v.op_id = e.op_id and v.kind = 'voided' and v.detail -> 'seq' = to_jsonb(e.seq)) as voided_by
+    from l2inv.event e;
+
+-- Every run of a stage.
+create view l2inv.runs as
+    select run_id, stage, actor, started_at, finished_at, result from l2inv.run;
+
+-- Each inversion that was published. Of a void event nothing is read: it may hold anything.
+create view l2inv.inversion as
+    select h.op_id, h.recorded_at as published_at, i as told, (i ->> 'cycle')::integer as cycle,
+           i ->> 'inversion_id' as inversion_id, i ->> 'instrument_program_id' as instrument_program_id,
+           (select case w.kind when 'withdrawn' then w.recorded_at end from l2inv.history w
+            where w.op_id = h.op_id and w.kind in ('withdrawn', 'reinstated') and w.voided_by is null
+                and w.detail -> 'inversion_ids' ? (i ->> 'inversion_id')
+            order by w.seq desc limit 1) as withdrawn_at
+    from l2inv.history h
+    cross join jsonb_array_elements(case when h.voided_by is null then h.detail -> 'inversions' else '[]' end) i
+    where h.kind = 'published';
+
+-- What the metadata store aggregates: one row for each inversion that it was told of. The event_id is that of the
+-- newest event that told of the OP's inversions: a row that changed is found behind the last one seen, like a new one.
+create view l2inv.published_op as
+    select (select max(t.event_id) from l2inv.event t
+            where t.op_id = i.op_id and t.kind in ('published', 'withdrawn', 'reinstated', 'restored', 'voided')) as event_id,
+           i.op_id, i.cycle, i.inversion_id,
+           told ->> 'proposal_id' as proposal_id,
+           told ->> 'experiment_id' as experiment_id,
+           i.instrument_program_id,
+           told -> 'dataset_ids' as dataset_ids,
+           told -> 'product_ids' as product_ids,
+           told ->> 'bucket' as bucket,
+           told ->> 'asdf_object_key' as asdf_object_key,
+           told -> 'spectral_lines' as spectral_lines,
+           told -> 'outputs' as outputs,
+           nullif(told -> 'software', 'null') as software,
+           (told ->> 'is_embargoed')::boolean as is_embargoed,
+           (told ->> 'embargo_end_date')::timestamptz as embargo_end_date,
+           told ->> 'criteria_version' as criteria_version,
+           told ->> 'inverted_by' as inverted_by,
+           (told ->> 'inverted_at')::timestamptz as inverted_at,
+           i.published_at,
+           (select n.inversion_id from l2inv.inversion n
+            where n.op_id = i.op_id and n.instrument_program_id = i.instrument_program_id and n.cycle > i.cycle
+                and n.withdrawn_at is null
+            order by n.cycle limit 1) as superseded_by,
+           i.withdrawn_at
+    from l2inv.inversion i;
+
+-- What supersedes a dataset: a newer one of the same product in its OP; of one that was withdrawn, any other.
+create view l2inv.heir as
+    select d.dataset_id, h.dataset_id as heir
+    from l2inv.dataset d cross join lateral (
+        select n.dataset_id from l2inv.dataset n
+        where n.op_id = d.op_id and n.product_id = d.product_id and not n.withdrawn
+            and (n.create_date > d.create_date or d.withdrawn)
+        order by n.create_date desc, n.dataset_id limit 1
+    ) h;
+
+-- The records of the store that cannot be read, and are not gone from it.
+create view l2inv.unresolved as
+    select raw_hash, left(encode(raw_hash, 'hex'), 12) as key, dataset_id, reason, first_seen, last_seen, raw, is_second
+    from l2inv.quarantine where resolved_at is null;
+
+-- Why the OPs in error are there.
+create view l2inv.failure as
+    select s.op_id, s.since, e.detail ->> 'stage' as stage, e.detail ->> 'cause' as cause, e.detail -> 'attempt' as attempt
+    from l2inv.op_state s cross join lateral (
+        select detail from l2inv.event
+        where event.op_id = s.op_id and kind = 'failed' order by seq desc limit 1
+    ) e
+    where s.state = 'error';
+
+-- What the instrument programs of OPs that are not invertible do not meet; margin is negative by what they fail.
+create view l2inv.unmet as
+    select s.op_id, p.number, p.program ->> 'instrument_program_id' as instrument_program_id, c ->> 'name' as name,
+           c ->> 'result' = 'fail' as fails, c -> 'measured' as measured, c -> 'required' as required,
+           case when jsonb_typeof(c -> 'measured') = 'number' and jsonb_typeof(c -> 'required') = 'number'
+                then round(greatest(-1e300, least(1e300, (c ->> 'measured')::numeric - (c ->> 'required')::numeric))
+                           * case c ->> 'name' when 'on_disk' then -1 else 1 end, 9)
+                when starts_with(c ->> 'name', 'band ') and jsonb_typeof(c -> 'measured') = 'array'  -- nm missing of the nearest range
+                then (select round(greatest(-1e300, -min(greatest((r ->> 0)::numeric - coalesce(c -> 'required' ->> 0, c ->> 'required')::numeric, 0)
+                                  + greatest(coalesce(c -> 'required' ->> 1, c ->> 'required')::numeric - (r ->> 1)::numeric, 0))), 9)
+                      from jsonb_array_elements(c -> 'measured') r
+                      where jsonb_typeof(r -> 0) = 'number' and jsonb_typeof(r -> 1) = 'number'
+                          and jsonb_typeof(coalesce(c -> 'required' -> 0, c -> 'required')) = 'number'
+                          and jsonb_typeof(coalesce(c -> 'required' -> 1, c -> 'required')) = 'number') end as margin
+    from l2inv.op_state s
+    join l2inv.event v on v.op_id = s.op_id and v.seq = s.verdict_seq
+    cross join jsonb_array_elements(v.detail -> 'verdict' -> 'instrument_programs') with ordinality as p (program, number)
+    cross join jsonb_path_query(p.program, '$.criteria[*] ? (@.result <> "pass" && !(@.optional == true))') c
+    where s.state = 'not_invertible';
+
+-- The criteria that alone keep an OP's instrument program from passing, with the worst of its datasets; where that is so
+-- of several programs, the nearest one.
+create view l2inv.near_miss as
+    select distinct on (name, op_id) name, op_id, instrument_program_id, measured, required, margin
+    from (
+        select op_id, number, instrument_program_id, min(name) as name, min(margin) as margin,
+               (array_agg(measured order by coalesce(margin, 0)))[1] as measured,
+               (array_agg(required order by coalesce(margin, 0)))[1] as required
+        from l2inv.unmet group by op_id, number, instrument_program_id
+        having min(name) = max(name) and bool_and(fails)
+    ) program
+    order by name, op_id, coalesce(margin, 0) desc, number;

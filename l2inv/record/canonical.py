@@ -1,0 +1,30 @@
+"""The canonical form of an event: the text of which its hash is taken. docs/audit.md tells it for any language. Pure."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+# In this order, after the hash of the event before it in its OP, and before the detail.
+FIELDS = (
+    "event_id",
+    "op_id",
+    "seq",
+    "kind",
+    "state",
+    "actor",
+    "recorded_by",
+    "recorded_at",
+    "run_id",
+)
+
+
+def text(previous_hash: str | None, event: Mapping[str, Any]) -> str:
+    """Return the canonical form of an event as `history --json` shows it: a JSON array, the detail as detail_text says."""
+    values = [previous_hash, *(event[name] for name in FIELDS)]
+    return f"{json.dumps(values, ensure_ascii=False)[:-1]}, {event['detail_text']}]"
+
+
+def digest(previous_hash: str | None, event: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of an event's canonical form, as hexadecimal digits: the hash that it must have."""
+    return hashlib.sha256(text(previous_hash, event).encode()).hexdigest()

@@ -1,0 +1,175 @@
+-- What may happen to an observing program (OP), and what the event of it must say.
+
+-- Which event may happen in which state. l2inv/domain/states.py has the same table in Python; a test compares the two over
+-- every combination.
+create function l2inv.is_allowed(kind text, from_state text, to_state text, state_before_error text)
+returns boolean language sql immutable parallel safe as $$
+    select coalesce(case kind
+        when 'discovered' then from_state is null and to_state = 'discovered'
+        when 'datasets_changed' then from_state is not null and to_state is null
+            or from_state in ('invertible', 'not_invertible', 'preprocessed') and to_state = 'discovered'
+        when 'judged' then from_state in ('discovered', 'invertible', 'not_invertible', 'preprocessed')
+                and to_state in ('invertible', 'not_invertible') and from_state <> to_state
+            or from_state in ('invertible', 'not_invertible', 'preprocessed') and to_state is null
+        when 'overruled' then from_state in ('invertible', 'not_invertible', 'preprocessed') and to_state is null
+            or from_state = 'not_invertible' and to_state = 'invertible'
+            or from_state in ('invertible', 'preprocessed') and to_state = 'not_invertible'
+            or from_state = 'preprocessed' and to_state = 'invertible'
+        when 'preprocess_started' then from_state = 'invertible' and to_state is null
+        when 'preprocessed' then from_state = 'invertible' and to_state = 'preprocessed'
+        when 'claimed' then from_state = 'preprocessed' and to_state = 'working'
+        when 'extended' then from_state = 'working' and to_state is null
+        when 'handed_over' then from_state = 'working' and to_state is null
+        when 'taken_over' then from_state = 'working' and to_state is null
+        when 'released' then from_state = 'working' and to_state = 'preprocessed'
+        when 'inverted' then from_state = 'working' and to_state = 'inverted'
+        when 'amended' then from_state = 'inverted' and to_state is null
+        when 'resumed' then from_state = 'inverted' and to_state = 'working'
+        when 'transfer_started' then from_state = 'inverted' and to_state is null
+        when 'transferred' then from_state = 'inverted' and to_state is null
+        when 'cataloged' then from_state = 'inverted' and to_state is null
+        when 'inversion_named' then from_state = 'inverted' and to_state is null
+        when 'inversion_created' then from_state is not null and to_state is null
+        when 'published' then from_state = 'inverted' and to_state = 'published'
+        when 'reopened' then from_state in ('inverted', 'published') and to_state = 'discovered'
+        when 'withdrawn' then from_state is not null and to_state is null
+        when 'reinstated' then from_state is not null and to_state is null
+        when 'cleaned' then from_state = 'published' and to_state is null
+        when 'put_on_hold' then from_state is not null and to_state is null
+        when 'taken_off_hold' then from_state is not null and to_state is null
+        when 'prioritized' then from_state is not null and to_state is null
+        when 'noted' then from_state is not null and to_state is null
+        when 'failed' then from_state not in ('error', 'published') and to_state = 'error'
+        when 'retried' then from_state = 'error' and to_state = state_before_error
+        when 'restored' then from_state is not null and to_state is null
+        when 'voided' then from_state is not null and to_state is null
+    end, false)
+$$;
+
+-- What the detail of each kind of event must hold, as far as the views, the trigger or the program rely on it, and what
+-- that is made of. KEY? may be missing; the types are those of l2inv.fits. What else there is in it is free.
+create function l2inv.shape(name text) returns jsonb language plpgsql immutable parallel safe as $$
+begin
+    return case name
+        when 'discovered' then '{"datasets?": "name[]", "versions?": "pin{}"}'
+        when 'datasets_changed' then '{"affects_verdict?": "flag", "new?": "name[]", "changed?": "fields{}", "left?": "name[]",
+            "withdrawn?": "name?{}", "versions?": "pin{}"}'
+        when 'judged' then '{"criteria_version": "name", "verdict": "verdict", "datasets": "whole{}"}'
+        when 'overruled' then '{"invertible": "flag", "instrument_programs": "name?[]", "reason": "name"}'
+        when 'preprocess_started' then '{"executor": "name", "job": "name", "task": "whole?", "folder": "name",
+            "command": "argv", "attempt": "whole"}'
+        when 'preprocessed' then '{"folder?": "name?", "files?": "file[]", "seconds?": "number"}'
+        when 'claimed' then '{"assignee": "name", "due_at?": "time?", "inversions?": "issued[]"}'
+        when 'extended' then '{"assignee": "name", "due_at": "time"}'
+        when 'handed_over' then '{"assignee": "name", "from": "name", "due_at?": "time?"}'
+        when 'taken_over' then '{"assignee": "name", "from": "name", "due_at": "time", "reason": "name"}'
+        when 'released' then '{"assignee": "name"}'
+        when 'inverted' then '{"instrument_programs": "name?[]", "datasets": "name?{}", "outputs": "output[]", "lines": "name[]",
+            "software": "software?", "asdf_object_key": "text?", "criteria_version": "text?", "inverted_by": "name",
+            "inverted_at": "time", "accepted?": "accepted", "inversions?": "issued[]"}'
+        when 'resumed' then '{"assignee": "name", "due_at?": "time?"}'
+        when 'transfer_started' then '{"cycle": "whole", "inversion_id": "name"}'
+        when 'transferred' then '{"cycle": "whole", "inversion_id": "name"}'
+        when 'cataloged' then '{"cycle": "whole", "inversion_id": "name"}'
+        when 'inversion_created' then '{"cycle": "whole", "inversion_id": "name", "instrument_program_id": "name"}'
+        when 'published' then '{"inversions": "inversion[]"}'
+        when 'reopened' then '{"cycle": "whole", "reason": "name"}'
+        when 'withdrawn' then '{"inversion_ids": "name[]", "reason": "name"}'
+        when 'reinstated' then '{"inversion_ids": "name[]", "reason": "name"}'
+        when 'cleaned' then '{"folder": "name", "files": "count", "bytes": "count"}'
+        when 'put_on_hold' then '{"reason": "name"}'
+        when 'taken_off_hold' then '{}'
+        when 'prioritized' then '{"priority": "whole", "reason": "name"}'
+        when 'noted' then '{"note": "text", "beside?": "name[]"}'
+        when 'failed' then '{"stage": "name", "cause": "text", "attempt": "whole"}'
+        when 'retried' then '{}'
+        when 'restored' then '{"file": "name"}'
+        when 'voided' then '{"seq": "whole", "reason": "name"}'
+
+        when 'inversion' then '{"cycle": "whole", "inversion_id": "name", "instrument_program_id": "name", "proposal_id": "name?",
+            "experiment_id": "name?", "dataset_ids": "name[]", "product_ids": "name[]", "bucket": "name?",
+            "asdf_object_key": "text?", "spectral_lines": "name[]", "outputs": "output[]", "software": "software?",
+            "is_embargoed": "flag", "embargo_end_date": "time?", "criteria_version": "text?", "inverted_by": "name",
+            "inverted_at": "time"}'
+        when 'issued' then '{"inversion_id": "name", "instrument_program_id": "name"}'
+        when 'output' then '{"uri": "name", "size_bytes?": "count", "sha256?": "text"}'
+        when 'software' then '{"name": "name", "version?": "text?"}'
+        when 'accepted' then '{"superseded": "text{}", "reason": "text?"}'
+        when 'file' then '{"path": "name", "size_bytes": "count", "sha256": "text"}'
+
+        -- A dataset as the store describes it, under its own names.
+        when 'dataset' then '{"datasetId": "name", "observingProgramExecutionId": "name", "createDate": "time",
+            "productId?": "text", "instrumentProgramExecutionId?": "name", "instrumentName?": "text",
+            "primaryProposalId?": "text", "primaryExperimentId?": "text", "experimentDescription?": "text",
+            "bucket?": "text", "status?": "text", "updateDate?": "time", "startTime?": "time", "endTime?": "time",
+            "isEmbargoed?": "flag", "embargoEndDate?": "time", "frameCount?": "count", "health?": "count?{}",
+            "gosStatus?": "count?{}", "aoLocked?": "count", "stokesParameters?": "text", "boundingBox?": "text",
+            "wavelengthMin?": "number", "wavelengthMax?": "number", "exposureTime?": "number", "spectralLines?": "text[]",
+            "friedParameter?": "distribution", "lightLevel?": "distribution", "polarimetricAccuracy?": "distribution",
+            "asdfObjectKey?": "text", "browseMovieUrl?": "text"}'
+        when 'distribution' then '{"min?": "number", "p25?": "number", "med?": "number", "p75?": "number", "max?": "number"}'
+    end;
+end $$;
+
+-- Whether a value is of a type: a simple one, a shape of the above, TYPE[] (an array of these), TYPE{} (an object of
+-- these under any keys), TYPE? (that, or null).
+create function l2inv.fits(given jsonb, type text) returns boolean language plpgsql stable parallel safe as $$
+declare
+    shape jsonb := l2inv.shape(type);
+begin
+    if type like '%?' then
+        return given = 'null' or l2inv.fits(given, left(type, -1));
+    elsif type like '%[]' then
+        return jsonb_typeof(given) = 'array' and not exists (
+            select from jsonb_array_elements(given) e where not l2inv.fits(e, left(type, -2)));
+    elsif type like '%{}' then
+        return jsonb_typeof(given) = 'object' and not exists (
+            select from jsonb_each(given) e where not l2inv.fits(e.value, left(type, -2)));
+    elsif shape is not null then
+        return jsonb_typeof(given) = 'object' and not exists (
+            select from jsonb_each_text(shape) as s (key, type)
+            where not case when given ? rtrim(s.key, '?') then l2inv.fits(given -> rtrim(s.key, '?'), s.type)
+                      else s.key like '%?' end);
+    end if;
+    return case type
+        when 'text' then jsonb_typeof(given) = 'string'
+        when 'name' then jsonb_typeof(given) = 'string' and given <> '""'
+        when 'flag' then jsonb_typeof(given) = 'boolean'
+        when 'number' then jsonb_typeof(given) = 'number'  -- one that floating point has, too
+            and (given::numeric = 0 or abs(given::numeric) between 4.95e-324 and 1.7976931348623157e308)
+        when 'whole' then jsonb_typeof(given) = 'number' and given::text ~ '^-?[0-9]{1,9}$'
+        when 'count' then jsonb_typeof(given) = 'number' and given::text ~ '^[0-9]{1,15}$'
+        when 'pin' then jsonb_typeof(given) = 'string' and given::text ~ '^"[0-9]{1,9}:[0-9a-f]{16}"$'
+        when 'time' then jsonb_typeof(given) = 'string'
+            and given::text ~ ('^"[0-9]{4}-[0-9]{2}-[0-9]{2}T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]'
+                               || '([.][0-9]{1,6})?(Z|[+]00:00)"$')
+            and (given #>> '{}')::timestamptz is not null  -- refuses what looks like a day and is none
+        when 'argv' then l2inv.fits(given, 'text[]') and given <> '[]'
+        when 'fields' then l2inv.fits(given, 'text[]') or jsonb_typeof(given) = 'object'
+        when 'verdict' then given @@ '
+            $.invertible.type() == "boolean" && $.undetermined.type() == "boolean"
+            && $.instrument_programs.type() == "array"
+            && !exists($.instrument_programs[*].type() ? (@ != "object"))
+            && !exists($.instrument_programs[*] ? (!(@.invertible.type() == "boolean" && @.criteria.type() == "array"
+                && (@.instrument_program_id.type() == "string" || @.instrument_program_id.type() == "null"))))
+            && !exists($.instrument_programs[*].criteria[*].type() ? (@ != "object"))
+            && !exists($.instrument_programs[*].criteria[*] ? (!(
+                @.name.type() == "string" && exists(@.measured) && exists(@.required)
+                && @.measured.type() != "boolean" && @.measured.type() != "object"
+                && @.required.type() != "boolean" && @.required.type() != "object"
+                && @.result.type() == "string" && (@.result == "pass" || @.result == "fail" || @.result == "unknown")
+                && (@.dataset_id.type() == "string" || @.dataset_id.type() == "null")
+                && (!exists(@.optional) || @.optional.type() == "boolean"))))'
+        else false
+    end;
+end $$;
+
+-- Whether a detail is what its kind of event needs, no deeper than 32 levels and without numbers that are none in
+-- floating point: any reader can take it.
+create function l2inv.detail_fits(kind text, detail jsonb) returns boolean language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp as $$
+begin
+    return l2inv.fits(detail, case kind when 'amended' then 'inverted' when 'inversion_named' then 'inversion' else kind end)
+        and not detail @? '$.**{32}'
+        and not detail @? '$.** ? (@.type() == "number" && (@ > 1.7976931348623157e308 || @ < -1.7976931348623157e308))';
+end $$;

@@ -1,0 +1,188 @@
+-- The record: every event of every OP, and the state that the events add up to.
+
+-- event_id, recorded_at, recorded_by and hash are the trigger's own, whatever an INSERT says of them.
+create table l2inv.event (
+    event_id    bigint primary key,
+    op_id       text collate "C" not null check (op_id <> '' and length(op_id) <= 200),
+    seq         integer not null,      -- within the OP, from 1 without holes
+    kind        text not null,         -- what happened
+    state       text check (state in ('discovered', 'invertible', 'not_invertible', 'preprocessed',
+                                      'working', 'inverted', 'published', 'error')),  -- null: it stayed
+    actor       text not null check (actor <> ''),  -- who did it, as the caller said
+    recorded_at timestamptz not null,
+    run_id      bigint,                -- no foreign key: an event outlives all that it names
+    detail      jsonb not null default '{}',
+    recorded_by text not null,         -- the database role of the session
+    hash        bytea not null,        -- over all of the above and the hash of the event before it: docs/audit.md
+    unique (op_id, seq),
+    constraint event_detail_fits check (l2inv.detail_fits(kind, detail))
+);
+
+create sequence l2inv.event_event_id_seq owned by l2inv.event.event_id;
+
+comment on table l2inv.event is 'Append-only: what happened to each OP, in order';
+
+create index event_told on l2inv.event (op_id, event_id)
+    where kind in ('published', 'withdrawn', 'reinstated', 'restored', 'voided');
+create index event_told_after on l2inv.event (event_id)
+    where kind in ('published', 'withdrawn', 'reinstated', 'restored', 'voided');
+create index event_voided on l2inv.event (op_id) where kind = 'voided';
+create index event_job on l2inv.event (op_id, seq) where kind = 'preprocess_started';
+create index event_named on l2inv.event ((detail ->> 'inversion_id')) where kind = 'inversion_named';
+
+create function l2inv.refuse_change() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    raise exception '%.% is append-only: % is refused', tg_table_schema, tg_table_name, tg_op
+        using errcode = 'L2INV', hint = 'information is only ever added; record a new event';
+end $$;
+
+create trigger append_only before update or delete or truncate on l2inv.event
+    for each statement execute function l2inv.refuse_change();
+alter table l2inv.event enable always trigger append_only;  -- whatever session_replication_role says
+
+-- Each OP's present state: a cache of what the events say, kept in the same transaction as they are.
+create table l2inv.op_state (
+    op_id              text collate "C" primary key,
+    seq                integer not null,      -- of the newest event
+    hash               bytea not null,        -- of the newest event
+    state              text not null,
+    since              timestamptz not null,
+    state_before_error text,
+    datasets_seq       integer not null,      -- of the newest event that a verdict depends on
+    verdict_seq        integer,               -- of the newest verdict
+    criteria_version   text,                  -- of the newest verdict
+    overruled_seq      integer,               -- of the event that overrules the newest verdict, until its data change
+    on_hold_seq        integer,               -- of the event that put it on hold, until it is taken off
+    cycle              integer not null,      -- which inversion of the OP it is, from 1
+    priority           integer not null default 0,
+    assignee           text,
+    due_at             timestamptz            -- of the claim
+) with (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.01);
+
+comment on table l2inv.op_state is 'Derived from l2inv.event by its trigger; never written otherwise';
+
+create index op_state_state on l2inv.op_state (state);
+create index op_state_ready on l2inv.op_state (priority desc, since, op_id) where state = 'preprocessed';
+create index op_state_assignee on l2inv.op_state (assignee) where assignee is not null;
+
+-- The trigger of the events is the only writer of op_state: it writes as the table's owner, from within a trigger.
+create function l2inv.refuse_direct_write() returns trigger language plpgsql
+    set search_path = pg_catalog, pg_temp as $$
+begin
+    if pg_trigger_depth() < 2 or current_user <> (select pg_get_userbyid(relowner) from pg_class where oid = tg_relid) then
+        raise exception '%.% follows the events: % is refused', tg_table_schema, tg_table_name, tg_op
+            using errcode = 'L2INV', hint = 'record an event; it takes the state with it';
+    end if;
+    return null;
+end $$;
+
+create trigger derived_only before insert or update or delete or truncate on l2inv.op_state
+    for each statement execute function l2inv.refuse_direct_write();
+alter table l2inv.op_state enable always trigger derived_only;
+
+-- Refuses an event that is out of sequence or not allowed; completes and hashes any other, and has op_state follow it.
+create function l2inv.record_event() returns trigger language plpgsql
+    security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    op              l2inv.op_state;
+    affects_verdict boolean := new.kind in ('discovered', 'reopened')
+        or new.kind = 'datasets_changed' and new.detail -> 'affects_verdict' = 'true';
+    voided_seq      integer := case new.kind when 'voided' then (new.detail ->> 'seq')::integer end;
+begin
+    if tg_relid <> 'l2inv.event'::regclass then
+        raise exception '%.% is no table of events', tg_table_schema, tg_table_name using errcode = 'L2INV';
+    end if;
+    select * into op from l2inv.op_state where op_id = new.op_id for update;
+    if new.seq <> coalesce(op.seq, 0) + 1 then
+        raise exception 'OP %: event % is out of sequence, the next is %', new.op_id, new.seq, coalesce(op.seq, 0) + 1
+            using errcode = 'L2INV', hint = 'sequence numbers start at 1 and have no holes';
+    end if;
+    if not l2inv.is_allowed(new.kind, op.state, new.state, op.state_before_error) then
+        raise exception 'OP % in state % allows no event % to state %', new.op_id, coalesce(op.state, '(unknown)'),
+            new.kind, coalesce(new.state, '(unchanged)')
+            using errcode = 'L2INV', hint = 'see the states in README.md';
+    end if;
+    if new.kind = 'claimed' and op.on_hold_seq is not null then
+        raise exception 'OP % is on hold: it cannot be claimed', new.op_id
+            using errcode = 'L2INV', hint = 'see: l2inv show OP';
+    end if;
+    if new.kind = 'taken_over' and op.due_at > clock_timestamp() then
+        raise exception 'OP % is not overdue: it cannot be taken over', new.op_id
+            using errcode = 'L2INV', hint = 'see: l2inv show OP';
+    end if;
+    if new.kind = 'voided' and not pg_has_role(session_user, current_user, 'member') then
+        raise exception 'OP %: only the owner of the schema may void an event, not %', new.op_id, session_user
+            using errcode = 'L2INV', hint = 'see docs/operations.md';
+    end if;
+    if voided_seq not between 1 and op.seq then
+        raise exception 'OP % has no event % to be voided', new.op_id, voided_seq
+            using errcode = 'L2INV', hint = 'see: l2inv history OP';
+    end if;
+
+    new.event_id := nextval('l2inv.event_event_id_seq');
+    new.recorded_at := clock_timestamp();
+    new.recorded_by := session_user;
+    new.hash := sha256(convert_to(jsonb_build_array(
+        encode(op.hash, 'hex'), new.event_id, new.op_id, new.seq, new.kind, new.state, new.actor, new.recorded_by,
+        replace(to_char(new.recorded_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), '.000000', ''),
+        new.run_id, new.detail)::text, 'UTF8'));
+
+    op.op_id := new.op_id;
+    op.seq := new.seq;
+    op.hash := new.hash;
+    op.priority := coalesce(op.priority, 0);
+    op.cycle := coalesce(op.cycle, 1);
+    if new.state is not null then
+        op.state_before_error := case new.state when 'error' then op.state end;
+        op.state := new.state;
+        op.since := new.recorded_at;
+    end if;
+    if affects_verdict then
+        op.datasets_seq := new.seq;
+        op.overruled_seq := null;
+    end if;
+    case new.kind
+        when 'judged' then
+            op.verdict_seq := new.seq;
+            op.criteria_version := new.detail ->> 'criteria_version';
+            op.overruled_seq := null;
+        when 'overruled' then
+            op.overruled_seq := new.seq;
+        when 'claimed', 'handed_over', 'taken_over', 'resumed' then
+            op.assignee := new.detail ->> 'assignee';
+            op.due_at := (new.detail ->> 'due_at')::timestamptz;
+        when 'extended' then
+            op.due_at := (new.detail ->> 'due_at')::timestamptz;
+        when 'inverted' then
+            op.due_at := null;
+        when 'released', 'reopened' then
+            op.assignee := null;
+            op.due_at := null;
+            op.cycle := op.cycle + case new.kind when 'reopened' then 1 else 0 end;
+        when 'put_on_hold' then
+            op.on_hold_seq := new.seq;
+        when 'taken_off_hold' then
+            op.on_hold_seq := null;
+        when 'prioritized' then
+            op.priority := (new.detail ->> 'priority')::integer;
+        when 'voided' then
+            op.criteria_version := case when op.verdict_seq <> voided_seq then op.criteria_version end;
+            op.verdict_seq := nullif(op.verdict_seq, voided_seq);
+            op.overruled_seq := nullif(op.overruled_seq, voided_seq);
+            op.on_hold_seq := nullif(op.on_hold_seq, voided_seq);
+        else
+            null;
+    end case;
+
+    insert into l2inv.op_state select op.*
+    on conflict (op_id) do update set
+        seq = excluded.seq, hash = excluded.hash, state = excluded.state, since = excluded.since,
+        state_before_error = excluded.state_before_error, datasets_seq = excluded.datasets_seq,
+        verdict_seq = excluded.verdict_seq, criteria_version = excluded.criteria_version,
+        overruled_seq = excluded.overruled_seq, on_hold_seq = excluded.on_hold_seq, cycle = excluded.cycle,
+        priority = excluded.priority, assignee = excluded.assignee, due_at = excluded.due_at;
+    return new;
+end $$;
+
+create trigger record_event before insert on l2inv.event for each row execute function l2inv.record_event();
+alter table l2inv.event enable always trigger record_event;

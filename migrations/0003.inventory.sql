@@ -1,0 +1,111 @@
+-- What was read from the metadata store, what could not be read, which rules judged it, and the runs that did all this.
+
+create function l2inv.record_fits(record jsonb) returns boolean language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp as $$
+begin
+    return l2inv.fits(record, 'dataset') and not record @? '$.**{32}';
+end $$;
+
+create table l2inv.dataset_version (
+    dataset_id   text collate "C" not null check (dataset_id <> '' and length(dataset_id) <= 200),
+    version      integer not null check (version > 0),
+    op_id        text collate "C" not null check (op_id <> '' and length(op_id) <= 200),
+    content_hash bytea not null,
+    record       jsonb not null,
+    run_id       bigint not null,
+    recorded_at  timestamptz not null default clock_timestamp(),
+    withdrawn    boolean not null default false,  -- the store no longer holds it; the record is the last one read
+    primary key (dataset_id, version),
+    constraint dataset_version_record_fits check (l2inv.record_fits(record))
+);
+
+create index dataset_version_op on l2inv.dataset_version (op_id);
+
+create trigger append_only before update or delete or truncate on l2inv.dataset_version
+    for each statement execute function l2inv.refuse_change();
+alter table l2inv.dataset_version enable always trigger append_only;
+
+create table l2inv.quarantine (
+    raw_hash    bytea primary key,  -- one row a record, however often it is read
+    dataset_id  text,
+    reason      text not null,
+    raw         bytea not null,     -- as received: it may be no valid text
+    is_second   boolean not null default false,  -- readable, but another than the first of its dataset in one scan
+    first_seen  timestamptz not null default clock_timestamp(),
+    last_seen   timestamptz not null default clock_timestamp(),
+    resolved_at timestamptz         -- since when it is readable, or gone from the store
+);
+
+create table l2inv.criteria (
+    criteria_version text primary key,  -- a hash of the rules
+    rules            jsonb not null check (jsonb_typeof(rules) = 'object'),
+    first_used_at    timestamptz not null default clock_timestamp()
+);
+
+create trigger append_only before update or delete or truncate on l2inv.criteria
+    for each statement execute function l2inv.refuse_change();
+alter table l2inv.criteria enable always trigger append_only;
+
+create table l2inv.run (
+    run_id      bigint generated always as identity primary key,
+    stage       text not null,
+    actor       text not null,
+    started_at  timestamptz not null default clock_timestamp(),
+    finished_at timestamptz,  -- null: still running, or killed
+    result      jsonb
+);
+
+-- What a run was is not changed, and once it ended, neither is what it reported.
+create function l2inv.end_run() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    if old.finished_at is not null then
+        raise exception 'run % has ended: % is refused', old.run_id, tg_op using errcode = 'L2INV';
+    end if;
+    if (new.run_id, new.stage, new.actor, new.started_at) is distinct from (old.run_id, old.stage, old.actor, old.started_at) then
+        raise exception 'run % may only end: % is refused', old.run_id, tg_op using errcode = 'L2INV';
+    end if;
+    if new.finished_at is not null then
+        new.finished_at := clock_timestamp();
+    end if;
+    return new;
+end $$;
+
+create trigger end_run before update on l2inv.run for each row execute function l2inv.end_run();
+alter table l2inv.run enable always trigger end_run;
+create trigger append_only before delete or truncate on l2inv.run
+    for each statement execute function l2inv.refuse_change();
+alter table l2inv.run enable always trigger append_only;
+
+-- What only one session may do at a time. An advisory lock can be taken by whoever connects; so its key is drawn anew
+-- each time and noted here, beside the process that took it: another process that holds the same key holds nothing.
+create table l2inv.lock (
+    name text primary key,  -- a stage, or `export`, whose row is locked by those who tell of inversions
+    key  bigint,
+    pid  integer
+);
+
+insert into l2inv.lock (name) values ('export');
+
+-- Takes a lock until the session ends or unlocks its key, without waiting: false where another session has it.
+create function l2inv.take_lock(wanted text) returns boolean language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    last l2inv.lock;
+begin
+    insert into l2inv.lock (name) values (wanted) on conflict do nothing;
+    select * into last from l2inv.lock where name = wanted for update skip locked;
+    if not found or exists (
+        select from pg_locks where locktype = 'advisory' and objsubid = 1 and granted and pid = last.pid
+            and database = (select oid from pg_database where datname = current_database())
+            and classid::bigint << 32 | objid::bigint = last.key
+    ) then
+        return false;
+    end if;
+    last.key := hashtextextended(gen_random_uuid()::text, 0);
+    perform pg_advisory_lock(last.key);
+    update l2inv.lock set key = last.key, pid = pg_backend_pid() where name = wanted;
+    return true;
+end $$;
+
+-- Whoever may execute a trigger's function can attach it to a table of their own; nobody but the owner needs to.
+revoke all on function l2inv.is_allowed, l2inv.shape, l2inv.fits, l2inv.detail_fits, l2inv.refuse_change,
+    l2inv.refuse_direct_write, l2inv.record_event, l2inv.record_fits, l2inv.end_run, l2inv.take_lock from public;
