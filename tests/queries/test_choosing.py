@@ -11,6 +11,7 @@ from typing import Any, get_args
 import pytest
 from rich.cells import cell_len
 
+from l2inv import wording
 from l2inv.cli import main
 from l2inv.config import settings
 from l2inv.domain.inventory import stored
@@ -365,3 +366,21 @@ def test_a_damaged_record_keeps_no_other_op_from_being_shown() -> None:
     row = observing_programs.add_measures({"op_id": "eid", "present": ['{"datasetId": 1}']}, RULES)
     assert row["odd"] == ["a record is damaged; see: l2inv verify datasets"]
     assert row["frame_count"] is None
+
+
+@pytest.mark.parametrize(
+    "values",
+    [None, 5, "x", [1], {"A": None}, {"A": {"f": 1}}, {"A": {"f": [1]}}, {"A": {"ao_locked": [[], {"x": []}], "frame_count": 7}}],
+)  # fmt: skip
+def test_old_and_new_values_of_any_shape_break_no_history(values: Any) -> None:
+    told = wording.what_happened(
+        {"kind": "datasets_changed", "detail": {"changed": {"A": ["f"]}, "values": values}}
+    )
+    assert told.startswith("1 dataset changed: A")
+
+
+def test_what_became_of_a_field_is_told_once_for_the_datasets_in_which_it_is_the_same() -> None:
+    fell = {"ao_locked": [1700, 100], "frame_count": [1700, 1700]}
+    values = {"A": fell, "B": fell, "C": {"health": [{"good": 3, "bad": None}, None]}}
+    told = wording.what_happened({"kind": "datasets_changed", "detail": {"values": values}})
+    assert told == "ao_locked 1700 -> 100 of 1700 frames in A, B; health good 3 -> - in C"

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from l2inv import wording
-from l2inv.config.settings import Settings
+from l2inv.config.settings import Qualification, Settings
 from l2inv.domain import states
 from l2inv.domain.inventory import Dataset, stored
 from l2inv.errors import L2invError
@@ -193,7 +193,7 @@ def everything_is_read(l2inv: Commands, connection: Connection, ops: list[str], 
     for op_id in ops:
         for event in observing_programs.history(connection, op_id)["events"]:
             wording.clean(wording.what_happened(event))
-        wording.as_json(observing_programs.show(connection, op_id))
+        wording.as_json(observing_programs.show(connection, op_id, Qualification()))
         verdicts.explain(connection, op_id)
         record.invertible_programs(connection, op_id)
     for op_id in preflight.inverted_ops(connection):
