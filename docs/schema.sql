@@ -383,6 +383,7 @@ create table l2inv.event (
     constraint event_state_check check ((state = any (array['discovered', 'invertible', 'not_invertible', 'preprocessed', 'working', 'inverted', 'published', 'error'])))
 );
 comment on table l2inv.event is 'Append-only: what happened to each OP, in order';
+create index event_issued on l2inv.event using gin (((detail -> 'inversions')) jsonb_path_ops) where (kind = any (array['claimed', 'inverted', 'amended']));
 create index event_job on l2inv.event using btree (op_id, seq) where (kind = 'preprocess_started');
 create index event_named on l2inv.event using btree (((detail ->> 'inversion_id'))) where (kind = 'inversion_named');
 create index event_told on l2inv.event using btree (op_id, event_id) where (kind = any (array['published', 'withdrawn', 'reinstated', 'restored', 'voided']));
@@ -474,7 +475,7 @@ create trigger end_run before update on l2inv.run for each row execute function 
 alter table l2inv.run enable always trigger end_run;
 
 create table l2inv.lock (
-    name text not null,  -- a stage, or `export`, whose row is locked by those who tell of inversions
+    name text not null,  -- a stage; `export`, whose row is locked by those who tell of inversions; or `issue`, by those who name them
     key  bigint,
     pid  integer,
     constraint lock_pkey primary key (name)
@@ -507,7 +508,10 @@ create view l2inv.op as
            d.dataset_count, d.instruments, d.start_time, d.fried_parameter_med_m, d.is_embargoed,
            coalesce(v.bands, '[]') as bands,
            coalesce(o.detail -> 'instrument_programs', v.instrument_programs, '[]') as instrument_programs,
-           coalesce(s.datasets_seq > s.verdict_seq, false) as inputs_changed, s.overruled_seq is not null as overruled
+           coalesce(s.datasets_seq > s.verdict_seq, false)
+               and not exists (select from l2inv.event e
+                               where e.op_id = s.op_id and e.seq = s.datasets_seq and e.kind = 'reopened') as inputs_changed,
+           s.overruled_seq is not null as overruled
     from l2inv.op_state s
     left join lateral (
         select (array_agg(proposal_id order by withdrawn, recorded_at desc, dataset_id)

@@ -1,5 +1,10 @@
 """What can go wrong, each with the exit code that tells a script what happened."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
 # What a script can tell by. 2 is Click's own; 4 and 5 are results of a stage and of verify, no errors of the program.
 EXIT_CODES = {
     0: "done, nothing to do included",
@@ -61,6 +66,10 @@ class ConfigError(L2invError):
 
 
 class Busy(L2invError):
-    """Another run of this stage holds its lock; nothing done."""
+    """Another run of this stage holds its lock, which began at that time where it is known; nothing done."""
 
     exit_code = 75
+
+    def __init__(self, message: str, hint: str = "", since: "datetime | None" = None) -> None:
+        super().__init__(message, hint)
+        self.since = since

@@ -1,8 +1,10 @@
 """A file written whole or not at all: beside its place, under a name that nobody can have planted, then renamed."""
 
+import errno
 import fcntl
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,14 +20,72 @@ def replacing(path: Path, mode: int = 0o600) -> Iterator[BinaryIO]:
     Its permissions are `mode`, whatever the umask. What a killed writer left beside it is removed. Raise L2invError
     where a device, a pipe, a folder or another user's link is there, and OSError.
     """
-    if path.is_symlink() and path.lstat().st_uid not in (0, os.geteuid()):
-        raise L2invError(f"{path}: is a link that another user made", "remove it, or name another file")
+    _must_be_no_link_of_another(path)
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():  # root would put a file in place of /dev/null
         raise L2invError(f"{path}: is no regular file", "name a file, new or to be replaced")
     _remove_leftovers(path)
     with _beside(path, mode) as file:
         yield file
+
+
+def private_folder(path: Path) -> None:
+    """Make a folder of one's own where there is none, and have it of mode 0700, whatever the umask.
+
+    Raise OSError where it cannot be: also where another user made it, or a link stands for it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    number = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.fstat(number).st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "is another user's folder: remove it", str(path))
+        os.fchmod(number, 0o700)
+    finally:
+        os.close(number)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[BinaryIO]:
+    """Lend a file to be read. Raise L2invError where it is no regular one, which might keep one waiting, and OSError."""
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(number, "rb") as file:
+        _must_be_regular(number, path)
+        yield file
+
+
+@contextmanager
+def appending(path: Path, mode: int = 0o600) -> Iterator[BinaryIO]:
+    """Lend a file to be appended to, one writer at a time; made with `mode` where it is not there.
+
+    A line that a killed writer left unfinished is ended first. Raise L2invError as replacing() does, and OSError.
+    """
+    _must_be_no_link_of_another(path)
+    path = Path(os.path.realpath(path))
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    number = os.open(path, flags, mode)
+    with os.fdopen(number, "ab") as file:
+        _must_be_regular(number, path)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with reading(path) as before:
+            size = before.seek(0, os.SEEK_END)
+            before.seek(max(0, size - 1))
+            if size and before.read() != b"\n":
+                file.write(b"\n")
+        yield file
+        file.flush()
+        os.fsync(number)
+
+
+def _must_be_regular(number: int, path: Path) -> None:
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        raise L2invError(f"{path}: is no regular file", "name a file, new or to be replaced")
+
+
+def _must_be_no_link_of_another(path: Path) -> None:
+    if path.is_symlink() and path.lstat().st_uid not in (0, os.geteuid()):
+        raise L2invError(f"{path}: is a link that another user made", "remove it, or name another file")
 
 
 @contextmanager

@@ -222,6 +222,28 @@ def summary(report: dict[str, Any]) -> str:
     return f"{stage}: {plural(n['done'], 'OP')} done, {n['failed']} failed, {n['skipped']} skipped{more}, {seconds}"
 
 
+def run_ended(run: dict[str, Any]) -> str:
+    """Return how a run of a stage ended: why it failed, or how long it took and what it counted."""
+    result = run["result"] or {}
+    if run["finished_at"] is None:
+        return "runs, or was killed"
+    if result.get("failed"):
+        return f"failed: {result['failed']}"
+    took = length((run["finished_at"] - run["started_at"]).total_seconds())
+    counts = [
+        f"{what} "
+        + ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in counted.items() if number)
+        for what, counted in result.items()
+        if isinstance(counted, dict)
+        and any(isinstance(number, int) and number for number in counted.values())
+        and what in COUNTED
+    ]
+    return "; ".join([f"took {took}", *counts])
+
+
+COUNTED = ("datasets", "ops", "jobs", "files")  # in a stage's report, each with its counts
+
+
 def what_happened(event: dict[str, Any]) -> str:
     """Return one event as a phrase."""
     detail: dict[str, Any] = event["detail"]
@@ -256,7 +278,8 @@ def what_happened(event: dict[str, Any]) -> str:
                 return "nothing to run" + (f"; bundle in {detail['folder']}" if detail.get("folder") else "")
             return f"in {detail['seconds']:.1f} s, {count(detail.get('files', ()), 'file')} in {detail.get('folder')}"
         case "claimed" | "extended" | "resumed":
-            return f"for {detail['assignee']}{_due(event)}{_reason(detail)}"
+            named = ", ".join(one["inversion_id"] for one in detail.get("inversions", ()))
+            return f"for {detail['assignee']}{_due(event)}{f', as {named}' if named else ''}{_reason(detail)}"
         case "handed_over" | "taken_over":
             return f"from {detail['from']} to {detail['assignee']}{_due(event)}{_reason(detail)}"
         case "put_on_hold" | "taken_off_hold":
@@ -295,6 +318,16 @@ def what_happened(event: dict[str, Any]) -> str:
     return json.dumps(detail, ensure_ascii=False)
 
 
+def names(inversions: Iterable[dict[str, Any]]) -> list[str]:
+    """Return a line for each inversion of the present cycle: its id, its instrument program, the folder for its files."""
+    return [
+        f"{one['inversion_id']} for {one['instrument_program_id']}: {one['folder'] or '(no proposal)'}/, "
+        f"{one['asdf_file']}"
+        for one in inversions
+        if "asdf_file" in one
+    ]
+
+
 def _due(event: dict[str, Any]) -> str:
     """When a claim is due, with the hour where that is within a day of the event."""
     due_at = event["detail"].get("due_at")
@@ -307,27 +340,17 @@ MOST_CHANGES = 6  # of one event, that are told in its line
 def _changes(detail: dict[str, Any]) -> list[str]:
     """What became of the fields that somebody decides by, once for the datasets in which it is the same."""
     alike: dict[tuple[str, str, str], list[str]] = {}
-    for dataset_id, fields in _items(detail.get("values")):
-        for name, pair in _items(fields):
-            if not isinstance(pair, list) or len(pair) != 2 or pair[0] == pair[1]:
+    for dataset_id, fields in (detail.get("values") or {}).items():
+        frames = fields.get("frame_count", [None, None])
+        for name, (old, new) in fields.items():
+            if old == new:
                 continue
-            old, new = map(changed_value, pair)
-            frames = fields.get("frame_count")
-            of = (
-                f" of {value(frames[-1])} frames"
-                if name == "ao_locked" and isinstance(frames, list) and frames
-                else ""
-            )
-            alike.setdefault((name, old, new + of), []).append(dataset_id)
+            of = f" of {frames[1]} frames" if name == "ao_locked" else ""
+            alike.setdefault((name, changed_value(old), changed_value(new) + of), []).append(dataset_id)
     told = [f"{name} {old} -> {new} in {some(ids)}" for (name, old, new), ids in alike.items()]
     return told[:MOST_CHANGES] + (
         [f"{len(told) - MOST_CHANGES} more fields"] if len(told) > MOST_CHANGES else []
     )
-
-
-def _items(found: object) -> Iterable[tuple[str, Any]]:
-    """The items of what should be an object: the database does not look at what is in it."""
-    return found.items() if isinstance(found, dict) else ()
 
 
 def changed_value(found: object) -> str:

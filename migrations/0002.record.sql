@@ -28,6 +28,8 @@ create index event_told_after on l2inv.event (event_id)
     where kind in ('published', 'withdrawn', 'reinstated', 'restored', 'voided');
 create index event_voided on l2inv.event (op_id) where kind = 'voided';
 create index event_job on l2inv.event (op_id, seq) where kind = 'preprocess_started';
+create index event_issued on l2inv.event using gin ((detail -> 'inversions') jsonb_path_ops)
+    where kind in ('claimed', 'inverted', 'amended');
 create index event_named on l2inv.event ((detail ->> 'inversion_id')) where kind = 'inversion_named';
 
 create function l2inv.refuse_change() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $$

@@ -79,12 +79,12 @@ alter table l2inv.run enable always trigger append_only;
 -- What only one session may do at a time. An advisory lock can be taken by whoever connects; so its key is drawn anew
 -- each time and noted here, beside the process that took it: another process that holds the same key holds nothing.
 create table l2inv.lock (
-    name text primary key,  -- a stage, or `export`, whose row is locked by those who tell of inversions
+    name text primary key,  -- a stage; `export`, whose row is locked by those who tell of inversions; or `issue`, by those who name them
     key  bigint,
     pid  integer
 );
 
-insert into l2inv.lock (name) values ('export');
+insert into l2inv.lock (name) values ('export'), ('issue');
 
 -- Takes a lock until the session ends or unlocks its key, without waiting: false where another session has it.
 create function l2inv.take_lock(wanted text) returns boolean language plpgsql set search_path = pg_catalog, pg_temp as $$

@@ -25,7 +25,10 @@ create view l2inv.op as
            d.dataset_count, d.instruments, d.start_time, d.fried_parameter_med_m, d.is_embargoed,
            coalesce(v.bands, '[]') as bands,
            coalesce(o.detail -> 'instrument_programs', v.instrument_programs, '[]') as instrument_programs,
-           coalesce(s.datasets_seq > s.verdict_seq, false) as inputs_changed, s.overruled_seq is not null as overruled
+           coalesce(s.datasets_seq > s.verdict_seq, false)
+               and not exists (select from l2inv.event e
+                               where e.op_id = s.op_id and e.seq = s.datasets_seq and e.kind = 'reopened') as inputs_changed,
+           s.overruled_seq is not null as overruled
     from l2inv.op_state s
     left join lateral (
         select (array_agg(proposal_id order by withdrawn, recorded_at desc, dataset_id)

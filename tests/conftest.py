@@ -42,6 +42,9 @@ if "mix_stderr" in (defaults := inspect.signature(CliRunner).parameters):  # bef
     CliRunner.__init__.__defaults__ = (*[p.default for p in defaults.values()][:-1], False)
 
 SERVER = "L2INV_TEST_SERVER"
+# What every ready event must say: as options of mark-inverted, and as text of a ready file.
+READY = {"--output": "globus://science/l2", "--software": "DeSIRe", "--software-version": "4.1"}
+READY_TEXT = "software: {name: DeSIRe, version: '4.1'}\noutputs: [{uri: 'globus://science/l2'}]\n"
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)  # the time as of which the tests judge completeness
 
 
@@ -58,6 +61,8 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):  # workers use the server of the process that started them
         os.environ[SERVER] = os.environ.get("L2INV_TEST_DATABASE") or _started(config)
+        os.environ["XDG_STATE_HOME"] = state = tempfile.mkdtemp(prefix="l2inv-state-")  # never the user's own
+        config.add_cleanup(lambda: shutil.rmtree(state, ignore_errors=True))
     where = conninfo_to_dict(os.environ[SERVER])
     for name in ("host", "port", "user", "password"):
         setattr(config.option, f"postgresql_{name}", where.get(name))
@@ -150,6 +155,14 @@ class Answer:
         return json.loads(self.stdout)
 
 
+def completed(argv: tuple[str, ...]) -> tuple[str, ...]:
+    """A mark-inverted with what a ready event must say, where it does not say so itself."""
+    if argv[:1] != ("mark-inverted",) or "--from" in argv:
+        return argv
+    lacking = {name: value for name, value in READY.items() if name not in argv}
+    return (argv[0], *(word for pair in lacking.items() for word in pair), *argv[1:])
+
+
 class Commands:
     """l2inv as its users call it, on the test's database and store, in this process or in one of its own."""
 
@@ -161,7 +174,10 @@ class Commands:
     def save(self) -> None:
         self.config.write_text(yaml.safe_dump(self.settings))
 
-    def __call__(self, *argv: str, actor: str = "han", expect: int | None = 0) -> Answer:
+    def __call__(
+        self, *argv: str, actor: str = "han", expect: int | None = 0, complete: bool = True
+    ) -> Answer:
+        argv = completed(argv) if complete else argv
         result = CliRunner().invoke(main, [*self._common(actor), *argv])
         answer = Answer(result.exit_code, result.stdout, result.stderr)
         assert expect is None or answer.exit_code == expect, f"{argv}: {answer}"
@@ -171,7 +187,7 @@ class Commands:
         return self(*argv, "--json", **how).json
 
     def start(self, *argv: str, actor: str = "han") -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "l2inv", *self._common(actor), *argv]
+        command = [sys.executable, "-m", "l2inv", *self._common(actor), *completed(argv)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def _common(self, actor: str) -> list[str]:

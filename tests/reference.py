@@ -31,7 +31,7 @@ DOCUMENT = TOP / "docs" / "reference.md"
 COMMAND = "python -m tests.reference"
 VIEWS = ("op", "dataset", "published_op", "history", "runs")
 COMMON = {"--config", "--actor", "-v", "-q", "--json", "--help"}
-UNITS = {"days": "days", "seconds": "s", "minutes": "min", "nm": "nm", "mb": "MB"}
+UNITS = {"days": "days", "seconds": "s", "minutes": "min", "hours": "h", "nm": "nm", "mb": "MB"}
 NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 
 Row = tuple[str, ...]
@@ -117,7 +117,11 @@ def _options(
     rows = []
     for option in command.params:
         names = set(option.opts)
-        if isinstance(option, click.Option) and not names & hidden and (not shown or names & shown):
+        if (
+            isinstance(option, click.Option)
+            and (option.expose_value or not names & hidden)
+            and (not shown or names & shown)
+        ):
             told = option.get_help_record(ctx)
             assert told is not None, option
             rows.append((f"`{told[0]}`", " ".join(told[1].split())))

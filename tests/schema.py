@@ -1,9 +1,11 @@
-"""Makes docs/schema.sql, the schema as it is after all migrations: python -m tests.schema.
+"""Makes docs/schema.sql, the schema as it is after all migrations, and what `verify schema` compares with:
+python -m tests.schema.
 
 Tables, with their indexes and triggers, are read from a migrated database. Functions and views stand in the words of
 the migration that made them last, since each version of PostgreSQL prints them in words of its own.
 """
 
+import json
 import re
 import shutil
 import tempfile
@@ -14,9 +16,10 @@ from typing import Any
 import click
 
 from l2inv.config.settings import Database, Settings
-from l2inv.database import embedded, migrate
+from l2inv.database import embedded, migrate, roles
 from l2inv.database.connection import Connection, open_connection
 from l2inv.database.schema import migrations_folder
+from l2inv.record import structure
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "schema.sql"
 COMMAND = "python -m tests.schema"
@@ -42,6 +45,17 @@ def text(connection: Connection) -> str:
     for name, body in TABLE.findall(migrations):
         parts += _table(connection, name, dict(COMMENT.findall(body)))
     return "\n".join([*parts, "-- Views\n", *_views(connection, migrations)])
+
+
+def expected(connection: Connection) -> str:
+    """Return what l2inv/record/structure.json is to hold. The connection is to a migrated database."""
+    with connection.transaction(force_rollback=True):
+        names = roles.Roles("schema_owner", "schema_writer", "schema_reader")
+        roles.apply(connection, names)
+        rights = structure.privileges(connection)
+        both = {"writer": rights[names.writer], "reader": rights[names.reader]}
+        document = {"objects": structure.found(connection), "privileges": both}
+    return json.dumps(document, indent=1, sort_keys=True) + "\n"
 
 
 def _functions(connection: Connection, migrations: str) -> Iterator[str]:
@@ -158,17 +172,18 @@ def _rows(connection: Connection, query: str, *values: str) -> list[dict[str, An
 
 @click.command()
 def main() -> None:
-    """Write docs/schema.sql anew."""
+    """Write docs/schema.sql and l2inv/record/structure.json anew."""
     folder = Path(tempfile.mkdtemp(prefix="l2inv-schema-"))
     try:
         settings = Settings(database=Database(url=embedded.start(folder)))
         with open_connection(settings) as connection:
             migrate.apply(connection, settings.database.schema)
             DOCUMENT.write_text(text(connection))
+            structure.SHIPPED.write_text(expected(connection))
     finally:
         embedded.stop(folder)
         shutil.rmtree(folder)
-    click.echo(f"wrote {DOCUMENT}")
+    click.echo(f"wrote {DOCUMENT} and {structure.SHIPPED}")
 
 
 if __name__ == "__main__":

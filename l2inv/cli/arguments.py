@@ -1,7 +1,7 @@
 """What may be typed for an argument, and what a shell is told of it."""
 
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -84,6 +84,48 @@ class RankBy(Words):
         from l2inv.config import settings
 
         return [CompletionItem(name) for name in get_args(settings.RankBy) if name.startswith(incomplete)]
+
+
+class Time(click.ParamType):  # type: ignore[type-arg]
+    """An ISO 8601 time; without an offset it is UTC."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        try:
+            time = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+            return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+        except (ValueError, OverflowError):
+            self.fail(
+                f"{value!r} is no ISO 8601 time, such as 2026-11-23 or 2026-11-23T08:00:00Z", param, ctx
+            )
+
+
+class Since(Time):
+    """A time, or a length of time before now."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        if isinstance(value, str) and re.fullmatch(r"[0-9.]+[mhdw]", value, re.ASCII):
+            return datetime.now(UTC) - Duration().convert(value, param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class MaxAge(click.ParamType):  # type: ignore[type-arg]
+    """A stage and how old its last good run may be: scan=26h."""
+
+    name = "stage=duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, timedelta]:
+        if isinstance(value, tuple):
+            return value
+        from l2inv.queries.metrics import STAGES
+
+        stage, equals, length = value.partition("=")
+        if not equals:
+            self.fail(f"{value!r} is not of the form scan=26h", param, ctx)
+        return click.Choice(STAGES).convert(stage, param, ctx), Duration().convert(length, param, ctx)
 
 
 class Op(Words):

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -13,7 +13,7 @@ from l2inv.cli.app import command
 from l2inv.cli.arguments import Duration, RankBy, Words
 from l2inv.cli.context import App
 from l2inv.cli.options import json_option
-from l2inv.cli.science import due
+from l2inv.cli.science import due, put_names
 from l2inv.domain.states import STATES
 
 if TYPE_CHECKING:
@@ -97,9 +97,18 @@ def next_(
             due_at = due(settings, duration)
             op_ids = claiming.claim_first(connection, rank_by, rules, wanted, app.actor, due_at, limit or 1)
             found = [observing_programs.show(connection, op_id, rules) for op_id in op_ids]
+            for op in found:
+                put_names(app, connection, op)
             _add_warnings(found, verdicts.warnings(connection, op_ids, rules))
             unknown = [] if found else unmatched(connection, wanted, rules)
-            said = [f"claimed {op_id} for {app.actor}, due {wording.due(due_at)}" for op_id in op_ids]
+            said = [
+                line
+                for op in found
+                for line in (
+                    f"claimed {op['op_id']} for {app.actor}, due {wording.due(due_at)}",
+                    *wording.names(op["inversions"]),
+                )
+            ]
             claimed: dict[str, Any] = {
                 "claimed": found[0] if found else None,
                 "ops": found,
@@ -116,7 +125,7 @@ def next_(
         _add_warnings(ops, verdicts.warnings(connection, op_ids, rules))
         changed = observing_programs.held_with_changed_inputs(connection, app.actor)
         held = observing_programs.held_by(connection, app.actor)
-        tails = app.tails(connection, op_ids)
+        tails = _tails(connection, op_ids)
     document = {
         "ops": ops,
         "total": total,
@@ -129,6 +138,14 @@ def next_(
         app.warn(
             f"{op['op_id']}, which you hold, was judged on other datasets; see: l2inv history {op['op_id']}"
         )
+
+
+def _tails(connection: "Connection", op_ids: Iterable[str]) -> dict[str, str]:
+    """What stands for the ids on a terminal that is too narrow for them; only there it is looked for."""
+    from l2inv.cli import render
+    from l2inv.record import event_log
+
+    return event_log.tails(connection, op_ids) if render.width() is not None else {}
 
 
 def _add_warnings(ops: list[dict[str, Any]], warnings: dict[str, list[dict[str, Any]]]) -> None:
@@ -221,10 +238,8 @@ def list_(app: App, state: str | None, form: str, **filters: Any) -> None:
     wanted = _wanted(state=state, **filters)
     with app.reading() as (connection, settings):
         rules = settings.qualification
-        what: Literal["all", "table", "ids"] = (
-            "ids" if form == "ids" else "table" if form == "table" else "all"
-        )
-        ops = observing_programs.list_ops(connection, wanted, rules, what)
+        full = form in ("json", "ndjson", "csv")
+        ops = observing_programs.list_ops(connection, wanted, rules, full=full)
         found = next(ops, None)
         rows = ops if found is None else chain([found], ops)
         if form == "json":
@@ -237,7 +252,7 @@ def list_(app: App, state: str | None, form: str, **filters: Any) -> None:
             for op in rows:
                 click.echo(op["op_id"])
         else:
-            _print_list(app, rows, connection)
+            _print_list(rows, connection)
         unknown = unmatched(connection, wanted, rules) if found is None else []
     for line in unknown:
         app.warn(line)
@@ -254,7 +269,7 @@ def _print_document(ops: Iterable[dict[str, Any]]) -> None:
     sys.stdout.write(f'], "total": {total}}}\n')
 
 
-def _print_list(app: App, ops: Iterable[dict[str, Any]], connection: "Connection") -> None:
+def _print_list(ops: Iterable[dict[str, Any]], connection: "Connection") -> None:
     from l2inv import wording
     from l2inv.cli import render
 
@@ -269,7 +284,7 @@ def _print_list(app: App, ops: Iterable[dict[str, Any]], connection: "Connection
         for op in ops
     )
     columns = ("OP", "state", "since", "datasets", "assignee")
-    render.stream(columns, rows, ("datasets",), lambda op_ids: app.tails(connection, op_ids))
+    render.stream(columns, rows, ("datasets",), lambda op_ids: _tails(connection, op_ids))
 
 
 @command("mine")
@@ -285,7 +300,7 @@ def mine(app: App) -> None:
         ops = observing_programs.held_by(connection, app.actor)
         inverted = observing_programs.inverted_by(connection, app.actor)
         failed = observing_programs.failed_of(connection, app.actor)
-        tails = app.tails(connection, [op["op_id"] for op in (*ops, *inverted, *failed)])
+        tails = _tails(connection, [op["op_id"] for op in (*ops, *inverted, *failed)])
     now = datetime.now(UTC)
     for op in ops:
         op["overdue"] = op["due_at"] is not None and op["due_at"] <= now
@@ -311,11 +326,12 @@ def _print_mine(
                 op["state"],
                 wording.day(op["since"]),
                 op["proposal_id"] or "-",
+                ", ".join(one["inversion_id"] for one in op["inversions"]) or "-",
                 "changed" if op["inputs_changed"] else "-",
             )
             for op in ops
         ]
-        render.table(("OP", "due", "state", "since", "proposal", "inputs"), held, short=tails)
+        render.table(("OP", "due", "state", "since", "proposal", "inversions", "inputs"), held, short=tails)
     else:
         render.paragraph(f"{actor} holds no OP; see: l2inv next")
     if failed:

@@ -20,6 +20,8 @@ ACTS_ON: dict[str, tuple[State, ...]] = {
     "take-over": ("working",),
     "mark-inverted": ("working",),
     "overrule": JUDGED,
+    "unmark": ("inverted",),
+    "amend": ("inverted",),
     "reopen": ("inverted", "published"),
     "adopt": ("inverted",),
     "retry": ("error",),

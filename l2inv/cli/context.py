@@ -62,6 +62,16 @@ class App:
     def settings(self) -> "Settings":
         return self.loaded().settings
 
+    @property
+    def settings_file(self) -> str:
+        """The settings file that was read, or that was named."""
+        return str(self.read.path if self.read else self.config)
+
+    @property
+    def by_the_clock(self) -> bool:
+        """Return whether cron, or what is like it, runs this: -q, and nobody watches."""
+        return self.verbosity < 0 and not self.json and not sys.stderr.isatty()
+
     @contextmanager
     def connected(self, url: str | None = None) -> Iterator[tuple["Connection", "Settings"]]:
         """Lend a connection to the database that the settings name, or to another server of theirs."""

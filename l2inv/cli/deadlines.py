@@ -8,9 +8,9 @@ import click
 from l2inv import wording
 from l2inv.cli import render
 from l2inv.cli.app import command
+from l2inv.cli.arguments import Time
 from l2inv.cli.context import App
 from l2inv.cli.options import json_option
-from l2inv.cli.stages import Time
 
 if TYPE_CHECKING:
     from l2inv.config.settings import Settings
@@ -50,7 +50,7 @@ def overdue(app: App, as_of: datetime | None) -> None:
 def digest(app: App, send: bool, dry_run: bool) -> None:
     """Show or send each owner's own list of what to know.
 
-    Overdue, due soon, failed, quarantined, superseded inputs, new.
+    Overdue, due soon, failed, quarantined, superseded inputs, by others, new.
     """
     if not send or dry_run:
         with app.connected() as (connection, settings):
@@ -146,11 +146,16 @@ def _op(op: dict[str, Any]) -> str:
     return wording.clean(f"{op['op_id']}  {op['state']}")
 
 
+def _taken_back(op: dict[str, Any]) -> str:
+    return wording.clean(f"{op['op_id']}  {op['actor']} took its ready event back: {op['reason']}")
+
+
 _LINES = {
     "overdue": _due,
     "due_soon": _due,
     "failed": _failed,
     "quarantined": _set_aside,
     "superseded_inputs": _op,
+    "by_others": _taken_back,
     "new": _op,
 }

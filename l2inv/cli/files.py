@@ -1,6 +1,7 @@
 """The intermediate files of preprocess: listed, and swept."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import click
 
@@ -31,9 +32,55 @@ def files(app: App, op: str) -> None:
         if rows:
             render.table(("", "bytes", "sha256", "file"), rows, right=("bytes",), title=3)
         cleaned = f", cleaned {wording.day(found['cleaned_at'])}" if found["cleaned_at"] else ""
-        app.summary(f"{found['op_id']}: {len(rows)} files in {found['folder'] or 'no folder yet'}{cleaned}")
+        said = f"{found['op_id']}: {len(rows)} files in {found['folder'] or 'no folder yet'}{cleaned}"
+        app.summaries([said, *wording.names(found["inversions"])])
 
     app.result(found, text)
+
+
+@command("check")
+@op_argument
+@click.option(
+    "--files",
+    "folder",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="Where the files lie (default: where the ready event's outputs are mounted).",
+)
+@json_option
+def check(app: App, op: str, folder: Path | None) -> None:
+    """Check the files of an OP's inversions.
+
+    What science delivers, and the Level 2 made from it: exit code 5 where something is wrong.
+    """
+    from l2inv.cli import render
+    from l2inv.record import event_log
+    from l2inv.stages.publish import checking
+
+    with app.connected() as (connection, settings), app.progress("MB") as progress:
+        op_id = event_log.resolve(connection, op)
+        found = checking.check(connection, settings, op_id, folder, progress)
+    findings = [finding for one in found for finding in one["findings"]]
+    wrong = sum(finding["result"] == "fail" for finding in findings)
+
+    def text() -> None:
+        columns = ("file", "HDU", "what", "result", "measured", "required")
+        for one in found:
+            render.paragraph(f"{one['inversion_id']} in {one['folder']}")
+            rows = [
+                tuple(
+                    "-" if f[name] is None else f[name]
+                    for name in ("file", "hdu", "what", "result", "measured", "required")
+                )
+                for f in one["findings"]
+            ]
+            if rows:
+                render.table(columns, rows)
+        app.summary(f"check: {op_id}: {wrong} wrong, {len(findings) - wrong} to be looked at")
+
+    app.result({"op_id": op_id, "inversions": found}, text)
+    if wrong:
+        raise click.exceptions.Exit(5)
 
 
 @command("clean")

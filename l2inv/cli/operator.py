@@ -111,34 +111,39 @@ def _print_records(records: list[dict[str, Any]]) -> None:
 
 @command("verify")
 @click.argument(
-    "what", type=click.Choice(["events", "state", "verdicts", "datasets", "runs"]), required=False
+    "what",
+    type=click.Choice(["events", "state", "verdicts", "datasets", "runs", "schema"]),
+    required=False,
 )
 @click.option(
     "--anchor",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Check against what an earlier run wrote there; when nothing is wrong, write it anew.",
+    help="Check against what earlier runs wrote there; when nothing is wrong, append what is new.",
+)
+@click.option("--new-anchor", is_flag=True, help="With --anchor: there is none yet, make it.")
+@click.option(
+    "--since-anchor", is_flag=True, help="With --anchor: check only what it names and what came after."
 )
 @json_option
-def verify(app: App, what: str | None, anchor: Path | None) -> None:
+def verify(app: App, what: str | None, anchor: Path | None, new_anchor: bool, since_anchor: bool) -> None:
     """Check that the record is what it was.
 
-    Its chain of hashes, the present states, every verdict judged again, the dataset versions, and that what each
-    run reported is there.
+    Its chain of hashes, the present states, every verdict judged again, the dataset versions, that what each run
+    reported is there, and that the schema is what the migrations made.
     """
     from l2inv.record import anchor as anchors
     from l2inv.record import verify
 
+    if (new_anchor or since_anchor) and not anchor:
+        raise click.UsageError("--new-anchor and --since-anchor go with --anchor FILE")
+    if new_anchor and since_anchor:
+        raise click.UsageError("since a new anchor there is nothing: leave --since-anchor out")
+    if what and (new_anchor or since_anchor):
+        raise click.UsageError(f"--new-anchor and --since-anchor concern all checks: leave {what} out")
     with app.connected() as (connection, _), app.progress("rows") as progress:
-        found = verify.verify(connection, what, progress)
-        if anchor:
-            against = anchors.check(connection, anchor)
-            found["checked"] |= against["checked"]
-            found["findings"] += against["findings"]
-            found["found"] += against["found"]
-            if not found["findings"]:
-                found["anchored"] = anchors.write(connection, anchor)
-
+        against = anchors.load(connection, anchor, new_anchor) if anchor else None
+        found = verify.verify(connection, what, progress, against, since_anchor)
     _end_with_findings(app, found, found)
 
 
@@ -331,21 +336,25 @@ def backup(app: App, file: Path, verifies: bool) -> None:
 def restore(app: App, file: Path, verifies: bool) -> None:
     """Restore a backup FILE with pg_restore, and verify.
 
-    All or nothing, into a database that has no schema of that name.
+    All or nothing, into a database that has no schema of that name. Each OP gets an event that says so.
     """
     from l2inv.database.connection import open_connection, translated
     from l2inv.record import backup
 
     settings = app.settings
     with translated(settings), open_connection(settings) as connection:
-        backup.restore(connection, settings, file)
-    done: dict[str, Any] = {"file": str(file)}
+        ops, unrecorded = backup.restore(connection, settings, file, app.actor)
+    done: dict[str, Any] = {"file": str(file), "ops": ops}
     if not app.json:
         app.summary(
             f"restore: schema {settings.database.schema} from {file}; for the roles run: l2inv roles --apply"
         )
+    if unrecorded:
+        app.warn(f"restore: that it was restored could not be recorded: {unrecorded}")
     with app.connected() as (connection, _):
         _verified(app, connection, done, verifies)
+    if unrecorded:
+        raise click.exceptions.Exit(1)
 
 
 def _verified(app: App, connection: "Connection", done: dict[str, Any], verifies: bool) -> None:

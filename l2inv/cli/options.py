@@ -25,10 +25,13 @@ def _less(ctx: click.Context, param: click.Parameter, value: int) -> None:
 
 
 def common_options(command: F, *, from_environment: bool = False) -> F:
-    """Add the options that every command takes, before or after its name.
+    """Add the options that every command takes, before or after its name; an option of its own goes before one of them.
 
-    Only those before it may come from the environment: there, they must not outvote what was typed.
+    They stand last in its help. Only those before it may come from the environment: there, they must not outvote what
+    was typed.
     """
+    own: list[click.Parameter] = getattr(command, "__click_params__", [])
+    vars(command)["__click_params__"] = []
     config = click.Path(readable=False)  # the settings say what is wrong with a file
     env = {"actor": "L2INV_ACTOR", "config": "L2INV_CONFIG"} if from_environment else {}
     for option in (
@@ -38,6 +41,10 @@ def common_options(command: F, *, from_environment: bool = False) -> F:
         click.option("--config", type=config, envvar=env.get("config"), expose_value=False, callback=_common("config"), help="The settings file (L2INV_CONFIG)."),
     ):  # fmt: skip
         command = option(command)
+    taken = {name for parameter in own for name in parameter.opts}
+    common: list[click.Parameter] = vars(command)["__click_params__"]
+    # Click shows the last of the list first.
+    vars(command)["__click_params__"] = [c for c in common if not taken & set(c.opts)] + own
     return command
 
 

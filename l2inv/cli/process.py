@@ -12,13 +12,17 @@ import click
 from l2inv.cli.context import App
 from l2inv.cli.sections import COMMANDS, SECTIONS
 from l2inv.cli.streams import mute, open_what_is_closed, print_on_stderr
-from l2inv.errors import L2invError
+from l2inv.errors import Busy, L2invError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 # What a URL in a traceback may hold of secrets: user and password, and the values of its query.
 _IN_URLS = r"(://(?=[^/@\s]*@)|[?&]\w+=)[^@&\s'\"]+"
+
+STOPPED = "stopped"
+LASTING = (1, 10)  # exit codes of what keeps a command from its work until somebody or something mends it
+DID_ITS_WORK = (0, 4, 5)  # what was in the way of it is gone
 
 # A group without a command: since click 8.2 its help is an error's message.
 _HELP = getattr(click.exceptions, "NoArgsIsHelpError", ())
@@ -58,19 +62,22 @@ class Group(click.Group):
         given = sys.argv[1:] if args is None else list(args)
         try:
             code = super().main(given, *more, **(how | {"standalone_mode": False}))
-        except click.ClickException as problem:
-            from l2inv.wording import clean
-
+        except _HELP as problem:
             code = problem.exit_code
-            if not isinstance(problem, _HELP):
-                vars(problem)["message"] = clean(problem.message)  # it repeats what was typed
             try:
-                if "--json" in given:
-                    _say_json(code, problem.format_message(), "see --help")
-                else:
-                    problem.show()
+                problem.show()
             except OSError:
                 mute(sys.stdout, sys.stderr)
+        except click.ClickException as problem:
+            code = problem.exit_code
+            message, hint = _usage(problem)
+            try:
+                if "--json" in given:
+                    _say_json(code, message, hint)
+                else:
+                    print_on_stderr(f"l2inv: {message}; {hint}")
+            except OSError:
+                mute(sys.stdout)
         except OSError as problem:  # of the help
             code = 1
             mute(sys.stdout)
@@ -94,13 +101,22 @@ class Group(click.Group):
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
+            _tell_what_is_over(app, ctx)
             return result
+        except Busy as problem:
+            if app.by_the_clock and _is_within_limit(app, problem):
+                raise click.exceptions.Exit(problem.exit_code) from None
+            _report(app, problem.exit_code, problem.message, problem.hint)
         except L2invError as problem:
             _report(app, problem.exit_code, problem.message, problem.hint)
-        except (click.exceptions.Exit, click.ClickException, BrokenPipeError):
+        except click.exceptions.Exit as end:
+            if end.exit_code in DID_ITS_WORK:
+                _tell_what_is_over(app, ctx)
+            raise
+        except (click.ClickException, BrokenPipeError):
             raise
         except (KeyboardInterrupt, click.Abort, _Terminated):
-            _report(app, 1, "stopped", "run it again: nothing was left half-written")
+            _report(app, 1, STOPPED, "run it again: nothing was left half-written")
         except OSError as problem:
             where = f"{problem.filename}: " if problem.filename else ""
             _report(app, 1, f"{where}{problem.strerror or problem}", "mend that and run it again")
@@ -110,6 +126,38 @@ class Group(click.Group):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _usage(problem: click.ClickException) -> tuple[str, str]:
+    """Return what is wrong with a command line, with the nearest name that there is, and where to read on."""
+    from l2inv.wording import clean
+
+    ctx = getattr(problem, "ctx", None)
+    said = clean(" ".join(problem.message.split())).rstrip(".")  # it repeats what was typed
+    if isinstance(problem, click.BadParameter):
+        vars(problem)["message"] = said
+        said = problem.format_message().rstrip(".")
+    known = _known(problem, ctx)
+    typed = re.search(r"No such (?:command|option):? '?(.*?)'?$|'([^']*)' is not one of", said)
+    if known and typed:
+        from difflib import get_close_matches
+
+        near = get_close_matches(typed[1] or typed[2] or "", known, n=1, cutoff=0.5)
+        said += f", the nearest is {near[0]}" if near else ""
+    command = ctx.command_path if ctx else "l2inv"
+    return said[:1].lower() + said[1:], f"see: {re.sub(r'^main', 'l2inv', command)} --help"
+
+
+def _known(problem: click.ClickException, ctx: click.Context | None) -> list[str]:
+    """Return the names among which the one that was mistyped is to be looked for."""
+    if isinstance(problem, click.NoSuchOption) and ctx:
+        return [name for parameter in ctx.command.params for name in parameter.opts]
+    param = getattr(problem, "param", None)
+    if param is not None:
+        return list(map(str, getattr(param.type, "choices", ())))
+    if ctx and isinstance(ctx.command, click.Group):
+        return ctx.command.list_commands(ctx)
+    return []
 
 
 class _Terminated(KeyboardInterrupt):
@@ -141,9 +189,40 @@ def _report(app: App, code: int, message: str, hint: str) -> NoReturn:
     except OSError:
         mute(sys.stdout)
         app.json = False
-    if not app.json:
-        app.warn(f"{message}; {hint}" if hint else message)
+    if not app.json and (line := _to_be_said(app, code, f"{message}; {hint}" if hint else message)):
+        app.warn(line)
     raise click.exceptions.Exit(code)
+
+
+def _to_be_said(app: App, code: int, line: str) -> str | None:
+    """Return the line, or what is to be printed of a failure that lasts; None where nobody is to be told again."""
+    if not app.by_the_clock or code not in LASTING or line.startswith(STOPPED):
+        return line
+    from datetime import UTC, datetime
+
+    from l2inv.cli import failures
+
+    return failures.told(app.settings_file, _command(click.get_current_context()), line, datetime.now(UTC))
+
+
+def _tell_what_is_over(app: App, ctx: click.Context) -> None:
+    if app.by_the_clock:
+        from l2inv.cli import failures
+
+        for line in failures.over(app.settings_file, _command(ctx)):
+            app.warn(line)
+
+
+def _is_within_limit(app: App, busy: Busy) -> bool:
+    """Return whether the run that is at work has not been so for longer than the settings' limit."""
+    from datetime import UTC, datetime, timedelta
+
+    limit = timedelta(hours=app.settings.monitoring.run_limit_hours)
+    return busy.since is not None and datetime.now(UTC) - busy.since <= limit
+
+
+def _command(ctx: click.Context) -> str:
+    return ctx.find_root().invoked_subcommand or ""
 
 
 def _say_json(code: int, message: str, hint: str) -> None:

@@ -63,6 +63,34 @@ def withdraw(app: App, op: str, reason: str, inversion_ids: tuple[str, ...]) -> 
     )
 
 
+@command("reinstate")
+@op_argument
+@click.option("--reason", type=Words(), required=True, help="Why the withdrawal was a mistake.")
+@click.option(
+    "--inversion",
+    "inversion_ids",
+    type=Words(),
+    multiple=True,
+    metavar="ID",
+    help="Which; may be repeated (default: all of the newest cycle).",
+)
+@json_option  # fmt: skip
+def reinstate(app: App, op: str, reason: str, inversion_ids: tuple[str, ...]) -> None:
+    """Undo the withdrawal of inversions of an OP.
+
+    Whoever reads published_op or the export sees it there.
+    """
+    from l2inv.record import event_log
+    from l2inv.stages.publish import cycles
+
+    with app.connected() as (connection, _):
+        op_id = event_log.resolve(connection, op)
+        told = cycles.reinstate(connection, op_id, reason, inversion_ids, app.actor)
+    app.result(
+        {"op_id": op_id, "reinstated": told}, lambda: app.summary(f"reinstated {', '.join(told)} of {op_id}")
+    )
+
+
 @command("adopt")
 @op_argument
 @click.argument("inversion_id", metavar="INVERSION", type=Words())

@@ -23,8 +23,15 @@ from l2inv.cli.options import json_option
     metavar="N",
     help="A line for each of the N OPs observed last; all are counted.",
 )
+@click.option(
+    "--mode",
+    type=click.Choice(["600", "640", "604", "644"]),
+    default="600",
+    show_default=True,
+    help="The FILE's permissions: 644 where a web server of another user's shows it.",
+)
 @json_option  # fmt: skip
-def report(app: App, file: Path, lines: int) -> None:
+def report(app: App, file: Path, lines: int, mode: str) -> None:
     """Write how everything stands as a page, one HTML FILE.
 
     It is put in place of the last one as a whole, for an internal web server to show; - is stdout.
@@ -41,7 +48,7 @@ def report(app: App, file: Path, lines: int) -> None:
         _print(html)
         return
     with app.reading() as (connection, settings):
-        done = room.written(connection, settings, now, lines, file)
+        done = room.written(connection, settings, now, lines, file, int(mode, 8))
     app.result(
         done,
         lambda: app.summary(f"report: {wording.plural(done['ops'], 'OP')}, {done['bytes']} bytes in {file}"),

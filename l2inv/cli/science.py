@@ -12,6 +12,7 @@ from l2inv.cli.options import json_option
 
 if TYPE_CHECKING:
     from l2inv.config.settings import Settings
+    from l2inv.database.connection import Connection
 
 
 def due(settings: "Settings", duration: timedelta | None) -> datetime:
@@ -31,6 +32,7 @@ def _claim(app: App, op: str, duration: timedelta | None) -> None:
         due_at = due(settings, duration)
         claimed = claiming.claim(connection, op_id, app.actor, due_at, extend=duration is not None)
         found = observing_programs.show(connection, op_id, app.settings.qualification)
+        put_names(app, connection, found)
     said = (
         f"claimed {op_id} for {app.actor}"
         if claimed
@@ -39,7 +41,18 @@ def _claim(app: App, op: str, duration: timedelta | None) -> None:
         else f"{op_id} is yours already"
     )
     until = f", due {wording.due(found['due_at'])}" if found["due_at"] else ""
-    app.result(found, lambda: app.summary(said + until))
+    app.result(found, lambda: app.summaries([said + until, *wording.names(found["inversions"])]))
+
+
+def put_names(app: App, connection: "Connection", op: dict[str, Any]) -> None:
+    """Put the names of the inversions into the OP's input bundle, where its folder is at hand."""
+    from l2inv.stages.preprocess import clean
+
+    try:
+        named = [one for one in op["inversions"] if "published_at" not in one]
+        clean.write_names(connection, op["op_id"], named)
+    except OSError as problem:
+        app.warn(f"{op['op_id']}: its bundle lacks the inversions' names: {problem.strerror or problem}")
 
 
 for_option = click.option(
@@ -72,19 +85,26 @@ def mark_working(app: App, op: str, duration: timedelta | None) -> None:
 @op_argument
 @click.option("--to", type=Actor(), required=True, help="Who is to hold it.")
 @click.option("--reason", type=Words(), help="Why.")
+@click.option("--force", is_flag=True, help="Also to a name that nobody had yet.")
 @for_option
 @json_option
-def hand_over(app: App, op: str, to: str, reason: str | None, duration: timedelta | None) -> None:
+def hand_over(
+    app: App, op: str, to: str, reason: str | None, force: bool, duration: timedelta | None
+) -> None:
     """Give an OP that you hold to somebody else."""
-    from l2inv.queries import observing_programs
+    from l2inv.queries import observing_programs, people
     from l2inv.record import event_log
     from l2inv.stages.mark_working import claiming
 
     with app.connected() as (connection, settings):
         op_id = event_log.resolve(connection, op)
         due_at = due(settings, duration) if duration else None
-        claiming.hand_over(connection, op_id, to, app.actor, due_at, reason)
-        found = observing_programs.show(connection, op_id, app.settings.qualification)
+        known = people.known(connection, settings)
+        with connection.transaction():
+            claiming.hand_over(connection, op_id, to, app.actor, due_at, reason)
+            if not force:
+                people.must_be_among(known, to)
+        found = observing_programs.show(connection, op_id, settings.qualification)
     app.result(found, lambda: app.summary(f"{op_id} is held by {to}, due {_day(found)}"))
 
 

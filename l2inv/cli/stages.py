@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from l2inv.cli.app import command
+from l2inv.cli.arguments import Time
 from l2inv.cli.context import App
 from l2inv.cli.options import json_option
 
@@ -49,21 +50,6 @@ def _scan(app: App, since_last: bool, allow_withdrawals: bool) -> None:
     if not report["complete"]:
         app.warn(f"scan: incomplete: {report['failed']}")
         raise click.exceptions.Exit(1)
-
-
-class Time(click.ParamType):  # type: ignore[type-arg]
-    """An ISO 8601 time; without an offset it is UTC."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        try:
-            time = value if isinstance(value, datetime) else datetime.fromisoformat(value)
-            return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-        except (ValueError, OverflowError):
-            self.fail(
-                f"{value!r} is no ISO 8601 time, such as 2026-11-23 or 2026-11-23T08:00:00Z", param, ctx
-            )
 
 
 @command("qualify")
@@ -158,12 +144,16 @@ def _dry_run(app: App) -> None:
     with app.connected() as (connection, settings):
         op_ids = preflight.inverted_ops(connection)
         ops = [preflight.preflight(connection, settings, op_id) for op_id in op_ids]
+    for op in ops:
+        del op["decided"]
 
     def text() -> None:
         for op in ops:
             render.paragraph(f"{op['op_id']}: {_readiness(op)}", hang=2)
             rows = [(check["name"], check["result"], check["detail"]) for check in op["checks"]]
             render.table(("check", "result", ""), rows)
+            steps = [(s["inversion_id"], s["step"], s["standing"], s["detail"]) for s in op["steps"]]
+            render.table(("inversion", "step", "standing", ""), steps)
             click.echo()
         app.summary(
             f"publish: {sum(op['ready'] for op in ops)} of {wording.count(ops, 'OP')} ready; nothing written"
@@ -175,7 +165,7 @@ def _dry_run(app: App) -> None:
 def _readiness(op: dict[str, Any]) -> str:
     if op["on_hold"]:
         return "on hold, will be skipped"
-    told = ", ".join(i["inversion_id"] or "a new id" for i in op["inversions"])
+    told = ", ".join(str(i["inversion_id"]) for i in op["inversions"])
     return f"ready, as {told}" if op["ready"] else "not ready, will go to error"
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from l2inv.cli.app import command
-from l2inv.cli.arguments import op_argument
+from l2inv.cli.arguments import MaxAge, op_argument
 from l2inv.cli.context import App
 from l2inv.cli.options import json_option
 
@@ -64,6 +64,7 @@ def _print_op(op: dict[str, Any]) -> None:
         ("verdict", wording.verdict_line(verdict) if verdict else "not judged yet"),
         ("overruled", f"invertible: {_yes(overruled['invertible'])}: {overruled['reason']}" if overruled else None),
         ("inputs", "changed since the verdict; see: l2inv history" if op["inputs_changed"] else None),
+        *(("inversion", line) for line in wording.names(op["inversions"])),
         *(("warning", wording.warning(found)) for found in op["warnings"]),
         *(("inversion", _inversion(inversion)) for inversion in op["inversions"]),
         *(("output", output["uri"]) for output in op["outputs"] or ()),
@@ -122,6 +123,8 @@ def _print_op(op: dict[str, Any]) -> None:
 def _inversion(told: dict[str, Any]) -> str:
     from l2inv import wording
 
+    if "published_at" not in told:  # named, and not told to the store yet
+        return f"{told['inversion_id']} of {told['instrument_program_id']}, to be in {told['folder']}"
     published = f"published {wording.day(told['published_at'])}"
     superseded = f", superseded by {told['superseded_by']}" if told["superseded_by"] else ""
     withdrawn = f", withdrawn {wording.day(told['withdrawn_at'])}" if told["withdrawn_at"] else ""
@@ -187,18 +190,50 @@ def _print_history(found: dict[str, Any]) -> None:
 
 
 @command("status")
+@click.option(
+    "--max-age",
+    "max_ages",
+    type=MaxAge(),
+    multiple=True,
+    metavar="STAGE=DURATION",
+    help="End with 1 and a line where the stage's last good run is older, such as scan=26h; may be repeated.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "prometheus"]),
+    default="text",
+    show_default=True,
+    help="For people, or for a Prometheus textfile collector.",
+)
 @json_option
-def status(app: App) -> None:
+def status(app: App, max_ages: tuple[tuple[str, timedelta], ...], form: str) -> None:
     """Show what needs somebody, and how things stand.
 
-    How many OPs are in each state, and when each stage last ran.
+    How many OPs are in each state, and when each stage last ran. With -q and --max-age, only which stage is late.
     """
-    from l2inv.queries import deadlines, observing_programs
+    from l2inv import wording
+    from l2inv.queries import deadlines, metrics, observing_programs
 
+    if app.json and form != "text":
+        raise click.UsageError("--json and --format prometheus are two formats: leave one out")
     with app.reading() as (connection, settings):
         found = observing_programs.status(connection)
         found["overdue"] = deadlines.count_overdue(connection, settings.deadlines, found["as_of"])
-    app.result(found, lambda: _print_status(found))
+        found["last_success"] = metrics.last_successes(connection)
+    found["late"] = metrics.late(found["last_success"], dict(max_ages), found["as_of"])
+    if form == "prometheus":
+        click.echo(metrics.prometheus(found), nl=False)
+    elif app.json or not (max_ages and app.verbosity < 0):
+        app.result(found, lambda: _print_status(found))
+    for stage in found["late"]:
+        last, at_most = stage["last_success"], wording.length(stage["max_age_seconds"])
+        began = (
+            f"began {wording.length((found['as_of'] - last).total_seconds())} ago" if last else "is none yet"
+        )
+        app.warn(f"{stage['stage']} is late: its last good run {began}, limit {at_most}; see: l2inv runs")
+    if found["late"]:
+        raise click.exceptions.Exit(1)
 
 
 def _print_status(found: dict[str, Any]) -> None:

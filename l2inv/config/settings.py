@@ -232,12 +232,14 @@ class Catalog(Struct, frozen=True):
     timeout_seconds: Seconds = 30.0
     batch_size: Annotated[int, Meta(ge=1, le=10_000)] = 100
     await_available: bool = field(default=True, name="await")
+    await_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 60.0
 
 
 class Publish(Struct, frozen=True):
     """Where science's outputs can be looked at, how they get to where they are served, and who is told of them."""
 
     mounts: list[Mount] = field(default_factory=list)
+    check_products: bool = True
     transfer: Transfer = Transfer()
     catalog: Catalog = Catalog()
 
@@ -272,6 +274,7 @@ class Monitoring(Struct, frozen=True):
 
     ping_url: PingUrl | None = None
     ping_timeout_seconds: Annotated[float, Meta(gt=0, le=60)] = 5.0
+    run_limit_hours: Annotated[float, Meta(gt=0, le=8760)] = 12.0
 
 
 class Person(Struct, frozen=True):
@@ -352,28 +355,18 @@ def exposed(path: Path) -> str | None:
     but root and this user. Raise OSError.
     """
     literal, real = path.absolute(), Path(os.path.realpath(path))
-    for place in dict.fromkeys([literal, *literal.parents, real, *real.parents]):
+    for place in dict.fromkeys([literal, real, *literal.parents, *real.parents]):
         found = place.lstat()
-        mode = found.st_mode
+        is_itself = place in (literal, real)
         if found.st_uid not in (0, os.geteuid()):
-            return f"{place} belongs to another user (number {found.st_uid})"
-        shared = mode & 0o002 or (mode & 0o020 and not _is_private(found))
+            where = "" if is_itself else f"lies in {place}, which "
+            return f"{where}belongs to another user (number {found.st_uid})"
         # The mode of a link says nothing; in a sticky folder everybody is kept from what is another's.
-        if shared and not stat.S_ISLNK(mode) and not (stat.S_ISDIR(mode) and mode & stat.S_ISVTX):
-            return f"others may write to {place} (chmod go-w)"
+        is_kept = stat.S_ISLNK(found.st_mode) or (not is_itself and found.st_mode & stat.S_ISVTX)
+        if found.st_mode & 0o022 and not is_kept:
+            how = "write to it" if is_itself else f"replace it, as they may write to {place}"
+            return f"others may {how} (chmod go-w)"
     return None
-
-
-def _is_private(found: os.stat_result) -> bool:
-    """Return whether the group of a file is its owner's alone, as where each user has a group of the same name."""
-    import grp
-    import pwd
-
-    try:
-        group, owner = grp.getgrgid(found.st_gid), pwd.getpwuid(found.st_uid).pw_name
-    except KeyError:
-        return False
-    return group.gr_name == owner and set(group.gr_mem) <= {owner}
 
 
 def to_plain(settings: Settings) -> dict[str, Any]:

@@ -76,7 +76,8 @@ def _serving(folder: Path) -> Path:
     """Make the server in `folder` if there is none, start it unless it runs, and return its data folder."""
     with _plain_errors(folder):
         data, binaries, version = _chosen(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        # Root's server is another user's, who must get there.
+        folder.mkdir(mode=0o700 if os.geteuid() else 0o711, parents=True, exist_ok=True)
         deadline = time.monotonic() + WAIT_SECONDS
         while not _ready(data):
             if time.monotonic() > deadline:

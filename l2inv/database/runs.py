@@ -32,7 +32,16 @@ def stage_lock(connection: Connection, stage: str, hint: str) -> Iterator[None]:
     Raise Busy, with the hint, when another holds it, and DatabaseError when it is lost in the end: the session changed.
     """
     if not _one(connection, "select l2inv.take_lock(%s)", [stage]):
-        raise Busy(f"{stage}: another run holds the lock", hint)
+        since = _one(
+            connection,
+            # One that is not there yet has just begun.
+            """
+            select coalesce((select case when finished_at is null then started_at end from l2inv.run
+                             where stage = %s order by run_id desc limit 1), clock_timestamp()) as since
+            """,
+            [stage],
+        )
+        raise Busy(f"{stage}: another run holds the lock", hint, since)
     held = True
     try:
         yield

@@ -8,7 +8,7 @@ from l2inv.database.connection import Connection
 from l2inv.queries import observing_programs
 
 FIRST = timedelta(days=1)  # what the first digest looks back on
-SECTIONS = ("overdue", "due_soon", "failed", "quarantined", "superseded_inputs", "new")
+SECTIONS = ("overdue", "due_soon", "failed", "quarantined", "superseded_inputs", "by_others", "new")
 
 
 # Every OP with its deadline; due_at is null where there is none, and on hold. With limits() for its parameters.
@@ -111,7 +111,8 @@ def digest(
     """Return each owner's own list as sections, by owner; whom nothing concerns is not among them.
 
     The sections: `overdue`, `due_soon`, `failed` (with stage and cause), `quarantined` (records of the metadata
-    store), `superseded_inputs` (held OPs whose datasets changed) and `new` (since the owner's last digest).
+    store), `superseded_inputs` (held OPs whose datasets changed), `by_others` (ready events of theirs that somebody else
+    took back since the owner's last digest) and `new` (since the owner's last digest).
     """
     owners = deadlines.owners
     lists: dict[str, dict[str, list[dict[str, Any]]]] = {}
@@ -127,6 +128,9 @@ def digest(
         give("quarantined", owners.error, record)
     for op in observing_programs.held_with_changed_inputs(connection, None):
         give("superseded_inputs", op["assignee"], op)
+    for op in _by_others(connection, min([now - FIRST, *(d.started_at for d in earlier)])):
+        if op["since"] >= since(op["assignee"], earlier, now):
+            give("by_others", op["assignee"], op)
     start = {owner: since(owner, earlier, now) for owner in (owners.discovered, owners.preprocessed)}
     for op in _new(connection, min(start.values())):
         owner = owners.discovered if op["state"] == "discovered" else owners.preprocessed
@@ -144,6 +148,19 @@ def _failed(connection: Connection) -> list[dict[str, Any]]:
 def _set_aside(connection: Connection) -> list[dict[str, Any]]:
     return connection.execute(
         "select dataset_id, reason, first_seen from l2inv.unresolved order by first_seen desc, raw_hash"
+    ).fetchall()
+
+
+def _by_others(connection: Connection, since: datetime) -> list[dict[str, Any]]:
+    """Ready events that somebody else than the holder took back."""
+    return connection.execute(
+        """
+        select op_id, detail ->> 'assignee' as assignee, actor, recorded_at as since, detail ->> 'reason' as reason
+        from l2inv.history
+        where kind = 'resumed' and voided_by is null and recorded_at >= %s and actor <> detail ->> 'assignee'
+        order by recorded_at, op_id
+        """,
+        [since],
     ).fetchall()
 
 

@@ -2,10 +2,8 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote
-
-import msgspec
 
 from l2inv.config.settings import Qualification
 from l2inv.database.connection import Connection
@@ -13,22 +11,16 @@ from l2inv.domain import measures
 from l2inv.domain.inventory import Dataset, stored
 from l2inv.domain.states import STATES
 from l2inv.queries.filters import Wanted, conditions
+from l2inv.record import issued
 
-OVERVIEW = "l2inv.op o"
 COLUMNS = """op_id, proposal_id, experiment_id, state, since, priority, assignee, instruments, dataset_count,
-              start_time, fried_parameter_med_m, bands, instrument_programs,
-              case when inputs_changed then (
-                  select h.kind <> 'reopened' from l2inv.history h
-                  where h.op_id = o.op_id and (h.kind in ('discovered', 'reopened')
-                      or h.kind = 'datasets_changed' and h.detail -> 'affects_verdict' = 'true')
-                  order by h.seq desc limit 1) else false end as inputs_changed,
-              overruled, due_at, on_hold, is_embargoed"""
+              start_time, fried_parameter_med_m, bands, instrument_programs, inputs_changed, overruled,
+              due_at, on_hold, is_embargoed"""
 # What an OP's measures are computed from. A description is long, and measured by nobody.
 PRESENT = """
     (select array_agg((d.record - 'experimentDescription')::text order by d.dataset_id)
      from l2inv.dataset d where d.op_id = o.op_id and not d.withdrawn) as present
 """
-IN_TABLE = "op_id, state, since, assignee, on_hold, dataset_count"
 LISTED = (
     "op_id",
     "proposal_id",
@@ -56,34 +48,27 @@ MOST_INVERTED = 20  # OPs that one person inverted, of which a list is shown
 
 
 def add_measures(row: dict[str, Any], rules: Qualification) -> dict[str, Any]:
-    """Replace `present`, the texts of an OP's present datasets, by what is measured of them; return the row.
-
-    Of an OP with a text that is no dataset's, only that is said: it keeps no other OP from being shown.
-    """
-    texts = row.pop("present") or ()
-    try:
-        found = measures.measure([stored(text) for text in texts], rules)
-    except msgspec.ValidationError:
-        found = measures.Measures(odd=["a record is damaged; see: l2inv verify datasets"])
-    row |= measures.plain(found)
+    """Replace `present`, the texts of an OP's present datasets, by what is measured of them; return the row."""
+    present = [stored(text) for text in row.pop("present") or ()]
+    row |= measures.plain(measures.measure(present, rules))
     return row
 
 
 def list_ops(
-    connection: Connection, wanted: Wanted, rules: Qualification, what: Literal["all", "table", "ids"] = "all"
+    connection: Connection, wanted: Wanted, rules: Qualification, *, full: bool = True
 ) -> Iterator[dict[str, Any]]:
     """Yield the OPs that fit in the order of their ids, each as soon as it is read: memory does not grow with them.
 
-    Of each, what `what` says: all that is known, what a table shows (state, `since`, holder, number of datasets), or its id.
+    Without `full`, only what a table shows of each: its id, state, `since`, holder and number of datasets.
     """
-    columns = {"all": f"{COLUMNS}, {PRESENT}", "table": IN_TABLE, "ids": "op_id"}[what]
     condition, values = conditions(wanted, rules)
+    columns = f"{COLUMNS}, {PRESENT}" if full else "op_id, state, since, assignee, on_hold, dataset_count"
     where = f"where {condition}" if condition else ""
     with connection.transaction(), connection.cursor("l2inv_list") as cursor:
         cursor.itersize = AT_ONCE
-        statement = f"select {columns} from {OVERVIEW} {where} order by op_id"  # noqa: S608 - text of our own
+        statement = f"select {columns} from l2inv.op o {where} order by op_id"  # noqa: S608 - text of our own
         for row in cursor.execute(statement, values):
-            yield add_measures(row, rules) if what == "all" else row
+            yield add_measures(row, rules) if full else row
 
 
 def show(connection: Connection, op_id: str, rules: Qualification) -> dict[str, Any]:
@@ -127,6 +112,9 @@ def show(connection: Connection, op_id: str, rules: Qualification) -> dict[str, 
     for dataset in row["datasets"]:
         dataset["record"] = {snake.get(name, name): value for name, value in dataset["record"].items()}
         dataset["files_url"] = files_url(dataset["bucket"], dataset.pop("proposal_id"), dataset["dataset_id"])
+    told = {one["inversion_id"]: one for one in row["inversions"]}
+    named = inversions(connection, op_id, row["proposal_id"])
+    row["inversions"] = [one | told.pop(one["inversion_id"], {}) for one in named] + list(told.values())
     return row
 
 
@@ -147,15 +135,51 @@ def files_url(bucket: str | None, proposal_id: str | None, dataset_id: str) -> s
     return f"https://app.globus.org/file-manager?origin_id={L1_COLLECTION}&origin_path={path}"
 
 
+def inversions(connection: Connection, op_id: str, proposal_id: str | None) -> list[dict[str, Any]]:
+    """Return the inversions named in an OP's present cycle, with the names that follow from their ids."""
+    return issued.with_names(issued.of_cycle(connection, op_id), proposal_id)
+
+
 def held_by(connection: Connection, actor: str) -> list[dict[str, Any]]:
     """Return the OPs that somebody holds, the one that is due first at the top; one in error comes back to him."""
-    return connection.execute(
+    rows = connection.execute(
         f"""
         select {COLUMNS} from {OVERVIEW}
         where assignee = %s and (state = 'working' or state = 'error' and exists (
             select from l2inv.op_state s where s.op_id = o.op_id and s.state_before_error = 'working'))
         order by due_at nulls last, op_id
         """,  # noqa: S608
+        [actor],
+    ).fetchall()
+    for row in rows:
+        row["inversions"] = inversions(connection, row["op_id"], row["proposal_id"])
+    return rows
+
+
+def inverted_by(connection: Connection, actor: str) -> list[dict[str, Any]]:
+    """Return the OPs that somebody inverted, published or not, the last first; MOST_INVERTED at most."""
+    return connection.execute(
+        f"""
+        select {COLUMNS} from l2inv.op o
+        where op_id in (
+            select op_id from l2inv.op_state
+            where assignee = %s and state in ('inverted', 'published') order by since desc, op_id limit %s)
+        order by since desc, op_id
+        """,  # noqa: S608
+        [actor, MOST_INVERTED],
+    ).fetchall()
+
+
+def failed_of(connection: Connection, actor: str) -> list[dict[str, Any]]:
+    """Return the OPs in error that somebody holds or inverted, with the stage that failed and the cause."""
+    return connection.execute(
+        """
+        select s.op_id, s.since, s.state_before_error, e.detail ->> 'stage' as stage, e.detail ->> 'cause' as cause
+        from l2inv.op_state s cross join lateral (
+            select detail from l2inv.event f where f.op_id = s.op_id and f.kind = 'failed' order by seq desc limit 1) e
+        where s.assignee = %s and s.state = 'error' and s.state_before_error in ('working', 'inverted')
+        order by s.since desc, s.op_id
+        """,
         [actor],
     ).fetchall()
 

@@ -1,5 +1,6 @@
 """A backup by pg_dump and its restoration by pg_restore: PostgreSQL's own format, this schema alone."""
 
+import json
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from l2inv.config.settings import Settings, redact
@@ -37,10 +39,11 @@ def backup(connection: Connection, settings: Settings, path: Path) -> int:
     return path.stat().st_size
 
 
-def restore(connection: Connection, settings: Settings, path: Path) -> None:
-    """Restore the schema from a backup, all or nothing, into a database that has none of that name.
+def restore(connection: Connection, settings: Settings, path: Path, actor: str) -> tuple[int, str]:
+    """Restore the schema from a backup, all or nothing, into a database that has none of that name; then record with
+    each OP that it was restored. Return how many there are, and why it could not be recorded: verify says more.
 
-    What stands in the backup is restored as it is: verify it afterwards. Owner of everything is who restores; the rights
+    Event ids go on beyond all that any reader can have seen of the database that was lost. What stands in the backup is restored as it is: verify it afterwards. Owner of everything is who restores; the rights
     of other roles are set by `l2inv roles`. Raise Refused when the schema is there, L2invError for a file that is no
     backup of this schema, DatabaseError with pg_restore's words, OSError.
     """
@@ -66,6 +69,30 @@ def restore(connection: Connection, settings: Settings, path: Path) -> None:
     command = [program, "--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges"]
     _run([*command, str(path)], connection, settings)
     connection.execute("revoke all on all functions in schema l2inv from public")
+    connection.execute(_LEAP)
+    try:
+        detail = json.dumps({"file": os.fsencode(path.name).decode("utf-8", "backslashreplace")})
+        return connection.execute(_RESTORED, [actor, detail]).rowcount, ""
+    except (
+        psycopg.IntegrityError,
+        psycopg.DataError,
+        psycopg.ProgrammingError,
+        psycopg.InternalError,
+    ) as problem:
+        return 0, " ".join(str(problem).split())  # what was tampered with before may let nothing in
+
+
+# The clock's microseconds grow faster than events are recorded: ids of a database that was restored before, from the same
+# backup even, are below them. In JavaScript's numbers they are exact until 2255.
+_LEAP = """
+    select setval('l2inv.event_event_id_seq',
+                  greatest(last_value + 1000000000, floor(extract(epoch from clock_timestamp()) * 1000000)::bigint))
+    from l2inv.event_event_id_seq
+"""
+_RESTORED = """
+    insert into l2inv.event (op_id, seq, kind, actor, detail)
+    select op_id, seq + 1, 'restored', %s, %s::jsonb from l2inv.op_state order by op_id
+"""
 
 
 def _contents(program: str, path: Path) -> list[str]:

@@ -43,7 +43,7 @@ class Findings:
 
 
 @contextmanager
-def _streamed(connection: Connection, name: str, query: str) -> Iterator[Iterable[TupleRow]]:
+def streamed(connection: Connection, name: str, query: str) -> Iterator[Iterable[TupleRow]]:
     """Lend the rows of a query, timestamps and JSON as the text that PostgreSQL prints: what was tampered with may be
     none that Python knows. Nothing is asked of the server but the rows as they lie there."""
     connection.execute("set local timezone = 'UTC'; set local datestyle = 'ISO'")
@@ -54,19 +54,30 @@ def _streamed(connection: Connection, name: str, query: str) -> Iterator[Iterabl
         yield cursor.execute(query)
 
 
-def events(connection: Connection, findings: Findings, progress: Callable[[int], None]) -> None:
-    """Check every OP's chain: seq without holes, and each hash that of the content and of the hash before it."""
-    query = """
-        select event_id, op_id, seq, kind, state, actor, recorded_by, recorded_at, run_id, detail, hash
-        from l2inv.event order by op_id, seq
+def events(
+    connection: Connection, findings: Findings, progress: Callable[[int], None], since: bool = False
+) -> None:
+    """Check every OP's chain: seq without holes, and each hash that of the content and of the hash before it.
+
+    Since an anchor that is loaded: each chain from the anchored event on.
     """
+    columns = (
+        "e.event_id, e.op_id, e.seq, e.kind, state, actor, recorded_by, recorded_at, run_id, detail, e.hash"
+    )
+    query = f"select {columns}, 0, null from l2inv.event e order by op_id, seq"  # noqa: S608 - columns of our own
+    if since:
+        query = f"""
+            select {columns}, coalesce(h.seq, 0), h.hash from pg_temp.fresh f join l2inv.event e using (event_id)
+            left join pg_temp.last_head h on h.op_id = e.op_id order by e.op_id, e.seq
+        """  # noqa: S608
     op_id, last_seq, previous = None, 0, None
-    with _streamed(connection, "verify_events", query) as rows:
+    with streamed(connection, "verify_events", query) as rows:
         for passed, row in enumerate(rows, 1):
-            event = dict(zip((*canonical.FIELDS, "detail_text", "hash"), row, strict=True))
+            *values, first_seq, first_hash = row
+            event = dict(zip((*canonical.FIELDS, "detail_text", "hash"), values, strict=True))
             event["recorded_at"] = _in_iso(event["recorded_at"])
             if event["op_id"] != op_id:
-                op_id, last_seq, previous = event["op_id"], 0, None
+                op_id, last_seq, previous = event["op_id"], first_seq, first_hash
             digest = event["hash"].hex() if event["hash"] else None
             if event["seq"] != last_seq + 1:
                 findings.add("event", event, f"event {last_seq + 1} is missing before event {event['seq']}")
@@ -83,16 +94,20 @@ def _in_iso(moment: str) -> str:
     return f"{seconds}.{fraction:0<6}Z" if fraction else f"{seconds}Z"
 
 
-def state(connection: Connection, findings: Findings, _: Callable[[int], None]) -> None:
-    """Compare each OP's present state with what its events say, the hash of the newest among it."""
-    columns = ", ".join(states.Op.__struct_fields__)
-    kept_query = f"select {columns} from l2inv.op_state order by op_id"  # noqa: S608 - columns of our own
-    told_query = """
-        select op_id, seq, kind, state, recorded_at, hash, detail from l2inv.event order by op_id, seq
+def state(connection: Connection, findings: Findings, _: Callable[[int], None], since: bool = False) -> None:
+    """Compare each OP's present state with what its events say, the hash of the newest among it.
+
+    Since an anchor that is loaded: of the OPs that have events after it.
     """
+    columns = ", ".join(states.Op.__struct_fields__)
+    of = "where op_id in (select op_id from pg_temp.fresh)" if since else ""
+    kept_query = f"select {columns} from l2inv.op_state {of} order by op_id"  # noqa: S608 - columns of our own
+    told_query = f"""
+        select op_id, seq, kind, state, recorded_at, hash, detail from l2inv.event {of} order by op_id, seq
+    """  # noqa: S608
     with (
-        _streamed(connection, "verify_kept", kept_query) as rows,
-        _streamed(connection, "verify_told", told_query) as events,
+        streamed(connection, "verify_kept", kept_query) as rows,
+        streamed(connection, "verify_told", told_query) as events,
     ):
         kept_ops = (_kept_op(row) for row in rows)
         told_ops = (_told_op(op_id, of_op) for op_id, of_op in groupby(events, key=itemgetter(0)))

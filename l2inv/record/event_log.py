@@ -157,7 +157,7 @@ def resolve(connection: Connection, op: str) -> str:
 
     It may be the OP's id; or the beginning, the end or any other part of it; or the id of one of its datasets, products,
     instrument programs or inversions. A beginning is looked up in an index, and decides before an end, an end before
-    other parts: the ends that tails() returns always name their OP. Ends and parts are found by reading all ids
+    other parts: the ends that tails() returns always name their OP. Ends and parts are found by reading op_state
     once; products, instrument programs and inversions are looked for only where the text has the form of theirs.
     """
     candidates = _ids(
@@ -220,7 +220,7 @@ def tails(connection: Connection, op_ids: Iterable[str]) -> dict[str, str]:
     """Return for each OP the shortest end of its id that resolve() takes for it.
 
     That is its last number where no other OP's id ends so, else more of it, and the whole id where another begins so.
-    Reads all ids once.
+    Read every id once.
     """
     wanted = set(op_ids)
     rows = _ids(

@@ -5,6 +5,8 @@ Every check reads one snapshot in a stream, so that memory stays flat and nobody
 
 import hashlib
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from typing import Annotated, Any, LiteralString
 
 import msgspec
@@ -13,6 +15,9 @@ import psycopg
 from l2inv.config.settings import Qualification
 from l2inv.database.connection import Connection
 from l2inv.domain import criteria, inventory
+from l2inv.record import anchor as anchors
+from l2inv.record import structure
+from l2inv.record.anchor import Anchor
 from l2inv.record.chains import BATCH, Findings, events, state
 
 
@@ -20,37 +25,77 @@ def verify(
     connection: Connection,
     what: str | None = None,
     progress: Callable[[int, int], None] = lambda done, of: None,
+    anchor: Anchor | None = None,
+    since: bool = False,
 ) -> dict[str, Any]:
-    """Make every check, or the one that is named: how many of each, and one finding for each fault."""
+    """Make every check, or the one that is named: how many of each, and one finding for each fault.
+
+    Against an anchor, where one is loaded, which takes what is new where everything was checked and nothing found; since
+    it: only what came after, and what it names.
+    """
     findings = Findings()
-    with connection.transaction():
-        connection.execute("set transaction isolation level repeatable read, read only")
-        checked = run_checks(connection, findings, list(CHECKS) if what is None else [what], progress)
-    return {"checked": checked, "findings": findings.first, "found": findings.number}
+    names = [*CHECKS, "schema"] if what is None else [what]
+    if since:
+        names = [*SINCE, "schema"]
+    with ExitStack() as stack:
+        with connection.transaction():
+            connection.execute("set transaction isolation level repeatable read, read only")
+            if since:
+                anchors.find_fresh(connection)
+            named = [name for name in names if name != "schema"]
+            checked = run_checks(connection, findings, named, progress, since)
+            if anchor:
+                checked["anchored"] = anchor.heads
+                anchors.check(connection, findings, anchor)
+                block, heads = stack.enter_context(anchors.block(connection, anchor))
+        if "schema" in names:
+            checked["schema"] = structure.check(connection, findings)
+        found = {"checked": checked, "findings": findings.first, "found": findings.number}
+        if anchor and what is None and not findings.number:
+            anchors.append(anchor.path, block)
+            found["anchored"] = heads
+    return found
 
 
 def run_checks(
-    connection: Connection, findings: Findings, names: list[str], progress: Callable[[int, int], None]
+    connection: Connection,
+    findings: Findings,
+    names: list[str],
+    progress: Callable[[int, int], None],
+    since: bool = False,
 ) -> dict[str, int]:
     """Make the named checks in the transaction that is open, and return how many rows each checked."""
-    rows = {name: _count(connection, CHECKED[name]) for name in names}
+    checks, of_checks = (SINCE, CHECKED_SINCE) if since else (CHECKS, CHECKED)
+    rows = {name: _count(connection, of_checks[name]) for name in names}
     checked, of, before = {}, sum(rows.values()), 0
     for name in names:
-        whole = _check(connection, name, findings, lambda done, before=before: progress(before + done, of))  # type: ignore[misc]
+        whole = _check(
+            connection,
+            name,
+            checks[name],
+            findings,
+            lambda done, before=before: progress(before + done, of),  # type: ignore[misc]
+        )
         checked[name] = rows[name] if whole else 0
         before += rows[name]
         progress(before, of)
     return checked
 
 
-def _check(connection: Connection, name: str, findings: Findings, progress: Callable[[int], None]) -> bool:
+def _check(
+    connection: Connection,
+    name: str,
+    check: Callable[..., None],
+    findings: Findings,
+    progress: Callable[[int], None],
+) -> bool:
     """Make one of the checks; False where it cannot be made to its end.
 
     What it cannot even read is a finding: whoever changed it may have put anything there.
     """
     try:
         with connection.transaction():
-            CHECKS[name](connection, findings, progress)
+            check(connection, findings, progress)
     except psycopg.DataError as problem:
         words = " ".join(str(problem).split("\n", 1)[0].split())
         findings.add(name, {}, f"{name} cannot be read to their end: {words}; l2inv verify events says more")
@@ -58,8 +103,8 @@ def _check(connection: Connection, name: str, findings: Findings, progress: Call
     return True
 
 
-def _count(connection: Connection, table: LiteralString) -> int:
-    counted = connection.execute(f"select count(*) as rows from l2inv.{table}").fetchone()  # noqa: S608 - one of ours
+def _count(connection: Connection, table: LiteralString, what: LiteralString = "count(*)") -> int:
+    counted = connection.execute(f"select {what} as rows from {table}").fetchone()  # noqa: S608 - one of ours
     assert counted is not None
     rows: int = counted["rows"]
     return rows
@@ -198,8 +243,13 @@ class _Judged(msgspec.Struct):
     criteria_version: str
 
 
-def verdicts(connection: Connection, findings: Findings, progress: Callable[[int], None]) -> None:
-    """Judge every recorded verdict again, on the dataset versions and by the criteria that it names."""
+def verdicts(
+    connection: Connection, findings: Findings, progress: Callable[[int], None], since: bool = False
+) -> None:
+    """Judge every recorded verdict again, on the dataset versions and by the criteria that it names.
+
+    Since an anchor that is loaded: from the first event on that came after it.
+    """
     rules = {}
     for row in connection.execute(
         "select criteria_version, rules from l2inv.criteria order by criteria_version"
@@ -209,7 +259,7 @@ def verdicts(connection: Connection, findings: Findings, progress: Callable[[int
         if rules[version] is None:
             findings.add("criteria", {}, f"criteria {version} are not those that were kept under this name")
     checked = 0
-    after = 0
+    after = _count(connection, "pg_temp.fresh", _BEFORE) if since else 0
     while rows := _batch(connection, after):
         after = rows[-1]["event_id"]
         judged = [_judged(row["detail"]) for row in rows]
@@ -223,14 +273,18 @@ def verdicts(connection: Connection, findings: Findings, progress: Callable[[int
         progress(checked)
 
 
+_BEFORE: LiteralString = "coalesce(min(event_id) - 1, 9223372036854775807)"
+
+
 def _rules(kept: Any, version: str) -> Qualification | None:
     """The rules that were kept under a version; None where they are not those."""
     try:
         rules = msgspec.convert(kept, Qualification)
     except msgspec.ValidationError:
         return None
-    # What could be set per instrument only later is missing in rules from before.
-    same = {"per_instrument": []} | kept == criteria.deciding(rules)
+    # What could be set only later is missing in rules from before.
+    later = criteria.deciding(Qualification())
+    same = {name: later[name] for name in criteria.ADDED} | kept == criteria.deciding(rules)
     return rules if same and criteria.version(rules) == version else None
 
 
@@ -313,11 +367,28 @@ def _numbers_as_floats(value: Any) -> Any:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-CHECKS = {"events": events, "state": state, "verdicts": verdicts, "datasets": datasets, "runs": runs}
+CHECKS: dict[str, Callable[..., None]] = {
+    "events": events,
+    "state": state,
+    "verdicts": verdicts,
+    "datasets": datasets,
+    "runs": runs,
+}
 CHECKED: dict[str, LiteralString] = {
-    "events": "event",
-    "state": "op_state",
-    "verdicts": "event where kind = 'judged'",
-    "datasets": "dataset_version",
-    "runs": "run",
+    "events": "l2inv.event",
+    "state": "l2inv.op_state",
+    "verdicts": "l2inv.event where kind = 'judged'",
+    "datasets": "l2inv.dataset_version",
+    "runs": "l2inv.run",
+}
+# What can be checked of what came after an anchor alone.
+SINCE: dict[str, Callable[..., None]] = {
+    "events": partial(events, since=True),
+    "state": partial(state, since=True),
+    "verdicts": partial(verdicts, since=True),
+}
+CHECKED_SINCE: dict[str, LiteralString] = {
+    "events": "pg_temp.fresh",
+    "state": "(select distinct op_id from pg_temp.fresh) op",
+    "verdicts": "pg_temp.fresh where kind = 'judged'",
 }

@@ -20,7 +20,7 @@ from threading import Event as Flag
 
 import msgspec
 
-from l2inv.files import replace
+from l2inv.files import private_folder, replace
 
 OWN = ".l2inv"  # what l2inv keeps in an OP's folder for itself
 LOG = "preprocess.log"
@@ -137,8 +137,8 @@ def prepare(job: Job) -> Path:
         argv=shlex.join(job.argv),
     )
     path = _file(job.folder, job.name, "sh")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace(path, script)
+    private_folder(path.parent)
+    replace(path, script, 0o700)
     (job.folder / job.log).unlink(missing_ok=True)  # an earlier attempt's words are not this one's
     return path
 
@@ -235,7 +235,7 @@ def kill(folder: Path, name: str, patience_seconds: float = 5.0) -> bool:
 def give_up(folder: Path, name: str) -> None:
     """Return that a job ended, in its place: it begins no more, and no later run looks for it. Raise OSError."""
     if folder.exists():
-        _file(folder, name, "sh").parent.mkdir(exist_ok=True)
+        _file(folder, name, "sh").parent.mkdir(mode=0o700, exist_ok=True)
         replace(_file(folder, name, "exit"), msgspec.json.encode(Ended(signal="TERM")).decode())
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from l2inv.config.settings import Slurm
+from l2inv.files import replace
 
 # "JOB STATE CODES" of squeue(1): a task in any other state is not at its end.
 ENDED = frozenset(
@@ -66,13 +67,13 @@ def submit(
     # before the script has said how it ended. Slurm reads % and \ of a path as its own: it is given none.
     tasks = "".join(f"{i}) exec /bin/sh {shlex.quote(str(path))} ;;\n" for i, path in enumerate(scripts))
     batch = batch_folder / "batch.sh"
-    batch.write_text(
+    replace(
+        batch,
         "#!/bin/sh\n"
         "unset SLURM_EXPORT_ENV\n"  # or else an srun of the command's would get no environment
         f'exec >{shlex.quote(str(batch_folder))}/"$SLURM_ARRAY_TASK_ID".out 2>&1 || exit 1\n'
         f'case "$SLURM_ARRAY_TASK_ID" in\n{tasks}esac\n',
-        encoding="utf-8",
-        errors="surrogateescape",
+        0o700,
     )
     throttle = f"%{settings.array_throttle}" if settings.array_throttle else ""
     asked = {

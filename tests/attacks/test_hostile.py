@@ -137,7 +137,7 @@ def test_hostile_text_goes_through_every_command_and_is_shown_as_it_is(
         run(l2inv, "unhold", f"--reason={op}", "--", op)
         run(l2inv, "claim", "--", op)
         run(l2inv, "note", "--", op, op)
-        run(l2inv, "hand-over", "--to", "ann", f"--reason={op}", "--", op)
+        run(l2inv, "hand-over", "--force", "--to", "ann", f"--reason={op}", "--", op)
         assert run(l2inv, "take-over", f"--reason={op}", "--", op).exit_code == 3
         run(l2inv, "release", f"--reason={op}", "--", op, actor="ann")
         run(l2inv, "claim", "--", op)

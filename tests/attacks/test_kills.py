@@ -27,7 +27,7 @@ from l2inv.database import embedded, migrate
 from l2inv.database.connection import open_connection
 from l2inv.sample import inventory
 from l2inv.sample.server import Fault, Store
-from tests.conftest import NOW, Commands, Connection
+from tests.conftest import NOW, READY_TEXT, Commands, Connection
 from tests.stages.test_publish import wait_until
 
 SEED = int(os.environ.get("L2INV_ATTACKS_SEED", "1"))
@@ -235,7 +235,7 @@ class World:
         before = self.newest()
         if by_file:
             making = self.inbox / "making"
-            making.write_text(f"op_id: {op}\nnote: round {self.rounds}\n")
+            making.write_text(f"op_id: {op}\nnote: round {self.rounds}\n{READY_TEXT}")
             making.rename(self.inbox / "ready.yaml")
             self._done("inbox", ("inbox", str(self.inbox)), attack)
             assert [p.name for p in self.inbox.iterdir() if p.is_file()] == []
@@ -416,7 +416,7 @@ def ready_for(world: World, stage: str) -> tuple[str, ...]:
     if stage in ("inbox", "publish"):
         world.l2inv("preprocess")
         world.l2inv("claim", op)
-        (world.inbox / "ready.yaml").write_text(f"op_id: {op}")
+        (world.inbox / "ready.yaml").write_text(f"op_id: {op}\n{READY_TEXT}")
     if stage == "publish":
         world.l2inv(*argv["inbox"])
     return argv.get(stage, (stage,))

@@ -463,12 +463,16 @@ def test_a_token_that_the_store_or_a_command_repeats_is_neither_said_nor_recorde
     store: Store,
     connection: Connection,
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
     status: int,
 ) -> None:
     token = f"Marked{secrets.token_hex(6)}"
     monkeypatch.setenv("STORE_TOKEN", token)
     l2inv.settings["metadata_store"] |= {"token_env": "STORE_TOKEN", "retries": 0}
-    l2inv.settings["preprocess"]["command"] = ["/bin/sh", "-c", "echo never $STORE_TOKEN; exit 3"]
+    (tmp_path / "token").write_text(
+        token
+    )  # the command is not given the variable, but may know the token all the same
+    l2inv.settings["preprocess"]["command"] = ["/bin/sh", "-c", f"echo never $(cat {tmp_path}/token); exit 3"]
     l2inv.save()
     l2inv("claim", ready[0])
     l2inv("mark-inverted", ready[0])

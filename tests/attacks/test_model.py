@@ -322,7 +322,7 @@ class World(RuleBasedStateMachine):
     def hand_over(self, number: int, actor: str, to: str) -> None:
         op = self.op(number)
         may = op.state == "working" and op.holder == actor and to != actor
-        self.does("hand-over", op.op_id, "--to", to, actor=actor, expect={0} if may else {3})
+        self.does("hand-over", op.op_id, "--to", to, "--force", actor=actor, expect={0} if may else {3})
         if may:
             self.took((op.op_id, "handed_over"))
             op.holder = to

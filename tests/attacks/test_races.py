@@ -60,13 +60,13 @@ def claimer(file, number, draw=None):
         run(file, me, "release", op)
     elif what == "hand":
         other = f"person-{draw.randrange(claimers)}"
-        run(file, me, "hand-over", op, "--to", other)
+        run(file, me, "hand-over", op, "--to", other, "--force")
         run(file, other, "release", op)
     elif what == "note":
         run(file, me, "note", op, "mine")
         run(file, me, "claim", op)  # already
         run(file, me, "release", op)
-    elif run(file, me, "mark-inverted", op)[0] == 3:
+    elif run(file, me, "mark-inverted", op, "--output", "globus://x", "--software", "x", "--software-version", "1")[0] == 3:
         run(file, me, "release", op)
 
 until, children = time.monotonic() + seconds, []

@@ -22,7 +22,7 @@ READS = [
     ["status"], ["next"], ["list"], ["list", "--state", "preprocessed"], ["quarantine"], ["config", "check"],
     ["migrate"], ["migrate", "--dry-run"], ["retry"], ["scan"], ["qualify"], ["preprocess"], ["publish"],
     ["server", "status"], ["near-misses"], ["criteria"], ["completeness"],
-    ["overdue"], ["digest"], ["mine"], ["verify"], ["export"], ["publish", "--dry-run"], ["clean", "--older-than", "1d"],
+    ["overdue"], ["digest"], ["mine"], ["verify"], ["export"], ["log"], ["runs"], ["publish", "--dry-run"], ["clean", "--older-than", "1d"],
 ]  # fmt: skip
 ABOUT_AN_OP = ["files", "show", "explain", "history", "claim", "mark-working", "release"]
 
@@ -127,6 +127,44 @@ def test_status_always_names_all_eight_states(l2inv: Commands) -> None:
 )  # fmt: skip
 def test_wrong_usage_is_exit_code_2(l2inv: Commands, argv: list[str]) -> None:
     assert l2inv(*argv, expect=2).stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["lst"], "no such command 'lst', the nearest is list; see: l2inv --help"),
+        (["relase", "x"], "no such command 'relase', the nearest is release; see: l2inv --help"),
+        (["config", "chek"], "no such command 'chek', the nearest is check; see: l2inv config --help"),
+        (["xyzzyq"], "no such command 'xyzzyq'; see: l2inv --help"),
+        (
+            ["scan", "--since-lst"],
+            "no such option '--since-lst', the nearest is --since-last; see: l2inv scan --help",
+        ),
+        (["log", "--kind", "claimd"], ", the nearest is claimed; see: l2inv log --help"),
+        (["claim"], "missing argument 'OP'; see: l2inv claim --help"),
+        (["show", "a\x1b[31mb", "c"], "got unexpected extra argument (c); see: l2inv show --help"),
+    ],
+    ids=str,
+)
+def test_wrong_usage_is_one_line_that_names_the_nearest(l2inv: Commands, argv: list[str], line: str) -> None:
+    answer = l2inv(*argv, expect=2)
+    assert answer.stdout == ""
+    assert answer.stderr.startswith("l2inv: ")
+    assert re.sub(r"such option: ?(\S+?)(,|;|$)", r"such option '\1'\2", answer.stderr).endswith(f"{line}\n")
+    assert answer.stderr.count("\n") == 1
+    error = l2inv(*argv, "--json", expect=2).json["error"]
+    assert answer.stderr == f"l2inv: {error['message']}; {error['hint']}\n"
+
+
+def test_common_options_stand_last_in_each_help() -> None:
+    for path in all_commands():
+        shown = CliRunner().invoke(main, [*path, "--help"], terminal_width=100).stdout
+        names = re.findall(r"^  +(?:-\w, )?(--?[\w-]+)", shown.partition("Options:")[2], re.MULTILINE)
+        common = ["--json", "--config", "--actor", "-v", "-q", "--help"]
+        own_actor = path == ("log",)
+        assert names[-5 if own_actor else -6 :] == [n for n in common if n != "--actor" or not own_actor], (
+            path
+        )
 
 
 def test_every_mistake_of_the_settings_is_named_at_once_with_exit_code_10(l2inv: Commands) -> None:

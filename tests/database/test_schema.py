@@ -2,12 +2,17 @@
 
 from typing import Any
 
+from l2inv.record import structure
 from tests import schema
 from tests.conftest import Connection
 
 
 def test_the_document_is_what_the_migrations_make(connection: Connection) -> None:
     assert schema.DOCUMENT.read_text() == schema.text(connection), f"stale; run: {schema.COMMAND}"
+
+
+def test_what_verify_compares_with_is_what_the_migrations_make(connection: Connection) -> None:
+    assert structure.SHIPPED.read_text() == schema.expected(connection), f"stale; run: {schema.COMMAND}"
 
 
 def functions_and_views(connection: Connection) -> list[Any]:

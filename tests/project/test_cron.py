@@ -65,10 +65,26 @@ def folder() -> Iterator[Path]:
     """A folder that the user owns, its path open to the user."""
     folder = Path(tempfile.mkdtemp(prefix="l2inv-cron-"))
     user = pwd.getpwnam(USER)
-    for name in ("mail", "sbin", "spool", "none", "open", "work", "inbox", "www", "server", "ops"):
+    for name in (
+        "mail",
+        "sbin",
+        "spool",
+        "none",
+        "open",
+        "work",
+        "inbox",
+        "www",
+        "anchor",
+        "server",
+        "ops",
+        "backup",
+    ):
         (folder / name).mkdir()
     (folder / "open").chmod(0o711)
-    for path in (folder, *(folder / name for name in ("mail", "inbox", "www", "server", "ops"))):
+    for path in (
+        folder,
+        *(folder / name for name in ("mail", "inbox", "www", "server", "ops", "backup", "anchor")),
+    ):
         os.chown(path, user.pw_uid, user.pw_gid)
     yield folder
     embedded.stop(folder / "server")
@@ -84,7 +100,7 @@ def closed_folders() -> list[str]:
 def crontab_for(folder: Path) -> str:
     """The example with what it says to change changed, and every line run every minute."""
     text = CRONTAB.read_text()
-    for name in ("inbox", "www"):
+    for name in ("inbox", "www", "backup", "anchor"):
         text = text.replace(f"/srv/l2inv/{name}", str(folder / name))
     for name, value in {
         "MAILTO": OPERATORS,
@@ -158,6 +174,9 @@ def test_the_example_crontab_does_the_work_and_mails_only_what_somebody_must_loo
             l2inv("claim", op)
             l2inv("mark-inverted", op)
         (folder / "inbox/wrong.yaml").write_text("op_id: no-such-op\n")
+        l2inv("verify", "--anchor", str(folder / "anchor/heads"), "--new-anchor")
+        user = pwd.getpwnam(USER)
+        os.chown(folder / "anchor/heads", user.pw_uid, user.pw_gid)
         before = l2inv.json("status")
         store.datasets = whole
         refusal = Fault(body=b'{"errors": [{"message": "no"}], "data": null}')
@@ -182,6 +201,8 @@ def test_the_example_crontab_does_the_work_and_mails_only_what_somebody_must_loo
     assert after["ops"] == before["ops"] + len(late)
     assert after["states"]["preprocessed"] == before["states"]["preprocessed"] + len(late)
     assert (after["states"]["published"], after["states"]["error"]) == (1, 1)
+
+    assert (folder / "anchor/heads").read_text().count('{"anchor"') > 1
 
     assert f"<b>{after['ops']}</b> found" in (folder / "www/index.html").read_text()
     told = mails(folder)

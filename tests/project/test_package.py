@@ -51,7 +51,8 @@ def test_the_wheel_holds_the_package_with_its_migrations_and_nothing_else(wheel:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         metadata = archive.read(f"{NAME}.dist-info/METADATA").decode()
     migrations = {name.replace("migrations/", "l2inv/_migrations/") for name in kept("migrations")}
-    assert names == kept("l2inv") | migrations
+    manual = {f"{NAME}.data/data/share/man/man1/l2inv.1"}
+    assert names == kept("l2inv") | migrations | manual
     assert {"l2inv/py.typed", "l2inv/sample/schema.graphql"} <= names
     assert "License-File: LICENSE" in metadata
 

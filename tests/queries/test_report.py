@@ -607,23 +607,28 @@ def test_the_number_of_statements_does_not_grow_with_the_ops_and_none_may_write(
     assert numbers[0] == numbers[1] < 20
 
 
-def test_the_file_is_for_everybody_to_read_and_takes_the_place_of_the_last(
-    l2inv: Commands, tmp_path: Path
+@pytest.mark.parametrize(
+    ("argv", "mode"), [((), 0o600), (("--mode", "644"), 0o644), (("--mode", "640"), 0o640)]
+)
+def test_the_file_has_the_mode_that_is_asked_for_and_takes_the_place_of_the_last(
+    l2inv: Commands, tmp_path: Path, argv: tuple[str, ...], mode: int
 ) -> None:
     file = tmp_path / "web" / "l2.html"
     file.parent.mkdir()
     file.write_text("the last one")
-    file.chmod(0o600)
-    before = os.umask(0o077)
+    file.chmod(0o666)
+    before = os.umask(0o077 if argv else 0)
     try:
-        told = l2inv.json("report", str(file))
+        told = l2inv.json("report", *argv, str(file))
     finally:
         os.umask(before)
     html = file.read_bytes()
     assert told == {"file": str(file), "ops": l2inv.json("status")["ops"], "bytes": len(html)}
     assert html.startswith(b"<!DOCTYPE html>")
     assert html.rstrip().endswith(b"</html>")
-    assert stat.S_IMODE(file.stat().st_mode) == 0o644
+    assert stat.S_IMODE(file.stat().st_mode) == mode
+    for wrong in ("666", "755", "-1", "rw"):
+        l2inv("report", "--mode", wrong, str(file), expect=2)
     assert list(file.parent.iterdir()) == [file]
     assert str(file) in l2inv("report", str(file)).stdout
     assert l2inv("-q", "report", str(file)).stdout == ""

@@ -31,7 +31,7 @@ FREE = """e => {
         for (let y = box.top; y < box.bottom; y += 1)
             if (document.elementFromPoint(x, y) === e) return [x, y];
 }"""
-WIDTHS = (375, 1400)
+WIDTHS = (375, 1280, 1400)
 LOOKS = [(width, scheme) for width in WIDTHS for scheme in ("light", "dark")]
 
 
@@ -110,6 +110,25 @@ def test_it_looks_whole_at_every_width_in_light_and_dark(browser: "Browser", fil
             )
             assert opened.complaints == []
     assert len(seen) == 2
+
+
+@pytest.mark.parametrize("width", [1280, 1400, 1920])
+def test_each_op_is_one_row_under_the_headings_and_nothing_in_it_is_clipped(
+    browser: "Browser", file: Path, width: int
+) -> None:
+    with Opened(browser, file, width, "light") as page:
+        assert page.locator(".ops thead").bounding_box()["height"] > 10  # type: ignore[index]
+        rows = page.locator(".ops tr").evaluate_all(
+            "all => all.map(row => [...row.children].map(e => { const b = e.getBoundingClientRect();"
+            " return [b.left, e.scrollWidth > Math.ceil(b.width) + 1, b.right] }))"
+        )
+        heads = [left for left, _, _ in rows[0]]
+        assert len(rows) > 10
+        for row in rows[1:]:
+            if len(row) == len(heads):
+                assert [left for left, _, _ in row] == heads
+                assert [n for n, (_, is_clipped, _) in enumerate(row) if is_clipped] == []
+                assert row[-1][2] <= width
 
 
 def test_the_policy_stops_what_it_should(browser: "Browser", file: Path, tmp_path: Path) -> None:

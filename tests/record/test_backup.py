@@ -51,15 +51,19 @@ def test_what_was_backed_up_is_restored_row_for_row_with_all_that_guards_it(
     connection.execute("create table public.strangers (nothing int)")
     assert l2inv.json("backup", str(file))["findings"] == []
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    history = l2inv("history", lived, "--json").stdout
+    history = l2inv.json("history", lived)["events"]
     move(l2inv, elsewhere)
     done = l2inv.json("restore", str(file))
     assert done["findings"] == []
     assert done["checked"]["events"] > 0
-    assert l2inv("history", lived, "--json").stdout == history
+    *events, newest = l2inv.json("history", lived)["events"]
+    assert events == history
+    assert (newest["kind"], newest["detail"]) == ("restored", {"file": "l2inv backup.dump"})
+    assert "from l2inv backup.dump" in l2inv("history", lived).stdout
     with psycopg.connect(elsewhere, autocommit=True) as restored:
         for table in TABLES:
-            select = f"select to_jsonb(t) from l2inv.{table} t order by t::text"
+            which = {"event": "where kind <> 'restored'", "op_state": "where false"}.get(table, "")
+            select = f"select to_jsonb(t) from l2inv.{table} t {which} order by t::text"
             before = [next(iter(row.values())) for row in connection.execute(select).fetchall()]
             assert before == [row[0] for row in restored.execute(select).fetchall()], table
         assert restored.execute("select to_regclass('public.strangers')").fetchone() == (None,)
@@ -69,6 +73,28 @@ def test_what_was_backed_up_is_restored_row_for_row_with_all_that_guards_it(
         assert restored.execute(public).fetchall() == []
     assert l2inv.json("note", lived, "life goes on")["op_id"] == lived
     assert l2inv.json("scan")["datasets"]["unchanged"] > 0
+
+
+def test_who_reads_on_by_cursor_after_a_restore_gets_everything_again_from_ids_that_were_never_seen(
+    l2inv: Commands, lived: str, url: str, elsewhere: str, tmp_path: Path
+) -> None:
+    l2inv("backup", str(tmp_path / "b"), "--no-verify")
+    l2inv("note", lived, "is lost")
+    seen = l2inv.json("history", lived)["events"][-1]["event_id"]
+    rows = l2inv.json("export")["inversions"]
+    assert rows
+    cursor = seen
+    for _ in range(2):  # the second time from the same backup
+        with psycopg.connect(url, autocommit=True) as server:
+            server.execute("drop schema l2inv cascade")
+        l2inv("restore", str(tmp_path / "b"))
+        again = l2inv.json("export", "--after", str(cursor))
+        assert [row | {"event_id": 0} for row in again["inversions"]] == [
+            row | {"event_id": 0} for row in rows
+        ]
+        assert again["after"] > cursor
+        l2inv("note", lived, "is lost, too")
+        cursor = l2inv.json("history", lived)["events"][-1]["event_id"]
 
 
 def test_nothing_is_restored_over_a_schema_that_is_there(l2inv: Commands, lived: str, tmp_path: Path) -> None:
@@ -132,7 +158,11 @@ def test_a_backup_is_of_one_moment_whatever_is_recorded_while_it_is_written(
     assert l2inv.json("status")["events"] == before + 1
     move(l2inv, elsewhere)
     l2inv("restore", str(tmp_path / "b"))
-    assert l2inv.json("status")["events"] in (before, before + 1)
+    status = l2inv.json("status")
+    assert status["events"] - status["ops"] in (
+        before,
+        before + 1,
+    )  # each OP has one more, of the restoration
 
 
 def test_without_a_program_of_the_servers_version_it_says_what_to_install(
@@ -205,12 +235,12 @@ def test_a_backup_takes_the_place_of_no_pipe_nor_device(l2inv: Commands, lived: 
 
 
 @pytest.mark.parametrize("argv", [("backup",), ("verify", "--anchor")], ids=" ".join)
-def test_where_a_link_stands_for_a_backup_or_an_anchor_the_file_it_leads_to_is_replaced(
+def test_where_a_link_stands_for_a_backup_or_an_anchor_the_file_it_leads_to_is_written(
     l2inv: Commands, lived: str, tmp_path: Path, argv: tuple[str, ...]
 ) -> None:
     (tmp_path / "newest").symlink_to("elsewhere")
-    for _ in range(2):
-        l2inv(*argv, str(tmp_path / "newest"))
+    for more in ((), ()) if argv == ("backup",) else (("--new-anchor",), ()):
+        l2inv(*argv, str(tmp_path / "newest"), *more)
         assert (tmp_path / "newest").is_symlink()
         assert (tmp_path / "elsewhere").stat().st_size > 100
 

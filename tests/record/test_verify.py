@@ -20,7 +20,7 @@ CONSTRAINTS = {
     "dataset_version": "dataset_version_record_fits",
     "criteria": "criteria_rules_check",
 }
-CHECKS = ("events", "state", "verdicts", "datasets", "runs")
+CHECKS = ("events", "state", "verdicts", "datasets", "runs", "schema")
 
 
 KEPT = Identifier(f"lived_{os.getpid()}")  # the database of which each test has a copy
@@ -133,7 +133,7 @@ def test_an_inserted_event_is_found_whatever_hash_it_brings(
         """,
         [lived],
     )
-    assert {finding["what"] for finding in findings(l2inv)} == {"event", "state"}
+    assert {finding["what"] for finding in findings(l2inv)} == {"event", "state", "schema"}
 
 
 @pytest.mark.parametrize(
@@ -265,31 +265,152 @@ def test_one_change_to_a_run_the_criteria_or_what_was_set_aside_is_found(
     assert [finding for finding in findings(l2inv) if said in finding["detail"]]
 
 
-def test_an_anchor_finds_a_tail_that_was_rewritten_with_all_that_follows_from_it(
-    l2inv: Commands, lived: str, connection: Connection, tmp_path: Path
-) -> None:
+@pytest.fixture
+def anchor(l2inv: Commands, lived: str, tmp_path: Path) -> Path:
+    """A file that names what the lived database holds."""
     anchor = tmp_path / "heads"
-    assert l2inv.json("verify", "--anchor", str(anchor))["anchored"] == l2inv.json("status")["ops"]
-    l2inv("note", lived, "later")
-    assert l2inv.json("verify", "--anchor", str(anchor))["findings"] == []
-    kept = anchor.read_text()
+    made = l2inv.json("verify", "--anchor", str(anchor), "--new-anchor")
+    assert made["anchored"] == l2inv.json("status")["ops"]
+    return anchor
+
+
+def cut(connection: Connection, op_id: str, after: int) -> None:
+    """Remove an OP's events after one, and make its state that of before, as whoever can would do it."""
     with connection.transaction():
         for table in ("event", "op_state"):
             connection.execute(f"alter table l2inv.{table} disable trigger user")
-        connection.execute("delete from l2inv.event where op_id = %s and seq > 9", [lived])
-        op = states.Op(lived)
-        for e in connection.execute("select * from l2inv.event where op_id = %s order by seq", [lived]):
+        connection.execute("delete from l2inv.event where op_id = %s and seq > %s", [op_id, after])
+        op = states.Op(op_id)
+        for e in connection.execute("select * from l2inv.event where op_id = %s order by seq", [op_id]):
             detail = msgspec.convert(e["detail"], states.Detail)
             states.follow(op, e["seq"], e["kind"], e["state"], e["recorded_at"], e["hash"], detail)
         columns = msgspec.structs.asdict(op)
         changes = ", ".join(f"{name} = %({name})s" for name in columns)
         connection.execute(f"update l2inv.op_state set {changes} where op_id = %(op_id)s", columns)
-    found = findings(l2inv, "--anchor", str(anchor))
-    assert [(f["what"], f["op_id"]) for f in found if f["what"] == "anchor"] == [("anchor", lived)]
+        for table, trigger in (
+            ("event", "append_only"),
+            ("event", "record_event"),
+            ("op_state", "derived_only"),
+        ):
+            connection.execute(f"alter table l2inv.{table} enable always trigger {trigger}")
+
+
+@pytest.mark.parametrize("since", [(), ("--since-anchor",)], ids=["whole", "since"])
+def test_an_anchor_finds_a_tail_that_was_rewritten_with_all_that_follows_from_it(
+    l2inv: Commands, lived: str, connection: Connection, anchor: Path, since: tuple[str, ...]
+) -> None:
+    before = anchor.read_text()
+    l2inv("note", lived, "later")
+    answer = l2inv.json("verify", "--anchor", str(anchor), *since)
+    assert answer["findings"] == []
+    assert answer["anchored"] == 1  # what is new
+    kept = anchor.read_text()
+    assert kept.startswith(before)
+    cut(connection, lived, 9)
+    found = findings(l2inv, "--anchor", str(anchor), *since)
+    assert ("anchor", lived) in [(f["what"], f["op_id"]) for f in found if f["what"] != "run"]
+    assert {f["what"] for f in found} <= {"anchor", "run"}
+    assert [f for f in found if "events were anchored" in f["detail"]]
     assert anchor.read_text() == kept
 
 
-@pytest.mark.parametrize("content", ["nonsense\n", '["op", "1", "ff"]\n', "\udcff"])
+def test_since_an_anchor_what_came_after_is_checked_from_the_anchored_event_on(
+    l2inv: Commands, lived: str, connection: Connection, anchor: Path
+) -> None:
+    l2inv("note", lived, "one")
+    l2inv("note", lived, "two")
+    answer = l2inv.json("verify", "--anchor", str(anchor), "--since-anchor")
+    assert answer["findings"] == []
+    assert (answer["checked"]["events"], answer["checked"]["state"]) == (2, 1)
+    assert l2inv.json("verify", "--anchor", str(anchor), "--since-anchor")["checked"]["events"] == 0
+    l2inv("note", lived, "three")
+    l2inv("note", lived, "four")
+    newest = l2inv.json("history", lived)["events"][-2]
+    around_the_triggers(
+        connection, "update l2inv.event set actor = 'eve' where event_id = %s", [newest["event_id"]]
+    )
+    found = findings(l2inv, "--anchor", str(anchor), "--since-anchor")
+    assert ("event", newest["event_id"]) in [(f["what"], f["event_id"]) for f in found]
+
+
+def test_since_an_anchor_new_ops_and_verdicts_are_checked(
+    l2inv: Commands, ready: list[str], connection: Connection, tmp_path: Path
+) -> None:
+    anchor = str(tmp_path / "heads")
+    l2inv.json("verify", "--anchor", anchor, "--new-anchor")
+    (tmp_path / "heads").write_text(
+        (tmp_path / "heads").read_text().splitlines()[0] + "\n"
+    )  # as of before all
+    answer = l2inv.json("verify", "--anchor", anchor, "--since-anchor")
+    whole = l2inv.json("verify")["checked"]
+    assert answer["findings"] == []
+    assert {name: answer["checked"][name] for name in ("events", "state", "verdicts")} == {
+        name: whole[name] for name in ("events", "state", "verdicts")
+    }
+    assert answer["anchored"] == whole["state"]
+
+
+@pytest.mark.parametrize(
+    "change", ["result = null", "finished_at = null", "actor = 'eve'", "started_at = now()", "result = result - 'seconds'"]
+)  # fmt: skip
+def test_an_anchor_finds_a_run_that_was_changed(
+    l2inv: Commands, lived: str, connection: Connection, anchor: Path, change: str
+) -> None:
+    around_the_triggers(connection, f"update l2inv.run set {change} where run_id = 3")
+    assert [f for f in findings(l2inv, "--anchor", str(anchor)) if "run 3 is" in f["detail"]]
+
+
+def test_an_anchor_finds_runs_that_nothing_refers_to_removed(
+    l2inv: Commands, lived: str, connection: Connection, anchor: Path
+) -> None:
+    l2inv("qualify")
+    l2inv("verify", "--anchor", str(anchor))
+    around_the_triggers(
+        connection, "delete from l2inv.run where run_id = (select max(run_id) from l2inv.run)"
+    )
+    words = [f["detail"] for f in findings(l2inv, "--anchor", str(anchor)) if f["what"] == "anchor"]
+    assert any("is missing" in word for word in words)
+    assert any("runs were anchored" in word for word in words)
+
+
+def test_a_missing_or_empty_anchor_is_refused_and_a_new_one_overwrites_none(
+    l2inv: Commands, ready: list[str], tmp_path: Path
+) -> None:
+    anchor = tmp_path / "heads"
+    assert "is missing" in l2inv("verify", "--anchor", str(anchor), expect=1).stderr
+    assert not anchor.exists()
+    anchor.touch()
+    assert "is empty" in l2inv("verify", "--anchor", str(anchor), expect=1).stderr
+    l2inv("verify", "--anchor", str(anchor), "--new-anchor")
+    content = anchor.read_bytes()
+    assert "is there already" in l2inv("verify", "--anchor", str(anchor), "--new-anchor", expect=1).stderr
+    assert anchor.read_bytes() == content
+    l2inv("verify", "--new-anchor", expect=2)
+    l2inv("verify", "--since-anchor", expect=2)
+
+
+def test_an_anchor_that_a_killed_writer_left_goes_on(
+    l2inv: Commands, ready: list[str], tmp_path: Path
+) -> None:
+    anchor = tmp_path / "heads"
+    l2inv("verify", "--anchor", str(anchor), "--new-anchor")
+    content = anchor.read_bytes()
+    anchor.write_bytes(content[: len(content) // 2])
+    for _ in range(2):
+        assert l2inv.json("verify", "--anchor", str(anchor))["findings"] == []
+    assert anchor.read_bytes().startswith(content[: len(content) // 2])
+
+
+def test_only_what_was_checked_whole_is_anchored(l2inv: Commands, lived: str, anchor: Path) -> None:
+    content = anchor.read_bytes()
+    l2inv("note", lived, "later")
+    assert "anchored" not in l2inv.json("verify", "state", "--anchor", str(anchor))
+    assert anchor.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "content", ["nonsense\n", '["op", "1", "ff"]\n', '["op", 1, "ff"]\n', "\udcff", '{"anchor": 9}\n']
+)
 def test_a_file_that_is_no_anchor_is_named(
     l2inv: Commands, ready: list[str], tmp_path: Path, content: str
 ) -> None:
@@ -298,3 +419,11 @@ def test_a_file_that_is_no_anchor_is_named(
     before = anchor.read_bytes()
     assert str(anchor) in l2inv("verify", "--anchor", str(anchor), expect=1).stderr
     assert anchor.read_bytes() == before
+
+
+def test_a_pipe_is_no_anchor_and_nobody_waits_for_it(
+    l2inv: Commands, ready: list[str], tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "heads")
+    for more in ((), ("--new-anchor",)):
+        assert "heads" in l2inv("verify", "--anchor", str(tmp_path / "heads"), *more, expect=1).stderr

@@ -166,7 +166,7 @@ def test_mine_lists_what_i_hold_with_what_is_due_first(
 
 def test_a_hand_over_changes_the_holder_and_nothing_else(l2inv: Commands, ready: list[str]) -> None:
     before = l2inv.json("claim", ready[0])
-    after = l2inv.json("hand-over", ready[0], "--to", "ann", "--reason", "on leave")
+    after = l2inv.json("hand-over", ready[0], "--to", "ann", "--reason", "on leave", "--force")
     assert (after["state"], after["assignee"], after["due_at"]) == ("working", "ann", before["due_at"])
     assert after["since"] == before["since"]
     assert "held by ann" in l2inv("release", ready[0], expect=3).stderr

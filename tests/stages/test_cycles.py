@@ -196,3 +196,19 @@ def test_events_that_tell_are_seen_in_the_order_of_their_ids(
     second.join()
     assert row is not None
     assert events(l2inv, ready[0])[-1]["event_id"] == row["newest"] < events(l2inv, ready[1])[-1]["event_id"]
+
+
+def test_a_withdrawal_that_was_a_mistake_is_undone_and_readers_see_it(
+    l2inv: Commands, told: str, connection: Connection
+) -> None:
+    refused = l2inv("reinstate", told, "--reason", "it is good", expect=3).stderr
+    assert "was not withdrawn" in refused
+    withdrawn = l2inv.json("withdraw", told, "--reason", "wrong OP")["withdrawn"]
+    (row,) = published(connection)
+    assert row["withdrawn_at"] is not None
+    assert l2inv.json("reinstate", told, "--reason", "it was another OP")["reinstated"] == withdrawn
+    (again,) = published(connection)
+    assert again["withdrawn_at"] is None
+    assert again["event_id"] > row["event_id"], "who reads on behind the last event sees it"
+    assert events(l2inv, told)[-1]["detail"]["reason"] == "it was another OP"
+    assert l2inv.json("verify")["findings"] == []

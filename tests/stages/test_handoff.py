@@ -22,7 +22,8 @@ from l2inv.record import event_log
 from l2inv.sample.server import Store
 from l2inv.services import outputs
 from l2inv.stages.mark_inverted import ready_event
-from tests.conftest import Commands, Connection
+from tests.conftest import READY_TEXT, Commands, Connection
+from tests.stages.test_publish import two_programs
 from tests.stages.test_qualify import AS_OF, visp
 
 
@@ -41,7 +42,7 @@ def last(l2inv: Commands, op: str) -> dict[str, Any]:
 def written(folder: Path, **said: Any) -> str:
     """A ready file that says so, and its name."""
     file = folder / "a ready file.yaml"
-    file.write_text(yaml.safe_dump(said))
+    file.write_text(yaml.safe_dump(yaml.safe_load(READY_TEXT) | said))
     return str(file)
 
 
@@ -51,7 +52,7 @@ def test_the_ready_event_is_kept_whole_with_its_defaults_from_the_verdict(
     l2inv("claim", ready[0])
     l2inv(
         "mark-inverted", ready[0], "--output", "globus://a", "--output", "globus://b", "--software", "DeSIRe",
-        "--software-version", "4.1", "--line", "Fe I 630.2", "--asdf-object-key", "pid/x.asdf", "--note", "fine",
+        "--software-version", "4.1", "--line", "Fe I (630.25 nm)", "--asdf-object-key", "pid/x.asdf", "--note", "fine",
     )  # fmt: skip
     detail = l2inv.json("history", ready[0])["events"][-1]["detail"]
     found = l2inv.json("show", ready[0])
@@ -65,7 +66,7 @@ def test_the_ready_event_is_kept_whole_with_its_defaults_from_the_verdict(
     assert [o["uri"] for o in detail["outputs"]] == ["globus://a", "globus://b"]
     assert detail["software"] == {"name": "DeSIRe", "version": "4.1"}
     assert (detail["lines"], detail["asdf_object_key"], detail["note"]) == (
-        ["Fe I 630.2"],
+        ["Fe I (630.25 nm)"],
         "pid/x.asdf",
         "fine",
     )
@@ -102,11 +103,11 @@ def test_the_time_that_science_names_stands_beside_the_time_of_the_record(
 ) -> None:
     l2inv("claim", ready[0])
     at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-    said = ready_event.Ready(op_id=ready[0], inverted_at=at, inverted_by="ann")
+    said = ready_event.Ready(op_id=ready[0], inverted_at=at, inverted_by="han", **SAID)
     assert ready_event.mark_inverted(connection, said, "han", datetime.now(UTC)) is True
     assert ready_event.mark_inverted(connection, said, "han", datetime.now(UTC)) is False
     detail = l2inv.json("history", ready[0])["events"][-1]["detail"]
-    assert (detail["inverted_at"], detail["inverted_by"]) == ("2026-01-02T03:04:05Z", "ann")
+    assert (detail["inverted_at"], detail["inverted_by"]) == ("2026-01-02T03:04:05Z", "han")
 
 
 def used(l2inv: Commands, store: Store, op: str) -> dict[str, Any]:
@@ -248,7 +249,7 @@ def test_a_time_yet_to_come_is_refused_but_for_clocks_that_differ(op: str, conne
     now = datetime(2026, 11, 1, 12, tzinfo=UTC)
 
     def say(at: datetime) -> bool:
-        said = ready_event.Ready(op_id=op, inverted_at=at)
+        said = ready_event.Ready(op_id=op, inverted_at=at, **SAID)
         return ready_event.mark_inverted(connection, said, "han", now)
 
     with pytest.raises(Refused, match="is yet to come"):
@@ -258,6 +259,10 @@ def test_a_time_yet_to_come_is_refused_but_for_clocks_that_differ(op: str, conne
     assert say(datetime(2026, 11, 1, 12, 4))
 
 
+SAID: dict[str, Any] = {
+    "software": ready_event.Software("DeSIRe", "4.1"),
+    "outputs": [ready_event.Output("globus://science/l2")],
+}
 GOOD = b"inverted"
 SHA = hashlib.sha256(GOOD).hexdigest()
 
@@ -359,9 +364,9 @@ def test_a_ready_file_alone_says_what_was_inverted_as_yaml_or_json(
             "datasets": [dataset["datasetId"]],
             "software": {"name": "DeSIRe", "version": "4.1"},
             "outputs": [{"uri": "globus://a", "size_bytes": 5, "sha256": SHA}, {"uri": "globus://b"}],
-            "lines": ["Fe I 630.2"],
+            "lines": (dataset["spectralLines"] or [])[:1],
             "asdf_object_key": "pid/x.asdf",
-            "inverted_by": "ann",
+            "inverted_by": "han",
             "inverted_at": "2026-01-02T04:04:05+01:00",
             "note": "fine \U0001f600 \\ud83d\\ude00",
         }
@@ -401,7 +406,7 @@ def test_every_mistake_of_a_ready_file_is_named_at_once(l2inv: Commands, op: str
         {"url": "a"},
     ]
     file = written(
-        tmp_path, linse=["Fe I 630.2"], outputs=outputs, software="DeSIRe", note=" ",
+        tmp_path, linse=["Fe I (630.25 nm)"], outputs=outputs, software="DeSIRe", note=" ",
         inverted_at="1999-01-01T00:00:00Z", datasets=[1],
     )  # fmt: skip
     said = l2inv("mark-inverted", "--from", file, expect=3).stderr
@@ -491,3 +496,78 @@ def test_any_ready_event_is_recorded_once_or_refused(
             assert event_log.locked(connection, op).state == "working"
         else:
             assert ready_event.mark_inverted(connection, said, "han", now) is False
+
+
+def test_the_id_that_was_issued_is_taken_by_default_and_another_is_refused(
+    l2inv: Commands, op: str, tmp_path: Path
+) -> None:
+    (issued,) = l2inv.json("show", op)["inversions"]
+    file = written(tmp_path, op_id=op, inversion_id="inv.OTHER1")
+    refused = l2inv("mark-inverted", "--from", file, expect=3).stderr
+    assert f"inversion_id inv.OTHER1 is not the one that was issued, {issued['inversion_id']}" in refused
+    l2inv("mark-inverted", "--from", written(tmp_path, op_id=op))
+    (one,) = last(l2inv, op)["inversions"]
+    assert one["inversion_id"] == issued["inversion_id"]
+    assert one["asdf_object_key"] == issued["asdf_object_key"]
+    assert one["outputs"] == [{"uri": "globus://science/l2"}]
+
+
+def test_each_of_several_programs_says_what_is_its_own(
+    l2inv: Commands, ready: list[str], tmp_path: Path
+) -> None:
+    op, programs = two_programs(l2inv)
+    l2inv("claim", op)
+    issued = {i["instrument_program_id"]: i for i in l2inv.json("show", op)["inversions"]}
+    said: list[dict[str, Any]] = [
+        {"instrument_program_id": program, "outputs": [{"uri": f"globus://science/{number}/"}]}
+        for number, program in enumerate(programs)
+    ]
+    alone = {"op_id": op, "software": {"name": "DeSIRe", "version": "4.1"}}
+    file = tmp_path / "several.yaml"
+
+    def refused(inversions: Any, **more: Any) -> str:
+        file.write_text(json.dumps(alone | {"inversions": inversions} | more))
+        return l2inv("mark-inverted", "--from", str(file), expect=3).stderr
+
+    other = [one | {"inversion_id": "inv.OTHER1"} for one in said]
+    assert "inv.OTHER1 is not the one that was issued" in refused(other)
+    assert "inversions stands in place of outputs" in refused(said, outputs=[{"uri": "globus://x"}])
+    assert "must name each instrument program once" in refused([said[0], dict(said[0], outputs=[])])
+    without = [{"instrument_program_id": program} for program in programs]
+    assert f"no output is named of {programs[0]}, {programs[1]}" in refused(without)
+    file.write_text(yaml.safe_dump(alone | {"inversions": said}))
+    l2inv("mark-inverted", "--from", str(file))
+    found = last(l2inv, op)["inversions"]
+    assert [one["outputs"] for one in found] == [one["outputs"] for one in said]
+    assert "already" in l2inv("mark-inverted", "--from", str(file)).stdout
+    named = {one["instrument_program_id"]: one["inversion_id"] for one in found}
+    assert {named[program] for program in issued} == {i["inversion_id"] for i in issued.values()}
+    assert len(set(named.values())) == 2
+    assert {one["asdf_object_key"] for one in found} == {
+        i["asdf_object_key"] for i in l2inv.json("show", op)["inversions"]
+    }
+
+
+@pytest.mark.parametrize(
+    ("said", "wrong"),
+    [
+        ({"software": None}, "no software is named"),
+        ({"software": {"name": "DeSIRe"}}, "software DeSIRe is named without its version"),
+        ({"outputs": []}, "no output is named"),
+        ({"lines": ["Fe I 630.2"]}, "line 'Fe I 630.2' is unknown, the nearest known one is 'Fe I (630."),
+        ({"lines": ["Si IX (3934.0 nm)"]}, "line 'Si IX (3934.0 nm)' lies outside what the datasets used observed"),
+        ({"inverted_at": "2001-01-01T00:00:00Z"}, "2001-01-01T00:00:00Z is before the end of the observation"),
+        ({"inverted_by": "ann"}, "is held by han"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_and_what_must_be_said_is_refused_by_name(
+    l2inv: Commands, op: str, tmp_path: Path, said: dict[str, Any], wrong: str
+) -> None:
+    assert wrong in l2inv("mark-inverted", "--from", written(tmp_path, op_id=op, **said), expect=3).stderr
+    assert l2inv.json("show", op)["state"] == "working"
+
+
+def test_a_version_that_looks_like_a_commit_is_recorded_as_one(l2inv: Commands, op: str) -> None:
+    l2inv("mark-inverted", op, "--software", "DeSIRe", "--software-version", "3f9c1e2")
+    software = last(l2inv, op)["software"]
+    assert software == {"name": "DeSIRe", "version": "3f9c1e2", "commit": "3f9c1e2"}

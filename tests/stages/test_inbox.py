@@ -11,9 +11,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import yaml
 
 from l2inv.config.yamlfile import MAX_BYTES
-from tests.conftest import NOW, Commands
+from tests.conftest import NOW, READY_TEXT, Commands
 
 
 @pytest.fixture
@@ -46,8 +47,10 @@ def run(l2inv: Commands, folder: Path, expect: int = 0) -> dict[str, int]:
 def test_a_good_file_is_recorded_for_the_holder_and_filed_under_done(
     l2inv: Commands, held: list[str], folder: Path
 ) -> None:
-    (folder / "a.yaml").write_text(f"op_id: {held[0]}\nnote: fine\n")
-    (folder / "b.json").write_text(json.dumps({"op_id": held[1], "note": "\U0001f600 \\ud83d\\ude00 /"}))
+    (folder / "a.yaml").write_text(f"op_id: {held[0]}\nnote: fine\n{READY_TEXT}")
+    (folder / "b.json").write_text(
+        json.dumps({"op_id": held[1], **yaml.safe_load(READY_TEXT), "note": "\U0001f600 \\ud83d\\ude00 /"})
+    )
     report = l2inv.json("inbox", str(folder), actor="cron")
     assert (report["stage"], report["rejected"]) == ("inbox", [])
     assert report["files"] == {"done": 2, "rejected": 0, "waiting": 0}
@@ -73,7 +76,10 @@ def test_a_good_file_is_recorded_for_the_holder_and_filed_under_done(
             "dataset: unknown key, the nearest known one is datasets",
         ),
         ("op_id: {held}\ndatasets: [X]\n", "has no dataset X"),
-        ("op_id: {held}\noutputs: [{{uri: /no/such/file}}]\n", "/no/such/file: is not there"),
+        (
+            "op_id: {held}\nsoftware: {{name: x, version: '1'}}\noutputs: [{{uri: /no/such/file}}]\n",
+            "/no/such/file: is not there",
+        ),
         ("op_id: [\n", "line "),
         ("", "op_id: missing"),
         ("x" * (MAX_BYTES + 1), "larger than"),
@@ -99,7 +105,7 @@ def test_what_is_dropped_twice_is_recorded_once_and_overwrites_nothing(
     l2inv: Commands, held: list[str], folder: Path
 ) -> None:
     for note, expect in (("one", 0), ("one", 0), ("two", 4), ("three", 4)):
-        (folder / "a.yaml").write_text(f"op_id: {held[0]}\nnote: {note}\n")
+        (folder / "a.yaml").write_text(f"op_id: {held[0]}\nnote: {note}\n{READY_TEXT}")
         run(l2inv, folder, expect)
     assert kinds(l2inv, held[0]).count("inverted") == 1
     assert names(folder / "done") == ["a.1.yaml", "a.yaml"]
@@ -109,7 +115,7 @@ def test_what_is_dropped_twice_is_recorded_once_and_overwrites_nothing(
 def test_only_plain_files_with_the_names_of_ready_files_are_taken(
     l2inv: Commands, held: list[str], folder: Path, tmp_path: Path
 ) -> None:
-    text = f"op_id: {held[0]}\n"
+    text = f"op_id: {held[0]}\n{READY_TEXT}"
     elsewhere = tmp_path / "elsewhere.yaml"
     elsewhere.write_text(text)
     for name in (".a.yaml", "a.yaml.part", "a.txt"):
@@ -137,7 +143,7 @@ def test_no_file_is_filed_where_a_link_of_somebody_elses_leads(
     link.symlink_to(elsewhere)
     os.chown(link, 65534, 65534, follow_symlinks=False)
     (folder / "bad.yaml").write_text("nonsense: 1\n")
-    (folder / "good.yaml").write_text(f"op_id: {held[0]}\n")
+    (folder / "good.yaml").write_text(f"op_id: {held[0]}\n{READY_TEXT}")
     answer = l2inv("inbox", str(folder), expect=1)
     assert (
         answer.stderr
@@ -161,7 +167,7 @@ def test_a_reason_is_written_through_no_link(l2inv: Commands, held: list[str], f
 
 
 def test_an_id_that_was_cut_off_is_no_op(l2inv: Commands, held: list[str], folder: Path) -> None:
-    (folder / "half.yaml").write_text(f"op_id: {held[0][:-2]}")
+    (folder / "half.yaml").write_text(f"op_id: {held[0][:-2]}\n{READY_TEXT}")
     answer = l2inv("inbox", str(folder), actor="cron", expect=4)
     assert "is unknown" in answer.stderr
     assert l2inv.json("show", held[0])["state"] == "working"
@@ -170,7 +176,7 @@ def test_an_id_that_was_cut_off_is_no_op(l2inv: Commands, held: list[str], folde
 def test_a_file_of_an_earlier_cycle_that_turns_up_again_says_nothing(
     l2inv: Commands, held: list[str], folder: Path
 ) -> None:
-    (folder / "a.yaml").write_text(f"op_id: {held[0]}\nsoftware: {{name: DeSIRe}}\n")
+    (folder / "a.yaml").write_text(f"op_id: {held[0]}\n{READY_TEXT}")
     run(l2inv, folder)
     l2inv("publish")
     l2inv("reopen", held[0], "--reason", "a better code")
@@ -201,7 +207,7 @@ def test_a_file_that_a_process_is_writing_waits_until_it_is_closed(
     code = (
         "import sys; f = open(sys.argv[1], 'w'); f.write(sys.argv[2]); f.flush(); print(flush=True); input()"
     )
-    command = [sys.executable, "-c", code, str(folder / "a.yaml"), f"op_id: {held[0]}\n"]
+    command = [sys.executable, "-c", code, str(folder / "a.yaml"), f"op_id: {held[0]}\n{READY_TEXT}"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None
         assert writer.stdout.readline() == "\n"
@@ -236,7 +242,7 @@ def until_someone_waits(connection: psycopg.Connection[tuple[object, ...]]) -> N
 def test_whoever_is_killed_in_the_event_leaves_the_file_for_the_next_run(
     l2inv: Commands, held: list[str], folder: Path, url: str
 ) -> None:
-    (folder / "a.yaml").write_text(f"op_id: {held[0]}\n")
+    (folder / "a.yaml").write_text(f"op_id: {held[0]}\n{READY_TEXT}")
     with blocked(url, "insert on l2inv.event for each statement") as gate:
         with l2inv.start("inbox", str(folder), actor="cron") as process:
             until_someone_waits(gate)
@@ -254,7 +260,7 @@ def test_whoever_is_killed_in_the_event_leaves_the_file_for_the_next_run(
 def test_what_was_recorded_and_not_moved_is_filed_by_the_next_run(
     l2inv: Commands, held: list[str], folder: Path
 ) -> None:
-    (folder / "a.yaml").write_text(f"op_id: {held[0]}\n")
+    (folder / "a.yaml").write_text(f"op_id: {held[0]}\n{READY_TEXT}")
     code = (
         "import os, signal, sys; from pathlib import Path; from l2inv.stages.mark_inverted import inbox; from l2inv.cli import main\n"
         "inbox._move = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -277,7 +283,8 @@ def test_files_dropped_while_it_runs_again_and_again_are_all_taken_once(
         "folder, *ops = sys.argv[1:]\n"
         "for n in range(30):\n"
         "    part = f'{folder}/{n:02}.part'\n"
-        "    with open(part, 'w') as f: f.write(f'op_id: {ops[n % len(ops)]}\\n'); f.flush(); f.write('note: x\\n')\n"
+        "    with open(part, 'w') as f: f.write(f'op_id: {ops[n % len(ops)]}\\n'); f.flush(); "
+        f"f.write({READY_TEXT!r})\n"
         "    os.rename(part, f'{folder}/{n:02}.yaml')\n"
     )
     done = 0
@@ -295,8 +302,8 @@ def test_a_failure_that_is_not_the_files_leaves_it_where_it_is(
     assert "no such folder" in l2inv("inbox", str(tmp_path / "nowhere"), expect=1).stderr
     l2inv.settings["publish"] = {"mounts": [{"uri": "globus://l2/", "path": str(tmp_path / "unmounted")}]}
     l2inv.save()
-    (folder / "a.yaml").write_text(f"op_id: {held[0]}\noutputs: [{{uri: globus://l2/x}}]\n")
-    (folder / "b.yaml").write_text(f"op_id: {held[1]}\n")
+    (folder / "a.yaml").write_text(f"op_id: {held[0]}\n{READY_TEXT.replace('science/l2', 'l2/x')}")
+    (folder / "b.yaml").write_text(f"op_id: {held[1]}\n{READY_TEXT}")
     assert "a.yaml: " in l2inv("inbox", str(folder), expect=1).stderr
     assert (folder / "a.yaml").exists()
     assert names(folder / "done") == ["b.yaml"]

@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import pytest
 
+from l2inv.domain import lines
 from l2inv.sample.server import Fault, Store
-from tests.conftest import Commands, Connection
+from tests.conftest import READY_TEXT, Commands, Connection
 
 
 @pytest.fixture
@@ -47,7 +48,9 @@ def test_the_store_holds_the_inversion_and_the_view_shows_it(
     assert held["datasetIds"] == row["dataset_ids"]
     assert held["spectralLines"] == row["spectral_lines"]
     assert (held["bucket"], held["primaryProposalId"]) == (row["bucket"], row["proposal_id"])
-    assert held["asdfObjectKey"] is None
+    number = row["inversion_id"][4:]
+    assert held["asdfObjectKey"] == f"{row['proposal_id']}/inv_{number}/INV_{number}_L2_metadata.asdf"
+    assert l2inv.json("show", inverted)["inversions"][0]["inversion_id"] == row["inversion_id"]
     assert (row["op_id"], row["cycle"], row["inverted_by"]) == (inverted, 1, "han")
     assert row["outputs"] == [{"uri": "globus://x"}]
     assert row["criteria_version"] == l2inv.json("show", inverted)["verdict"]["criteria_version"]
@@ -401,12 +404,24 @@ def test_a_dry_run_shows_what_would_be_told_and_writes_nothing(
     l2inv("publish", expect=75)
     connection.execute("select pg_advisory_unlock_all()")
     assert (found["op_id"], found["ready"], found["on_hold"]) == (inverted, True, False)
-    assert [c["name"] for c in found["checks"]] == ["mandatory", "bucket", "embargo", "outputs", "superseded"]
+    assert [c["name"] for c in found["checks"]] == [
+        "mandatory",
+        "bucket",
+        "embargo",
+        "verdict",
+        "outputs",
+        "superseded",
+    ]
     assert found["inversions"][0]["dataset_ids"] == sorted(
         d["datasetId"] for d in of_used(l2inv, store, inverted)
     )
-    assert found["inversions"][0]["inversion_id"] is None
-    assert "1 of 1 OP ready; nothing written" in text
+    (issued,) = l2inv.json("show", inverted)["inversions"]
+    assert found["inversions"][0]["inversion_id"] == issued["inversion_id"]
+    assert [(step["step"], step["standing"]) for step in found["steps"]] == [
+        ("transfer", "not configured"), ("catalog", "not configured"), ("record", "to do"),
+        ("available", "not configured"),
+    ]  # fmt: skip
+    assert "1 of 1 OPs ready; nothing written" in text
     assert (len(store.requests), l2inv.json("status")["events"], l2inv.json("status")["runs"]) == before
 
 
@@ -438,7 +453,7 @@ def test_the_embargo_its_end_and_the_bucket_are_compared_and_only_warn(
 def test_an_output_that_is_gone_keeps_its_inversion_from_being_told(
     l2inv: Commands, ready: list[str], store: Store, tmp_path: Path
 ) -> None:
-    output = tmp_path / "inverted.asdf"
+    output = tmp_path / "inverted"
     output.write_text("here")
     l2inv("claim", ready[0])
     l2inv("mark-inverted", ready[0], "--output", str(output))
@@ -488,7 +503,7 @@ def test_what_the_ready_event_accepted_as_superseded_is_told(
     store.datasets.append({**old, "datasetId": "ANEW", "createDate": "2099-01-01T00:00:00"})
     l2inv("scan")
     file = tmp_path / "ready.yaml"
-    file.write_text(f"op_id: {ready[0]}")
+    file.write_text(f"op_id: {ready[0]}\n{READY_TEXT}")
     l2inv("mark-inverted", "--from", str(file), "--accept-superseded", "--reason", "as good")
     (found,) = l2inv.json("publish", "--dry-run")["ops"]
     assert check(found, "superseded") == ("pass", f"accepted: {old['datasetId']}")
@@ -624,18 +639,84 @@ def test_a_store_that_answers_with_another_inversion_is_not_believed(
     assert l2inv.json("publish")["ops"]["done"] == 1
 
 
-def test_a_store_that_says_it_holds_any_id_is_not_asked_for_ever(
+def test_an_id_that_the_store_holds_for_something_else_is_an_error_that_says_what_to_do(
     l2inv: Commands, inverted: str, store: Store
 ) -> None:
-    class Everything(dict[str, dict[str, Any]]):
-        def values(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-            texts = dict.fromkeys(
-                ("primaryProposalId", "instrumentProgramExecutionId", "bucket", "createDate"), "x"
-            )
-            asked = store.requests[-1][1].get("id", "x")
-            yield {**texts, "inversionId": asked, "datasetIds": [], "spectralLines": []}
+    (issued,) = l2inv.json("show", inverted)["inversions"]
+    other = store.datasets[0]
+    store.inversions[issued["inversion_id"]] = {
+        "inversionId": issued["inversion_id"], "primaryProposalId": "pid_other",
+        "instrumentProgramExecutionId": "id.1.1", "bucket": other["bucket"], "asdfObjectKey": None,
+        "datasetIds": [other["datasetId"]], "spectralLines": [],
+        "createDate": "2026-01-01T00:00:00", "updateDate": "2026-01-01T00:00:00",
+    }  # fmt: skip
+    l2inv("publish", expect=4)
+    assert f"the store holds another inversion under {issued['inversion_id']}" in cause(l2inv, inverted)
+    assert f"l2inv reopen {inverted} --reason WHY" in cause(l2inv, inverted)
+    assert creates(store) == 0
 
-    store.inversions = Everything()
-    said = l2inv("publish", expect=1).stderr
-    assert "says of 20 random ids that it holds each" in said
+
+@pytest.mark.parametrize("operation", ["FindByDatasets", "Find", "Create"])
+def test_whoever_puts_an_op_on_hold_while_the_store_is_waited_for_wins(
+    l2inv: Commands, inverted: str, store: Store, operation: str
+) -> None:
+    """It is not published; and not told, unless the request was on its way."""
+
+    def fault(asked: str, nth: int) -> Fault | None:
+        if asked == operation and not held:
+            held.append(l2inv("hold", inverted, "--reason", "wait").exit_code)
+        return None
+
+    held: list[int] = []
+    store.fault = fault
+    assert l2inv.json("publish")["ops"] == {"done": 0, "failed": 0, "skipped": 1}
+    assert held == [0]
     assert l2inv.json("show", inverted)["state"] == "inverted"
+    assert creates(store) == (operation == "Create")
+    l2inv("unhold", inverted)
+    assert l2inv.json("publish")["ops"]["done"] == 1
+    assert creates(store) == len(store.inversions) == 1
+
+
+def test_what_is_superseded_while_the_store_is_waited_for_is_not_told(
+    l2inv: Commands, inverted: str, store: Store
+) -> None:
+    def fault(asked: str, nth: int) -> Fault | None:
+        if asked == "Find" and not done:
+            done.append(reprocess(store, of_used(l2inv, store, inverted)[0]))
+            l2inv("scan")
+        return None
+
+    done: list[str] = []
+    store.fault = fault
+    l2inv("publish", expect=4)
+    assert "is superseded by ANEW" in cause(l2inv, inverted)
+    assert creates(store) == 0
+
+
+def test_a_dataset_that_no_verdict_covers_is_named_and_published_with_that_said(
+    l2inv: Commands, ready: list[str], store: Store, connection: Connection
+) -> None:
+    l2inv("claim", ready[0])
+    old = next(d for d in store.datasets if d["observingProgramExecutionId"] == ready[0] and d["instrumentName"] == "VISP")  # fmt: skip
+    store.datasets.append({**old, "datasetId": "ALATE", "productId": "L1-ALATE"})
+    l2inv("scan")
+    program = old["instrumentProgramExecutionId"]
+    l2inv("mark-inverted", ready[0], "--instrument-program", program, "--dataset", "ALATE")
+    (found,) = l2inv.json("publish", "--dry-run")["ops"]
+    assert check(found, "verdict") == ("warn", "ALATE is covered by no verdict")
+    l2inv("publish")
+    (told,) = l2inv.json("history", ready[0])["events"][-1]["detail"]["inversions"]
+    assert told["not_judged"] == ["ALATE"]
+
+
+def test_a_dataset_without_lines_is_told_with_the_one_it_is_taken_to_hold(
+    l2inv: Commands, inverted: str, store: Store
+) -> None:
+    for dataset in of_used(l2inv, store, inverted):
+        dataset["spectralLines"] = None
+    l2inv("scan")
+    l2inv("publish")
+    (held,) = store.inversions.values()
+    near = [lines.presumed((d["wavelengthMin"], d["wavelengthMax"])) for d in of_used(l2inv, store, inverted)]
+    assert held["spectralLines"] == sorted({line for one in near for line in one}) != []

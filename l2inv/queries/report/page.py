@@ -53,15 +53,15 @@ def _words(state: str) -> str:
     return state.replace("_", " ")
 
 
-def write(path: Path, html: str) -> int:
-    """Write a page for everybody to read in place of any before it, and return its bytes.
+def write(path: Path, html: str, mode: int) -> int:
+    """Write a page with the permissions `mode` in place of any before it, and return its bytes.
 
     It is there whole or not at all, also after a crash. Raise L2invError where it cannot be written; then what was
     there before is as it was.
     """
     content = html.encode()
     try:
-        with replacing(path, 0o644) as file:
+        with replacing(path, mode) as file:
             file.write(content)
     except OSError as problem:
         raise L2invError(f"{path}: {problem.strerror or problem}", "fix that and run it again") from problem

@@ -27,11 +27,11 @@ def report(connection: Connection, settings: Settings, now: datetime, lines: int
 
 
 def written(
-    connection: Connection, settings: Settings, now: datetime, lines: int, path: Path
+    connection: Connection, settings: Settings, now: datetime, lines: int, path: Path, mode: int = 0o600
 ) -> dict[str, Any]:
     """Write the page in place of any before it. Raise L2invError where it cannot; then that one is as it was."""
     html, ops = report(connection, settings, now, lines)
-    return {"file": str(path), "ops": ops, "bytes": page.write(path, html)}
+    return {"file": str(path), "ops": ops, "bytes": page.write(path, html, mode)}
 
 
 def read(connection: Connection, settings: Settings, now: datetime, lines: int) -> dict[str, Any]:

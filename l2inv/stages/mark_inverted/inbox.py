@@ -23,6 +23,7 @@ from l2inv.config.yamlfile import MAX_BYTES
 from l2inv.database.connection import Connection
 from l2inv.database.runs import Run, stage_run
 from l2inv.errors import L2invError, Refused
+from l2inv.files import replace
 from l2inv.stages.mark_inverted import ready_event
 
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -55,7 +56,7 @@ def inbox(
         counts = {"done": 0, "rejected": 0, "waiting": 0}
         run.report |= {"files": counts, "rejected": []}
         for place in ("done", "rejected"):
-            (folder / place).mkdir(exist_ok=True)
+            (folder / place).mkdir(mode=0o755, exist_ok=True)
             _must_not_be_led_away(folder / place)
         unseen: list[L2invError] = []
         for path in _ready_files(folder):
@@ -166,8 +167,7 @@ def _move(path: Path, folder: Path, was: tuple[int, ...], reason: str | None) ->
     if reason:
         beside = folder / f"{target.name}.reason.txt"
         beside.unlink(missing_ok=True)  # of a killed run, or a link that leads elsewhere
-        with beside.open("x", encoding="utf-8") as file:
-            file.write(f"{reason}\n")
+        replace(beside, f"{reason}\n")
     path.rename(target)
     if _identity(target.lstat()) != was:
         target.rename(_free(path.parent, path.name))

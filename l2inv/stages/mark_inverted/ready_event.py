@@ -14,9 +14,10 @@ from l2inv.config import yamlfile
 from l2inv.config.settings import Mount
 from l2inv.config.yamlfile import Must, like
 from l2inv.database.connection import Connection
+from l2inv.domain import lines
 from l2inv.domain.criteria import INPUTS
 from l2inv.errors import Refused
-from l2inv.record import event_log
+from l2inv.record import event_log, issued
 from l2inv.services import outputs
 
 MOST_MISTAKES = 20  # named of one file
@@ -42,16 +43,29 @@ class Software(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: Text | None = None
 
 
+class Inverted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What was inverted of one instrument program, where there are several."""
+
+    instrument_program_id: Text
+    inversion_id: Text | None = None  # null: the one that was issued when the work began
+    datasets: list[Text] | None = None  # null: its qualifying ones
+    outputs: Annotated[list[Output], _URIS_ONCE] = []
+    lines: list[Text] = []
+    asdf_object_key: Text | None = None  # null: by the convention, from the inversion's id
+
+
 class Ready(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Science's ready event: what was inverted, with what, and where it lies."""
 
     op_id: Text
+    inversion_id: Text | None = None  # null: the one that was issued when the work began
     instrument_programs: list[Text] | None = None  # null: those that the verdict found invertible
     datasets: list[Text] | None = None  # null: the qualifying ones of those
     software: Software | None = None
     outputs: Annotated[list[Output], _URIS_ONCE] = []
     lines: list[Text] = []
     asdf_object_key: Text | None = None
+    inversions: list[Inverted] | None = None  # in place of those above, for several instrument programs
     inverted_by: Text | None = None
     inverted_at: Annotated[datetime, _CREDIBLE] | None = None  # UTC where it names no offset
     note: Text | None = None
@@ -97,28 +111,33 @@ def mark_inverted(
     A ready file is known by its SHA-256, also in a later cycle of the OP: an old one that turns up again says nothing.
 
     With for_holder the actor only hands on what the holder says: `inverted_by`, or else the OP's assignee. A reason
-    why superseded datasets are accepted stands in the record beside them.
+    why superseded datasets are accepted stands in the record beside them. Each inversion has the id that was issued
+    when the work began; one of an instrument program that was not to be inverted then gets its id now.
 
-    Raise Refused when another holds the OP, its state does not allow it, the event names an instrument program or
-    dataset that is not the OP's, a dataset was superseded without that being accepted, or an output that can be
-    looked at is not as it says. Raise L2invError when a mount is not there.
+    Raise Refused when another holds the OP, its state does not allow it, the event names another inversion id, an
+    instrument program or dataset that is not the OP's, a line that its datasets did not observe, a time before the
+    observation, no software with a version or no output, when a dataset was superseded without that being accepted,
+    or an output that can be looked at is not as it says. Raise L2invError when a mount is not there.
     """
 
     def checked() -> tuple[event_log.Present, dict[str, Any]] | None:
         present = event_log.locked(connection, ready.op_id)
         holder = (ready.inverted_by or present.assignee or actor) if for_holder else actor
+        if present.state == "working" and ready.inverted_by not in (None, present.assignee):
+            event_log.must_hold(present, ready.inverted_by or actor)
         given = _given(ready, ready.inverted_by or holder)
         if _is_said(connection, present, given) or _was_read(connection, present.op_id, file_sha256):
             return None
         event_log.must_hold(present, holder)
         event_log.must_allow(present, "inverted", "inverted")
-        return present, _detail(connection, ready.op_id, given, now, accepted_because)
+        return present, _detail(connection, ready, given, now, accepted_because)
 
     # Reading the outputs takes long, and is done while no row is locked: so what comes before is looked at twice.
     with connection.transaction():
         if checked() is None:
             return False
-    plain = msgspec.to_builtins(ready.outputs)
+    said = [ready, *(ready.inversions or ())]
+    plain = [output for one in said for output in msgspec.to_builtins(one.outputs)]
     if wrong := outputs.problems(plain, mounts):
         raise Refused(
             f"OP {ready.op_id}: outputs: {'; '.join(wrong)}", "mend what is named, or the ready event"
@@ -130,7 +149,7 @@ def mark_inverted(
         present, detail = again
         if file_sha256:
             detail["file_sha256"] = file_sha256
-        if looked_at := [o.uri for o in ready.outputs if outputs.mounted(o.uri, mounts)]:
+        if looked_at := [o["uri"] for o in plain if outputs.mounted(o["uri"], mounts)]:
             detail["outputs_checked"] = looked_at
         event_log.add_one(connection, present, "inverted", "inverted", actor, detail, run_id)
     return True
@@ -138,17 +157,23 @@ def mark_inverted(
 
 def _given(ready: Ready, inverted_by: str) -> dict[str, Any]:
     """What a ready event says, as the record keeps it, without what it leaves to its defaults."""
+    each = ready.inversions
+    if each is not None:
+        _must_stand_alone(ready, each)
+    said: Sequence[Ready | Inverted] = [ready] if each is None else each
     given = {
-        "software": msgspec.to_builtins(ready.software),
-        "outputs": [
-            o | {"sha256": o["sha256"].lower()} if "sha256" in o else o
-            for o in msgspec.to_builtins(ready.outputs)
-        ],
-        "lines": list(dict.fromkeys(ready.lines)),
+        "software": _software(ready.software),
+        "outputs": [output for one in said for output in _plain(one.outputs)],
+        "lines": list(dict.fromkeys(line for one in said for line in one.lines)),
         "asdf_object_key": ready.asdf_object_key,
         "inverted_by": inverted_by,
         "note": ready.note,
     }
+    if each is not None:
+        given["instrument_programs"] = sorted(one.instrument_program_id for one in each)
+        given["inversions"] = [_given_of(one) for one in each]
+        if all(one.datasets is not None for one in each):
+            given["datasets"] = sorted({d for one in each for d in one.datasets or ()})
     if ready.instrument_programs is not None:
         given["instrument_programs"] = sorted(set(ready.instrument_programs))
     if ready.datasets is not None:
@@ -160,13 +185,60 @@ def _given(ready: Ready, inverted_by: str) -> dict[str, Any]:
     return given
 
 
+def _must_stand_alone(ready: Ready, each: Sequence[Inverted]) -> None:
+    beside = ("inversion_id", "instrument_programs", "datasets", "outputs", "lines", "asdf_object_key")
+    if both := [name for name in beside if getattr(ready, name)]:
+        raise Refused(
+            f"OP {ready.op_id}: inversions stands in place of {', '.join(both)}", "name these in each of them"
+        )
+    programs = [one.instrument_program_id for one in each]
+    if not each or len(set(programs)) < len(programs):
+        raise Refused(
+            f"OP {ready.op_id}: inversions must name each instrument program once, not {_named(programs) or 'none'}",
+            "fix the ready event",
+        )
+
+
+def _given_of(one: Inverted) -> dict[str, Any]:
+    """What is said of one instrument program, without what is left to its defaults."""
+    given: dict[str, Any] = {
+        "instrument_program_id": one.instrument_program_id,
+        "outputs": _plain(one.outputs),
+    }
+    for name in ("inversion_id", "asdf_object_key"):
+        given |= {name: value} if (value := getattr(one, name)) else {}
+    given |= {"lines": list(dict.fromkeys(one.lines))}
+    return given | ({"datasets": sorted(set(one.datasets))} if one.datasets is not None else {})
+
+
+def _plain(said: Sequence[Output]) -> list[dict[str, Any]]:
+    return [
+        o | {"sha256": o["sha256"].lower()} if "sha256" in o else o for o in msgspec.to_builtins(list(said))
+    ]
+
+
+def _software(software: Software | None) -> dict[str, Any] | None:
+    """The software as the record keeps it; a version that looks like a commit of Git is named as one."""
+    if software is None:
+        return None
+    is_commit = re.fullmatch(r"(?=.*[0-9])[0-9a-f]{7,40}", software.version or "")
+    found: dict[str, Any] = msgspec.to_builtins(software)
+    return found | ({"commit": software.version} if is_commit else {})
+
+
 def _is_said(connection: Connection, present: event_log.Present, given: dict[str, Any]) -> bool:
     """Return whether this cycle's ready event said the same. What is left to its default says nothing else."""
     said = event_log.newest(connection, present.op_id, "inverted")
     if said is None or (present.state_before_error or present.state) not in ("inverted", "published"):
         return False
+    each = {one["instrument_program_id"]: one for one in said.get("inversions", ())}
+    for one in given.get("inversions", ()):
+        was = each.get(one["instrument_program_id"], {})
+        if was | one != was:
+            return False
+    flat = {name: value for name, value in given.items() if name != "inversions"}
     said = said | {name: sorted(said[name], key=str) for name in ("instrument_programs", "datasets")}
-    return said | given == said
+    return said | flat == said
 
 
 def _was_read(connection: Connection, op_id: str, file_sha256: str | None) -> bool:
@@ -178,18 +250,25 @@ def _was_read(connection: Connection, op_id: str, file_sha256: str | None) -> bo
 
 
 def _detail(
-    connection: Connection, op_id: str, given: dict[str, Any], now: datetime, accepted_because: str | None
+    connection: Connection, ready: Ready, given: dict[str, Any], now: datetime, accepted_because: str | None
 ) -> dict[str, Any]:
     """The event's detail: what was given, with its defaults filled in from the newest verdict."""
+    op_id = ready.op_id
     judged = event_log.newest(connection, op_id, "judged") or {}
     chosen = given.get("instrument_programs", event_log.invertible_programs(connection, op_id))
+    own = {
+        d: one["instrument_program_id"]
+        for one in given.get("inversions", ())
+        for d in one.get("datasets", ())
+    }
+    named = set(own.values())
     qualifying = {
         criterion["dataset_id"]
         for program in judged.get("verdict", {}).get("instrument_programs", [])
-        if program["instrument_program_id"] in chosen
+        if program["instrument_program_id"] in chosen and program["instrument_program_id"] not in named
         for criterion in program["criteria"]
     }
-    datasets = given.get("datasets", sorted(qualifying - {None}))
+    datasets = given.get("datasets", sorted({*qualifying, *own} - {None}))
     known = _datasets(connection, op_id)
     program_of = {row["dataset_id"]: row["instrument_program_id"] for row in known}
     _must_be_the_ops(connection, op_id, chosen, datasets, program_of)
@@ -204,11 +283,90 @@ def _detail(
     defaults = {"inverted_at": msgspec.to_builtins(now), "criteria_version": judged.get("criteria_version")}
     used = {"instrument_programs": chosen, "datasets": {d: program_of[d] for d in datasets}}
     detail = defaults | given | used
-    if datetime.fromisoformat(detail["inverted_at"]) > now + CLOCKS_DIFFER:
-        raise Refused(f"OP {op_id}: inverted_at {detail['inverted_at']} is yet to come", "mend the time")
+    rows = {row["dataset_id"]: row for row in known if row["dataset_id"] in datasets}
+    _must_be_credible(op_id, detail, rows, now)
+    detail["inversions"] = _inversions(connection, ready, detail, rows)
     if superseded:
         detail["accepted"] = {"superseded": superseded, "reason": accepted_because}
     return detail
+
+
+def _must_be_credible(
+    op_id: str, detail: dict[str, Any], rows: dict[str, dict[str, Any]], now: datetime
+) -> None:
+    """Raise Refused with all that a ready event must say and does not, and with what cannot be."""
+    software, at = detail["software"], datetime.fromisoformat(detail["inverted_at"])
+    ends = [row["end_time"] or row["start_time"] for row in rows.values()]
+    observed = max((end for end in ends if end), default=None)
+    wrong = []
+    if not software:
+        wrong.append("no software is named")
+    elif not software.get("version"):
+        wrong.append(f"software {software['name']} is named without its version")
+    each = detail.get("inversions") or [detail]
+    without = [one.get("instrument_program_id", "") for one in each if not one["outputs"]]
+    if without:
+        wrong.append(f"no output is named{' of ' * any(without)}{_named(without)}")
+    if at > now + CLOCKS_DIFFER:
+        wrong.append(f"inverted_at {detail['inverted_at']} is yet to come")
+    if observed and at < observed:
+        wrong.append(
+            f"inverted_at {detail['inverted_at']} is before the end of the observation, {observed:%Y-%m-%dT%H:%M:%SZ}"
+        )
+    for one in each:
+        program = one.get("instrument_program_id")
+        mine = [r for r in rows.values() if program in (None, r["instrument_program_id"])]
+        ranges = [(r["wavelength_min_nm"], r["wavelength_max_nm"]) for r in mine]
+        wrong += lines.mistakes(one["lines"], {name for r in mine for name in r["lines"] or ()}, ranges)
+    if wrong:
+        raise Refused(
+            f"OP {op_id}: {'; '.join(wrong)}", "fix the ready event, or the options that stand for it"
+        )
+
+
+def _inversions(
+    connection: Connection, ready: Ready, detail: dict[str, Any], rows: dict[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Each inversion under its id, with what was said of it, or of all of them, and with its defaults."""
+    op_id = ready.op_id
+    ids = issued.issue(connection, op_id, detail["instrument_programs"])
+    if len(ids) > 1 and (both := [n for n in ("inversion_id", "asdf_object_key") if getattr(ready, n)]):
+        raise Refused(
+            f"OP {op_id}: {' and '.join(both)} stands for one inversion, and here are {len(ids)}",
+            "name each instrument program under inversions",
+        )
+    said = {one["instrument_program_id"]: one for one in detail.get("inversions", ())}
+    folders = {
+        one["inversion_id"]: re.compile(f"inv[_.]{one['inversion_id'][4:]}", re.IGNORECASE) for one in ids
+    }
+    found = []
+    for one in ids:
+        inversion_id, program = one["inversion_id"], one["instrument_program_id"]
+        mine = said.get(program, {})
+        if other := mine.get("inversion_id", ready.inversion_id):
+            issued.must_be_issued(op_id, other, inversion_id)
+        own = [row for row in rows.values() if row["instrument_program_id"] == program]
+        ranges = [(row["wavelength_min_nm"], row["wavelength_max_nm"]) for row in own]
+        listed = {name for row in own for name in row["lines"] or ()}
+        proposal = next((row["proposal_id"] for row in own if row["proposal_id"]), None)
+        others = [folder for other_id, folder in folders.items() if other_id != inversion_id]
+        found.append(
+            one
+            | {
+                "datasets": sorted(row["dataset_id"] for row in own),
+                "outputs": mine.get(
+                    "outputs",
+                    [o for o in detail["outputs"] if not any(folder.search(o["uri"]) for folder in others)],
+                ),
+                "lines": mine.get(
+                    "lines", [line for line in detail["lines"] if not lines.mistakes([line], listed, ranges)]
+                ),
+                "asdf_object_key": mine.get("asdf_object_key")
+                or detail["asdf_object_key"]
+                or issued.asdf_object_key(proposal, inversion_id),
+            }
+        )
+    return found
 
 
 def _datasets(connection: Connection, op_id: str) -> list[dict[str, Any]]:
@@ -216,7 +374,12 @@ def _datasets(connection: Connection, op_id: str) -> list[dict[str, Any]]:
     return connection.execute(
         """
         select distinct on (v.dataset_id) v.dataset_id, d.op_id as present_op, d.withdrawn,
-               v.record ->> 'instrumentProgramExecutionId' as instrument_program_id, h.heir
+               v.record ->> 'instrumentProgramExecutionId' as instrument_program_id, h.heir,
+               v.record ->> 'primaryProposalId' as proposal_id, v.record -> 'spectralLines' as lines,
+               (v.record ->> 'startTime')::timestamptz as start_time,
+               (v.record ->> 'endTime')::timestamptz as end_time,
+               (v.record ->> 'wavelengthMin')::double precision as wavelength_min_nm,
+               (v.record ->> 'wavelengthMax')::double precision as wavelength_max_nm
         from l2inv.dataset_version v join l2inv.dataset d using (dataset_id)
         left join l2inv.heir h using (dataset_id)
         where v.op_id = %s order by v.dataset_id, v.version desc

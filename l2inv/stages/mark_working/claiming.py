@@ -8,7 +8,7 @@ from l2inv.config.settings import Qualification
 from l2inv.database.connection import Connection
 from l2inv.errors import Refused
 from l2inv.queries.filters import Wanted
-from l2inv.record import event_log
+from l2inv.record import event_log, issued
 from l2inv.stages.mark_working import offers
 
 
@@ -37,7 +37,8 @@ def claim(connection: Connection, op_id: str, actor: str, due_at: datetime, *, e
             raise Refused(
                 f"OP {op_id}: its datasets changed since its verdict", "l2inv qualify judges it again"
             )
-        event_log.add_one(connection, present, "claimed", "working", actor, _claimed(actor, due_at))
+        detail = _claimed(actor, due_at) | _named(connection, op_id)
+        event_log.add_one(connection, present, "claimed", "working", actor, detail)
     return True
 
 
@@ -55,16 +56,21 @@ def claim_first(
     Those that others take at this moment are passed over, not waited for.
     """
     statement, values, _ = offers.first(connection, rank_by, wanted, number, rules)
-    rows = connection.execute(
-        f"""
-        with first as materialized ({statement} for update of s skip locked)
-        insert into l2inv.event (op_id, seq, kind, state, actor, detail)
-            select op_id, seq + 1, 'claimed', 'working', %(actor)s, %(detail)s::jsonb from first
-        returning op_id
-        """,  # noqa: S608 - text of our own
-        values | {"actor": actor, "detail": event_log.detail_text(_claimed(actor, due_at))},
-    ).fetchall()
+    with connection.transaction():
+        rows = connection.execute(
+            f"with first as materialized ({statement} for update of s skip locked) select op_id, seq from first",  # noqa: S608
+            values,
+        ).fetchall()
+        for row in rows:
+            detail = _claimed(actor, due_at) | _named(connection, row["op_id"])
+            event = event_log.Event(row["op_id"], row["seq"], "claimed", "working", detail)
+            event_log.append(connection, event, actor, None)
     return [row["op_id"] for row in rows]
+
+
+def _named(connection: Connection, op_id: str) -> dict[str, Any]:
+    """Each instrument program to be inverted, under its inversion's id."""
+    return {"inversions": issued.issue(connection, op_id, event_log.invertible_programs(connection, op_id))}
 
 
 def _claimed(actor: str, due_at: datetime) -> dict[str, Any]:

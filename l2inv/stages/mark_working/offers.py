@@ -8,7 +8,7 @@ from l2inv.config.settings import Qualification
 from l2inv.database.connection import Connection
 from l2inv.domain.measures import R0Class, r0_class
 from l2inv.queries.filters import Wanted, conditions
-from l2inv.queries.observing_programs import COLUMNS, OVERVIEW, PRESENT, add_measures
+from l2inv.queries.observing_programs import COLUMNS, PRESENT, add_measures
 
 READY = "s.state = 'preprocessed' and s.on_hold_seq is null and not coalesce(s.datasets_seq > s.verdict_seq, false)"
 CLASSES: tuple[R0Class, ...] = ("good", "fair", "poor", "unknown")
@@ -44,7 +44,7 @@ RANKS: dict[str, Callable[[dict[str, Any]], Any]] = {
 # What is read of each OP to rank it; null where an index gives the order. Everything else is measured.
 _READ = {
     "age": None,
-    "proposal": f"(select o.proposal_id from {OVERVIEW} where o.op_id = s.op_id) as proposal_id",  # noqa: S608
+    "proposal": "(select o.proposal_id from l2inv.op o where o.op_id = s.op_id) as proposal_id",
 } | dict.fromkeys(
     ("r0_class", "fried_parameter", "r0"),
     "(select percentile_cont(0.5) within group (order by d.fried_parameter_med_m) from l2inv.dataset d"
@@ -87,7 +87,7 @@ def first(
     here, from one reading of all that is ready: the statement looks again whether it still is.
     """
     condition, values = conditions(wanted, rules)
-    fits = f"and exists (select from {OVERVIEW} where o.op_id = s.op_id and {condition})" if condition else ""
+    fits = f"and exists (select from l2inv.op o where o.op_id = s.op_id and {condition})" if condition else ""
     read = _READ.get(rank_by, PRESENT.replace("o.op_id", "s.op_id"))
     if read is None:
         row = connection.execute(

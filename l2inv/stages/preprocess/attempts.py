@@ -11,6 +11,7 @@ import msgspec
 from l2inv.config.settings import Preprocess, Settings, redact
 from l2inv.database.connection import Connection
 from l2inv.database.runs import Run
+from l2inv.queries import observing_programs
 from l2inv.record import event_log
 from l2inv.services import jobs
 from l2inv.stages.preprocess import bundle
@@ -89,8 +90,8 @@ def candidates(connection: Connection, op_id: str | None = None) -> list[Op]:
 
 
 def describe(connection: Connection, op_id: str) -> dict[str, Any]:
-    """Return what a command needs to know of an OP: its verdict, which instrument programs are to be inverted, and the
-    newest version of each dataset in full."""
+    """Return what a command needs to know of an OP: its verdict, which instrument programs are to be inverted, the names
+    of their inversions where these have begun in this cycle, and the newest version of each dataset in full."""
     row = connection.execute(
         """
         select s.op_id, o.proposal_id, o.experiment_id, e.detail -> 'verdict' as verdict,
@@ -104,7 +105,10 @@ def describe(connection: Connection, op_id: str) -> dict[str, Any]:
         [op_id],
     ).fetchone()
     assert row is not None
-    return row | {"instrument_programs": event_log.invertible_programs(connection, op_id)}
+    return row | {
+        "instrument_programs": event_log.invertible_programs(connection, op_id),
+        "inversions": observing_programs.inversions(connection, op_id, row["proposal_id"]),
+    }
 
 
 def again(op: Op, after: str) -> Start:

@@ -14,6 +14,7 @@ from l2inv.files import replace
 from l2inv.services.jobs import OWN
 
 DESCRIPTION, MANIFEST, BATCH = "op.json", "manifest.json", "globus-batch.txt"
+INVERSIONS = "inversions.json"  # written when the OP is claimed: only then are they named
 
 
 def work_folder(settings: Preprocess) -> Path:
@@ -58,10 +59,15 @@ def write(folder: Path, description: dict[str, Any], settings: Settings) -> None
     Raise OSError.
     """
     made = manifest(description, settings.qualification, settings.preprocess, folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     replace(folder / DESCRIPTION, _as_json(description))
     replace(folder / MANIFEST, _as_json(made))
     replace(folder / BATCH, batch(made, settings.preprocess))
+
+
+def write_inversions(folder: Path, inversions: list[dict[str, Any]]) -> None:
+    """Put inversions.json into an OP's folder: the ids of its inversions and the names that follow. Raise OSError."""
+    replace(folder / INVERSIONS, _as_json({"inversions": inversions}))
 
 
 def manifest(
@@ -93,6 +99,7 @@ def manifest(
         "experiment_id": description["experiment_id"],
         "verdict": description["verdict"],
         "instrument_programs": programs,
+        "inversions": description["inversions"],
         "datasets": sorted(datasets, key=lambda dataset: str(dataset["dataset_id"])),
         "fetch": fetch,
     }

@@ -1,5 +1,6 @@
 """An OP's intermediate files: whether they still are what was recorded, and their removal once it is published."""
 
+import os
 import shutil
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from l2inv.config.settings import Settings
 from l2inv.database.connection import Connection
 from l2inv.errors import Refused
+from l2inv.queries import observing_programs
 from l2inv.record import event_log
 from l2inv.stages.preprocess import bundle
 
@@ -16,7 +18,7 @@ def files(connection: Connection, op_id: str) -> dict[str, Any]:
     """Return the files that the newest preprocessing of an OP left, each with how it stands.
 
     `standing` is ok, changed (the SHA-256 given is that of now), missing (size and SHA-256 are as recorded), or new:
-    in the folder and not on record. What was cleaned is missing no more; `cleaned_at` says when. An OP that was not preprocessed has no folder and no files. Raise OSError.
+    in the folder and not on record, as the names of the inversions are. What was cleaned is missing no more; `cleaned_at` says when. An OP that was not preprocessed has no folder and no files. Raise OSError.
     """
     detail = event_log.newest(connection, op_id, "preprocessed") or {}
     row = connection.execute(
@@ -39,7 +41,25 @@ def files(connection: Connection, op_id: str) -> dict[str, Any]:
         was, now = recorded.get(path), present.get(path)
         standing = "new" if was is None else "missing" if now is None else "ok" if was == now else "changed"
         found.append({**(now or was or {}), "standing": standing})
-    return {"op_id": op_id, "folder": folder, "files": found, "cleaned_at": cleaned_at}
+    return {
+        "op_id": op_id,
+        "folder": folder,
+        "files": found,
+        "cleaned_at": cleaned_at,
+        "inversions": observing_programs.inversions(connection, op_id, _proposal(connection, op_id)),
+    }
+
+
+def _proposal(connection: Connection, op_id: str) -> str | None:
+    row = connection.execute("select proposal_id from l2inv.op where op_id = %s", [op_id]).fetchone()
+    return row["proposal_id"] if row else None
+
+
+def write_names(connection: Connection, op_id: str, inversions: list[dict[str, Any]]) -> None:
+    """Put inversions.json into an OP's folder where that is at hand and may be written to. Raise OSError."""
+    folder = (event_log.newest(connection, op_id, "preprocessed") or {}).get("folder")
+    if folder and os.access(folder, os.W_OK | os.X_OK):
+        bundle.write_inversions(Path(folder), inversions)
 
 
 def clean(

@@ -8,6 +8,7 @@ import msgspec
 
 from l2inv.config.settings import Preprocess
 from l2inv.errors import L2invError
+from l2inv.files import private_folder
 from l2inv.services import jobs, slurm
 from l2inv.services.jobs import Job
 from l2inv.stages.preprocess import attempts
@@ -118,7 +119,8 @@ def _submit(stage: Stage, starts: list[Start]) -> int:
             jobs.give_up(job.folder, job.name)  # the array holds it: it begins, and ends at once
             stage.count("skipped")
     folder = work_folder(settings) / ".batches" / name
-    folder.mkdir(parents=True)
+    private_folder(folder.parent)
+    folder.mkdir(mode=0o700)
     if begun:
         slurm.submit(settings.slurm, name, _time_minutes(settings), folder, scripts)
     return len(begun)

@@ -1,7 +1,7 @@
 """A further inversion of an OP, and taking a bad one back: what happens after the store was told, or instead."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -10,10 +10,11 @@ from l2inv.database.connection import Connection
 from l2inv.database.runs import stage_lock
 from l2inv.domain.states import State
 from l2inv.errors import Refused
-from l2inv.record import event_log
+from l2inv.record import event_log, issued
 from l2inv.services import graphql, metadata_store
+from l2inv.stages.publish.guard import one_at_a_time
 from l2inv.stages.publish.preflight import preflight
-from l2inv.stages.publish.publish import differences, one_at_a_time
+from l2inv.stages.publish.store import differences
 
 
 def reopen(connection: Connection, settings: Settings, op_id: str, reason: str, actor: str) -> None:
@@ -63,6 +64,8 @@ def adopt(
             held = metadata_store.find_inversion(http, settings.metadata_store, inversion_id)
         if held is None:
             raise Refused(f"the store holds no inversion {inversion_id}", _see(op_id))
+        if (owner := issued.owner(connection, inversion_id)) not in (None, op_id):
+            raise Refused(f"{inversion_id} was issued for OP {owner}", f"see: l2inv history {owner}")
         kind, detail = "noted", {"note": reason, "beside": [inversion_id]}
         if not beside:
             kind, detail = "inversion_named", _same(connection, settings, op_id, held) | {"reason": reason}
@@ -77,6 +80,9 @@ def _same(connection: Connection, settings: Settings, op_id: str, held: dict[str
     inversions: list[dict[str, Any]] = preflight(connection, settings, op_id)["inversions"]
     for inversion in inversions:
         if inversion["instrument_program_id"] == held.get("instrumentProgramExecutionId"):
+            convention = issued.asdf_object_key(inversion["proposal_id"], inversion["inversion_id"])
+            if inversion["asdf_object_key"] == convention:  # nobody named it; it follows from the id
+                inversion["asdf_object_key"] = held.get("asdfObjectKey")
             inversion["inversion_id"] = inversion_id
             other = differences(inversion, held)
             if not other:
@@ -130,6 +136,27 @@ def withdraw(
 
     Raise Refused when one named is not the OP's, or none is left to withdraw.
     """
+    return _mark(connection, op_id, reason, inversion_ids, actor, "withdrawn")
+
+
+def reinstate(
+    connection: Connection, op_id: str, reason: str, inversion_ids: Sequence[str], actor: str
+) -> list[str]:
+    """Undo a withdrawal that was a mistake and return the inversions' ids: those named, or all of the newest cycle.
+
+    Raise Refused when one named is not the OP's, or none of them is withdrawn.
+    """
+    return _mark(connection, op_id, reason, inversion_ids, actor, "reinstated")
+
+
+def _mark(
+    connection: Connection,
+    op_id: str,
+    reason: str,
+    inversion_ids: Sequence[str],
+    actor: str,
+    kind: Literal["withdrawn", "reinstated"],
+) -> list[str]:
     with connection.transaction():
         one_at_a_time(connection)
         present = event_log.locked(connection, op_id)
@@ -146,17 +173,19 @@ def withdraw(
             for i in published
             if i["inversion_id"] in inversion_ids or (i["cycle"] == newest and not inversion_ids)
         ]
-        chosen = [i for i in meant if not i["withdrawn"]]
+        chosen = [i for i in meant if i["withdrawn"] == (kind == "reinstated")]
         if not chosen:
-            words = "was withdrawn already" if meant else "was never published"
-            raise Refused(f"OP {op_id}: what is to be withdrawn {words}", _see(op_id))
+            already = "withdrawn already" if kind == "withdrawn" else "not withdrawn"
+            raise Refused(
+                f"OP {op_id}: what is to be {kind} was {already if meant else 'never published'}", _see(op_id)
+            )
         told = [i["inversion_id"] for i in chosen]
         detail: dict[str, Any] = {
             "reason": reason,
             "inversion_ids": told,
             "cycle": max(i["cycle"] for i in chosen),
         }
-        event_log.add_one(connection, present, "withdrawn", None, actor, detail)
+        event_log.add_one(connection, present, kind, None, actor, detail)
     return told
 
 

@@ -5,8 +5,11 @@ from typing import Any, Literal
 
 from l2inv.config.settings import Settings
 from l2inv.database.connection import Connection
+from l2inv.domain import lines
 from l2inv.domain.criteria import INPUTS
 from l2inv.errors import Refused
+from l2inv.queries import publication
+from l2inv.record import event_log, issued
 from l2inv.services import outputs
 
 Check = dict[str, str]  # name, result (pass, warn or fail) and detail
@@ -21,17 +24,19 @@ def inverted_ops(connection: Connection) -> list[str]:
     return [row["op_id"] for row in rows]
 
 
-def preflight(connection: Connection, settings: Settings, op_id: str) -> dict[str, Any]:
-    """Return `op_id`, `ready`, `on_hold`, the `checks` and the `inversions` as they would be told.
+def preflight(connection: Connection, settings: Settings, op_id: str, look: bool = True) -> dict[str, Any]:
+    """Return `op_id`, `seq`, `ready`, `on_hold`, the `checks`, the `inversions` as they would be told, and the `steps`.
 
-    An inversion has the columns of the view published_op; its id is None until it is recorded. What the record says
-    that the store holds in part is ready: it is to be finished, whatever its datasets have become. Raise Refused
-    for an OP that was never inverted, and L2invError when a mount with outputs is not there.
+    An inversion has the columns of the view published_op, under the id that was issued when the work began. What the
+    record says that the store holds in part is ready: it is to be finished, whatever its datasets have become. The
+    files are looked at unless `look` is false. Raise Refused for an OP that was never inverted, and L2invError when a
+    mount with outputs is not there.
     """
     row = connection.execute(
         """
-        select e.detail, e.seq, s.cycle, s.on_hold_seq is not null as on_hold
-        from l2inv.op_state s join l2inv.history e on e.op_id = s.op_id and e.kind = 'inverted' and e.voided_by is null
+        select e.detail, e.seq, s.seq as now, s.state, s.cycle, s.on_hold_seq is not null as on_hold
+        from l2inv.op_state s
+        join l2inv.history e on e.op_id = s.op_id and e.kind in ('inverted', 'amended') and e.voided_by is null
         where s.op_id = %s order by e.seq desc limit 1
         """,
         [op_id],
@@ -40,41 +45,62 @@ def preflight(connection: Connection, settings: Settings, op_id: str) -> dict[st
         raise Refused(f"OP {op_id} was never inverted", f"see: l2inv show {op_id}")
     inverted, cycle = row["detail"], row["cycle"]
     used = _datasets(connection, inverted["datasets"])
+    each = {one["instrument_program_id"]: one for one in inverted.get("inversions", ())}
+    ids = {one["instrument_program_id"]: one["inversion_id"] for one in issued.of_cycle(connection, op_id)}
+    not_judged = _not_judged(connection, op_id, used)
     inversions, missing, buckets = [], [], []
     for program in inverted["instrument_programs"]:
         datasets = [d for d in used if inverted["datasets"][d["dataset_id"]] == program]
-        said = named(connection, op_id, cycle, program) or {}
-        inversion = {"cycle": cycle, "inversion_id": said.get("inversion_id"), **_of_datasets(datasets)}
-        inversion |= {"instrument_program_id": program} | {name: inverted[name] for name in TAKEN}
-        inversion["spectral_lines"] = inverted["lines"] or inversion["spectral_lines"]
+        inversion = {"cycle": cycle, "inversion_id": ids.get(program), **_of_datasets(datasets)}
+        own = {
+            name: value
+            for name, value in each.get(program, {}).items()
+            if name in ("outputs", "asdf_object_key")
+        }
+        inversion |= {"instrument_program_id": program} | {name: inverted[name] for name in TAKEN} | own
+        said = each.get(program, {}).get("lines", inverted["lines"])
+        inversion["spectral_lines"] = said or inversion["spectral_lines"]
+        if without := [d["dataset_id"] for d in datasets if d["dataset_id"] in not_judged]:
+            inversion["not_judged"] = without
         inversions.append(inversion)
         if program is None:
             missing.append("its datasets name no instrument program, and the store wants one")
+        elif program not in ids:
+            missing.append(f"no inversion id was issued for {program}: l2inv reopen {op_id} --reason WHY")
         missing += _not_one(datasets, "proposal_id")
         buckets += _not_one(datasets, "bucket")
     checks = [
         _check("mandatory", missing, f"{_counted(inversions, 'inversion')} of {_counted(used, 'dataset')}"),
         _check("bucket", buckets, ", ".join(sorted({d["bucket"] or "(none)" for d in used}))),
         _embargo(inversions),
-        _outputs(inverted["outputs"], settings),
+        _check(
+            "verdict", [f"{d} is covered by no verdict" for d in not_judged], "covers every dataset", "warn"
+        ),
         _superseded(connection, op_id, row["seq"], inverted, used),
     ]
+    decided = list(checks)
+    if look:
+        checks.insert(4, _outputs(inverted["outputs"], settings))
     if held := _created(connection, op_id, cycle):
-        checks.append(
-            {
-                "name": "begun",
-                "result": "warn",
-                "detail": f"the store holds {', '.join(held)}: to be finished",
-            }
-        )
+        words = f"the store holds {', '.join(held)}: to be finished"
+        checks.append({"name": "begun", "result": "warn", "detail": words})
     fit = bool(held) or not failed(checks)
     return {
         "op_id": op_id,
-        "ready": fit and not row["on_hold"],
+        "seq": row["now"],
+        "ready": fit and not row["on_hold"] and row["state"] == "inverted",
         "on_hold": row["on_hold"],
         "checks": checks,
         "inversions": inversions,
+        "steps": publication.steps(connection, settings.publish, op_id),
+        "decided": decided,
     }
+
+
+def _not_judged(connection: Connection, op_id: str, used: list[dict[str, Any]]) -> list[str]:
+    """Return the datasets used that the newest verdict does not cover: they came, or were added, after it."""
+    covered = (event_log.newest(connection, op_id, "judged") or {}).get("datasets", {})
+    return [d["dataset_id"] for d in used if d["dataset_id"] not in covered]
 
 
 def failed(checks: list[Check]) -> list[Check]:
@@ -131,10 +157,18 @@ def _of_datasets(datasets: list[dict[str, Any]]) -> dict[str, Any]:
         "dataset_ids": [d["dataset_id"] for d in datasets],
         "product_ids": sorted({d["product_id"] for d in datasets if d["product_id"]}),
         "bucket": next((d["bucket"] for d in datasets), None),
-        "spectral_lines": sorted({line for r in records for line in r.get("spectralLines") or ()}),
+        "spectral_lines": sorted({line for r in records for line in _lines(r)}),
         "is_embargoed": any(r.get("isEmbargoed") for r in records),
         "embargo_end_date": max(ends, default=None),
     }
+
+
+def _lines(record: dict[str, Any]) -> list[str]:
+    """The lines of a dataset as the store has them, or what it is taken to hold where they are null."""
+    said: list[str] | None = record.get("spectralLines")
+    return (
+        lines.presumed((record.get("wavelengthMin"), record.get("wavelengthMax"))) if said is None else said
+    )
 
 
 def _not_one(datasets: list[dict[str, Any]], name: str) -> list[str]:

@@ -18,6 +18,7 @@ import msgspec
 
 from l2inv.config.settings import Settings
 from l2inv.errors import ConfigError, L2invError
+from l2inv.files import private_folder
 from l2inv.services import jobs, outputs, slurm
 
 LOG = "transfer.log"
@@ -114,7 +115,8 @@ def start(settings: Settings, work: Sequence[Begun]) -> "list[subprocess.Popen[b
     if distant := [one for one in work if one.task is not None]:
         scripts = [jobs.prepare(_job(one)) for one in distant]
         folder = Path(distant[0].folder).parent / ".batches" / distant[0].job
-        folder.mkdir(parents=True, exist_ok=True)
+        private_folder(folder.parent)
+        private_folder(folder)
         slurm.submit(settings.preprocess.slurm, distant[0].job, _time_minutes(settings), folder, scripts)
     return here
 

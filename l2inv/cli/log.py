@@ -1,0 +1,107 @@
+"""What happened over all OPs, and what ran: row by row, however much that is."""
+
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from datetime import datetime
+from typing import Any
+
+import click
+
+from l2inv.cli.app import command
+from l2inv.cli.arguments import Actor, Op, Since, Words
+from l2inv.cli.context import App
+from l2inv.cli.options import json_option
+from l2inv.domain.states import MEANINGS
+
+since_option = click.option(
+    "--since", type=Since(), metavar="TIME", help="Only since then: 2026-11-23, or so long ago: 24h."
+)
+
+
+@command("log")
+@since_option
+@click.option("--actor", "actor", type=Actor(), metavar="NAME", help="Only what this person did.")
+@click.option("--kind", type=click.Choice(list(MEANINGS)), metavar="KIND", help="Only events of this kind.")
+@click.option("--op", type=Op(), metavar="OP", help="Only events of this OP.")
+@json_option
+def log(app: App, since: datetime | None, actor: str | None, kind: str | None, op: str | None) -> None:
+    """Show who did what since when, over all OPs, newest last."""
+    from l2inv.queries import log
+    from l2inv.record import event_log
+
+    with app.reading() as (connection, _):
+        op_id = event_log.resolve(connection, op) if op else None
+        with closing(log.events(connection, since, actor, kind, op_id)) as events:
+            _print(app, "events", events, _print_event)
+
+
+@command("runs")
+@since_option
+@click.option("--stage", type=Words(), metavar="STAGE", help="Only runs of this stage.")
+@json_option
+def runs(app: App, since: datetime | None, stage: str | None) -> None:
+    """Show what ran and how it ended, newest last."""
+    from l2inv.queries import log
+
+    with app.reading() as (connection, _), closing(log.runs(connection, since, stage)) as found:
+        _print(app, "runs", found, _print_run)
+
+
+def _print(
+    app: App, name: str, rows: Iterable[dict[str, Any]], text: Callable[[dict[str, Any]], None]
+) -> None:
+    """Print the rows as they come: each as a text, or all as one JSON document."""
+    coming = iter(rows)
+    row = next(coming, None)  # before anything is printed: what fails is still a document of its own
+    if not app.json:
+        while row:
+            text(row)
+            row = next(coming, None)
+        if sys.stdout.isatty():
+            sys.stdout.flush()
+        return
+    from l2inv.wording import as_json
+
+    app.json = False  # from here on, stdout holds this document alone
+    sys.stdout.write(f'{{"{name}": [')
+    between = ""
+    while row:
+        sys.stdout.write(between + as_json(row))
+        between = ", "
+        row = next(coming, None)
+    sys.stdout.write("]}\n")
+
+
+def _print_event(event: dict[str, Any]) -> None:
+    from l2inv import wording
+    from l2inv.cli import render
+
+    what = wording.what_happened(event)
+    when = wording.moment(event["recorded_at"])
+    if render.width() is None:
+        cells = (when, event["actor"], event["op_id"], event["kind"], event["state"] or "-", what)
+        click.echo("  ".join(map(wording.clean, cells)).rstrip())
+        return
+    failed = event["kind"] == "failed"
+    state = f", now {event['state']}" if event["state"] else ""
+    said = f"{when}  {event['actor']} {event['kind'].replace('_', ' ')}{state}"
+    render.paragraph(said, 0, "bold red" if failed else "bold", hang=18)
+    render.paragraph(event["op_id"], 18)
+    if what:
+        render.paragraph(what, 18, "red" if failed else "")
+
+
+def _print_run(run: dict[str, Any]) -> None:
+    from l2inv import wording
+    from l2inv.cli import render
+
+    ended = wording.run_ended(run)
+    when = wording.moment(run["started_at"])
+    if render.width() is None:
+        cells = (when, str(run["run_id"]), run["stage"], run["actor"], ended)
+        click.echo("  ".join(map(wording.clean, cells)))
+        return
+    failed = bool((run["result"] or {}).get("failed"))
+    said = f"{when}  {run['stage']} {run['run_id']} by {run['actor']}"
+    render.paragraph(f"{said}: {ended}", 0, "red" if failed else "", hang=18)

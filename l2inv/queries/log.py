@@ -1,0 +1,50 @@
+"""log and runs: what was recorded over all OPs, and what ran, from the views that the reader's role may read."""
+
+from collections.abc import Generator
+from datetime import datetime
+from typing import Any
+
+from l2inv.database.connection import Connection
+
+
+def events(
+    connection: Connection,
+    since: datetime | None = None,
+    actor: str | None = None,
+    kind: str | None = None,
+    op_id: str | None = None,
+) -> Generator[dict[str, Any], None, None]:
+    """Return the events since a time, of one actor, of one kind, of one OP, where given; the newest last.
+
+    One snapshot is read, in bounded memory.
+    """
+    with connection.transaction(), connection.cursor(name="l2inv_log") as cursor:
+        cursor.itersize = 500
+        yield from cursor.execute(
+            """
+            select op_id, seq, kind, state, actor, recorded_at, run_id, detail, event_id, recorded_by, voided_by, hash
+            from l2inv.history
+            where (%(since)s::timestamptz is null or recorded_at >= %(since)s)
+                and (%(actor)s::text is null or actor = %(actor)s) and (%(kind)s::text is null or kind = %(kind)s)
+                and (%(op_id)s::text is null or op_id = %(op_id)s)
+            order by event_id
+            """,
+            {"since": since, "actor": actor, "kind": kind, "op_id": op_id},
+        )
+
+
+def runs(
+    connection: Connection, since: datetime | None = None, stage: str | None = None
+) -> Generator[dict[str, Any], None, None]:
+    """Return the runs that started since a time, of one stage, where given; the newest last, in bounded memory."""
+    with connection.transaction(), connection.cursor(name="l2inv_runs") as cursor:
+        cursor.itersize = 500
+        yield from cursor.execute(
+            """
+            select run_id, stage, actor, started_at, finished_at, result from l2inv.runs
+            where (%(since)s::timestamptz is null or started_at >= %(since)s)
+                and (%(stage)s::text is null or stage = %(stage)s)
+            order by run_id
+            """,
+            {"since": since, "stage": stage},
+        )

@@ -1,0 +1,120 @@
+"""How things stand for those who watch: which stage is late, and the metrics that a Prometheus textfile collector reads.
+
+The format: https://prometheus.io/docs/instrumenting/exposition_formats/
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from l2inv import __version__
+from l2inv.database.connection import Connection
+
+STAGES = ("scan", "qualify", "preprocess", "inbox", "publish", "digest")  # those that leave a run
+
+
+def last_successes(connection: Connection) -> dict[str, datetime]:
+    """Return when the newest good run of each stage began: one that ended, did not fail and, of scan, was complete."""
+    rows = connection.execute(
+        """
+        select stage, max(started_at) as started_at from l2inv.runs
+        where finished_at is not null and result ->> 'failed' is null and result ->> 'read_again' is null
+            and result -> 'complete' is distinct from 'false'
+        group by stage
+        """
+    )
+    return {row["stage"]: row["started_at"] for row in rows}
+
+
+def late(
+    successes: Mapping[str, datetime], max_ages: Mapping[str, timedelta], now: datetime
+) -> list[dict[str, Any]]:
+    """Return the stages whose last good run began longer ago than they may be old, or never."""
+    return [
+        {"stage": stage, "last_success": last, "max_age_seconds": max_age.total_seconds()}
+        for stage, max_age in max_ages.items()
+        if (last := successes.get(stage)) is None or now - last > max_age
+    ]
+
+
+def prometheus(status: Mapping[str, Any]) -> str:
+    """Return what status found as metrics. Their names and labels are others' interface: added to, never changed."""
+    return "\n".join(_lines(status)) + "\n"
+
+
+def _lines(status: Mapping[str, Any]) -> Iterator[str]:
+    runs = status["runs"]
+    yield from _metric(
+        "l2inv_info", "gauge", "Which version of l2inv reports.", [({"version": __version__}, 1)]
+    )
+    yield from _metric(
+        "l2inv_ops", "gauge", "OPs in each state.", [({"state": s}, n) for s, n in status["states"].items()]
+    )
+    for name, said, number in (
+        ("l2inv_ops_on_hold", "OPs on hold.", status["on_hold"]),
+        ("l2inv_ops_overdue", "OPs past their deadline.", status["overdue"]),
+        (
+            "l2inv_ops_inputs_changed",
+            "OPs in science's hands whose datasets changed since the verdict.",
+            len(status["inputs_changed"]),
+        ),
+        (
+            "l2inv_quarantined_records",
+            "Records of the metadata store that cannot be read.",
+            status["quarantined"],
+        ),
+    ):
+        yield from _metric(name, "gauge", said, [({}, number)])
+    yield from _metric("l2inv_events_total", "counter", "Events of the record.", [({}, status["events"])])
+    yield from _metric(
+        "l2inv_stage_last_start_timestamp_seconds",
+        "gauge",
+        "When the newest run of each stage began.",
+        [({"stage": run["stage"]}, run["started_at"].timestamp()) for run in runs],
+    )
+    yield from _metric(
+        "l2inv_stage_last_success_timestamp_seconds",
+        "gauge",
+        "When the newest good run of each stage began.",
+        [({"stage": stage}, at.timestamp()) for stage, at in sorted(status["last_success"].items())],
+    )
+    yield from _metric(
+        "l2inv_stage_last_failed",
+        "gauge",
+        "1 where the newest run of a stage failed.",
+        [({"stage": run["stage"]}, int(bool((run["result"] or {}).get("failed")))) for run in runs],
+    )
+    yield from _metric(
+        "l2inv_stage_unfinished",
+        "gauge",
+        "1 where the newest run of a stage is at work, or was killed.",
+        [({"stage": run["stage"]}, int(run["finished_at"] is None)) for run in runs],
+    )
+    yield from _metric(
+        "l2inv_stage_last_duration_seconds",
+        "gauge",
+        "How long the newest run of each stage took.",
+        [
+            ({"stage": run["stage"]}, (run["finished_at"] - run["started_at"]).total_seconds())
+            for run in runs
+            if run["finished_at"]
+        ],
+    )
+
+
+def _metric(
+    name: str, kind: str, said: str, samples: Iterable[tuple[Mapping[str, str], float]]
+) -> Iterator[str]:
+    yield f"# HELP {name} {_escaped(said)}"
+    yield f"# TYPE {name} {kind}"
+    for labels, number in samples:
+        told = ",".join(f'{label}="{_quoted(text)}"' for label, text in labels.items())
+        yield f"{name}{{{told}}} {number}" if told else f"{name} {number}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", r"\\").replace("\n", r"\n")
+
+
+def _quoted(text: str) -> str:
+    return _escaped(text).replace('"', r"\"")

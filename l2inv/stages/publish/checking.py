@@ -1,0 +1,97 @@
+"""The check of an inversion's files on request, before or after its ready event."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from l2inv.config.settings import Settings
+from l2inv.database.connection import Connection
+from l2inv.database.runs import Run
+from l2inv.errors import Refused
+from l2inv.products import check as check_products
+from l2inv.queries import observing_programs
+from l2inv.record import event_log
+from l2inv.stages.publish import steps
+from l2inv.stages.publish.guard import Guard
+
+
+def check(
+    connection: Connection,
+    settings: Settings,
+    op_id: str,
+    files: Path | None,
+    progress: Callable[[int, int], None] = lambda done_mb, of_mb: None,
+) -> list[dict[str, Any]]:
+    """Return, for each inversion named in an OP's present cycle, its `folder` and the `findings` in it.
+
+    `files` is the folder, or one that holds the folder inv_XXXXXX of each; else it is where the ready event's outputs
+    are mounted. Raise Refused where nothing is named yet, or nothing can be looked at, and L2invError without the
+    packages that read the files.
+    """
+    inversions = observing_programs.show(connection, op_id, settings.qualification)["inversions"]
+    named = [one for one in inversions if "asdf_file" in one]
+    if not named:
+        raise Refused(f"OP {op_id}: no inversion of it is named yet", f"l2inv claim {op_id}")
+    told = _told(connection, settings, op_id)
+    found = []
+    for one in named:
+        inversion = told.get(one["inversion_id"]) or _expected(connection, op_id, one)
+        place = _folder(files, one) if files else _mounted(connection, settings, op_id, inversion)
+        if place is None:
+            raise Refused(
+                f"OP {op_id}: the files of {one['inversion_id']} cannot be looked at from here",
+                "name their folder with --files, or set publish.mounts",
+            )
+        findings = check_products(place, steps.described(connection, op_id, inversion), progress)
+        found.append(
+            {
+                "inversion_id": one["inversion_id"],
+                "folder": str(place),
+                "findings": [msgspec.to_builtins(finding) for finding in findings],
+            }
+        )
+    return found
+
+
+def _told(connection: Connection, settings: Settings, op_id: str) -> dict[str, dict[str, Any]]:
+    from l2inv.stages.publish.preflight import preflight
+
+    if event_log.seen(connection, op_id).state not in ("inverted", "published", "error"):
+        return {}
+    try:
+        found = preflight(connection, settings, op_id, look=False)["inversions"]
+    except Refused:  # in error, and never inverted
+        return {}
+    return {inversion["inversion_id"]: inversion for inversion in found}
+
+
+def _expected(connection: Connection, op_id: str, one: dict[str, Any]) -> dict[str, Any]:
+    """An inversion that is worked on: of every dataset of its instrument program."""
+    rows = connection.execute(
+        "select dataset_id, proposal_id from l2inv.dataset "
+        "where op_id = %s and instrument_program_id = %s and not withdrawn order by dataset_id",
+        [op_id, one["instrument_program_id"]],
+    ).fetchall()
+    return {
+        "inversion_id": one["inversion_id"],
+        "instrument_program_id": one["instrument_program_id"],
+        "proposal_id": next((row["proposal_id"] for row in rows if row["proposal_id"]), ""),
+        "dataset_ids": [row["dataset_id"] for row in rows],
+        "outputs": [],
+        "asdf_object_key": None,
+    }
+
+
+def _folder(files: Path, one: dict[str, Any]) -> Path:
+    own = files / one["inversion_id"].replace(".", "_")
+    return own if own.is_dir() else files
+
+
+def _mounted(
+    connection: Connection, settings: Settings, op_id: str, inversion: dict[str, Any]
+) -> Path | None:
+    if not inversion["outputs"]:
+        return None
+    return steps.mounted_folder(Guard(connection, settings, Run(0, "check", ""), op_id), inversion)

@@ -1,0 +1,75 @@
+"""The way back from a ready event, before the store was told of it."""
+
+from typing import Any
+
+from l2inv.config.settings import Settings
+from l2inv.database.connection import Connection
+from l2inv.database.runs import stage_lock
+from l2inv.errors import Refused
+from l2inv.record import event_log
+from l2inv.services import graphql, metadata_store
+
+
+def unmark(connection: Connection, settings: Settings, op_id: str, reason: str | None, actor: str) -> None:
+    """Take an OP's ready event back: it is `working` again, held as before and due as before, its verdict and its prepared
+    files as they were.
+
+    Who is not its holder must give a reason. Raise Refused, also where the store holds one of its inversions of
+    this cycle; Busy while a publisher runs; StoreError and ConfigError where the store has to be asked.
+    """
+    with stage_lock(connection, "publish", "try again when it has ended"):
+        seen = event_log.seen(connection, op_id)
+        event_log.must_allow(seen, "resumed", "working")
+        if actor != seen.assignee and not reason:
+            raise Refused(
+                f"OP {op_id} was inverted by {seen.assignee}, not by {actor}",
+                f"say why with --reason; the digest tells {seen.assignee}",
+            )
+        _must_not_be_told(connection, settings, op_id)
+        with connection.transaction():
+            present = event_log.locked(connection, op_id)
+            if present.seq != seen.seq:
+                raise Refused(f"OP {op_id} moved on meanwhile", f"see: l2inv history {op_id}; try again")
+            detail: dict[str, Any] = {"assignee": present.assignee, "due_at": _due_at(connection, op_id)}
+            detail |= {"reason": reason} if reason else {}
+            event_log.add_one(connection, present, "resumed", "working", actor, detail)
+
+
+def _due_at(connection: Connection, op_id: str) -> str | None:
+    """When the claim was due that the ready event ended."""
+    row = connection.execute(
+        """
+        select detail ->> 'due_at' as due_at from l2inv.history
+        where op_id = %s and voided_by is null
+            and kind in ('claimed', 'extended', 'handed_over', 'taken_over', 'resumed')
+        order by seq desc limit 1
+        """,
+        [op_id],
+    ).fetchone()
+    due_at: str | None = row["due_at"] if row else None
+    return due_at
+
+
+def _must_not_be_told(connection: Connection, settings: Settings, op_id: str) -> None:
+    """Raise Refused where the store holds an inversion of this cycle: it is asked where one was named."""
+    rows = connection.execute(
+        """
+        select distinct e.detail ->> 'inversion_id' as inversion_id
+        from l2inv.event e join l2inv.op_state s using (op_id)
+        where e.op_id = %s and e.kind = 'inversion_named' and e.detail -> 'cycle' = to_jsonb(s.cycle)
+        """,
+        [op_id],
+    ).fetchall()
+    if not rows:
+        return
+    with graphql.session(settings.metadata_store) as http:
+        held = [
+            row["inversion_id"]
+            for row in rows
+            if metadata_store.find_inversion(http, settings.metadata_store, row["inversion_id"])
+        ]
+    if held:
+        raise Refused(
+            f"OP {op_id}: the store holds {', '.join(held)} of it",
+            f"l2inv publish finishes that; then: l2inv withdraw {op_id} or l2inv reopen {op_id}",
+        )

@@ -1,0 +1,96 @@
+"""What publish decides on: an OP as a preflight saw it, looked at again before anything that cannot be taken back."""
+
+from collections.abc import Callable
+from typing import Any
+
+from l2inv.config.settings import Settings
+from l2inv.database.connection import Connection
+from l2inv.database.runs import Run
+from l2inv.domain import states
+from l2inv.record import event_log
+from l2inv.stages.publish.preflight import preflight
+
+
+class Changed(Exception):
+    """The OP is no longer as the preflight saw it, which is to begin again."""
+
+
+class Unpublishable(Exception):
+    """What was inverted cannot be told to the store as it is; the text is the cause."""
+
+
+class Guard:
+    """An inverted OP between its preflight and its publication. `found` is what the newest preflight saw."""
+
+    def __init__(self, connection: Connection, settings: Settings, run: Run, op_id: str) -> None:
+        self.connection, self.settings, self.run, self.op_id = connection, settings, run, op_id
+        self.found: dict[str, Any] = {}
+        self.inversions: list[dict[str, Any]] = []  # as they are, or were, told
+        self.seq = 0
+
+    def look(self) -> dict[str, Any]:
+        """Begin (again) with a preflight, and return it."""
+        self.found = preflight(self.connection, self.settings, self.op_id)
+        self.inversions, self.seq = self.found["inversions"], self.found["seq"]
+        return self.found
+
+    @property
+    def is_inverted(self) -> bool:
+        return event_log.seen(self.connection, self.op_id).state == "inverted"
+
+    def check(self) -> None:
+        """Raise Changed unless the OP is as it was: before the store, the catalog or a command is told anything."""
+        with self.connection.transaction():
+            self._locked()
+
+    def add(
+        self,
+        kind: str,
+        state: states.State | None,
+        detail: dict[str, Any],
+        before: Callable[[Connection], None] = lambda connection: None,
+    ) -> None:
+        """Record a decision, unless the OP changed since it was taken. Raise Changed."""
+        with self.connection.transaction():
+            before(self.connection)
+            present = self._locked()
+            event_log.add_one(self.connection, present, kind, state, self.run.actor, detail, self.run.run_id)
+        self.seq += 1
+
+    def note(self, kind: str, detail: dict[str, Any]) -> None:
+        """Record what was done, whatever the OP has become meanwhile: it was done. The next decision sees the rest."""
+        with self.connection.transaction():
+            present = event_log.locked(self.connection, self.op_id)
+            event_log.add_one(self.connection, present, kind, None, self.run.actor, detail, self.run.run_id)
+        self.seq += present.seq == self.seq
+
+    def fail(self, cause: str) -> bool:
+        """Put the OP into `error`; False where it changed since the preflight."""
+        return event_log.fail(
+            self.connection, self.op_id, self.seq, "publish", cause, self.run.actor, self.run.run_id
+        )
+
+    def warn(self, words: str) -> None:
+        """Report something of the OP that is no failure."""
+        self.run.report["warnings"].append(f"OP {self.op_id}: {words}")
+
+    def _locked(self) -> event_log.Present:
+        present = event_log.locked(self.connection, self.op_id)
+        if present.seq != self.seq or present.on_hold or present.state != "inverted":
+            raise Changed
+        # A dataset of another OP may supersede one of this without an event here.
+        if (
+            preflight(self.connection, self.settings, self.op_id, look=False)["decided"]
+            != self.found["decided"]
+        ):
+            raise Changed
+        return present
+
+
+def one_at_a_time(connection: Connection) -> None:
+    """Keep other events that tell of inversions waiting until the transaction ends.
+
+    Event ids are given out when events are written, but events are seen when they are committed: without this a
+    reader that goes on behind the newest id it saw could miss a smaller one that was committed after it looked.
+    """
+    connection.execute("select from l2inv.lock where name = 'export' for update")

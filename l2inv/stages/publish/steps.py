@@ -1,0 +1,294 @@
+"""The steps beside the record: the files are brought, the catalogers are told of them, and the store serves them."""
+
+import re
+from collections.abc import Iterator
+from datetime import datetime
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Event as Flag
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+
+from l2inv.database.connection import Connection
+from l2inv.errors import L2invError
+from l2inv.products import check as check_products
+from l2inv.products import issued as products_issued
+from l2inv.queries import publication
+from l2inv.record import issued
+from l2inv.services import catalog, metadata_store, outputs, slurm
+from l2inv.services.metadata_store import CatalogedFrame, CatalogObject
+from l2inv.stages.publish import transfer
+from l2inv.stages.publish.guard import Guard, Unpublishable
+from l2inv.stages.publish.store import Store
+
+AVAILABLE = "AVAILABLE"
+_MOST_NAMED = 3  # findings in a cause; l2inv check names all
+
+
+def folder(guard: Guard, inversion: dict[str, Any]) -> str:
+    """Return the folder of an inversion's files, as a path: where it is mounted, or else as its URI has it.
+
+    Raise Unpublishable where its outputs name none, or several.
+    """
+    mounts = guard.settings.publish.mounts
+    found = set()
+    for output in inversion["outputs"]:
+        uri = output["uri"]
+        path = outputs.mounted(uri, mounts)
+        shown = str(path) if path else unquote(urlsplit(uri).path) or uri
+        is_file = path.is_file() if path and path.exists() else bool(re.search(r"\.\w{1,8}$", shown))
+        found.add(str(Path(shown).parent) if is_file else shown.rstrip("/"))
+    if len(found) != 1:
+        raise Unpublishable(
+            f"{inversion['inversion_id']}: its outputs lie in {len(found)} folders, and the files of an inversion lie in one"
+        )
+    return found.pop()
+
+
+def _files(guard: Guard, inversion: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the files of an inversion (`path`, `size_bytes`, `sha256`) as they lie in its folder, or, where that
+    cannot be looked at, as the ready event names them."""
+    said = {Path(unquote(urlsplit(o["uri"]).path)).name: o for o in inversion["outputs"]}
+    place = Path(folder(guard, inversion))
+    if (
+        any(outputs.mounted(o["uri"], guard.settings.publish.mounts) for o in inversion["outputs"])
+        and place.is_dir()
+    ):
+        names = {
+            str(path.relative_to(place)): path.stat().st_size
+            for path in sorted(place.rglob("*"))
+            if path.is_file()
+        }
+        return [{"path": n, "size_bytes": size} | _sum(said.get(n, {})) for n, size in names.items()]
+    return [{"path": n, **{k: o[k] for k in ("size_bytes", "sha256") if k in o}} for n, o in said.items()]
+
+
+def _sum(output: dict[str, Any]) -> dict[str, Any]:
+    return {"sha256": output["sha256"]} if output.get("sha256") else {}
+
+
+def products(guard: Guard) -> str:
+    """Return what is wrong with the inversions' files where they can be looked at; nothing where they are good."""
+    if not guard.settings.publish.check_products:
+        return ""
+    wrong = []
+    for inversion in guard.inversions:
+        place = mounted_folder(guard, inversion)
+        if place is None:
+            continue
+        if find_spec("astropy") is None or find_spec("asdf") is None:
+            words = "publish: products are not checked: pip install 'l2inv[products]', or set publish.check_products"
+            if words not in guard.run.report["warnings"]:
+                guard.run.report["warnings"].append(words)
+            return ""
+        wrong += [
+            f
+            for f in check_products(place, described(guard.connection, guard.op_id, inversion))
+            if f.result == "fail"
+        ]
+    if not wrong:
+        return ""
+    words = "; ".join(
+        f"{f.file or 'folder'}: {f.what}: {f.measured}, required: {f.required}" for f in wrong[:_MOST_NAMED]
+    )
+    more = f"; and {len(wrong) - _MOST_NAMED} more" if len(wrong) > _MOST_NAMED else ""
+    return f"products: {words}{more}"
+
+
+def mounted_folder(guard: Guard, inversion: dict[str, Any]) -> Path | None:
+    """Return the folder of an inversion's files where it can be looked at and holds products; None elsewhere."""
+    if not any(outputs.mounted(o["uri"], guard.settings.publish.mounts) for o in inversion["outputs"]):
+        return None
+    place = Path(folder(guard, inversion))
+    if not place.is_dir() or not any(path.suffix.lower() in (".fits", ".asdf") for path in place.iterdir()):
+        return None
+    return place
+
+
+def described(connection: Connection, op_id: str, inversion: dict[str, Any]) -> products_issued.Issued:
+    """Return an inversion as the check of its files takes it."""
+    rows = connection.execute(
+        "select dataset_id, record from l2inv.dataset where dataset_id = any(%s) order by dataset_id",
+        [inversion["dataset_ids"]],
+    ).fetchall()
+    names = [
+        products_issued.Output(
+            Path(unquote(urlsplit(o["uri"]).path)).name, o.get("size_bytes"), o.get("sha256")
+        )
+        for o in inversion["outputs"]
+        if re.search(r"\.(fits|asdf)$", o["uri"], re.IGNORECASE)
+    ]
+    return products_issued.Issued(
+        inversion["inversion_id"],
+        inversion["proposal_id"],
+        op_id,
+        inversion["instrument_program_id"],
+        tuple(_dataset(row) for row in rows),
+        tuple(names),
+        inversion["asdf_object_key"],
+    )
+
+
+class _Record(msgspec.Struct, rename="camel"):
+    frame_count: int | None = None
+    stokes_parameters: str | None = None
+    wavelength_min: float | None = None
+    wavelength_max: float | None = None
+    start_time: Any = None
+    end_time: Any = None
+
+
+def _dataset(row: dict[str, Any]) -> products_issued.Dataset:
+    r = msgspec.convert(row["record"], _Record, strict=False)
+    return products_issued.Dataset(
+        row["dataset_id"],
+        r.frame_count,
+        r.stokes_parameters,
+        r.wavelength_min,
+        r.wavelength_max,
+        datetime.fromisoformat(r.start_time) if r.start_time else None,
+        datetime.fromisoformat(r.end_time) if r.end_time else None,
+    )
+
+
+def transfer_files(guard: Guard, inversion: dict[str, Any]) -> bool:
+    """Bring an inversion's files to where they are served, unless that was done; False where a job still runs.
+
+    Raise Unpublishable with the command's cause, or with how what is there differs, and L2invError.
+    """
+    settings = guard.settings
+    events = publication.events(guard.connection, guard.op_id)
+    if settings.publish.transfer.command is None or publication.of(
+        events, inversion["inversion_id"], "transferred"
+    ):
+        return True
+    destination = issued.folder(inversion["proposal_id"], inversion["inversion_id"])
+    move = transfer.Move(folder(guard, inversion), inversion["bucket"], destination)
+    work = work_folder(guard)
+    again_after = max((e["seq"] for e in events if e["kind"] == "retried"), default=0)
+    started = [
+        e
+        for e in publication.of(events, inversion["inversion_id"], "transfer_started")
+        if e["seq"] > again_after
+    ]
+    try:
+        one = _of_event(started[-1]) if started else None
+        if one is None or one.move != move:
+            (one,) = transfer.begun(settings, work, [move])
+            _start(guard, inversion, one)
+        while (fate := transfer.outcome(settings, one, Flag())) == "again":
+            one = transfer.again(settings, work, one)
+            _start(guard, inversion, one)
+    except transfer.Failed as problem:
+        raise Unpublishable(f"transfer: {problem}") from problem
+    except (slurm.SlurmDown, slurm.SlurmRefused) as problem:
+        raise L2invError(f"publish: transfer: {problem}", "the next run goes on") from problem
+    if fate == "running":
+        return False
+    files = _files(guard, inversion)
+    differs = transfer.differences(settings, move, files)
+    if differs:
+        raise Unpublishable(f"transfer: {'; '.join(differs[:_MOST_NAMED])}")
+    key = {name: inversion[name] for name in ("cycle", "inversion_id")}
+    size = sum(file.get("size_bytes") or 0 for file in files)
+    detail = {"destination": f"{move.bucket}/{destination}", "files": len(files), "size_bytes": size}
+    guard.note("transferred", key | detail | {"compared": differs is not None})
+    return True
+
+
+def work_folder(guard: Guard) -> Path:
+    """Return the folder in which the jobs keep their state."""
+    from platformdirs import user_data_path
+
+    set_ = guard.settings.preprocess.work_dir
+    return Path(set_) if set_ else user_data_path("l2inv") / "work"
+
+
+def _start(guard: Guard, inversion: dict[str, Any], one: transfer.Begun) -> None:
+    key = {name: inversion[name] for name in ("cycle", "inversion_id")}
+    guard.add("transfer_started", None, key | msgspec.to_builtins(one))
+    for process in transfer.start(guard.settings, [one]):
+        process.wait()
+
+
+def _of_event(event: dict[str, Any]) -> transfer.Begun:
+    return msgspec.convert(event["detail"], transfer.Begun)
+
+
+def tell_catalog(guard: Guard, inversion: dict[str, Any]) -> None:
+    """Tell the catalogers of each file that was not confirmed before, and record which were, batch by batch.
+
+    Raise Unpublishable where the files are not known, CatalogError, and Changed before the next batch.
+    """
+    settings = guard.settings.publish.catalog
+    if settings.url is None:
+        return
+    events = publication.of(
+        publication.events(guard.connection, guard.op_id), inversion["inversion_id"], "cataloged"
+    )
+    if events and events[-1]["detail"].get("whole"):
+        return
+    conversation = events[-1]["detail"]["conversation_id"] if events else catalog.new_conversation_id()
+    frames = frame_keys(guard, inversion)
+    if not frames:
+        raise Unpublishable(
+            f"catalog: no file {issued.stem(inversion['inversion_id'])}_…_L2.fits is known: mount the folder of the "
+            "outputs (publish.mounts), or name each file in the ready event"
+        )
+    messages = catalog.messages(
+        inversion["bucket"], frames, inversion["asdf_object_key"], inversion["inversion_id"], conversation
+    )
+    confirmed = {name for event in events for name in event["detail"].get("files", ())}
+    rest = [message for message in messages if message.object_name not in confirmed]
+    key = {name: inversion[name] for name in ("cycle", "inversion_id")} | {"conversation_id": conversation}
+    for files in _guarded(guard, catalog.tell(settings, rest)):
+        confirmed.update(files)
+        guard.note(
+            "cataloged", key | {"files": files, "of": len(messages), "whole": len(confirmed) == len(messages)}
+        )
+
+
+def _guarded(guard: Guard, batches: Iterator[list[str]]) -> Iterator[list[str]]:
+    """Give the batches, each sent only if the OP is as it was."""
+    while True:
+        guard.check()
+        files = next(batches, None)
+        if files is None:
+            return
+        yield files
+
+
+def frame_keys(guard: Guard, inversion: dict[str, Any]) -> list[str]:
+    """Return the names below the bucket of an inversion's FITS files, in order."""
+    stem = issued.stem(inversion["inversion_id"])
+    names = [file["path"] for file in _files(guard, inversion)]
+    below = issued.folder(inversion["proposal_id"], inversion["inversion_id"])
+    return sorted(
+        f"{below}/{name}" for name in names if name.startswith(f"{stem}_") and name.endswith("_L2.fits")
+    )
+
+
+def is_available(guard: Guard, told: Store, inversion: dict[str, Any]) -> bool:
+    """Return whether the store serves every file that the catalogers were told of; True where that is not asked."""
+    settings = guard.settings.publish.catalog
+    if settings.url is None or not settings.await_available:
+        return True
+    inversion_id = inversion["inversion_id"]
+    objects: list[CatalogObject] = metadata_store.catalog_objects(told.http, told.settings, inversion_id)
+    if not any(
+        o.object_key == inversion["asdf_object_key"] and o.object_status == AVAILABLE for o in objects
+    ):
+        return False
+    frames: list[CatalogedFrame] = metadata_store.cataloged_frames(told.http, told.settings, inversion_id)
+    served = {frame.object_key for frame in frames if frame.frame_status == AVAILABLE}
+    events = publication.of(publication.events(guard.connection, guard.op_id), inversion_id, "cataloged")
+    files = {name for event in events for name in event["detail"]["files"]} - {inversion["asdf_object_key"]}
+    return files <= served
+
+
+def recorded_at(guard: Guard) -> Any:
+    """Return when the store's record of the last of an OP's inversions was made."""
+    events = publication.events(guard.connection, guard.op_id)
+    return max((e["recorded_at"] for e in events if e["kind"] == "inversion_created"), default=None)

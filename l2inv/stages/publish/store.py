@@ -1,0 +1,174 @@
+"""The third step, record: the store is told of an inversion exactly once, however often publish runs.
+
+What is to be told, and its inversionId, are recorded before the store is told. Whatever happens after that, the next
+run knows which id to ask for before it tells the store again.
+"""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from psycopg.types.json import Jsonb
+
+from l2inv.config.settings import MetadataStore
+from l2inv.errors import StoreError, StoreRefused
+from l2inv.services import metadata_store
+from l2inv.stages.publish.guard import Guard, Unpublishable
+from l2inv.stages.publish.preflight import named
+
+if TYPE_CHECKING:
+    import requests
+
+
+class Unfinished(Exception):
+    """No good answer came, and the store says that it was not done: the next run goes on, under the same id."""
+
+
+class Store(NamedTuple):
+    """The store as one run of publish speaks to it."""
+
+    http: "requests.Session"
+    settings: MetadataStore
+
+    def held(self, inversion_id: str) -> dict[str, Any] | None:
+        """Ask what the store holds. A store that refuses to answer refuses us, not the inversion: raises StoreError."""
+        try:
+            return metadata_store.find_inversion(self.http, self.settings, inversion_id)
+        except StoreRefused as problem:
+            raise StoreError(problem.message, problem.hint) from problem
+
+    def of_datasets(self, dataset_ids: list[str]) -> list[dict[str, Any]]:
+        """Return the inversions that the store holds of any of the datasets. Raise StoreError."""
+        try:
+            return metadata_store.inversions_of(self.http, self.settings, dataset_ids)
+        except StoreRefused as problem:
+            raise StoreError(problem.message, problem.hint) from problem
+
+    def create(self, params: dict[str, Any]) -> str | None:
+        """Return None, or why no good answer came: the work may be done all the same. Raise StoreRefused."""
+        try:
+            metadata_store.create_inversion(self.http, self.settings, params)
+        except StoreRefused:
+            raise
+        except StoreError as problem:
+            return problem.message
+        return None
+
+
+def begun(
+    guard: Guard, told: Store, inversion: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return the inversion beside what the store holds of it since a run before this one.
+
+    What is held was told as its datasets were then, whatever they have become since.
+    """
+    said = named(guard.connection, guard.op_id, inversion["cycle"], inversion["instrument_program_id"])
+    held = told.held(said["inversion_id"]) if said else None
+    return (inversion | said if said and held else inversion), held
+
+
+def record(guard: Guard, told: Store, inversion: dict[str, Any], held: dict[str, Any] | None) -> None:
+    """Tell the store of an inversion unless it holds it, and record that it does.
+
+    Raise StoreError when the store cannot be asked, StoreRefused and Unpublishable when it will not have this one,
+    Unfinished when no good answer came, and Changed before anything is told.
+    """
+    if held is None:
+        held = _named(guard, told, inversion) or _tell(guard, told, inversion)
+    _recorded(guard, inversion, held)
+
+
+def _named(guard: Guard, told: Store, inversion: dict[str, Any]) -> dict[str, Any] | None:
+    """Record what the store is about to be told. Return what it holds under that id already: of a restored record."""
+    before = named(guard.connection, guard.op_id, inversion["cycle"], inversion["instrument_program_id"])
+    held = None
+    if before is None:
+        _must_not_be_held(guard, told, inversion)
+        held = told.held(inversion["inversion_id"])
+        if held and (other := differences(inversion, held)):
+            raise Unpublishable(
+                f"the store holds another inversion under {inversion['inversion_id']}: it differs in "
+                f"{', '.join(other)}. A new cycle gets another id (l2inv reopen {guard.op_id} --reason WHY), after "
+                "which the files are to be named"
+            )
+    if before != inversion:
+        guard.add("inversion_named", None, inversion)
+    return held
+
+
+def _must_not_be_held(guard: Guard, told: Store, inversion: dict[str, Any]) -> None:
+    """Raise Unpublishable when the store holds an inversion of the same that no event named: the record is a copy
+    from before that, restored, and would tell of it a second time. What adopt() called another one does not count."""
+    same = [
+        held["inversionId"]
+        for held in told.of_datasets(inversion["dataset_ids"])
+        if held.get("instrumentProgramExecutionId") == inversion["instrument_program_id"]
+        and sorted(held.get("datasetIds") or ()) == inversion["dataset_ids"]
+    ]
+    rows = guard.connection.execute(
+        "select detail ->> 'inversion_id' as inversion_id from l2inv.event "
+        "where kind = 'inversion_named' and detail ->> 'inversion_id' = any(%s) "
+        "union all select jsonb_array_elements_text(detail -> 'beside') from l2inv.event "
+        "where op_id = %s and kind = 'noted' and detail ? 'beside'",
+        [same, guard.op_id],
+    )
+    known = {row["inversion_id"] for row in rows} | {inversion["inversion_id"]}
+    if unknown := sorted(set(same) - known):
+        raise Unpublishable(
+            f"the store already holds {', '.join(unknown)} of these datasets, which the record does not know: was an "
+            "old backup of l2inv's database restored, or did somebody else tell the store? Nothing was told; if it is "
+            f"this one: l2inv adopt {guard.op_id} {unknown[0]} --reason WHY, with --beside if it is another"
+        )
+
+
+def _params(inversion: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "inversionId": inversion["inversion_id"],
+        "primaryProposalId": inversion["proposal_id"],
+        "instrumentProgramExecutionId": inversion["instrument_program_id"],
+        "bucket": inversion["bucket"],
+        "asdfObjectKey": inversion["asdf_object_key"],
+        "datasetIds": inversion["dataset_ids"],
+        "spectralLines": inversion["spectral_lines"],
+    }
+
+
+def _tell(guard: Guard, told: Store, inversion: dict[str, Any]) -> dict[str, Any]:
+    """Tell the store of an inversion that it did not hold, and return what it then says it holds of it.
+
+    Telling it once more is safe: it refuses a second of the same id.
+    """
+    params = _params(inversion)
+    guard.check()
+    lost = told.create(params)
+    held = told.held(params["inversionId"])
+    if lost and held is None:  # the store is there and says that it was not done
+        guard.check()
+        lost = told.create(params)
+        held = told.held(params["inversionId"])
+    if held is None and lost:
+        raise Unfinished(lost)
+    if held is None:
+        raise Unpublishable(f"the store took {params['inversionId']} and does not hold it")
+    return held
+
+
+def _recorded(guard: Guard, inversion: dict[str, Any], held: dict[str, Any]) -> None:
+    """Record that the store holds what it was told, unless a run before this one did. Raise Unpublishable."""
+    if other := differences(inversion, held):
+        raise Unpublishable(f"the store holds another {', '.join(other)} under {inversion['inversion_id']}")
+    key = {name: inversion[name] for name in ("cycle", "instrument_program_id", "inversion_id")}
+    row = guard.connection.execute(
+        "select from l2inv.event where op_id = %s and kind = 'inversion_created' and detail @> %s::jsonb",
+        [guard.op_id, Jsonb(key)],
+    ).fetchone()
+    if row is None:
+        guard.note("inversion_created", key | {"create_date": held.get("createDate")})
+
+
+def differences(inversion: dict[str, Any], held: dict[str, Any]) -> list[str]:
+    """Return the store's names of what it holds otherwise than the inversion says."""
+    params = _params(inversion)
+    return [name for name, value in params.items() if _comparable(held.get(name)) != _comparable(value)]
+
+
+def _comparable(value: Any) -> Any:
+    return sorted(value) if isinstance(value, list) else value

@@ -1,0 +1,172 @@
+"""Each mistake has one command that goes back, as docs/mistakes.md says, and both stand in the history."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import yaml
+
+from l2inv.database.runs import stage_lock
+from l2inv.sample.server import Fault, Store
+from tests.conftest import Commands, Connection
+from tests.stages.test_publish import kinds
+
+READY = ("--output", "globus://a", "--software", "DeSIRe", "--software-version", "4.1")
+
+
+@pytest.fixture
+def held(l2inv: Commands, ready: list[str]) -> str:
+    """An OP that han holds for 30 days."""
+    l2inv("claim", ready[0], "--for", "30d")
+    return ready[0]
+
+
+@pytest.fixture
+def inverted(l2inv: Commands, held: str) -> str:
+    """An OP that han inverted."""
+    l2inv("mark-inverted", held, *READY)
+    return held
+
+
+def test_an_op_claimed_by_mistake_is_released(l2inv: Commands, held: str) -> None:
+    assert l2inv.json("release", held)["state"] == "preprocessed"
+
+
+def test_a_claim_for_too_short_is_extended_by_claiming_again(l2inv: Commands, held: str) -> None:
+    due = datetime.fromisoformat(l2inv.json("claim", held, "--for", "60d")["due_at"])
+    assert timedelta(days=59) < due - datetime.now(UTC) <= timedelta(days=60)
+
+
+def test_a_wrong_op_marked_inverted_goes_back_with_claim_verdict_and_preparation(
+    l2inv: Commands, held: str, store: Store
+) -> None:
+    before = l2inv.json("show", held)
+    l2inv("mark-inverted", held, *READY)
+    after = l2inv.json("unmark", held)
+    for name in ("state", "assignee", "due_at", "verdict", "priority"):
+        assert after[name] == before[name], name
+    assert before["state"] == "working"
+    assert kinds(l2inv, held)[-2:] == ["inverted", "resumed"]
+    l2inv("publish")
+    assert not store.inversions
+    l2inv("mark-inverted", held, *READY)
+    assert l2inv.json("show", held)["state"] == "inverted"
+    assert l2inv.json("verify")["findings"] == []
+
+
+def test_somebody_else_needs_a_reason_to_unmark_and_the_holder_is_told(
+    l2inv: Commands, inverted: str
+) -> None:
+    refusal = l2inv("unmark", inverted, actor="ann", expect=3).stderr
+    assert "was inverted by han, not by ann; say why with --reason" in refusal
+    assert kinds(l2inv, inverted)[-1] == "inverted"
+    assert l2inv.json("unmark", inverted, "--reason", "wrong OP", actor="ann")["assignee"] == "han"
+    letters = {one["owner"]: one["sections"] for one in l2inv.json("digest")["owners"]}
+    (told,) = letters["han"]["by_others"]
+    assert (told["op_id"], told["actor"], told["reason"]) == (inverted, "ann", "wrong OP")
+    assert f"{inverted}  ann took its ready event back: wrong OP" in l2inv("digest").stdout
+
+
+def test_what_the_holder_takes_back_tells_nobody(l2inv: Commands, inverted: str) -> None:
+    l2inv("unmark", inverted)
+    assert not any(one["sections"]["by_others"] for one in l2inv.json("digest")["owners"])
+
+
+def test_unmark_is_refused_where_there_is_nothing_to_take_back(
+    l2inv: Commands, held: str, ready: list[str]
+) -> None:
+    assert "is working" in l2inv("unmark", held, expect=3).stderr
+    assert "is preprocessed" in l2inv("unmark", ready[1], expect=3).stderr
+
+
+def test_unmark_is_refused_once_the_store_holds_it_and_taken_where_it_was_only_named(
+    l2inv: Commands, inverted: str, store: Store
+) -> None:
+    def nothing_said(operation: str, nth: int) -> Fault | None:
+        return Fault(drop="before") if operation == "Create" else None
+
+    store.fault = nothing_said
+    l2inv("publish", expect=None)
+    store.fault = lambda operation, nth: None
+    assert "inversion_named" in kinds(l2inv, inverted)
+    if l2inv.json("show", inverted)["state"] == "error":
+        l2inv("retry", inverted)
+    l2inv("unmark", inverted)
+    l2inv("mark-inverted", inverted, *READY)
+    l2inv("publish")
+    assert l2inv.json("show", inverted)["state"] == "published"
+    assert "is published" in l2inv("unmark", inverted, expect=3).stderr
+
+
+def test_unmark_waits_for_no_publisher(l2inv: Commands, inverted: str, connection: Connection) -> None:
+    with stage_lock(connection, "publish", ""):
+        assert "try again when it has ended" in l2inv("unmark", inverted, expect=75).stderr
+    assert kinds(l2inv, inverted)[-1] == "inverted"
+
+
+def test_a_wrong_ready_event_is_amended_and_both_versions_stay(
+    l2inv: Commands, inverted: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "right.yaml"
+    right = {
+        "op_id": inverted,
+        "outputs": [{"uri": "globus://b"}],
+        "software": {"name": "DeSIRe", "version": "4.2"},
+    }
+    file.write_text(yaml.safe_dump(right))
+    assert (
+        l2inv.json("amend", inverted, "--from", str(file), "--reason", "wrong folder")["state"] == "inverted"
+    )
+    events = l2inv.json("history", inverted)["events"]
+    uris = [e["detail"]["outputs"][0]["uri"] for e in events if e["kind"] == "inverted"]
+    assert uris == ["globus://a", "globus://b"]
+    l2inv("publish")
+    (told,) = l2inv.json("export")["inversions"]
+    assert told["outputs"][0]["uri"] == "globus://b"
+    assert "is published" in l2inv("amend", inverted, "--from", str(file), expect=3).stderr
+
+
+def test_an_amendment_that_is_refused_leaves_the_ready_event_as_it_is(
+    l2inv: Commands, inverted: str, ready: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_text(
+        yaml.safe_dump({"op_id": inverted, "datasets": ["NOPE"], "outputs": [{"uri": "globus://b"}]})
+    )
+    before = kinds(l2inv, inverted)
+    l2inv("amend", inverted, "--from", str(file), expect=3)
+    file.write_text(yaml.safe_dump({"op_id": ready[1]}))
+    assert f"is of OP {ready[1]}" in l2inv("amend", inverted, "--from", str(file), expect=3).stderr
+    assert kinds(l2inv, inverted) == before
+
+
+def test_what_was_overruled_the_wrong_way_is_overruled_the_other_way(
+    l2inv: Commands, ready: list[str]
+) -> None:
+    l2inv("overrule", ready[0], "--not-invertible", "--reason", "bad seeing")
+    assert l2inv.json("show", ready[0])["state"] == "not_invertible"
+    l2inv("overrule", ready[0], "--invertible", "--reason", "that was another OP")
+    assert l2inv.json("show", ready[0])["state"] == "invertible"
+    assert kinds(l2inv, ready[0]).count("overruled") == 2
+
+
+def test_an_op_is_handed_over_to_nobody_who_is_not_known(
+    l2inv: Commands, held: str, ready: list[str]
+) -> None:
+    l2inv("note", ready[1], "x", actor="annette")
+    refusal = l2inv("hand-over", held, "--to", "anette", expect=3).stderr
+    assert (
+        "nobody is known as anette, the nearest known name is annette; for somebody new: --force" in refusal
+    )
+    assert l2inv.json("show", held)["assignee"] == "han"
+    assert l2inv.json("hand-over", held, "--to", "annette")["assignee"] == "annette"
+    assert "nobody is known" in l2inv("hand-over", held, "--to", "zzz", actor="annette", expect=3).stderr
+    assert l2inv.json("hand-over", held, "--to", "zzz", "--force", actor="annette")["assignee"] == "zzz"
+
+
+def test_the_table_of_mistakes_is_linked_from_the_readme() -> None:
+    top = Path(__file__).parents[2]
+    assert "docs/mistakes.md" in (top / "README.md").read_text()
+    said = (top / "docs" / "mistakes.md").read_text()
+    commands = ("release", "claim", "unmark", "amend", "withdraw", "reinstate", "overrule", "hand-over")
+    assert [name for name in commands if f"{name} OP" not in said and f"`{name}`" not in said] == []
