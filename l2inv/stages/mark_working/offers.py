@@ -68,7 +68,7 @@ def offered(
                (select e.detail ->> 'reason' from l2inv.event e
                 where o.priority <> 0 and e.op_id = o.op_id and e.kind = 'prioritized'
                 order by e.seq desc limit 1) as priority_reason
-        from first join {OVERVIEW} using (op_id) order by place
+        from first join l2inv.op o using (op_id) order by place
         """,  # noqa: S608 - text of our own
         values,
     ).fetchall()
