@@ -48,9 +48,10 @@ class App:
     def _warn_of(self, path: "Path | None") -> None:
         """Warn where no settings were found, and where another user may change those that were named."""
         from l2inv.config import settings
-        from l2inv.database import embedded
 
         if path is None:
+            from l2inv.database import embedded
+
             looked_at, folder = ", ".join(map(str, settings.places())), embedded.default_folder()
             self.warn(
                 f"no settings in {looked_at}: the built-in ones hold, with the private database in {folder}"

@@ -136,16 +136,27 @@ def margin(criterion: Criterion) -> float | None:
 
 
 def _band_margin_nm(measured: Any, required: Any) -> float | None:
-    if not isinstance(measured, list) or not measured:
+    wanted = required if isinstance(required, list) else [required, required]
+    ranges = measured if isinstance(measured, list) else []
+    if not _is_range(wanted):
         return None
-    low, high = map(_exact, required if isinstance(required, list) else (required, required))
-    if not isinstance(measured[0], list):
-        return float(min(low - _exact(measured[0]), _exact(measured[1]) - high))
-    short = (
-        (max(_exact(min_nm) - low, Decimal()), max(high - _exact(max_nm), Decimal()))
-        for min_nm, max_nm in measured
+    low, high = map(_exact, wanted)
+    if _is_range(ranges):
+        return float(min(low - _exact(ranges[0]), _exact(ranges[1]) - high))
+    short = [
+        max(_exact(min_nm) - low, Decimal()) + max(high - _exact(max_nm), Decimal())
+        for min_nm, max_nm in filter(_is_range, ranges)
+    ]
+    return -float(min(short)) if short else None
+
+
+def _is_range(found: Any) -> bool:
+    """Return whether it is two numbers: the record may hold any shape that an earlier rule or a stranger wrote."""
+    return (
+        isinstance(found, list)
+        and len(found) == 2
+        and all(isinstance(nm, (int, float)) and not isinstance(nm, bool) for nm in found)
     )
-    return -float(min(map(sum, short)))
 
 
 def _exact(number: float) -> Decimal:

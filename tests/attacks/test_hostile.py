@@ -234,7 +234,11 @@ def test_ready_files_with_hostile_names_and_words_are_filed_harmlessly(
         (folder / f"{name}.json").write_text(json.dumps({"op_id": text, text: 1}))
         (folder / f"{name}.yml").write_text(f"op_id: {text}\n")
     outputs = [{"uri": text} for text in TEXTS.values() if not text.startswith("/")]
-    (folder / "good.json").write_text(json.dumps({"op_id": good, "outputs": outputs, "note": ALL}))
+    (folder / "good.json").write_text(
+        json.dumps(
+            {"op_id": good, "software": {"name": ALL, "version": "4"}, "outputs": outputs, "note": ALL}
+        )
+    )
     before = files_below(tmp_path)
     assert run(l2inv, "inbox", str(folder)).exit_code == 4
     assert (folder / "done" / "good.json").exists()

@@ -241,7 +241,18 @@ class World:
             assert [p.name for p in self.inbox.iterdir() if p.is_file()] == []
             assert list((self.inbox / "rejected").iterdir()) == []
         else:
-            self._done("mark-inverted", ("mark-inverted", op, "--output", f"globus://{self.rounds}"), attack)
+            self._done(
+                "mark-inverted",
+                (
+                    "mark-inverted",
+                    op,
+                    "--software=DeSIRe",
+                    "--software-version=4",
+                    "--output",
+                    f"globus://{self.rounds}",
+                ),
+                attack,
+            )
         assert self.kinds(before) == {op: ["inverted"]}
 
     def _publish(self, ops: list[str], attack: Attack | None) -> None:

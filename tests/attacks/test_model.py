@@ -30,7 +30,7 @@ from l2inv.domain import states
 from l2inv.sample import inventory
 from l2inv.sample.server import Fault, Store, serving
 from l2inv.stages.mark_working import claiming
-from tests.conftest import NOW, Answer
+from tests.conftest import NOW, Answer, completed
 
 PEOPLE = ("han", "ann", "eve")
 PAST = datetime(2026, 1, 1, tzinfo=UTC)
@@ -120,7 +120,7 @@ class World(RuleBasedStateMachine):
     def does(self, *argv: str, actor: str, expect: set[int]) -> int:
         """Run a command, looks at what it added, and return its exit code. Refused, it must have added nothing."""
         type(self).steps += 1
-        answer = self.l2inv(*argv, actor=actor)
+        answer = self.l2inv(*completed(argv), actor=actor)
         assert answer.exit_code in expect, f"{argv} by {actor}: {answer}, expected {expect}"
         assert "unexpected: " not in answer.stderr, answer.stderr
         self.look()

@@ -115,7 +115,6 @@ def test_status_always_names_all_eight_states(l2inv: Commands) -> None:
     [
         ["no-such-command"], ["scan", "--no-such-option"], ["claim"], ["next", "-n", "0"], ["next", "-n", "many"],
         ["list", "--state", "lost"], ["qualify", "--as-of", "yesterday"], ["--actor", "a\nb", "status"],
-        ["mark-inverted", "op", "--software-version", "1"],
         ["mark-inverted", "op", "--output", " "],
         ["mark-inverted"],
         ["mark-inverted", "--from", "ready.yaml", "--note", "fine"],

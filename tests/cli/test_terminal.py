@@ -228,7 +228,7 @@ def test_progress_is_shown_on_a_terminals_stderr_alone(
     copy = str(tmp_path / "copy.gz")
     for argv, is_shown in (
         (["verify"], True), (["verify", "-q"], False), (["verify", "--json"], False),
-        (["scan"], True), (["backup", copy], True), (["restore", "--check", copy], True), (["export"], True),
+        (["scan"], True), (["backup", copy], True), (["export"], True),
     ):  # fmt: skip
         code = (
             "from l2inv.cli import main, progress; progress.FIRST_SECONDS = progress.EVERY_SECONDS = 0;"

@@ -264,7 +264,7 @@ def test_show_says_where_the_outputs_lie_and_what_was_withdrawn(l2inv: Commands,
         "globus://l2/here",
     )
     assert re.search(r"^output +globus://l2/here$", l2inv("show", op).stdout, re.MULTILINE)
-    assert l2inv.json("show", op)["inversions"] == []
+    assert [one for one in l2inv.json("show", op)["inversions"] if "published_at" in one] == []
     l2inv("publish")
     (inversion,) = l2inv.json("show", op)["inversions"]
     assert re.search(

@@ -100,7 +100,8 @@ def test_the_stages_run_against_a_store_that_is_strict(
     assert l2inv.json("publish")["ops"] == {"done": 1, "failed": 0, "skipped": 0}
     assert len(store.inversions) == 1
     sent = {name for name, _ in store.requests}
-    assert sent == queries().keys()
+    # what the catalogers filed is asked for where a catalog is configured: tests/sample/test_cataloger.py
+    assert sent == queries().keys() - {"Objects", "Frames"}
     for name, variables in store.requests:
         assert_valid(interface, queries()[name], variables)
 

@@ -51,7 +51,7 @@ def settings(archive: Path, command: list[str], **other: Any) -> Settings:
     """Settings by which the archive is looked at where it is mounted."""
     uri = "globus://archive/{bucket}/{destination}"
     moved = Transfer(command, destination_uri=uri, **other)
-    return Settings(publish=Publish([Mount("globus://archive/", str(archive))], moved))
+    return Settings(publish=Publish(mounts=[Mount("globus://archive/", str(archive))], transfer=moved))
 
 
 def to_archive(archive: Path, command: list[str], **other: Any) -> Settings:

@@ -39,7 +39,7 @@ def fetched(text: str) -> list[list[str]]:
 
 
 def made(description: dict[str, Any], settings: Preprocess = ENDS) -> dict[str, Any]:
-    return bundle.manifest(description, Qualification(), settings, Path("/w/op.1"))
+    return bundle.manifest({"inversions": []} | description, Qualification(), settings, Path("/w/op.1"))
 
 
 def test_the_manifest_pins_each_dataset_and_says_how_to_fetch_them() -> None:

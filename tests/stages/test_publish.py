@@ -421,7 +421,7 @@ def test_a_dry_run_shows_what_would_be_told_and_writes_nothing(
         ("transfer", "not configured"), ("catalog", "not configured"), ("record", "to do"),
         ("available", "not configured"),
     ]  # fmt: skip
-    assert "1 of 1 OPs ready; nothing written" in text
+    assert "1 of 1 OP ready; nothing written" in text
     assert (len(store.requests), l2inv.json("status")["events"], l2inv.json("status")["runs"]) == before
 
 
