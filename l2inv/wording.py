@@ -340,17 +340,27 @@ MOST_CHANGES = 6  # of one event, that are told in its line
 def _changes(detail: dict[str, Any]) -> list[str]:
     """What became of the fields that somebody decides by, once for the datasets in which it is the same."""
     alike: dict[tuple[str, str, str], list[str]] = {}
-    for dataset_id, fields in (detail.get("values") or {}).items():
-        frames = fields.get("frame_count", [None, None])
-        for name, (old, new) in fields.items():
-            if old == new:
+    for dataset_id, fields in _items(detail.get("values")):
+        for name, pair in _items(fields):
+            if not isinstance(pair, list) or len(pair) != 2 or pair[0] == pair[1]:
                 continue
-            of = f" of {frames[1]} frames" if name == "ao_locked" else ""
-            alike.setdefault((name, changed_value(old), changed_value(new) + of), []).append(dataset_id)
+            old, new = map(changed_value, pair)
+            frames = fields.get("frame_count")
+            of = (
+                f" of {value(frames[-1])} frames"
+                if name == "ao_locked" and isinstance(frames, list) and frames
+                else ""
+            )
+            alike.setdefault((name, old, new + of), []).append(dataset_id)
     told = [f"{name} {old} -> {new} in {some(ids)}" for (name, old, new), ids in alike.items()]
     return told[:MOST_CHANGES] + (
         [f"{len(told) - MOST_CHANGES} more fields"] if len(told) > MOST_CHANGES else []
     )
+
+
+def _items(found: object) -> Iterable[tuple[str, Any]]:
+    """The items of what should be an object: the database does not look at what is in it."""
+    return found.items() if isinstance(found, dict) else ()
 
 
 def changed_value(found: object) -> str:

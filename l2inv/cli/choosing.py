@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -125,7 +125,7 @@ def next_(
         _add_warnings(ops, verdicts.warnings(connection, op_ids, rules))
         changed = observing_programs.held_with_changed_inputs(connection, app.actor)
         held = observing_programs.held_by(connection, app.actor)
-        tails = _tails(connection, op_ids)
+        tails = app.tails(connection, op_ids)
     document = {
         "ops": ops,
         "total": total,
@@ -138,14 +138,6 @@ def next_(
         app.warn(
             f"{op['op_id']}, which you hold, was judged on other datasets; see: l2inv history {op['op_id']}"
         )
-
-
-def _tails(connection: "Connection", op_ids: Iterable[str]) -> dict[str, str]:
-    """What stands for the ids on a terminal that is too narrow for them; only there it is looked for."""
-    from l2inv.cli import render
-    from l2inv.record import event_log
-
-    return event_log.tails(connection, op_ids) if render.width() is not None else {}
 
 
 def _add_warnings(ops: list[dict[str, Any]], warnings: dict[str, list[dict[str, Any]]]) -> None:
@@ -238,8 +230,10 @@ def list_(app: App, state: str | None, form: str, **filters: Any) -> None:
     wanted = _wanted(state=state, **filters)
     with app.reading() as (connection, settings):
         rules = settings.qualification
-        full = form in ("json", "ndjson", "csv")
-        ops = observing_programs.list_ops(connection, wanted, rules, full=full)
+        what: Literal["all", "table", "ids"] = (
+            "ids" if form == "ids" else "table" if form == "table" else "all"
+        )
+        ops = observing_programs.list_ops(connection, wanted, rules, what)
         found = next(ops, None)
         rows = ops if found is None else chain([found], ops)
         if form == "json":
@@ -252,7 +246,7 @@ def list_(app: App, state: str | None, form: str, **filters: Any) -> None:
             for op in rows:
                 click.echo(op["op_id"])
         else:
-            _print_list(rows, connection)
+            _print_list(app, rows, connection)
         unknown = unmatched(connection, wanted, rules) if found is None else []
     for line in unknown:
         app.warn(line)
@@ -269,7 +263,7 @@ def _print_document(ops: Iterable[dict[str, Any]]) -> None:
     sys.stdout.write(f'], "total": {total}}}\n')
 
 
-def _print_list(ops: Iterable[dict[str, Any]], connection: "Connection") -> None:
+def _print_list(app: App, ops: Iterable[dict[str, Any]], connection: "Connection") -> None:
     from l2inv import wording
     from l2inv.cli import render
 
@@ -284,7 +278,7 @@ def _print_list(ops: Iterable[dict[str, Any]], connection: "Connection") -> None
         for op in ops
     )
     columns = ("OP", "state", "since", "datasets", "assignee")
-    render.stream(columns, rows, ("datasets",), lambda op_ids: _tails(connection, op_ids))
+    render.stream(columns, rows, ("datasets",), lambda op_ids: app.tails(connection, op_ids))
 
 
 @command("mine")
@@ -300,7 +294,7 @@ def mine(app: App) -> None:
         ops = observing_programs.held_by(connection, app.actor)
         inverted = observing_programs.inverted_by(connection, app.actor)
         failed = observing_programs.failed_of(connection, app.actor)
-        tails = _tails(connection, [op["op_id"] for op in (*ops, *inverted, *failed)])
+        tails = app.tails(connection, [op["op_id"] for op in (*ops, *inverted, *failed)])
     now = datetime.now(UTC)
     for op in ops:
         op["overdue"] = op["due_at"] is not None and op["due_at"] <= now

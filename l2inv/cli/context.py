@@ -92,6 +92,13 @@ class App:
         told = self.warn if self.verbosity >= 0 and sys.stderr.isatty() else lambda line: None
         return application_name(click.get_current_context().info_name or "", self.actor), told
 
+    def tails(self, connection: "Connection", op_ids: Iterable[str]) -> dict[str, str]:
+        """Return what stands for the OPs' ids on a terminal that is too narrow for them; nothing where there is none."""
+        from l2inv.cli import render
+        from l2inv.record import event_log
+
+        return event_log.tails(connection, op_ids) if render.width() is not None else {}
+
     def result(self, document: object, text: Callable[[], None]) -> None:
         """Print the result on stdout: the JSON document where --json asked for it, else what text() prints."""
         if self.json:

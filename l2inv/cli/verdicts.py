@@ -79,10 +79,11 @@ def near_misses(app: App) -> None:
 
     with app.connected() as (connection, _):
         found = verdicts.near_misses(connection)
-    app.result({"criteria": found}, lambda: _print_near_misses(found))
+        tails = app.tails(connection, [op["op_id"] for criterion in found for op in criterion["ops"]])
+    app.result({"criteria": found}, lambda: _print_near_misses(found, tails))
 
 
-def _print_near_misses(found: list[dict[str, Any]]) -> None:
+def _print_near_misses(found: list[dict[str, Any]], tails: dict[str, str]) -> None:
     from l2inv import wording
     from l2inv.cli import render
 
@@ -101,7 +102,9 @@ def _print_near_misses(found: list[dict[str, Any]]) -> None:
             )
             for op in ops
         ]
-        render.table(("OP", "program", "measured", "required", "margin"), rows, right=("margin",))
+        render.table(
+            ("OP", "program", "measured", "required", "margin"), rows, right=("margin",), short=tails
+        )
         click.echo()
 
 

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
+
+import msgspec
 
 from l2inv.config.settings import Qualification
 from l2inv.database.connection import Connection
@@ -14,8 +16,13 @@ from l2inv.queries.filters import Wanted, conditions
 from l2inv.record import issued
 
 COLUMNS = """op_id, proposal_id, experiment_id, state, since, priority, assignee, instruments, dataset_count,
-              start_time, fried_parameter_med_m, bands, instrument_programs, inputs_changed, overruled,
-              due_at, on_hold, is_embargoed"""
+              start_time, fried_parameter_med_m, bands, instrument_programs,
+              case when inputs_changed then (
+                  select h.kind <> 'reopened' from l2inv.history h
+                  where h.op_id = o.op_id and (h.kind in ('discovered', 'reopened')
+                      or h.kind = 'datasets_changed' and h.detail -> 'affects_verdict' = 'true')
+                  order by h.seq desc limit 1) else false end as inputs_changed,
+              overruled, due_at, on_hold, is_embargoed"""
 # What an OP's measures are computed from. A description is long, and measured by nobody.
 PRESENT = """
     (select array_agg((d.record - 'experimentDescription')::text order by d.dataset_id)
@@ -48,27 +55,35 @@ MOST_INVERTED = 20  # OPs that one person inverted, of which a list is shown
 
 
 def add_measures(row: dict[str, Any], rules: Qualification) -> dict[str, Any]:
-    """Replace `present`, the texts of an OP's present datasets, by what is measured of them; return the row."""
-    present = [stored(text) for text in row.pop("present") or ()]
-    row |= measures.plain(measures.measure(present, rules))
+    """Replace `present`, the texts of an OP's present datasets, by what is measured of them; return the row.
+
+    Of an OP with a text that is no dataset's, only that is said: it keeps no other OP from being shown.
+    """
+    texts = row.pop("present") or ()
+    try:
+        found = measures.measure([stored(text) for text in texts], rules)
+    except msgspec.ValidationError:
+        found = measures.Measures(odd=["a record is damaged; see: l2inv verify datasets"])
+    row |= measures.plain(found)
     return row
 
 
 def list_ops(
-    connection: Connection, wanted: Wanted, rules: Qualification, *, full: bool = True
+    connection: Connection, wanted: Wanted, rules: Qualification, what: Literal["all", "table", "ids"] = "all"
 ) -> Iterator[dict[str, Any]]:
     """Yield the OPs that fit in the order of their ids, each as soon as it is read: memory does not grow with them.
 
-    Without `full`, only what a table shows of each: its id, state, `since`, holder and number of datasets.
+    Of each, what `what` says: all that is known, what a table shows (state, `since`, holder, number of datasets), or its id.
     """
     condition, values = conditions(wanted, rules)
-    columns = f"{COLUMNS}, {PRESENT}" if full else "op_id, state, since, assignee, on_hold, dataset_count"
+    in_table = "op_id, state, since, assignee, on_hold, dataset_count"
+    columns = {"all": f"{COLUMNS}, {PRESENT}", "table": in_table, "ids": "op_id"}[what]
     where = f"where {condition}" if condition else ""
     with connection.transaction(), connection.cursor("l2inv_list") as cursor:
         cursor.itersize = AT_ONCE
         statement = f"select {columns} from l2inv.op o {where} order by op_id"  # noqa: S608 - text of our own
         for row in cursor.execute(statement, values):
-            yield add_measures(row, rules) if full else row
+            yield add_measures(row, rules) if what == "all" else row
 
 
 def show(connection: Connection, op_id: str, rules: Qualification) -> dict[str, Any]:

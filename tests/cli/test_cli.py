@@ -347,15 +347,17 @@ def test_paragraphs_end_where_a_line_does_or_a_backslash_and_n_stand(
     assert wording.paragraphs(text) == read
 
 
-def test_show_ends_with_what_the_experiment_is_described_as(l2inv: Commands, store: Store) -> None:
+def test_show_ends_with_the_first_paragraph_of_what_the_experiment_is_described_as(
+    l2inv: Commands, store: Store
+) -> None:
     op = store.datasets[0]["observingProgramExecutionId"]
     for row in store.datasets:
         if row["observingProgramExecutionId"] == op:
-            row["experimentDescription"] = "First we look.\\n\\nThen we \x1b[31mlook\nagain."
+            row["experimentDescription"] = "First \x1b[31mwe look.\\n\\nThen we look\nagain."
     l2inv("scan")
-    assert l2inv("show", op).stdout.endswith("\n\nFirst we look. (… 2 more paragraphs: --json)\n")
+    assert l2inv("show", op).stdout.endswith("\n\nFirst \\u001b[31mwe look. (… 2 more paragraphs: --json)\n")
     assert {d["record"]["experiment_description"] for d in l2inv.json("show", op)["datasets"]} == {
-        "First we look.\\n\\nThen we \x1b[31mlook\nagain."
+        "First \x1b[31mwe look.\\n\\nThen we look\nagain."
     }
 
 

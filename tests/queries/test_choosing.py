@@ -11,6 +11,7 @@ from typing import Any, get_args
 import pytest
 from rich.cells import cell_len
 
+from l2inv import wording
 from l2inv.cli import main
 from l2inv.config import settings
 from l2inv.domain.inventory import stored
@@ -87,6 +88,8 @@ def test_next_fits_a_terminal_and_says_once_what_is_the_same_in_every_row(
     assert "movie yes" in " ".join(
         lines[: lines.index(next(line for line in lines if line.startswith("OP ")))]
     )
+    rows = lines[lines.index(next(line for line in lines if line.startswith("OP "))) + 1 : -3]
+    assert all(re.match(r"\d{6}| {2,4}\S", line) for line in rows), rows  # no row is folded
     tails = [line.split()[0] for line in lines if re.match(r"\d{6}", line)]
     assert tails == [op.rpartition(".")[2] for op in ready[:10]]
     for op in ready[:3]:
@@ -152,7 +155,7 @@ def test_the_lines_found_are_those_that_are_measured(
             observed.setdefault(line, set()).add(op_id)
     assert observed
     for line, op_ids in observed.items():
-        listed = observing_programs.list_ops(connection, filters.Wanted(line=line), RULES, full=False)
+        listed = observing_programs.list_ops(connection, filters.Wanted(line=line), RULES, "ids")
         qualifying = {row["op_id"] for row in rows if json.loads(row["text"]).get("instrumentName") == "VISP"}
         assert {op["op_id"] for op in listed} == op_ids & qualifying, line
 
@@ -357,3 +360,27 @@ def test_after_a_reopening_no_inputs_are_said_to_have_changed(
             dataset["aoLocked"] = 1
     l2inv("scan")
     assert l2inv.json("show", ready[0])["inputs_changed"] is True
+
+
+def test_a_damaged_record_keeps_no_other_op_from_being_shown() -> None:
+    row = observing_programs.add_measures({"op_id": "eid", "present": ['{"datasetId": 1}']}, RULES)
+    assert row["odd"] == ["a record is damaged; see: l2inv verify datasets"]
+    assert row["frame_count"] is None
+
+
+@pytest.mark.parametrize(
+    "values",
+    [None, 5, "x", [1], {"A": None}, {"A": {"f": 1}}, {"A": {"f": [1]}}, {"A": {"ao_locked": [[], {"x": []}], "frame_count": 7}}],
+)  # fmt: skip
+def test_old_and_new_values_of_any_shape_break_no_history(values: Any) -> None:
+    told = wording.what_happened(
+        {"kind": "datasets_changed", "detail": {"changed": {"A": ["f"]}, "values": values}}
+    )
+    assert told.startswith("1 dataset changed: A")
+
+
+def test_what_became_of_a_field_is_told_once_for_the_datasets_in_which_it_is_the_same() -> None:
+    fell = {"ao_locked": [1700, 100], "frame_count": [1700, 1700]}
+    values = {"A": fell, "B": fell, "C": {"health": [{"good": 3, "bad": None}, None]}}
+    told = wording.what_happened({"kind": "datasets_changed", "detail": {"values": values}})
+    assert told == "ao_locked 1700 -> 100 of 1700 frames in A, B; health good 3 -> - in C"

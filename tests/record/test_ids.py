@@ -29,6 +29,7 @@ ids = st.sets(st.text("ab.-_%\\é1", min_size=1, max_size=14), min_size=1, max_s
 
 @given(ids)
 @example({"eid_op.abcdef", "abcdef.eid_op"})
+@example({"x.abcdef1", "y.abcdef1.z"})
 @example({"abcdef", "b.abcdef", "c.b.abcdef"})
 @example({"x.-abcdef", "y.-abcdef"})
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -227,7 +227,7 @@ def test_an_attempt_counts_the_failures_of_its_stage_before_it(connection: Conne
         seq += 2
 
 
-def test_an_op_is_named_by_its_id_or_an_unambiguous_beginning(connection: Connection) -> None:
+def test_an_op_is_named_by_its_id_or_a_part_of_it_taken_as_it_is_written(connection: Connection) -> None:
     for op_id in ("eid_1", "eid_10", "eidx1", "50%", "a\\b"):
         insert(connection, op_id, 1, "discovered", "discovered")
     assert event_log.resolve(connection, "eid_1") == "eid_1"
@@ -237,7 +237,8 @@ def test_an_op_is_named_by_its_id_or_an_unambiguous_beginning(connection: Connec
     with pytest.raises(Refused, match="eid_1, eid_10") as refusal:
         event_log.resolve(connection, "eid_")
     assert "eidx1" not in refusal.value.message
-    for unknown in ("%%", "__", "nope"):
+    assert event_log.resolve(connection, "0%") == event_log.resolve(connection, "%") == "50%"
+    for unknown in ("_%", "e_d", "nope"):
         with pytest.raises(Refused, match="unknown"):
             event_log.resolve(connection, unknown)
 
