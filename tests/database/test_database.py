@@ -359,11 +359,11 @@ def test_the_proposal_of_an_op_is_that_of_its_newest_dataset_that_is_not_withdra
 
 
 def test_a_lock_that_is_being_taken_is_not_waited_for(connection: Connection, url: str) -> None:
-    with database.connected(Settings(database=Database(url=url))) as other:
-        with database.stage_run(other, "scan", "cron"):
+    with connected(Settings(database=Database(url=url))) as other:
+        with stage_run(other, "scan", "cron"):
             pass
         with connection.transaction():
             connection.execute("select l2inv.take_lock('scan')")
             other.execute("set lock_timeout = '2s'")
-            with pytest.raises(Busy), database.stage_run(other, "scan", "cron"):
+            with pytest.raises(Busy), stage_run(other, "scan", "cron"):
                 pass
