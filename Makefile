@@ -20,7 +20,7 @@ slow: ## the slow tests: real cron, real Slurm, the long attacks
 lint: ## lint, format, types
 	.venv/bin/pre-commit run --all-files
 
-generated: ## write the reference, the manual page and docs/schema.sql anew
+generated: ## generate the reference, the manual page and docs/schema.sql
 	.venv/bin/python -m tests.reference
 	.venv/bin/python -m tests.manpage
 	.venv/bin/python -m tests.schema
@@ -34,5 +34,5 @@ bounds: ## test with the oldest and with the newest dependencies
 coverage: ## which lines and branches the tests reach
 	.venv/bin/coverage run -m pytest; .venv/bin/coverage combine; .venv/bin/coverage report
 
-ci: ## all that must pass before a change lands; makes .venv anew
+ci: ## all that must pass before a change lands; recreates .venv
 	.ci/run
