@@ -37,8 +37,8 @@ from l2inv.products import (
     metadata,
 )
 from l2inv.products.issued import FIT_FILE, SCIENCE_FILES
-from products import faults, make
-from products.faults import ASDF, FAULTS, FIRST, GOOD, Fault
+from tests.helpers.products import faults, make
+from tests.helpers.products.faults import ASDF, FAULTS, FIRST, GOOD, Fault
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "products.md"
 TESTS = Path(__file__).parents[1]
@@ -354,7 +354,7 @@ CHECKED = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from products import make
+from tests.helpers.products import make
 from l2inv.products import check
 told = []
 found = list(check(Path(sys.argv[2]), make.issued(int(sys.argv[3])), lambda done, of: told.append((done, of))))
