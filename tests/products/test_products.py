@@ -41,7 +41,7 @@ from tests.helpers.products import faults, make
 from tests.helpers.products.faults import ASDF, FAULTS, FIRST, GOOD, Fault
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "products.md"
-TESTS = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -364,7 +364,7 @@ print(json.dumps({"peak_kb": int(peak.split()[1]), "found": len(found), "told": 
 
 
 def checked_apart(folder: Path, frames: int) -> dict[str, Any]:
-    command = [sys.executable, "-c", CHECKED, str(TESTS), str(folder), str(frames)]
+    command = [sys.executable, "-c", CHECKED, str(ROOT), str(folder), str(frames)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return dict(json.loads(done.stdout))
 

@@ -11,9 +11,9 @@ from l2inv.products.issued import Dataset, Issued
 from l2inv.sample.cataloger import cataloging
 from l2inv.sample.server import Store
 from tests.helpers.commands import NOW, Commands
+from tests.helpers.products import make
 from tests.helpers.rabbitmq import Broker
 from tests.helpers.steps import cause, kinds
-from tests.helpers.products import make
 
 Values = dict[str, Any]
 FRAMES = 3
