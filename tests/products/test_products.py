@@ -220,7 +220,8 @@ def test_what_a_file_says_is_shown_as_one_short_line(good: dict[str, Path], tmp_
     (found,) = check(folder, GOOD)
     assert found.measured.startswith(r"\u001b[2J\u000a\u202exxx")
     assert len(found.measured) < 300
-    for value in (10**5000, float("nan"), b"x", {}, ["\0"] * 100, "\udc80", -(2**60)):
+    values: tuple[Any, ...] = (10**5000, float("nan"), b"x", {}, ["\0"] * 100, "\udc80", -(2**60))
+    for value in values:
         json.dumps(findings.plain(value), allow_nan=False).encode()
 
 
