@@ -199,11 +199,9 @@ def check(app: App, offline: bool) -> None:
         app.summary(f"config: {loaded.path or 'no file: the built-in defaults'}: good")
         if found:
             takes = (
-                "takes variables"
-                if found["takes_variables"]
-                else "takes variables, unless it passes over them"
+                "takes variables" if found.takes_variables else "takes variables, unless it passes over them"
             )
-            codes = ", ".join(found["status_codes"]) or "none"
+            codes = ", ".join(found.status_codes) or "none"
             app.summary(f"metadata store: reachable, authorized, {takes}; status codes: {codes}")
 
     app.result(document, text)

@@ -17,7 +17,6 @@ from l2inv.domain import criteria, inventory, states
 from l2inv.errors import Refused, StoreError
 from l2inv.record import event_log
 from l2inv.services import metadata_store
-from l2inv.services.graphql import is_file
 from l2inv.services.metadata_store import Recipes
 
 BATCH = 1000  # OPs read, judged and recorded at a time
@@ -68,11 +67,9 @@ def qualify(
 def _recipes(settings: Settings, run: Run) -> dict[str, Recipes]:
     """What L1 plans and has finished of each OP; nothing where the store does not tell, which the report then says."""
     run.report["outstanding"] = {}
-    if is_file(settings.metadata_store):
-        run.report["recipes"] = "a saved answer does not tell"
-        return {}
     try:
-        recipes = metadata_store.processing_candidates(settings.metadata_store)
+        with metadata_store.source(settings.metadata_store) as store:
+            recipes = store.recipes()
     except StoreError as problem:
         run.report["recipes"] = problem.message
         return {}
