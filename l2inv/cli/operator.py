@@ -178,6 +178,8 @@ def check(app: App, offline: bool) -> None:
 
     Every mistake is named at once, each with its path in the file.
     """
+    import msgspec
+
     from l2inv.config.settings import to_plain
     from l2inv.services import catalog, metadata_store
     from l2inv.stages.preprocess import preprocess
@@ -192,7 +194,7 @@ def check(app: App, offline: bool) -> None:
     document = {
         "path": str(loaded.path) if loaded.path else None,
         "settings": to_plain(loaded.settings),
-        "store": found,
+        "store": found and msgspec.to_builtins(found),
     }
 
     def text() -> None:

@@ -1,4 +1,4 @@
-"""The Data Center's metadata store: what is read from it and recorded in it over GraphQL, or a saved answer in a file."""
+"""The Data Center's metadata store: what is read from it and recorded in it over GraphQL, or a saved response in a file."""
 
 import gzip
 import json
@@ -151,7 +151,7 @@ class Look(msgspec.Struct, frozen=True):
 
 
 class Source(Protocol):
-    """Where the datasets come from: a metadata store over HTTP, or its answer saved in a file."""
+    """Where the datasets come from: a metadata store over HTTP, or its response saved in a file."""
 
     name: str
 
@@ -194,7 +194,7 @@ class Source(Protocol):
 def source(settings: MetadataStore) -> Iterator[Source]:
     """Lend what the settings name. Raise ConfigError where they name nothing, or lack what a service needs."""
     if settings.url is not None and not settings.url.startswith(("http://", "https://")):
-        yield SavedAnswer(settings)
+        yield SavedResponse(settings)
         return
     with service(settings) as store:
         yield store
@@ -210,13 +210,13 @@ def service(settings: MetadataStore) -> Iterator["Service"]:
         store.close()
 
 
-class SavedAnswer:
-    """A file that holds the answer to DATASETS, as JSON or gzip of it, perhaps with datasets of any status."""
+class SavedResponse:
+    """A file that holds the response to DATASETS, as JSON or gzip of it, perhaps with datasets of any status."""
 
     def __init__(self, settings: MetadataStore) -> None:
         self.settings = settings
         self.path = Path(settings.url or "")
-        self.name = f"saved answer {masked(settings.url or '')}"
+        self.name = f"saved response {masked(settings.url or '')}"
 
     def count(self, updated_since: datetime | None = None) -> None:
         return None
@@ -260,7 +260,7 @@ class SavedAnswer:
         return 0
 
     def recipes(self) -> dict[str, Recipes]:
-        raise StoreError("a saved answer does not tell", "set metadata_store.url to the service")
+        raise StoreError("a saved response does not hold them", "set metadata_store.url to the service")
 
     def check(self) -> None:
         if not self.path.is_file():
