@@ -214,8 +214,11 @@ def test_an_answer_without_end_is_refused_at_the_limit_and_not_held(l2inv: Comma
         store = MetadataStore(url=url, max_answer_mb=3)
         tracemalloc.start()
         try:
-            with pytest.raises(StoreError, match="an answer of more than 3 MB"):
-                metadata_store.record_count(store)
+            with (
+                metadata_store.source(store) as source,
+                pytest.raises(StoreError, match="an answer of more than 3 MB"),
+            ):
+                source.count()
             assert tracemalloc.get_traced_memory()[1] < 20_000_000
         finally:
             tracemalloc.stop()

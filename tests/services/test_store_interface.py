@@ -182,7 +182,7 @@ def test_what_stands_for_counts_and_distributions_are_scalars() -> None:
 
 
 def whole(record: dict[str, Any], number: int) -> dict[str, Any]:
-    """A record of a saved answer with something in each field that it lacks and that may not be null."""
+    """A record of a saved response with something in each field that it lacks and that may not be null."""
     fields = schema(PUBLISHED.read_text("utf-8")).type_map["DatasetInventoryViewResponse"].fields  # type: ignore[attr-defined]
     made_up = {"Int!": number, "String!": f"none-{number}", "[String!]!": []}
     lacking = {name: made_up.get(str(at.type)) for name, at in fields.items() if name not in record}
