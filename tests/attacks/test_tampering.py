@@ -25,7 +25,8 @@ from l2inv.record import anchor, structure, verify
 from l2inv.record.chains import Findings
 from l2inv.sample import inventory
 from l2inv.sample.server import Store, serving
-from tests.conftest import NOW, SERVER, Commands
+from tests.helpers.commands import NOW, Commands
+from tests.helpers.database import SERVER
 
 HASH_AS_STORED = """
     create or replace function l2inv.record_event() returns trigger language plpgsql security definer

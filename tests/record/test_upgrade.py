@@ -15,7 +15,7 @@ from l2inv.database import migrate, schema
 from l2inv.database.connection import Connection
 from l2inv.record import structure
 from tests import schema as made
-from tests.conftest import Commands
+from tests.helpers.commands import Commands
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "upgrading.md"
 NEXT = "9000.made_up"
