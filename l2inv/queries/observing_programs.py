@@ -21,10 +21,11 @@ COLUMNS = """op_id, proposal_id, experiment_id, state, since, priority, assignee
               start_time, fried_parameter_med_m, bands, instrument_programs, inputs_changed,
               overruled, due_at, on_hold, is_embargoed"""
 # What an OP's measures are computed from: without what is measured by nobody, since PostgreSQL takes long to print it.
-RECORD = """
-    (d.record - '{experimentDescription,lightLevel,polarimetricAccuracy,health,gosStatus,asdfObjectKey,productId,
-                  updateDate,bucket,status,instrumentProgramExecutionId}'::text[])::text
-"""
+UNREAD = (
+    "experimentDescription", "lightLevel", "polarimetricAccuracy", "health", "gosStatus", "asdfObjectKey", "productId",
+    "updateDate", "bucket", "status", "instrumentProgramExecutionId",
+)  # fmt: skip
+RECORD = f"(d.record - '{{{','.join(UNREAD)}}}'::text[])::text"
 PRESENT = f"""
     (select array_agg({RECORD} order by d.dataset_id)
      from l2inv.dataset d where d.op_id = o.op_id and not d.withdrawn) as present
