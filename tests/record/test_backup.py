@@ -11,11 +11,12 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from l2inv.database import embedded
+from l2inv.database.connection import Connection
 from l2inv.files import replacing
 from l2inv.record import backup
 from l2inv.stages.mark_working import claiming
-from tests.conftest import Commands, Connection
-from tests.stages.test_publish import wait_until
+from tests.helpers.commands import Commands
+from tests.helpers.waiting import until
 
 TABLES = ("criteria", "run", "quarantine", "dataset_version", "event", "op_state")
 
@@ -152,7 +153,7 @@ def test_a_backup_is_of_one_moment_whatever_is_recorded_while_it_is_written(
         connection.execute("lock table l2inv.event in access exclusive mode")
         written = pool.submit(l2inv.json, "backup", str(tmp_path / "b"), "--no-verify")
         waiting = "select from pg_locks where relation = 'l2inv.event'::regclass and not granted"
-        wait_until(lambda: bool(connection.execute(waiting).fetchall()))
+        until(lambda: bool(connection.execute(waiting).fetchall()))
         claiming.note(connection, lived, "meanwhile", "han")
     written.result()
     assert l2inv.json("status")["events"] == before + 1
@@ -276,22 +277,3 @@ def test_another_users_link_is_not_followed(l2inv: Commands, lived: str, tmp_pat
     answer = l2inv("backup", str(tmp_path / "b"), "--no-verify", expect=1)
     assert "is a link that another user made" in answer.stderr
     assert not (tmp_path / "victim").exists()
-
-
-def test_the_way_back_from_a_schema_that_a_later_l2inv_migrated_is_the_backup_made_before(
-    l2inv: Commands, lived: str, ready: list[str], connection: Connection, tmp_path: Path
-) -> None:
-    file = str(tmp_path / "before.dump")
-    l2inv("backup", file)
-    states = l2inv.json("status")["states"]
-    connection.execute("alter table l2inv.run add column later text")
-    connection.execute(
-        "insert into l2inv._yoyo_migration (migration_hash, migration_id) values ('later', '9999.later')"
-    )
-    for argv in (("status",), ("migrate",)):
-        assert "is ahead of this l2inv: it has 9999.later" in l2inv(*argv, expect=1).stderr
-    connection.execute("alter schema l2inv rename to l2inv_ahead")
-    l2inv("restore", file)
-    assert l2inv.json("status")["states"] == states
-    l2inv("claim", ready[2])
-    assert connection.execute("select op_id from l2inv_ahead.event limit 1").fetchone()
