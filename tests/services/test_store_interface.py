@@ -109,7 +109,7 @@ def test_the_stages_run_against_a_store_that_is_strict(
             assert _quickly(store, queries()[name].text, variables, None) == as_ever, name
 
 
-ODD = (
+ODD: tuple[Any, ...] = (
     None,
     "x",
     "2026-01-01T00:00:00",
