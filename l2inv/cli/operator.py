@@ -178,6 +178,8 @@ def check(app: App, offline: bool) -> None:
 
     Every mistake is named at once, each with its path in the file.
     """
+    import msgspec
+
     from l2inv.config.settings import to_plain
     from l2inv.services import catalog, metadata_store
     from l2inv.stages.preprocess import preprocess
@@ -192,18 +194,16 @@ def check(app: App, offline: bool) -> None:
     document = {
         "path": str(loaded.path) if loaded.path else None,
         "settings": to_plain(loaded.settings),
-        "store": found,
+        "store": found and msgspec.to_builtins(found),
     }
 
     def text() -> None:
         app.summary(f"config: {loaded.path or 'no file: the built-in defaults'}: good")
         if found:
             takes = (
-                "takes variables"
-                if found["takes_variables"]
-                else "takes variables, unless it passes over them"
+                "takes variables" if found.takes_variables else "takes variables, unless it passes over them"
             )
-            codes = ", ".join(found["status_codes"]) or "none"
+            codes = ", ".join(found.status_codes) or "none"
             app.summary(f"metadata store: reachable, authorized, {takes}; status codes: {codes}")
 
     app.result(document, text)

@@ -27,7 +27,7 @@ from l2inv.errors import ConfigError, StoreError
 from l2inv.sample.inventory import make
 from l2inv.sample.server import Fault, Store
 from l2inv.services import graphql, metadata_store
-from tests.conftest import NOW, Commands
+from tests.helpers.commands import NOW, Commands
 
 LIMIT_SECONDS = 30
 EXAMPLE = Path(__file__).parents[2] / "config.example.yaml"
@@ -323,7 +323,7 @@ def publish_in_numbers(l2inv: Commands, op: str, store: Store, number: int) -> N
     }  # fmt: skip
     base = {"data": {"createL2InversionInventory": inversion, "l2Inversions": [inversion]}}
     for case, content in answers(4, number, base):
-        store.fault = lambda name, nth, content=content: Fault(body=content or b" ")  # type: ignore[misc]
+        store.fault = lambda name, nth, content=content: Fault(body=content or b" ")
         with limited(case):
             answer = l2inv("publish", "--json", expect=None)
             assert answer.exit_code in (0, 1, 4), answer

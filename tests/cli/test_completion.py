@@ -14,7 +14,8 @@ import yaml
 
 from l2inv.cli import completion, main
 from l2inv.cli.context import App
-from tests.conftest import Commands, Connection
+from l2inv.database.connection import Connection
+from tests.helpers.commands import Commands
 from tests.helpers.terminals import on_terminal
 
 BIN = Path(sys.executable).parent
@@ -33,7 +34,7 @@ def run(l2inv: Commands, *argv: str, **how: Any) -> list[str]:
     env = os.environ | environment(l2inv)
     done = subprocess.run(argv, env=env, capture_output=True, text=True, check=True, timeout=60, **how)
     assert done.stderr == ""
-    return done.stdout.splitlines()
+    return str(done.stdout).splitlines()
 
 
 def in_bash(l2inv: Commands, *words: str) -> list[str]:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from l2inv.cli import failures
+from l2inv.database.connection import Connection
 from l2inv.database.runs import stage_run
-from tests.conftest import Commands, Connection
+from tests.helpers.commands import Commands
 from tests.helpers.terminals import on_terminal
 
 NOW = datetime.now(UTC)
@@ -26,7 +27,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def down(l2inv: Commands) -> dict[str, Any]:
     """Where the database is, while the settings name a port on which nobody listens."""
-    there = l2inv.settings["database"]
+    there: dict[str, Any] = l2inv.settings["database"]
     l2inv.settings["database"] = {"url": "postgresql://127.0.0.1:9/l2inv"}
     l2inv.save()
     return there

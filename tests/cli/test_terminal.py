@@ -17,10 +17,11 @@ from rich.text import Text
 from l2inv.cli import main, render
 from l2inv.cli.progress import Line
 from l2inv.cli.terminal import folded
+from l2inv.database.connection import Connection
 from l2inv.record import event_log
 from l2inv.sample.server import Store
 from l2inv.wording import clean
-from tests.conftest import NOW, Commands, Connection
+from tests.helpers.commands import NOW, Commands
 from tests.helpers.events import clock_at
 from tests.helpers.terminals import ESCAPE, in_this_process, on_terminal, shown_by
 
@@ -234,11 +235,12 @@ def test_progress_is_shown_on_a_terminals_stderr_alone(
             "from l2inv.cli import main, progress; progress.FIRST_SECONDS = progress.EVERY_SECONDS = 0;"
             f"main({['--config', str(l2inv.config), *argv]!r})"
         )
-        with (tmp_path / "out").open("wb") as out:
-            how = {"stdout": out.fileno()}
-            with on_terminal([sys.executable, "-c", code], **how) as (terminal, process):
-                shown = terminal.read_until(lambda text: False)
-                assert process.wait() == 0, shown
+        with (
+            (tmp_path / "out").open("wb") as out,
+            on_terminal([sys.executable, "-c", code], stdout=out.fileno()) as (terminal, process),
+        ):
+            shown = terminal.read_until(lambda text: False)
+            assert process.wait() == 0, shown
         assert ("/s" in shown) == is_shown, (argv, shown)
         assert "/s" not in (tmp_path / "out").read_text()
     command = [sys.executable, "-c", code]

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -15,12 +16,13 @@ from psycopg.conninfo import make_conninfo
 
 from l2inv.config.settings import Database, Settings
 from l2inv.database import session
-from l2inv.database.connection import open_connection, translated
+from l2inv.database.connection import Connection, open_connection, translated
 from l2inv.database.runs import stage_lock
 from l2inv.errors import DatabaseError
-from tests.conftest import NOW, Commands, Connection, until
 from tests.helpers import poolers
+from tests.helpers.commands import NOW, Commands
 from tests.helpers.terminals import on_terminal
+from tests.helpers.waiting import until
 
 # Each function and operator of PostgreSQL's that a stranger can make once more, for the same types.
 SHADOWS = """
@@ -109,7 +111,7 @@ class Stranger:
         ).fetchall()
         assert len(flipped) > 40
         self.server.execute("create access method theirs type table handler heap_tableam_handler")
-        for name, value in (dict(flipped) | HOSTILE).items():
+        for name, value in ({row[0]: row[1] for row in flipped} | HOSTILE).items():
             self.spoil(str(name), *(str(value).split(", ") if name == "search_path" else [str(value)]))
         if self.server.info.server_version >= 170000:
             self.spoil("transaction_timeout", "20s")
@@ -346,7 +348,7 @@ def test_the_server_sees_command_and_actor(l2inv: Commands, url: str, ready: lis
                         ).fetchone()
                         is not None
                     ),
-                    20,
+                    seconds=20,
                 )
         finally:
             holder.rollback()
@@ -396,7 +398,8 @@ def test_who_holds_a_lock_is_named_rather_than_who_waits_before(
         waiting.start()
         with psycopg.connect(url, autocommit=True) as looking:
             until(
-                lambda: looking.execute("select from pg_locks where not granted").fetchone() is not None, 10
+                lambda: looking.execute("select from pg_locks where not granted").fetchone() is not None,
+                seconds=10,
             )
         assert f"held by pid {holder.info.backend_pid} (" in l2inv("claim", ready[0], expect=1).stderr
         holder.rollback()
@@ -415,7 +418,7 @@ def test_on_a_terminal_a_wait_is_told_after_two_seconds(l2inv: Commands, url: st
             assert process.wait() == 0
 
 
-def hint(url: str, *statements: str, **limits: float) -> str:
+def hint(url: str, *statements: str, **limits: Any) -> str:
     """What is said of the failure to which statements come."""
     settings = Settings(database=Database(url=url, **limits))
     with (
@@ -434,7 +437,7 @@ def gone(url: str, pid: int) -> None:
     """Wait for the end of a session."""
     with psycopg.connect(url, autocommit=True) as looking:
         there = "select 1 from pg_stat_activity where pid = %s"
-        until(lambda: looking.execute(there, [pid]).fetchone() is None, 20)
+        until(lambda: looking.execute(there, [pid]).fetchone() is None, seconds=20)
 
 
 def test_what_ends_a_statement_or_a_session_has_the_hint_that_fits(url: str, stranger: Stranger) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from tests.conftest import until
+from tests.helpers.waiting import until
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
 TRACKED = {"client_encoding", "datestyle", "timezone", "standard_conforming_strings", "application_name"}
@@ -68,7 +68,7 @@ class Link:
 def connected(url: str, parameters: dict[str, str]) -> Link:
     """A connection to the server."""
     where = conninfo_to_dict(url)
-    host, port = where["host"], where.get("port", "5432")
+    host, port = str(where["host"]), where.get("port") or "5432"
     if host.startswith("/"):
         sock = socket.socket(socket.AF_UNIX)
         sock.connect(f"{host}/.s.PGSQL.{port}")
@@ -215,7 +215,7 @@ def small(url: str, mode: str, size: int, ignores: bool = False) -> Iterator[str
 @contextmanager
 def pgbouncer(url: str, mode: str, size: int, ignores: bool = False) -> Iterator[str]:
     """Serve the URL's database through PgBouncer on a socket in a folder of its own, as small() does."""
-    where = {name: value for name, value in conninfo_to_dict(url).items() if value}
+    where: dict[str, Any] = {name: value for name, value in conninfo_to_dict(url).items() if value}
     on_socket = where["host"].startswith("/")
     with tempfile.TemporaryDirectory(prefix="l2inv-pgbouncer-") as name:
         folder = Path(name)
@@ -239,7 +239,7 @@ def pgbouncer(url: str, mode: str, size: int, ignores: bool = False) -> Iterator
             own |= {"user": user, "extra_groups": []}
         process = subprocess.Popen([str(PGBOUNCER), "-q", str(folder / "pgbouncer.ini")], **own)
         try:
-            until((folder / ".s.PGSQL.6432").exists, 10)
+            until((folder / ".s.PGSQL.6432").exists, seconds=10)
             yield make_conninfo(url, host=str(folder), port=6432)
         finally:
             process.terminate()

@@ -37,11 +37,11 @@ from l2inv.products import (
     metadata,
 )
 from l2inv.products.issued import FIT_FILE, SCIENCE_FILES
-from products import faults, make
-from products.faults import ASDF, FAULTS, FIRST, GOOD, Fault
+from tests.helpers.products import faults, make
+from tests.helpers.products.faults import ASDF, FAULTS, FIRST, GOOD, Fault
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "products.md"
-TESTS = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +220,8 @@ def test_what_a_file_says_is_shown_as_one_short_line(good: dict[str, Path], tmp_
     (found,) = check(folder, GOOD)
     assert found.measured.startswith(r"\u001b[2J\u000a\u202exxx")
     assert len(found.measured) < 300
-    for value in (10**5000, float("nan"), b"x", {}, ["\0"] * 100, "\udc80", -(2**60)):
+    values: tuple[Any, ...] = (10**5000, float("nan"), b"x", {}, ["\0"] * 100, "\udc80", -(2**60))
+    for value in values:
         json.dumps(findings.plain(value), allow_nan=False).encode()
 
 
@@ -354,7 +355,7 @@ CHECKED = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from products import make
+from tests.helpers.products import make
 from l2inv.products import check
 told = []
 found = list(check(Path(sys.argv[2]), make.issued(int(sys.argv[3])), lambda done, of: told.append((done, of))))
@@ -364,7 +365,7 @@ print(json.dumps({"peak_kb": int(peak.split()[1]), "found": len(found), "told": 
 
 
 def checked_apart(folder: Path, frames: int) -> dict[str, Any]:
-    command = [sys.executable, "-c", CHECKED, str(TESTS), str(folder), str(frames)]
+    command = [sys.executable, "-c", CHECKED, str(ROOT), str(folder), str(frames)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return dict(json.loads(done.stdout))
 

@@ -14,12 +14,13 @@ import yaml
 from psycopg.types.json import Jsonb
 
 from l2inv.config.settings import Qualification
+from l2inv.database.connection import Connection
 from l2inv.queries import verdicts
 from l2inv.queries.what_if import what_if
 from l2inv.sample.server import Store
-from tests.conftest import NOW, Commands, Connection
+from tests.helpers.commands import AS_OF, NOW, Commands
+from tests.helpers.steps import visp
 from tests.helpers.terminals import shown_by
-from tests.stages.test_qualify import AS_OF, visp
 
 REAL = Path(__file__).parents[3] / "shared" / "real" / "inventory-2023-10.json"
 EXAMPLE = Path(__file__).parents[2] / "config.example.yaml"
@@ -490,7 +491,7 @@ def test_rules_for_one_instrument_are_compared_by_its_name(l2inv: Commands, conn
 
 
 def test_the_order_of_bands_and_instruments_is_no_difference() -> None:
-    one = {"bands": [{"name": "a", "x": 1}, {"name": "b", "x": 2}], "instruments": ["P", "Q"]}
+    one: dict[str, Any] = {"bands": [{"name": "a", "x": 1}, {"name": "b", "x": 2}], "instruments": ["P", "Q"]}
     other = {"bands": one["bands"][::-1], "instruments": ["Q", "P"]}
     assert verdicts.differences(one, other) == []
     assert verdicts.differences({"bands": []}, {"bands": []}) == []
@@ -733,5 +734,5 @@ def test_what_if_could_not_write_if_it_tried(l2inv: Commands, connection: Connec
             connection,
             Qualification(),
             Qualification(),
-            progress=lambda done, of: connection.execute("delete from l2inv.quarantine") and None,
+            progress=lambda done, of: (connection.execute("delete from l2inv.quarantine"), None)[1],
         )

@@ -13,9 +13,10 @@ import pytest
 from l2inv.config.settings import Slurm
 from l2inv.services import slurm
 from l2inv.services.slurm import Standing
-from tests.conftest import NOW, Commands
 from tests.helpers import slurm_cluster
-from tests.helpers.slurm_cluster import Cluster, until
+from tests.helpers.commands import NOW, Commands
+from tests.helpers.slurm_cluster import Cluster
+from tests.helpers.waiting import until
 
 ENDLESS = "echo >$0.began; trap 'sleep 0.5; echo >$0.told; exit 7' TERM; while :; do sleep 0.1; done"
 
@@ -379,7 +380,8 @@ def test_what_a_failing_node_cut_off_begins_again_so_often_and_then_is_an_error(
     l2inv.save()
     for attempt in (1, 2):
         assert l2inv.json("preprocess")["jobs"]["submitted"] == len(invertible)
-        until(lambda n=attempt: runs(tmp_path / "work") == n * len(invertible), "all run")
+        expected = attempt * len(invertible)
+        until(lambda: runs(tmp_path / "work") == expected, "all run")  # noqa: B023 - called at once
         down(cluster)
     assert l2inv.json("preprocess", expect=4)["ops"]["failed"] == len(invertible)
     assert causes(l2inv, invertible) == {"NODE_FAIL"}

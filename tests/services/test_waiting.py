@@ -14,11 +14,12 @@ from psycopg.rows import dict_row
 
 from l2inv.config.settings import Database, Settings
 from l2inv.database.access import connected
+from l2inv.database.connection import Connection
 from l2inv.record import event_log
 from l2inv.sample.server import Fault, Store
 from l2inv.sample.store import execute, operation_name
-from tests.conftest import NOW, Commands, Connection
-from tests.stages.test_publish import invert, kinds
+from tests.helpers.commands import NOW, Commands
+from tests.helpers.steps import invert, kinds
 
 # An answer that never ends: how it begins, and what comes again and again, sooner than any wait for the next byte ends.
 ENDLESS = {
@@ -211,7 +212,7 @@ def watched(store: Store, url: str) -> Iterator[list[Sessions]]:
             )
 
     before = store.fault
-    store.fault = look  # type: ignore[assignment]
+    store.fault = look
     yield seen
     store.fault = before
 
@@ -325,7 +326,7 @@ def test_who_moves_an_op_while_the_store_is_asked_need_not_wait_and_wins(
                     other, event_log.locked(other, op), "noted", None, "ann", {"note": "meanwhile"}
                 )
 
-    store.fault = note  # type: ignore[assignment]
+    store.fault = note
     argv = ("reopen", op) if command == "reopen" else ("adopt", op, "inv.OTHERS", "--beside")
     answer = l2inv(*argv, "--reason", "x", expect=3)
     assert "moved on while the store was asked" in answer.stderr

@@ -11,20 +11,10 @@ from typing import Any
 import pytest
 
 from l2inv.sample.server import Store
-from tests.conftest import NOW, Commands
+from tests.helpers.commands import AS_OF, NOW, Commands
+from tests.helpers.steps import kinds, visp
 
 REAL = Path(__file__).parents[3] / "shared" / "real"
-AS_OF = ("qualify", "--as-of", NOW.isoformat())
-
-
-def kinds(l2inv: Commands, op: str) -> list[str]:
-    return [e["kind"] for e in l2inv.json("history", op)["events"]]
-
-
-def visp(store: Store, op: str) -> list[dict[str, Any]]:
-    return [
-        d for d in store.datasets if d["observingProgramExecutionId"] == op and d["instrumentName"] == "VISP"
-    ]
 
 
 def test_every_quiet_op_is_judged_and_the_others_wait(l2inv: Commands) -> None:
