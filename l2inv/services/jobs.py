@@ -17,10 +17,17 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Event as Flag
+from typing import Literal
 
 import msgspec
 
 from l2inv.files import private_folder, replace
+from l2inv.services import slurm
+
+REQUEUED = {"TIMEOUT", "NODE_FAIL", "PREEMPTED", "LOST"}
+UNTOLD = {"FAILED", "COMPLETED"}  # states that add nothing to a job's own exit code
+
+Fate = Literal["done", "failed", "again", "running"]
 
 OWN = ".l2inv"  # what l2inv keeps in an OP's folder for itself
 LOG = "preprocess.log"
@@ -130,9 +137,9 @@ class Ended(msgspec.Struct, frozen=True):
 
     @property
     def how(self) -> str:
-        """How the command ended, in words."""
+        """Return how the command ended, in words."""
         if self.exit_code is None:
-            return "left no word of how it ended"
+            return "ended without leaving its exit code"
         with suppress(ValueError):
             return f"was killed by {signal.Signals(self.exit_code - 128).name}"
         return f"ended with exit code {self.exit_code}"
@@ -155,7 +162,9 @@ def prepare(job: Job) -> Path:
     path = _file(job.folder, job.name, "sh")
     private_folder(path.parent)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(path, flags, 0o700), "wb") as file:  # nobody knows its name yet: it needs no other first
+    with os.fdopen(
+        os.open(path, flags, 0o700), "wb"
+    ) as file:  # nobody knows its name yet: it needs no other first
         file.write(os.fsencode(script))
     (job.folder / job.log).unlink(missing_ok=True)  # an earlier attempt's words are not this one's
     return path
@@ -200,6 +209,45 @@ def ended(folder: Path, name: str) -> Ended | None:
         return Ended()
 
 
+def fate(end: Ended | None, state: str) -> Fate:
+    """Return what a job came to, by what it left of how it ended and by its state as Slurm names it.
+
+    Two states are not Slurm's: LOST, where nothing runs that began, and UNKNOWN, where nothing began. A job that is
+    COMPLETED and left nothing left it on another host, from where it is yet to be seen. Why a job did not end well
+    is for its last state to say: it may have been told to end before it could write that down.
+    """
+    if end is not None and end.exit_code == 0 and end.signal is None:
+        return "done"
+    if state == "UNKNOWN" or state in REQUEUED:
+        return "again"
+    if state in slurm.ENDED and (end is not None or state != "COMPLETED"):
+        return "failed"
+    return "running"
+
+
+def state_here(folder: Path, name: str) -> tuple[Ended | None, str]:
+    """Return how a job on this machine ended, and its state as Slurm would name it. Raise OSError."""
+    running = is_running(folder, name)  # asked first: what ends meanwhile has left how
+    end = ended(folder, name)
+    return end, "RUNNING" if running else "LOST" if end is None else "FAILED"
+
+
+def state_forgotten(folder: Path, name: str, end: Ended | None, limit_seconds: float) -> str:
+    """Return the state of a job that Slurm does not know (any more), from what the job itself left. Raise OSError."""
+    if end is None:
+        return "UNKNOWN" if began(folder, name) is None else "LOST"
+    if end.signal is None:
+        return "FAILED"
+    return "TIMEOUT" if took_seconds(folder, name) >= limit_seconds - 60 else "CANCELLED"
+
+
+def failure(command: str, folder: Path, name: str, end: Ended | None, state: str, log: str = LOG) -> str:
+    """Return why a job failed: its state, its exit code, its last words, its log. Raise OSError."""
+    what = "" if state in UNTOLD else f"{state}: "
+    how = (end or Ended()).how
+    return f"{what}{command} {how}: {last_word(folder, name, log)} (log: {folder / log})"
+
+
 def began(folder: Path, name: str) -> float | None:
     """Return when a job began, in seconds since 1970; None if it did not. Raise OSError."""
     try:
@@ -233,9 +281,8 @@ def wait(folder: Path, name: str, timeout_seconds: float, stop: Flag) -> Ended |
     """
     pause_seconds = _SHORTEST_PAUSE_SECONDS
     while True:
-        running = is_running(folder, name)  # asked first: what ends meanwhile has said how
-        end = ended(folder, name)
-        if end is not None or not running:
+        end, state = state_here(folder, name)
+        if end is not None or state != "RUNNING":
             return end
         if time.time() - (began(folder, name) or time.time()) > timeout_seconds:
             raise TookTooLong
@@ -257,6 +304,11 @@ def kill(folder: Path, name: str, patience_seconds: float = 5.0) -> bool:
             return False
         time.sleep(0.01)
     return True
+
+
+def forget_end(folder: Path, name: str) -> None:
+    """Remove how a job ended: a later run finds it lost, and has it begin again. Raise OSError."""
+    _file(folder, name, "exit").unlink(missing_ok=True)
 
 
 def give_up(folder: Path, name: str) -> None:

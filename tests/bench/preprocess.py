@@ -23,7 +23,9 @@ def preprocess(place: Place) -> Iterator[Figure]:
     config.write_text(yaml.safe_dump(settings))
     none = l2inv(config, "retry").seconds  # start of the program and connection
     took = l2inv(config, "preprocess").seconds - none
-    floor = seconds(lambda: [subprocess.run(["/bin/sh", "-c", "/bin/true; :"], check=True) for _ in range(OPS)])
+    floor = seconds(
+        lambda: [subprocess.run(["/bin/sh", "-c", "/bin/true; :"], check=True) for _ in range(OPS)]
+    )
     yield Figure("preprocess, an OP", took / OPS * 1000, "ms")
     yield Figure("preprocess, an OP", took / floor, "x (sh and true)", None)
 
@@ -31,4 +33,8 @@ def preprocess(place: Place) -> Iterator[Figure]:
 def _invertible(life: load.Life) -> load.Life | None:
     """Return an OP as it was when it was judged invertible, if it ever was."""
     states = [state for _, state, *_ in life.events]
-    return life._replace(events=life.events[: states.index("invertible") + 1]) if "invertible" in states else None
+    return (
+        life._replace(events=life.events[: states.index("invertible") + 1])
+        if "invertible" in states
+        else None
+    )
