@@ -70,8 +70,8 @@ def test_nothing_is_found_in_good_products(good: dict[str, Path], of: str) -> No
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.of}: {fault.name}")
 def test_each_fault_is_found_and_nothing_else(good: dict[str, Path], tmp_path: Path, fault: Fault) -> None:
     folder = copied(good[fault.of], tmp_path)
-    issued = fault.make(folder) or GOOD
-    found = list(check(folder, issued))
+    issued = fault.make(folder)
+    found = list(check(folder, issued if isinstance(issued, Issued) else GOOD))
     assert whats(found) == fault.found, found
     assert all(one.result == ("warn" if fault.is_warning else "fail") for one in found), found
 
@@ -94,8 +94,8 @@ def test_dkist_opens_a_good_asdf_and_one_that_it_wrote_itself_is_good(
     good: dict[str, Path], tmp_path: Path
 ) -> None:
     import asdf
-    import dkist
 
+    dkist = pytest.importorskip("dkist", reason="python -m tests.bounds oldest is without it")
     folder = copied(good["level2"], tmp_path)
     inversion = dkist.load_dataset(folder / ASDF)
     assert isinstance(inversion, dkist.Inversion)
