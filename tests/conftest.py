@@ -85,13 +85,13 @@ class Ready(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def ready_template(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ready]:
+def ready_template(test_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ready]:
     """What `ready` is a copy of."""
     name, folder = f"prepared_{os.getpid()}", tmp_path_factory.mktemp("ready_template")
     with copied(name, os.environ[MIGRATED]) as url, serving(Store(inventory.make(now=NOW))) as store_url:
-        l2inv = commands(folder / "config.yaml", url, store_url, place / "work")
+        l2inv = commands(folder / "config.yaml", url, store_url, test_folder / "work")
         ops = stages(l2inv)
-        yield Ready(name, (place / "work").rename(folder / "work"), ops)
+        yield Ready(name, (test_folder / "work").rename(folder / "work"), ops)
 
 
 def stages(l2inv: Commands) -> list[str]:
@@ -102,18 +102,18 @@ def stages(l2inv: Commands) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def test_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The path of every test's tmp_path in this process: events that were recorded once name files below it."""
     return tmp_path_factory.getbasetemp() / "test"
 
 
 @pytest.fixture
-def tmp_path(place: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+def tmp_path(test_folder: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     """A folder of the test's own. After the test it is kept under another name, as pytest keeps its last ones."""
-    place.mkdir(mode=0o700, exist_ok=True)
-    yield place
+    test_folder.mkdir(mode=0o700, exist_ok=True)
+    yield test_folder
     name = re.sub(r"\W", "_", request.node.name)[:30]
-    place.rename(place.with_name(f"{name}{len(list(place.parent.iterdir()))}"))
+    test_folder.rename(test_folder.with_name(f"{name}{len(list(test_folder.parent.iterdir()))}"))
 
 
 @pytest.fixture
