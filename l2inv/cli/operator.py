@@ -159,6 +159,10 @@ def _end_with_findings(app: App, found: dict[str, Any], document: dict[str, Any]
             app.warn(f"{', '.join(where) or finding['what']}: {finding['detail']}")
         checked = ", ".join(f"{count} {name}" for name, count in found["checked"].items())
         app.summary(f"verify: {checked} checked, {found['found']} findings")
+        if schema := found.get("schema"):
+            app.summary(
+                f"the schema is that of {schema['migrations'][-1]}, its fingerprint {schema['fingerprint']}"
+            )
 
     app.result(document, text)
     if found["findings"]:

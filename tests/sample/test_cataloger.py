@@ -69,7 +69,7 @@ GOOD_OBJECT = GOOD_FRAME | {
 }
 
 
-CHANGED = [
+CHANGED: list[tuple[Values, Values]] = [
     (GOOD_FRAME, {"incrementDatasetCatalogReceiptCount": True}),
     (GOOD_FRAME, {"incrementDatasetCatalogReceiptCount": 0}),
     (GOOD_FRAME, {"incrementDatasetCatalogReceiptCount": "false"}),
@@ -86,8 +86,10 @@ CHANGED = [
     (GOOD_OBJECT, {"groupId": "inv_7QK2ZD"}),
     (GOOD_OBJECT, {"groupName": "INVERSION"}),
 ]
-NULL = [(good, {key: None}) for good in (GOOD_FRAME, GOOD_OBJECT) for key in good]
-MISSING = [
+NULL: list[tuple[Values, Values]] = [
+    (good, {key: None}) for good in (GOOD_FRAME, GOOD_OBJECT) for key in good
+]
+MISSING: list[tuple[Values, Values]] = [
     ({key: good[key] for key in good if key != name}, {})
     for good in (GOOD_FRAME, GOOD_OBJECT)
     for name in good

@@ -44,7 +44,7 @@ def interface(request: pytest.FixtureRequest) -> str | None:
 
 def queries() -> dict[str, Query]:
     """Every query and mutation of l2inv's, by the name of its operation."""
-    found = {}
+    found: dict[str, Query] = {}
     for module in pkgutil.walk_packages(package.__path__, "l2inv."):
         if not module.name.endswith("__main__"):
             for query in vars(importlib.import_module(module.name)).values():
@@ -174,6 +174,7 @@ def test_what_stands_for_counts_and_distributions_are_scalars() -> None:
         ("friedParameter", "DistributionString"),
     ):
         kind = get_named_type(view.fields[name].type)  # type: ignore[attr-defined]
+        assert kind is not None
         assert (kind.name, type(kind).__name__) == (scalar, "GraphQLScalarType")
 
 

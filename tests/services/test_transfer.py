@@ -17,7 +17,7 @@ import yaml
 from l2inv.config.settings import Mount, Preprocess, Publish, Settings, Slurm, Transfer, load
 from l2inv.errors import ConfigError, L2invError
 from l2inv.services import jobs, slurm
-from l2inv.services.jobs import Ended
+from l2inv.services.jobs import OWN, Ended
 from l2inv.stages.preprocess import bundle
 from l2inv.stages.publish import transfer
 from l2inv.stages.publish.transfer import Begun, Failed, Move
@@ -175,7 +175,7 @@ def test_a_job_that_is_lost_too_often_fails(source: Path, archive: Path) -> None
     how = msgspec.structs.replace(how, preprocess=Preprocess(slurm=Slurm(max_requeues=1)))
     first = begun(how, source)
     assert transfer.outcome(how, first, Flag()) == "again"
-    with pytest.raises(Failed, match="LOST: sh left no word of how it ended: it did not begin"):
+    with pytest.raises(Failed, match="LOST: sh ended without leaving its exit code: it did not begin"):
         transfer.outcome(how, transfer.again(how, source.parent / "work", first), Flag())
 
 
@@ -226,7 +226,7 @@ def test_a_job_goes_on_when_l2inv_is_killed(source: Path, killed: tuple[Settings
 
 def test_a_job_that_is_killed_itself_is_to_begin_again(killed: tuple[Settings, Begun, Path]) -> None:
     how, one, go = killed
-    pid = Path(one.folder) / bundle.OWN / f"{one.job}.pid"
+    pid = Path(one.folder) / OWN / f"{one.job}.pid"
     until(pid.exists, seconds=20)
     os.killpg(int(pid.read_text().split()[0]), signal.SIGKILL)
     assert transfer.outcome(how, one, Flag()) == "again"
@@ -265,7 +265,7 @@ def test_a_job_that_is_killed_itself_is_to_begin_again(killed: tuple[Settings, B
     ],
 )
 def test_what_a_job_came_to(end: Ended | None, state: str, found: str) -> None:
-    assert transfer.fate(end, state) == found
+    assert jobs.fate(end, state) == found
 
 
 # What is refused

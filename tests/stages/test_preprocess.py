@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -328,7 +329,12 @@ def test_a_job_that_was_recorded_and_never_began_begins_in_the_next_run(
     command(l2inv, WAIT)
     op = invertible[0]
     seq = l2inv.json("history", op)["events"][-1]["seq"]
-    detail = {"executor": "local", "job": "l2inv-0", "task": None, "folder": str(tmp_path / "work" / op)}
+    detail: dict[str, Any] = {
+        "executor": "local",
+        "job": "l2inv-0",
+        "task": None,
+        "folder": str(tmp_path / "work" / op),
+    }
     detail |= {"command": ["x"], "attempt": 1, "after": None}
     event_log.add(connection, [event_log.Event(op, seq, "preprocess_started", None, detail)], "cron", None)
     assert l2inv.json("preprocess")["ops"]["done"] == len(invertible)
@@ -509,10 +515,12 @@ def test_what_was_recorded_and_never_submitted_is_submitted_and_a_controller_tha
     (tmp_path / "go").touch()
     cluster.stop_controller()
     try:
-        answer = l2inv("preprocess")
+        answer = l2inv("preprocess", expect=1)
     finally:
         cluster.start_controller()
+    assert answer.stderr.count("\n") == 1
     assert "the cluster cannot be reached" in answer.stderr
+    assert l2inv.json("status")["states"]["error"] == 0
     collected(l2inv, 0)
     assert runs(tmp_path) == sorted(on_cluster)
     assert [e["detail"].get("after") for e in l2inv.json("history", on_cluster[0])["events"]][-2] == "UNKNOWN"
