@@ -119,12 +119,12 @@ _PLACE = {
 _decoder = msgspec.json.Decoder(Dataset)
 _encoder = msgspec.json.Encoder()
 # What a record is read as: each release, and each change of the fields or their bounds, is another reader.
-_reader = hashlib.sha256(__version__.encode() + msgspec.json.encode(msgspec.json.schema(Dataset)))
+_READER = hashlib.sha256(__version__.encode() + msgspec.json.encode(msgspec.json.schema(Dataset))).digest()
 
 
 def raw_hash(raw: bytes | msgspec.Raw) -> bytes:
     """Return the SHA-256 of a record's bytes as received, salted with this reader: the same hash is read the same."""
-    digest = _reader.copy()
+    digest = hashlib.sha256(_READER)
     digest.update(raw)
     return digest.digest()
 

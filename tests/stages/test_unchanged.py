@@ -10,10 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from l2inv.config.settings import Database, MetadataStore, Settings
+from l2inv.database.connection import Connection
 from l2inv.domain import inventory
 from l2inv.sample.server import Store
 from l2inv.stages.scan import scan
-from tests.conftest import Commands, Connection
+from tests.helpers.commands import Commands
 
 UNREADABLE = 3  # records of the sample store
 
@@ -86,9 +87,7 @@ def test_another_reader_decodes_everything_again(
     l2inv: Commands, store: Store, decoded: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     l2inv("scan")
-    reader = inventory._reader.copy()
-    reader.update(b"reads a field more")
-    monkeypatch.setattr(inventory, "_reader", reader)
+    monkeypatch.setattr(inventory, "_READER", b"reads a field more")
     decoded.clear()
     assert l2inv.json("scan")["datasets"]["changed"] == 0
     assert len(decoded) == len(store.datasets)

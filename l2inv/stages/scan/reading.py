@@ -189,6 +189,8 @@ def _not_seen_before(
             (newer if _is_newer(one.record, before.updated_at) else others).append(one)
     seen.replace(scan.connection, [one.record for one in newer])
     scan.seen += len(taken)
+    for given, number in Counter(inventory.given(one.record.dataset) for one in taken).items():
+        scan.profile.count(given, number)
     return taken + newer, others
 
 
@@ -217,8 +219,6 @@ def _quarantine(scan: Scan, unreadable: Sequence[inventory.Unreadable]) -> None:
 
 def _keep(scan: Scan, taken: Sequence[Decoded], known: dict[str, Known]) -> None:
     """Add a version of each dataset that is new or not as it was, and note it for its OP's event."""
-    for given, number in Counter(inventory.given(one.record.dataset) for one in taken).items():
-        scan.profile.count(given, number)
     fresh = [one.record for one in taken if _differs(one.record, known[one.record.dataset_id])]
     if fresh:
         _write_versions(scan, fresh, known)

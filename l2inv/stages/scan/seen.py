@@ -134,7 +134,7 @@ def replace(connection: Connection, records: Sequence[inventory.Record]) -> None
     with connection.cursor() as cursor:
         cursor.executemany(
             """
-            update pg_temp.seen set op_id = %s, content_hash = %s, updated_at = %s, given = null where dataset_id = %s
+            update pg_temp.seen set op_id = %s, content_hash = %s, updated_at = %s where dataset_id = %s
             """,
             [(r.op_id, r.content_hash, r.dataset.update_date, r.dataset_id) for r in records],
         )
