@@ -187,7 +187,7 @@ def installs(stranger: Stranger, store_url: str, listener: Listener) -> None:
     """Install on a host, a database with its three roles, and the settings for both."""
     home = stranger.home
     stranger.places |= {
-        f"/{name}": f"{home}/{name}"
+        rf"(?<![\w.])/{name}": f"{home}/{name}"
         for name in ("opt/l2inv", "srv/l2inv", "etc/l2inv", "backup", "elsewhere")
     }
     for folder in (
