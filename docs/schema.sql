@@ -466,6 +466,17 @@ create index dataset_version_op on l2inv.dataset_version using btree (op_id);
 create trigger append_only before delete or update or truncate on l2inv.dataset_version for each statement execute function l2inv.refuse_change();
 alter table l2inv.dataset_version enable always trigger append_only;
 
+create table l2inv.received (
+    dataset_id   text collate "C" not null,
+    raw_hash     bytea,  -- of the reader and the bytes; null: to be decoded again
+    op_id        text collate "C" not null,
+    content_hash bytea not null,  -- of the newest version
+    updated_at   timestamptz,  -- the store's updateDate
+    given        bigint not null,  -- which fields are not null, a bit each: for the drift profile
+    constraint received_pkey primary key (dataset_id),
+    constraint received_raw_hash_key unique (raw_hash)
+);
+
 create table l2inv.quarantine (
     raw_hash    bytea not null,  -- one row a record, however often it is read
     dataset_id  text,

@@ -25,6 +25,17 @@ create trigger append_only before update or delete or truncate on l2inv.dataset_
     for each statement execute function l2inv.refuse_change();
 alter table l2inv.dataset_version enable always trigger append_only;
 
+-- The bytes in which each dataset was last received, and what they were read as, so that a scan decodes only what
+-- differs. It may be emptied at any time: what is missing here is decoded, and compared with the newest version.
+create table l2inv.received (
+    dataset_id   text collate "C" primary key,
+    raw_hash     bytea unique,       -- of the reader and the bytes; null: to be decoded again
+    op_id        text collate "C" not null,
+    content_hash bytea not null,     -- of the newest version
+    updated_at   timestamptz,        -- the store's updateDate
+    given        bigint not null     -- which fields are not null, a bit each: for the drift profile
+);
+
 create table l2inv.quarantine (
     raw_hash    bytea primary key,  -- one row a record, however often it is read
     dataset_id  text,
