@@ -14,8 +14,9 @@ from l2inv.config.settings import Settings
 from l2inv.database.connection import Connection
 from l2inv.database.runs import stage_run
 from l2inv.errors import L2invError, StoreError, StoreRefused
+from l2inv.queries import publication
 from l2inv.services import catalog, graphql
-from l2inv.stages.publish import steps, store, transfer
+from l2inv.stages.publish import abandoned, steps, store, transfer
 from l2inv.stages.publish.guard import Changed, Guard, Unpublishable, one_at_a_time
 from l2inv.stages.publish.preflight import failed, inverted_ops
 from l2inv.stages.publish.store import Store, Unfinished
@@ -43,9 +44,11 @@ def publish(
         run.report |= {"ops": counts, "warnings": []}
         unfinished: list[L2invError] = []
         waiting: list[Guard] = []
-        if op_ids := inverted_ops(connection):
+        op_ids, watched = inverted_ops(connection), publication.abandoned(connection)
+        if op_ids:
             transfer.check(settings)
             catalog.check(settings.publish.catalog)
+        if op_ids or watched:
             with graphql.session(settings.metadata_store) as http:
                 told = Store(http, settings.metadata_store)
                 for done, op_id in enumerate(op_ids, 1):
@@ -61,6 +64,8 @@ def publish(
                             counts[outcome] += 1
                     progress(done, len(op_ids))
                 _finish(waiting, told, counts)
+                abandoned.ask(connection, run, told, watched)
+        abandoned.report(connection, run)
         if unfinished:
             counts["skipped"] += len(unfinished)
             raise unfinished[0]

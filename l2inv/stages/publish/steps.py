@@ -291,4 +291,6 @@ def is_available(guard: Guard, told: Store, inversion: dict[str, Any]) -> bool:
 def recorded_at(guard: Guard) -> Any:
     """Return when the store's record of the last of an OP's inversions was made."""
     events = publication.events(guard.connection, guard.op_id)
-    return max((e["recorded_at"] for e in events if e["kind"] == "inversion_created"), default=None)
+    own = {inversion["inversion_id"] for inversion in guard.inversions}
+    created = (e for e in events if e["kind"] == "inversion_created" and e["detail"]["inversion_id"] in own)
+    return max((e["recorded_at"] for e in created), default=None)
