@@ -4,48 +4,36 @@ The server is the embedded one, started once; L2INV_TEST_DATABASE names another 
 """
 
 import inspect
-import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-import yaml
 from click.testing import CliRunner
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pytest_postgresql import factories
 
-from l2inv.cli import main
 from l2inv.config.settings import Database, Settings
 from l2inv.database import embedded, migrate
 from l2inv.database.access import connected
 from l2inv.database.connection import Connection, open_connection
 from l2inv.sample import inventory
 from l2inv.sample.server import Store, serving
+from tests.helpers.commands import NOW, Commands
+from tests.helpers.database import SERVER, quick_folder
+from tests.helpers.listeners import Listener
 
 if TYPE_CHECKING:
     from tests.helpers.rabbitmq import Broker
 
 if "mix_stderr" in (defaults := inspect.signature(CliRunner).parameters):  # before click 8.2
     CliRunner.__init__.__defaults__ = (*[p.default for p in defaults.values()][:-1], False)
-
-SERVER = "L2INV_TEST_SERVER"
-# What every ready event must say: as options of mark-inverted, and as text of a ready file.
-READY = {"--output": "globus://science/l2", "--software": "DeSIRe", "--software-version": "4.1"}
-READY_TEXT = "software: {name: DeSIRe, version: '4.1'}\noutputs: [{uri: 'globus://science/l2'}]\n"
-NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)  # the time as of which the tests judge completeness
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -71,13 +59,6 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_xdist_auto_num_workers() -> int:
     """Two more than there are processors: many tests wait for processes of their own."""
     return (os.cpu_count() or 1) + 2
-
-
-def quick_folder() -> Path:
-    """Make a folder in memory, where there is room: a database there is made ten times as fast."""
-    memory = Path("/dev/shm")
-    has_room = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2**31
-    return Path(tempfile.mkdtemp(prefix="l2inv-tests-", dir=memory if has_room else None))
 
 
 def _started(config: pytest.Config) -> str:
@@ -135,65 +116,6 @@ def store_url(store: Store) -> Iterator[str]:
         yield where
 
 
-def until(holds: Callable[[], object], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.2)
-
-
-@dataclass
-class Answer:
-    """What a command said."""
-
-    exit_code: int
-    stdout: str
-    stderr: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.stdout)
-
-
-def completed(argv: tuple[str, ...]) -> tuple[str, ...]:
-    """A mark-inverted with what a ready event must say, where it does not say so itself."""
-    if argv[:1] != ("mark-inverted",) or "--from" in argv:
-        return argv
-    lacking = {name: value for name, value in READY.items() if name not in argv}
-    return (argv[0], *(word for pair in lacking.items() for word in pair), *argv[1:])
-
-
-class Commands:
-    """l2inv as its users call it, on the test's database and store, in this process or in one of its own."""
-
-    def __init__(self, config: Path, settings: dict[str, Any]) -> None:
-        self.config = config
-        self.settings = settings
-        self.save()
-
-    def save(self) -> None:
-        self.config.write_text(yaml.safe_dump(self.settings))
-
-    def __call__(
-        self, *argv: str, actor: str = "han", expect: int | None = 0, complete: bool = True
-    ) -> Answer:
-        argv = completed(argv) if complete else argv
-        result = CliRunner().invoke(main, [*self._common(actor), *argv])
-        answer = Answer(result.exit_code, result.stdout, result.stderr)
-        assert expect is None or answer.exit_code == expect, f"{argv}: {answer}"
-        return answer
-
-    def json(self, *argv: str, **how: Any) -> Any:
-        return self(*argv, "--json", **how).json
-
-    def start(self, *argv: str, actor: str = "han") -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "l2inv", *self._common(actor), *completed(argv)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    def _common(self, actor: str) -> list[str]:
-        return ["--config", str(self.config), "--actor", actor]
-
-
 @pytest.fixture
 def l2inv(url: str, store_url: str, tmp_path: Path) -> Commands:
     """The commands on the test's own database and sample store."""
@@ -205,31 +127,6 @@ def l2inv(url: str, store_url: str, tmp_path: Path) -> Commands:
             "preprocess": {"work_dir": str(tmp_path / "work")},
         },
     )
-
-
-class Listener:
-    """An HTTP server on loopback that keeps what it is asked, as (method, path, body), and answers `status`."""
-
-    def __init__(self) -> None:
-        self.heard: list[tuple[str, str, str]] = []
-        self.status = 200
-        listener = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
-                listener.heard.append((self.command, self.path, body))
-                self.send_response(listener.status)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            do_POST = do_GET  # noqa: N815 - the name that http.server looks for
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.where = f"127.0.0.1:{self.server.server_port}"
 
 
 @pytest.fixture

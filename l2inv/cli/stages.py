@@ -77,12 +77,7 @@ def _qualify(app: App, as_of: datetime) -> None:
 
     with app.connected() as (connection, settings), app.progress("OPs") as progress:
         report = qualify(connection, settings, app.actor, as_of, progress)
-    _tell(app, report)
-    if report.get("recipes", "known") != "known":
-        app.warn(
-            f"qualify: went by quiet days alone, since L1 does not say what it has finished: {report['recipes']}"
-        )
-    _exit_with(app, report)
+    _end(app, report)
 
 
 def _what_if(app: App, file: Path) -> None:
@@ -169,11 +164,19 @@ def _readiness(op: dict[str, Any]) -> str:
     return f"ready, as {told}" if op["ready"] else "not ready, will go to error"
 
 
-def _run_stage(app: App, stage: Callable[..., dict[str, Any]]) -> None:
+def _run_stage(app: App, stage: Callable[..., Any]) -> None:
     with app.connected() as (connection, settings), app.progress("OPs") as progress:
         report = stage(connection, settings, app.actor, progress)
+    _end(app, report)
+
+
+def _end(app: App, found: Any) -> None:
+    """Print a stage's report and its warnings, and exit with 4 where OPs failed."""
+    import msgspec
+
+    report = msgspec.to_builtins(found)
     _tell(app, report)
-    for warning in report.get("warnings", ()):
+    for warning in report["warnings"]:
         app.warn(f"{report['stage']}: {warning}")
     _exit_with(app, report)
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import msgspec
+
 from l2inv import wording
 from l2inv.config.settings import Database, MetadataStore, Preprocess, Settings
 from l2inv.database import embedded
@@ -140,7 +142,8 @@ def _pipeline(
     def did(command: str, line: str, who: str = CRON) -> None:
         say(f"\n{who}$ l2inv {command}\n  {line}")
 
-    def stage(report: dict[str, Any]) -> dict[str, Any]:
+    def stage(found: object) -> dict[str, Any]:
+        report: dict[str, Any] = msgspec.to_builtins(found)
         did(report["stage"], wording.summary(report))
         return report
 

@@ -3,8 +3,8 @@
 A scientist may overrule a verdict; that holds until the OP's datasets change.
 """
 
-from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -12,15 +12,37 @@ from psycopg.types.json import Jsonb
 
 from l2inv.config.settings import Settings
 from l2inv.database.connection import Connection
-from l2inv.database.runs import Run, stage_run
 from l2inv.domain import criteria, inventory, states
 from l2inv.errors import Refused, StoreError
 from l2inv.record import event_log
 from l2inv.services import metadata_store
 from l2inv.services.graphql import is_file
 from l2inv.services.metadata_store import Recipes
+from l2inv.stages.stage import Counts, Progress, Report, Stage, opened
 
 BATCH = 1000  # OPs read, judged and recorded at a time
+
+
+class Judged(Counts):
+    """What became of the OPs that could be judged."""
+
+    judged: int = 0
+    invertible: int = 0
+    not_invertible: int = 0
+    waiting: int = 0
+    unchanged: int = 0
+    failed: int = 0
+
+
+class Qualified(Report, kw_only=True):
+    """The report of qualify. `recipes` and `outstanding` are there where the store is asked what L1 has finished."""
+
+    stage: str = "qualify"
+    ops: Judged = msgspec.field(default_factory=Judged)
+    criteria_version: str
+    as_of: datetime
+    recipes: str | msgspec.UnsetType = msgspec.UNSET  # "known", or why they are not
+    outstanding: dict[str, int] | msgspec.UnsetType = msgspec.UNSET  # recipes to come of the waiting OPs
 
 
 class Candidate(msgspec.Struct):
@@ -41,42 +63,41 @@ def qualify(
     settings: Settings,
     actor: str,
     as_of: datetime,
-    progress: Callable[[int, int], None] = lambda done, of: None,
-) -> dict[str, Any]:
+    progress: Progress = lambda done, of: None,
+) -> Qualified:
     """Judge what is to be judged as of a time, and return the report of the contract.
 
     OPs that science holds, and those beyond, are never touched. An OP that cannot be judged goes to `error`. Where
-    the settings say so, the store is asked which OPs L1 has finished: these need not wait; `recipes` says whether it
-    answered, and `outstanding` names the waiting OPs with recipes to come. Raise Busy and DatabaseError; batches
-    recorded until then stay.
+    the settings ask for it, the store is asked which OPs L1 has finished: these need not wait. Raise Busy and
+    DatabaseError; batches recorded until then stay.
     """
-    with stage_run(connection, "qualify", actor) as run:
-        version = criteria.version(settings.qualification)
-        counts = dict.fromkeys(
-            ("judged", "invertible", "not_invertible", "waiting", "unchanged", "failed"), 0
-        )
-        run.report |= {"ops": counts, "criteria_version": version}
+    version = criteria.version(settings.qualification)
+    report = Qualified(criteria_version=version, as_of=as_of.astimezone(UTC))
+    with opened(connection, settings, actor, report, progress) as stage:
         keep_criteria(connection, version, settings)
-        recipes = _recipes(settings, run) if settings.completeness.processing_candidates else {}
-        op_ids, counts["unchanged"] = _to_judge(connection, version)
+        recipes = _recipes(stage) if settings.completeness.processing_candidates else {}
+        op_ids, report.ops.unchanged = _to_judge(connection, version)
         for start in range(0, len(op_ids), BATCH):
-            _judge_batch(connection, settings, run, op_ids[start : start + BATCH], as_of, recipes)
+            _judge_batch(stage, op_ids[start : start + BATCH], recipes)
             progress(min(start + BATCH, len(op_ids)), len(op_ids))
-    return run.report
+    return report
 
 
-def _recipes(settings: Settings, run: Run) -> dict[str, Recipes]:
-    """What L1 plans and has finished of each OP; nothing where the store does not tell, which the report then says."""
-    run.report["outstanding"] = {}
-    if is_file(settings.metadata_store):
-        run.report["recipes"] = "a saved answer does not tell"
-        return {}
-    try:
-        recipes = metadata_store.processing_candidates(settings.metadata_store)
-    except StoreError as problem:
-        run.report["recipes"] = problem.message
-        return {}
-    run.report["recipes"] = "known"
+def _recipes(stage: Stage[Qualified]) -> dict[str, Recipes]:
+    """Return what L1 plans and has finished of each OP; nothing, and a warning, where the store does not answer that."""
+    report, store = stage.report, stage.settings.metadata_store
+    report.outstanding = {}
+    recipes: dict[str, Recipes] = {}
+    report.recipes = "known"
+    if is_file(store):
+        report.recipes = "a saved response does not hold them"
+    else:
+        try:
+            recipes = metadata_store.processing_candidates(store)
+        except StoreError as problem:
+            report.recipes = problem.message
+    if report.recipes != "known":
+        stage.warn(f"went by quiet days alone: what L1 has finished is not known: {report.recipes}")
     return recipes
 
 
@@ -109,45 +130,35 @@ def _to_judge(connection: Connection, version: str) -> tuple[list[str], int]:
     return unjudged, judged
 
 
-def _judge_batch(
-    connection: Connection,
-    settings: Settings,
-    run: Run,
-    op_ids: Sequence[str],
-    as_of: datetime,
-    recipes: dict[str, Recipes],
-) -> None:
+def _judge_batch(stage: Stage[Qualified], op_ids: Sequence[str], recipes: dict[str, Recipes]) -> None:
+    settings, report, counts = stage.settings, stage.report, stage.report.ops
     quiet = timedelta(days=settings.completeness.quiet_days)
-    counts = run.report["ops"]
     events, failures = [], []
-    for candidate in _candidates(connection, op_ids):
+    for candidate in _candidates(stage.connection, op_ids):
         try:
             datasets = [inventory.stored(text) for text in candidate.records]
             newest = criteria.newest_arrival(datasets, settings.qualification, candidate.first_seen)
             planned = recipes.get(candidate.op_id)
             finished = planned is not None and 0 < planned.planned <= planned.complete
-            if newest is not None and as_of - newest < quiet and not finished:
-                counts["waiting"] += 1
-                if planned is not None:
-                    run.report["outstanding"][candidate.op_id] = planned.planned - planned.complete
+            if newest is not None and report.as_of - newest < quiet and not finished:
+                counts.waiting += 1
+                if planned is not None and report.outstanding is not msgspec.UNSET:
+                    report.outstanding[candidate.op_id] = planned.planned - planned.complete
                 continue
             verdict = criteria.judge(datasets, settings.qualification)
         except Exception as problem:  # whatever it is, it is this OP's alone: the others are judged
             failures.append((candidate, f"{type(problem).__name__}: {problem}"))
             continue
-        events.append(_event(candidate, verdict, run.report["criteria_version"], newest, planned))
-    with connection.transaction():
-        added = event_log.add(connection, events, run.actor, run.run_id)
+        events.append(_event(candidate, verdict, report, newest, planned))
+    with stage.connection.transaction():
+        added = stage.add(events)
         for candidate, cause in failures:
-            event_log.fail(
-                connection, candidate.op_id, candidate.seq, "qualify", cause, run.actor, run.run_id
-            )
+            stage.fail(candidate.op_id, candidate.seq, cause)
     for event in events:
         if event.op_id in added:
-            counts["judged"] += 1
-            invertible = event.detail["verdict"]["invertible"]
-            counts["invertible" if invertible else "not_invertible"] += 1
-    counts["failed"] += len(failures)
+            counts.judged += 1
+            stage.count("invertible" if event.detail["verdict"]["invertible"] else "not_invertible")
+    counts.failed += len(failures)
 
 
 def _candidates(connection: Connection, op_ids: Sequence[str]) -> list[Candidate]:
@@ -182,7 +193,7 @@ def _candidates(connection: Connection, op_ids: Sequence[str]) -> list[Candidate
 def _event(
     candidate: Candidate,
     verdict: criteria.Verdict,
-    version: str,
+    report: Qualified,
     newest: datetime | None,
     planned: Recipes | None,
 ) -> event_log.Event:
@@ -195,10 +206,11 @@ def _event(
         and _invertible_programs(candidate.verdict) == _invertible_programs(verdict) != []
     )
     detail: dict[str, Any] = {
-        "criteria_version": version,
-        "verdict": {"criteria_version": version, **verdict},
+        "criteria_version": report.criteria_version,
+        "verdict": {"criteria_version": report.criteria_version, **verdict},
         "datasets": dict(sorted(candidate.versions.items())),
         "newest_arrival": newest,
+        "as_of": report.as_of,
     }
     if planned is not None:
         detail["recipes"] = planned

@@ -27,7 +27,7 @@ from l2inv.errors import ConfigError, StoreError
 from l2inv.sample.inventory import make
 from l2inv.sample.server import Fault, Store
 from l2inv.services import graphql, metadata_store
-from tests.conftest import NOW, Commands
+from tests.helpers.commands import NOW, Commands
 
 LIMIT_SECONDS = 30
 EXAMPLE = Path(__file__).parents[2] / "config.example.yaml"

@@ -24,11 +24,11 @@ from psycopg.rows import dict_row
 
 from l2inv.config.settings import Database, Settings
 from l2inv.database import embedded, migrate
-from l2inv.database.connection import open_connection
+from l2inv.database.connection import Connection, open_connection
 from l2inv.sample import inventory
 from l2inv.sample.server import Fault, Store
-from tests.conftest import NOW, READY_TEXT, Commands, Connection
-from tests.stages.test_publish import wait_until
+from tests.helpers.commands import NOW, READY_TEXT, Commands
+from tests.helpers.waiting import until
 
 SEED = int(os.environ.get("L2INV_ATTACKS_SEED", "1"))
 STAGES = ("scan", "qualify", "preprocess", "claim", "mark-inverted", "inbox", "publish")
@@ -147,7 +147,7 @@ class World:
             select from pg_stat_activity where datname = current_database() and pid not in (pg_backend_pid(), %s)
                 and backend_type = 'client backend'
             """
-        wait_until(lambda: not self.rows(others, but))
+        until(lambda: not self.rows(others, but))
 
     def _done(self, stage: str, argv: tuple[str, ...], attack: Attack | None) -> None:
         """Run a stage: attacked, and then to its end."""
@@ -343,10 +343,10 @@ def stopping(folder: Path, draw: Random, times: int) -> Attack:
         server = int((data / "postmaster.pid").read_text().split()[0])
         time.sleep(draw.uniform(0, took))
         os.kill(server, signal.SIGQUIT)  # what pg_ctl stop -m immediate sends
-        wait_until(lambda: not embedded.is_running(folder))
+        until(lambda: not embedded.is_running(folder))
         left[0] -= 1
         # Only once the stage found out may the server be there again.
-        wait_until(lambda: _is_zombie(pid))
+        until(lambda: _is_zombie(pid))
         embedded.start(folder)
         return True
 
@@ -441,7 +441,7 @@ def test_stopped_while_the_store_is_silent_it_ends_at_once_and_lets_go_of_its_lo
     argv, before = ready_for(world, stage), world.newest()
     with silent(world.store, 2) as is_waiting:
         pid = world.warm.start(*argv)
-        wait_until(is_waiting)
+        until(is_waiting)
         os.kill(pid, sign)
         assert world.warm.ended(pid) == (1, "", STOPPED)
     assert unfinished(connection) == 0
@@ -458,9 +458,7 @@ def test_stopped_while_postgresql_is_slow_it_ends_at_once_and_lets_go_of_its_loc
     argv, before = ready_for(world, stage), world.newest()
     with slow(connection):
         pid = world.warm.start(*argv)
-        wait_until(
-            lambda: bool(world.rows("select from pg_locks where locktype = 'advisory' and not granted"))
-        )
+        until(lambda: bool(world.rows("select from pg_locks where locktype = 'advisory' and not granted")))
         os.kill(pid, sign)
         assert world.warm.ended(pid) == (1, "", STOPPED)
         world.gone(but=connection.info.backend_pid)

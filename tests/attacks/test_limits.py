@@ -21,11 +21,13 @@ from psycopg.conninfo import conninfo_to_dict
 
 from l2inv.config.settings import MetadataStore
 from l2inv.database import embedded
+from l2inv.database.connection import Connection
 from l2inv.errors import StoreError
 from l2inv.sample.server import Fault, Store
 from l2inv.services import metadata_store
-from tests.conftest import NOW, Answer, Commands, Connection, Listener
+from tests.helpers.commands import NOW, Answer, Commands
 from tests.helpers.events import clock_at
+from tests.helpers.listeners import Listener
 
 # A full disk
 

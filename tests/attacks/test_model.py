@@ -30,7 +30,7 @@ from l2inv.domain import states
 from l2inv.sample import inventory
 from l2inv.sample.server import Fault, Store, serving
 from l2inv.stages.mark_working import claiming
-from tests.conftest import NOW, Answer, completed
+from tests.helpers.commands import NOW, Answer, completed
 
 PEOPLE = ("han", "ann", "eve")
 PAST = datetime(2026, 1, 1, tzinfo=UTC)

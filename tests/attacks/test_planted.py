@@ -9,7 +9,7 @@ import pytest
 
 from l2inv.files import appending, private_folder, reading
 from l2inv.services import jobs
-from tests.conftest import Commands
+from tests.helpers.commands import Commands
 
 
 @pytest.fixture(params=[0, 0o077], ids=["umask 000", "umask 077"])

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from l2inv.database.connection import Connection
 from l2inv.domain import states
 from l2inv.sample import inventory
 from l2inv.sample.server import Store
-from tests.conftest import NOW, Commands, Connection
+from tests.helpers.commands import NOW, Commands
 
 STAGES = {"scan": ("scan",), "qualify": ("qualify", "--as-of", NOW.isoformat()), "preprocess": ("preprocess",), "publish": ("publish",)}  # fmt: skip
 CLAIMERS = 16

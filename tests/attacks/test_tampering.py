@@ -17,7 +17,8 @@ from l2inv.database.connection import Connection, open_connection
 from l2inv.database.roles import Roles, apply
 from l2inv.record import anchor, structure, verify
 from l2inv.record.chains import Findings
-from tests.conftest import SERVER, Commands
+from tests.helpers.commands import Commands
+from tests.helpers.database import SERVER
 
 HASH_AS_STORED = """
     create or replace function l2inv.record_event() returns trigger language plpgsql security definer

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from l2inv import wording
 from l2inv.cli import app, main, sections
 from l2inv.sample.server import Store
-from tests.conftest import Commands
+from tests.helpers.commands import Commands, all_commands, subcommands
 
 READS = [
     ["status"], ["next"], ["list"], ["list", "--state", "preprocessed"], ["quarantine"], ["config", "check"],
@@ -25,22 +25,6 @@ READS = [
     ["overdue"], ["digest"], ["mine"], ["verify"], ["export"], ["log"], ["runs"], ["publish", "--dry-run"], ["clean", "--older-than", "1d"],
 ]  # fmt: skip
 ABOUT_AN_OP = ["files", "show", "explain", "history", "claim", "mark-working", "release"]
-
-
-def subcommands(group: click.Group) -> dict[str, click.Command]:
-    context = click.Context(group)
-    found = {name: group.get_command(context, name) for name in group.list_commands(context)}
-    return {name: command for name, command in found.items() if command is not None}
-
-
-def all_commands(group: click.Group = main, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    found = []
-    for name, command in sorted(subcommands(group).items()):
-        if isinstance(command, click.Group):
-            found += all_commands(command, (*path, name))
-        else:
-            found.append((*path, name))
-    return found
 
 
 def test_help_shows_every_command_in_one_line_and_the_table_says_which_module_holds_it(

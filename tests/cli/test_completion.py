@@ -14,7 +14,8 @@ import yaml
 
 from l2inv.cli import completion, main
 from l2inv.cli.context import App
-from tests.conftest import Commands, Connection
+from l2inv.database.connection import Connection
+from tests.helpers.commands import Commands
 from tests.helpers.terminals import on_terminal
 
 BIN = Path(sys.executable).parent

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from l2inv.cli import failures
+from l2inv.database.connection import Connection
 from l2inv.database.runs import stage_run
-from tests.conftest import Commands, Connection
+from tests.helpers.commands import Commands
 from tests.helpers.terminals import on_terminal
 
 NOW = datetime.now(UTC)

@@ -10,7 +10,8 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from l2inv.cli import main
-from tests.conftest import Commands, Connection
+from l2inv.database.connection import Connection
+from tests.helpers.commands import Commands
 from tests.helpers.terminals import ESCAPE, in_this_process
 
 KEYS = {"op_id", "seq", "kind", "state", "actor", "recorded_at", "run_id", "detail"}

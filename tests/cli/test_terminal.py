@@ -17,10 +17,11 @@ from rich.text import Text
 from l2inv.cli import main, render
 from l2inv.cli.progress import Line
 from l2inv.cli.terminal import folded
+from l2inv.database.connection import Connection
 from l2inv.record import event_log
 from l2inv.sample.server import Store
 from l2inv.wording import clean
-from tests.conftest import NOW, Commands, Connection
+from tests.helpers.commands import NOW, Commands
 from tests.helpers.events import clock_at
 from tests.helpers.terminals import ESCAPE, in_this_process, on_terminal, shown_by
 

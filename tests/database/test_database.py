@@ -14,12 +14,13 @@ from l2inv.config.settings import Database, Settings
 from l2inv.database import migrate
 from l2inv.database import schema as schema_module
 from l2inv.database.access import connected
-from l2inv.database.connection import open_connection
+from l2inv.database.connection import Connection, open_connection
 from l2inv.database.runs import stage_run
 from l2inv.database.schema import migrations_folder, shipped_migrations
 from l2inv.errors import Busy, DatabaseError
 from l2inv.sample.server import Store
-from tests.conftest import Commands, Connection, until
+from tests.helpers.commands import Commands
+from tests.helpers.waiting import until
 
 
 @pytest.fixture
@@ -320,7 +321,7 @@ def test_of_many_that_begin_a_stage_at_once_one_does_and_the_others_do_not_wait(
         over.clear()
         with ThreadPoolExecutor(8) as pool:
             runs = [pool.submit(run) for _ in range(8)]
-            until(lambda: sum(one.done() for one in runs) >= 7, 15)  # noqa: B023 - called at once
+            until(lambda: sum(one.done() for one in runs) >= 7, seconds=15)  # noqa: B023 - called at once
             over.set()
         assert sum(one.result() for one in runs) == 1
 

@@ -12,7 +12,8 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from l2inv.database import embedded
-from tests.conftest import NOW, Commands, Connection
+from l2inv.database.connection import Connection
+from tests.helpers.commands import NOW, Commands
 
 Names = tuple[str, str, str]
 

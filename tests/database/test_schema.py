@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from l2inv.database.connection import Connection
 from l2inv.record import structure
 from tests import schema
-from tests.conftest import Connection
 
 
 def test_the_document_is_what_the_migrations_make(connection: Connection) -> None:

@@ -15,12 +15,13 @@ from psycopg.conninfo import make_conninfo
 
 from l2inv.config.settings import Database, Settings
 from l2inv.database import session
-from l2inv.database.connection import open_connection, translated
+from l2inv.database.connection import Connection, open_connection, translated
 from l2inv.database.runs import stage_lock
 from l2inv.errors import DatabaseError
-from tests.conftest import NOW, Commands, Connection, until
 from tests.helpers import poolers
+from tests.helpers.commands import NOW, Commands
 from tests.helpers.terminals import on_terminal
+from tests.helpers.waiting import until
 
 # Each function and operator of PostgreSQL's that a stranger can make once more, for the same types.
 SHADOWS = """
@@ -346,7 +347,7 @@ def test_the_server_sees_command_and_actor(l2inv: Commands, url: str, ready: lis
                         ).fetchone()
                         is not None
                     ),
-                    20,
+                    seconds=20,
                 )
         finally:
             holder.rollback()
@@ -396,7 +397,8 @@ def test_who_holds_a_lock_is_named_rather_than_who_waits_before(
         waiting.start()
         with psycopg.connect(url, autocommit=True) as looking:
             until(
-                lambda: looking.execute("select from pg_locks where not granted").fetchone() is not None, 10
+                lambda: looking.execute("select from pg_locks where not granted").fetchone() is not None,
+                seconds=10,
             )
         assert f"held by pid {holder.info.backend_pid} (" in l2inv("claim", ready[0], expect=1).stderr
         holder.rollback()
@@ -434,7 +436,7 @@ def gone(url: str, pid: int) -> None:
     """Wait for the end of a session."""
     with psycopg.connect(url, autocommit=True) as looking:
         there = "select 1 from pg_stat_activity where pid = %s"
-        until(lambda: looking.execute(there, [pid]).fetchone() is None, 20)
+        until(lambda: looking.execute(there, [pid]).fetchone() is None, seconds=20)
 
 
 def test_what_ends_a_statement_or_a_session_has_the_hint_that_fits(url: str, stranger: Stranger) -> None:

@@ -13,7 +13,7 @@ from l2inv.domain import criteria, inventory
 from l2inv.domain.inventory import DISPLAYED, Record, Unreadable
 from l2inv.sample.inventory import make
 from l2inv.sample.server import Fault, Store
-from tests.conftest import Commands
+from tests.helpers.commands import Commands
 
 ASKED = dict(
     zip(inventory.Dataset.__struct_encode_fields__, inventory.Dataset.__struct_fields__, strict=True)

@@ -22,7 +22,7 @@ from typing import Any
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from tests.conftest import until
+from tests.helpers.waiting import until
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
 TRACKED = {"client_encoding", "datestyle", "timezone", "standard_conforming_strings", "application_name"}
@@ -239,7 +239,7 @@ def pgbouncer(url: str, mode: str, size: int, ignores: bool = False) -> Iterator
             own |= {"user": user, "extra_groups": []}
         process = subprocess.Popen([str(PGBOUNCER), "-q", str(folder / "pgbouncer.ini")], **own)
         try:
-            until((folder / ".s.PGSQL.6432").exists, 10)
+            until((folder / ".s.PGSQL.6432").exists, seconds=10)
             yield make_conninfo(url, host=str(folder), port=6432)
         finally:
             process.terminate()

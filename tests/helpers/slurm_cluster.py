@@ -12,10 +12,11 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+
+from tests.helpers.waiting import until
 
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")
 ACCOUNTING = ("slurmdbd", "mariadbd", "mariadb-install-db")
@@ -152,14 +153,6 @@ class Cluster:
     def asked(self, *argv: str) -> str:
         """Run a command of Slurm's, which may fail, and return what it printed."""
         return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False).stdout.strip()
-
-
-def until(holds: Callable[[], bool], what: str, seconds: float = 30) -> None:
-    """Wait until something holds."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        time.sleep(0.1)
 
 
 @contextmanager

@@ -37,11 +37,11 @@ from l2inv.products import (
     metadata,
 )
 from l2inv.products.issued import FIT_FILE, SCIENCE_FILES
-from products import faults, make
-from products.faults import ASDF, FAULTS, FIRST, GOOD, Fault
+from tests.helpers.products import faults, make
+from tests.helpers.products.faults import ASDF, FAULTS, FIRST, GOOD, Fault
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "products.md"
-TESTS = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -354,7 +354,7 @@ CHECKED = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from products import make
+from tests.helpers.products import make
 from l2inv.products import check
 told = []
 found = list(check(Path(sys.argv[2]), make.issued(int(sys.argv[3])), lambda done, of: told.append((done, of))))
@@ -364,7 +364,7 @@ print(json.dumps({"peak_kb": int(peak.split()[1]), "found": len(found), "told": 
 
 
 def checked_apart(folder: Path, frames: int) -> dict[str, Any]:
-    command = [sys.executable, "-c", CHECKED, str(TESTS), str(folder), str(frames)]
+    command = [sys.executable, "-c", CHECKED, str(ROOT), str(folder), str(frames)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return dict(json.loads(done.stdout))
 

@@ -102,7 +102,7 @@ def test_a_folder_imports_only_from_the_folders_below_it(module: Module) -> None
 def test_a_stage_imports_no_other_stage(module: Module) -> None:
     if module.folder == "stages":
         stages = {name.split(".")[1] for name in of_l2inv(module.imports) if name.startswith("stages.")}
-        assert stages <= set(module.name.split(".")[1:2])
+        assert stages <= {"stage", *module.name.split(".")[1:2]}
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
@@ -165,3 +165,16 @@ def test_sql_stands_in_the_folders_that_are_for_it(module: Module) -> None:
 def test_a_module_can_be_read_in_one_sitting_and_says_what_it_is(module: Module) -> None:
     assert len(module.path.read_text().splitlines()) <= LINES_THAT_PROMPT_A_SECOND_LOOK
     assert ast.get_docstring(module.tree)
+
+
+def test_what_tests_share_stands_in_helpers() -> None:
+    """No test imports another test's module, or conftest; helpers import no tests."""
+    top = Path(__file__).parents[1]
+    found = [
+        (str(path.relative_to(top)), name)
+        for path in top.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        for name in imported(node)
+        if re.search(r"(^|\.)(conftest|test_\w+)(\.|$)", name)
+    ]
+    assert found == []

@@ -22,8 +22,8 @@ from psycopg.conninfo import make_conninfo
 
 from l2inv.database import embedded
 from l2inv.sample.server import Store
-from tests.cli.test_cli import all_commands
-from tests.conftest import NOW, until
+from tests.helpers.commands import NOW, all_commands
+from tests.helpers.waiting import until
 
 TOP = Path(__file__).parents[2]
 USER = 10001
@@ -224,7 +224,7 @@ def postgres(folder: Path, password: str) -> Iterator[str]:
     ) as server:
         url = f"postgresql://postgres:{password}@127.0.0.1:{port}/postgres"
         try:
-            until(lambda: is_up(url), 60)
+            until(lambda: is_up(url), seconds=60)
             yield make_conninfo(url, dbname="level2")
         finally:
             server.terminate()
@@ -299,7 +299,7 @@ def test_the_image_runs_every_stage_as_a_user_with_no_rights_on_a_file_system_th
         with subprocess.Popen(
             machine.run("preprocess", name="stopped"), stderr=subprocess.PIPE, text=True
         ) as running:
-            until((machine.folder / "srv/begun").exists, 60)
+            until((machine.folder / "srv/begun").exists, seconds=60)
             machine.do("kill", "--signal=TERM", "stopped")
             try:
                 _, said = running.communicate(timeout=8)  # engines kill after ten seconds

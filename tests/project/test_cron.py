@@ -24,7 +24,9 @@ import pytest
 from l2inv.database import embedded
 from l2inv.sample import inventory
 from l2inv.sample.server import Fault, Store, serving
-from tests.conftest import Commands, Listener, until
+from tests.helpers.commands import Commands
+from tests.helpers.listeners import Listener
+from tests.helpers.waiting import until
 
 CRONTAB = Path(__file__).parents[2] / "crontab.example"
 CRON = Path("/usr/sbin/cron")
@@ -138,9 +140,11 @@ def run_cron(folder: Path, done: Any) -> None:
         if cron.stdout.readline() != "made\n":
             pytest.skip(f"no mount namespace to be had: {cron.stderr.read().strip()}")
         try:
-            until(lambda: cron.poll() is not None or done(), 200)
+            until(lambda: cron.poll() is not None or done(), seconds=200)
             assert cron.poll() is None, cron.stderr.read()
-            until(lambda: not Path(f"/proc/{cron.pid}/task/{cron.pid}/children").read_text().strip(), 50)
+            until(
+                lambda: not Path(f"/proc/{cron.pid}/task/{cron.pid}/children").read_text().strip(), seconds=50
+            )
         finally:
             with suppress(ProcessLookupError):
                 cron.terminate()

@@ -15,7 +15,7 @@ from l2inv.cli.sections import SECTIONS
 from l2inv.database.connection import Connection
 from l2inv.domain import states
 from tests import reference
-from tests.cli.test_cli import all_commands
+from tests.helpers.commands import all_commands
 
 TOP = Path(__file__).parents[2]
 STAGES = next(iter(SECTIONS.values()))

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from tests import manpage
-from tests.cli.test_cli import all_commands
+from tests.helpers.commands import all_commands
 
 
 def test_the_manual_page_is_what_the_program_says() -> None:

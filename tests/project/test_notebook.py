@@ -12,7 +12,7 @@ import pytest
 from l2inv import api
 from l2inv.errors import Refused
 from l2inv.queries import observing_programs
-from tests.conftest import Commands
+from tests.helpers.commands import Commands
 
 NOTEBOOK = Path(__file__).parents[2] / "docs" / "notebook.md"
 

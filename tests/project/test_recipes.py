@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import NOW, Commands
+from tests.helpers.commands import NOW, Commands
 
 TOP = Path(__file__).parents[2]
 

@@ -15,7 +15,7 @@ from l2inv.cli import main
 from l2inv.database import embedded
 from l2inv.sample import inventory
 from l2inv.sample.server import Store, serving
-from tests.conftest import quick_folder
+from tests.helpers.database import quick_folder
 
 TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial.md"
 

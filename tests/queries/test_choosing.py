@@ -14,12 +14,13 @@ from rich.cells import cell_len
 from l2inv import wording
 from l2inv.cli import main
 from l2inv.config import settings
+from l2inv.database.connection import Connection
 from l2inv.domain.inventory import stored
 from l2inv.domain.measures import measure
 from l2inv.queries import filters, observing_programs
 from l2inv.record import event_log
 from l2inv.sample.server import Store
-from tests.conftest import Commands, Connection
+from tests.helpers.commands import Commands
 from tests.helpers.terminals import ESCAPE, in_this_process
 
 REAL = Path(__file__).parents[3] / "shared" / "real" / "inventory-2025-pid_2_126.json"

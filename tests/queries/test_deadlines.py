@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from l2inv.config.settings import Deadlines
+from l2inv.database.connection import Connection
 from l2inv.queries import deadlines
 from l2inv.sample.server import Fault, Store
-from tests.conftest import Commands, Connection
+from tests.helpers.commands import Commands
 
 DAY = timedelta(days=1)
 

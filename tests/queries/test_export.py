@@ -12,11 +12,11 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
+from l2inv.database.connection import Connection
 from l2inv.queries import export
-from tests.conftest import Commands, Connection
+from tests.helpers.commands import Commands
 from tests.helpers.events import INVERSION, LEAST
-from tests.stages.test_cycles import publish_again
-from tests.stages.test_publish import invert, published, two_programs
+from tests.helpers.steps import invert, publish_again, published, two_programs
 
 DOCUMENT = Path(__file__).parents[2] / "docs/metadata-store.md"
 CONTRACT = """event_id, op_id, cycle, inversion_id, proposal_id, experiment_id, instrument_program_id,

@@ -8,7 +8,7 @@ import pytest
 
 from l2inv.domain.states import STATES
 from l2inv.queries import metrics
-from tests.conftest import Commands
+from tests.helpers.commands import Commands
 
 NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
 LABEL = r'[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n]|\\["\\n])*"'

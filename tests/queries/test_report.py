@@ -25,14 +25,15 @@ from psycopg.types.json import Jsonb
 
 from l2inv.config.settings import Database, Qualification, Settings
 from l2inv.database.access import connected
-from l2inv.database.connection import in_schema
+from l2inv.database.connection import Connection, in_schema
 from l2inv.queries import verdicts
 from l2inv.queries.report import drawing, snapshot
 from l2inv.queries.report import page as webpage
 from l2inv.sample.server import Fault, Store
 from l2inv.wording import clean
-from tests.attacks.test_hostile import NEVER, TEXTS, one
-from tests.conftest import NOW, SERVER, Commands, Connection
+from tests.helpers.commands import NOW, Commands
+from tests.helpers.database import SERVER
+from tests.helpers.hostile import NEVER, TEXTS, one
 
 
 @dataclass

@@ -10,9 +10,9 @@ import pytest
 
 from l2inv.sample.server import Store
 from l2inv.wording import clean
-from tests.attacks.test_hostile import NEVER, TEXTS, one
 from tests.bench import load
-from tests.conftest import NOW, Commands
+from tests.helpers.commands import NOW, Commands
+from tests.helpers.hostile import NEVER, TEXTS, one
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page

@@ -16,7 +16,7 @@ from psycopg.conninfo import make_conninfo
 
 from l2inv.database import embedded
 from l2inv.sample.server import Store
-from tests.conftest import NOW, Commands
+from tests.helpers.commands import NOW, Commands
 
 
 @pytest.fixture

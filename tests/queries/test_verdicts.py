@@ -14,12 +14,13 @@ import yaml
 from psycopg.types.json import Jsonb
 
 from l2inv.config.settings import Qualification
+from l2inv.database.connection import Connection
 from l2inv.queries import verdicts
 from l2inv.queries.what_if import what_if
 from l2inv.sample.server import Store
-from tests.conftest import NOW, Commands, Connection
+from tests.helpers.commands import AS_OF, NOW, Commands
+from tests.helpers.steps import visp
 from tests.helpers.terminals import shown_by
-from tests.stages.test_qualify import AS_OF, visp
 
 REAL = Path(__file__).parents[3] / "shared" / "real" / "inventory-2023-10.json"
 EXAMPLE = Path(__file__).parents[2] / "config.example.yaml"

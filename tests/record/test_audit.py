@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from l2inv import wording
+from l2inv.database.connection import Connection
 from l2inv.queries import observing_programs
 from l2inv.record import canonical
-from tests.conftest import Commands, Connection
+from tests.helpers.commands import Commands
 from tests.helpers.events import clock_at
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "audit.md"

@@ -11,11 +11,12 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from l2inv.database import embedded
+from l2inv.database.connection import Connection
 from l2inv.files import replacing
 from l2inv.record import backup
 from l2inv.stages.mark_working import claiming
-from tests.conftest import Commands, Connection
-from tests.stages.test_publish import wait_until
+from tests.helpers.commands import Commands
+from tests.helpers.waiting import until
 
 TABLES = ("criteria", "run", "quarantine", "dataset_version", "event", "op_state")
 
@@ -152,7 +153,7 @@ def test_a_backup_is_of_one_moment_whatever_is_recorded_while_it_is_written(
         connection.execute("lock table l2inv.event in access exclusive mode")
         written = pool.submit(l2inv.json, "backup", str(tmp_path / "b"), "--no-verify")
         waiting = "select from pg_locks where relation = 'l2inv.event'::regclass and not granted"
-        wait_until(lambda: bool(connection.execute(waiting).fetchall()))
+        until(lambda: bool(connection.execute(waiting).fetchall()))
         claiming.note(connection, lived, "meanwhile", "han")
     written.result()
     assert l2inv.json("status")["events"] == before + 1

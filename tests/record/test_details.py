@@ -12,13 +12,14 @@ import pytest
 
 from l2inv import wording
 from l2inv.config.settings import Qualification, Settings
+from l2inv.database.connection import Connection
 from l2inv.domain import states
 from l2inv.domain.inventory import Dataset, stored
 from l2inv.errors import L2invError
 from l2inv.queries import observing_programs, verdicts
 from l2inv.record import event_log as record
 from l2inv.stages.publish import preflight
-from tests.conftest import Commands, Connection
+from tests.helpers.commands import Commands
 from tests.helpers.events import INVERSION, LEAST, PAST, READY
 
 KINDS = sorted(LEAST)

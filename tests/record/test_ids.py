@@ -8,10 +8,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from l2inv.database.connection import Connection
 from l2inv.errors import Refused
 from l2inv.record import event_log
 from l2inv.sample.server import Store
-from tests.conftest import Commands, Connection
+from tests.helpers.commands import Commands
 
 
 @contextmanager

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from l2inv.database.connection import Connection
 from l2inv.record import issued
-from tests.conftest import NOW, Commands, Connection
+from tests.helpers.commands import NOW, Commands
 
 
 def named(l2inv: Commands, op: str) -> dict[str, str]:

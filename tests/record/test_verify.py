@@ -11,8 +11,10 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.sql import SQL, Identifier
 
+from l2inv.database.connection import Connection
 from l2inv.domain import states
-from tests.conftest import SERVER, Commands, Connection
+from tests.helpers.commands import Commands
+from tests.helpers.database import SERVER
 
 TABLES = ("event", "op_state", "dataset_version", "criteria", "run")
 CONSTRAINTS = {

@@ -10,7 +10,8 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg.types.json import Jsonb
 
-from tests.conftest import Commands, Connection
+from l2inv.database.connection import Connection
+from tests.helpers.commands import Commands
 from tests.helpers.events import LEAST
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "operations.md"

@@ -16,9 +16,9 @@ from l2inv.errors import L2invError, StoreRefused
 from l2inv.sample.cataloger import Malformed, cataloging, read
 from l2inv.services import catalog, graphql, metadata_store
 from l2inv.services.metadata_store import FRAMES, OBJECTS, catalog_objects, cataloged_frames
-from tests.conftest import until
 from tests.helpers import rabbitmq
 from tests.helpers.rabbitmq import FRAME, OBJECT, Broker
+from tests.helpers.waiting import until
 
 Values = dict[str, Any]
 
@@ -254,9 +254,9 @@ def test_what_is_told_becomes_available_and_what_is_malformed_is_refused(
             channel.basic_publish(rabbitmq.EXCHANGE, FRAME, json.dumps(missing).encode())
             for _ in range(2):  # twice is as good as once
                 list(catalog.tell(Catalog(url=broker.url(), timeout_seconds=20), messages()))
-            until(lambda: catalog_objects(http, store, "inv.7QK2ZD"), 20)
-            until(lambda: len(cataloged_frames(http, store, "inv.7QK2ZD")) == len(NAMES), 20)
-            until(lambda: cataloger.refused, 20)
+            until(lambda: catalog_objects(http, store, "inv.7QK2ZD"), seconds=20)
+            until(lambda: len(cataloged_frames(http, store, "inv.7QK2ZD")) == len(NAMES), seconds=20)
+            until(lambda: cataloger.refused, seconds=20)
         (found,) = filed.rows["objectInventories"]
         assert (found["objectStatus"], found["objectKey"]) == ("AVAILABLE", ASDF)
         ((queue, _, why),) = cataloger.refused

@@ -23,7 +23,7 @@ from l2inv.config.settings import Database, Settings
 from l2inv.database import embedded
 from l2inv.errors import DatabaseError, Refused
 from l2inv.sample import demo
-from tests.conftest import quick_folder
+from tests.helpers.database import quick_folder
 
 
 @pytest.fixture

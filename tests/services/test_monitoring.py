@@ -2,20 +2,19 @@
 
 import os
 import signal
-import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from l2inv.config.settings import Monitoring, Notifications, Person, Settings, redact
+from l2inv.database.connection import Connection
 from l2inv.sample.server import Fault, Store
 from l2inv.services import monitoring
-from tests.conftest import Commands, Connection, Listener
+from tests.helpers.commands import Commands
+from tests.helpers.listeners import Listener, trickling
 
 KEY = "s3cr3t-key"
 
@@ -116,36 +115,8 @@ def test_a_stage_that_is_stopped_is_a_failure(l2inv: Commands, watched: Listener
     assert pings(watched)[-1] == ("POST", f"/ping/{KEY}/l2inv-scan/fail", "stopped")
 
 
-@contextmanager
-def trickling() -> Iterator[str]:
-    """A server that sends a header line again and again, and never an end."""
-    over = threading.Event()
-
-    def serve() -> None:
-        while not over.is_set():
-            peer, _ = server.accept()
-            threading.Thread(target=drip, args=(peer,), daemon=True).start()
-
-    def drip(peer: socket.socket) -> None:
-        with peer:
-            try:
-                peer.sendall(b"HTTP/1.1 200 OK\r\n")
-                while not over.wait(0.05):
-                    peer.sendall(b"X: y\r\n")
-            except OSError:  # the client is gone
-                pass
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.getsockname()[1]}/{KEY}"
-        over.set()
-        socket.create_connection(server.getsockname()).close()
-        thread.join()
-
-
 def test_a_monitor_that_never_ends_its_answer_holds_nothing_up(l2inv: Commands, tmp_path: Path) -> None:
-    with trickling() as url:
+    with trickling(KEY) as url:
         l2inv.settings["monitoring"] = {"ping_url": url, "ping_timeout_seconds": 0.3}
         l2inv.save()
         started = time.monotonic()

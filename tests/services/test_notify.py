@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from l2inv.services import notify
-from tests.conftest import Commands, Listener
-from tests.services.test_monitoring import trickling
+from tests.helpers.commands import Commands
+from tests.helpers.listeners import Listener, trickling
 
 SECRET = "s3cr3t"
 
@@ -122,7 +122,7 @@ def test_a_notification_that_fails_warns_without_the_secret_and_changes_no_exit_
 
 
 def test_an_address_that_hangs_is_given_up() -> None:
-    with trickling() as url:
+    with trickling("key") as url:
         started = time.monotonic()
         (problem,) = notify.send([url.replace("http", "json", 1)], "t", "b", limit_seconds=2)
         assert time.monotonic() - started < 10

@@ -13,9 +13,10 @@ import pytest
 from l2inv.config.settings import Slurm
 from l2inv.services import slurm
 from l2inv.services.slurm import Standing
-from tests.conftest import NOW, Commands
 from tests.helpers import slurm_cluster
-from tests.helpers.slurm_cluster import Cluster, until
+from tests.helpers.commands import NOW, Commands
+from tests.helpers.slurm_cluster import Cluster
+from tests.helpers.waiting import until
 
 ENDLESS = "echo >$0.began; trap 'sleep 0.5; echo >$0.told; exit 7' TERM; while :; do sleep 0.1; done"
 

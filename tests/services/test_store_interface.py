@@ -28,7 +28,7 @@ from l2inv.sample import server
 from l2inv.sample.server import Fault, Store
 from l2inv.sample.store import schema
 from l2inv.services.graphql import Query
-from tests.conftest import NOW, Commands
+from tests.helpers.commands import NOW, Commands
 
 SHARED = Path(__file__).parents[3] / "shared"
 PUBLISHED = SHARED / "store-interface.graphql"

@@ -21,9 +21,9 @@ from l2inv.services.jobs import Ended
 from l2inv.stages.preprocess import bundle
 from l2inv.stages.publish import transfer
 from l2inv.stages.publish.transfer import Begun, Failed, Move
-from tests.conftest import until
 from tests.helpers import slurm_cluster
 from tests.helpers.slurm_cluster import Cluster
+from tests.helpers.waiting import until
 
 CP = ["sh", "-c", 'mkdir -p "$2" && cp -r "$1/." "$2"', "sh", "{source}"]
 RSYNC = ["rsync", "-a", "--mkpath", "{source}/"]
@@ -227,7 +227,7 @@ def test_a_job_goes_on_when_l2inv_is_killed(source: Path, killed: tuple[Settings
 def test_a_job_that_is_killed_itself_is_to_begin_again(killed: tuple[Settings, Begun, Path]) -> None:
     how, one, go = killed
     pid = Path(one.folder) / bundle.OWN / f"{one.job}.pid"
-    until(pid.exists, 20)
+    until(pid.exists, seconds=20)
     os.killpg(int(pid.read_text().split()[0]), signal.SIGKILL)
     assert transfer.outcome(how, one, Flag()) == "again"
     go.touch()
@@ -380,7 +380,7 @@ def test_transfers_on_a_cluster(cluster: Cluster, source: Path, archive: Path, t
             return str(problem)
 
     def when(holds: Callable[[], bool]) -> None:
-        slurm_cluster.until(holds, "the jobs end", 50)
+        until(holds, "the jobs end", 50)
 
     when(lambda: found(good) != "running" and found(bad) != "running")
     assert found(good) == "done"

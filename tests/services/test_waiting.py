@@ -14,11 +14,12 @@ from psycopg.rows import dict_row
 
 from l2inv.config.settings import Database, Settings
 from l2inv.database.access import connected
+from l2inv.database.connection import Connection
 from l2inv.record import event_log
 from l2inv.sample.server import Fault, Store
 from l2inv.sample.store import execute, operation_name
-from tests.conftest import NOW, Commands, Connection
-from tests.stages.test_publish import invert, kinds
+from tests.helpers.commands import NOW, Commands
+from tests.helpers.steps import invert, kinds
 
 # An answer that never ends: how it begins, and what comes again and again, sooner than any wait for the next byte ends.
 ENDLESS = {

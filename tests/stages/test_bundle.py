@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from l2inv.config.settings import Preprocess, Qualification, Settings
 from l2inv.stages.preprocess import bundle
-from tests.conftest import NOW, Commands
+from tests.helpers.commands import NOW, Commands
 
 ENDS = Preprocess(globus_source="SRC", globus_destination="DST:/l2/in puts/")
 

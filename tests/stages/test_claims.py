@@ -8,12 +8,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from l2inv.config.settings import Database, Settings
-from l2inv.database.connection import translated
+from l2inv.database.connection import Connection, translated
 from l2inv.errors import Refused
 from l2inv.record import event_log
 from l2inv.stages.mark_working import claiming
-from tests.conftest import Commands, Connection
+from tests.helpers.commands import Commands
 from tests.helpers.events import LEAST
+from tests.helpers.steps import kinds
 
 PAST = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -41,10 +42,6 @@ for number in range(50):
     os._exit(0)
 sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children))
 """
-
-
-def kinds(l2inv: Commands, op: str) -> list[str]:
-    return [event["kind"] for event in l2inv.json("history", op)["events"]]
 
 
 def test_fifty_processes_that_claim_from_200_ops_take_each_once(connection: Connection, url: str) -> None:

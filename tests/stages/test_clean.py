@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from l2inv.database.connection import Connection
 from l2inv.record import event_log
-from tests.conftest import NOW, Commands, Connection
+from tests.helpers.commands import NOW, Commands
 
 
 @pytest.fixture

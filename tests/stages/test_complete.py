@@ -12,7 +12,7 @@ from l2inv.sample.inventory import ACTIVE
 from l2inv.sample.server import Fault, Store
 from l2inv.sample.store import execute
 from l2inv.services import graphql, metadata_store
-from tests.conftest import Commands
+from tests.helpers.commands import Commands
 
 PAGE = 20
 

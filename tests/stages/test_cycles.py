@@ -7,11 +7,14 @@ import pytest
 
 from l2inv.config.settings import Database, Settings
 from l2inv.database.access import connected
+from l2inv.database.connection import Connection
 from l2inv.database.runs import stage_lock
 from l2inv.sample.server import Fault, Store
 from l2inv.stages.publish import cycles
-from tests.conftest import NOW, Commands, Connection
-from tests.stages.test_publish import REQUESTS, invert, killed_at, kinds, published, wait_until
+from tests.helpers.commands import NOW, Commands
+from tests.helpers.publisher_kills import REQUESTS, killed_at
+from tests.helpers.steps import invert, kinds, publish_again, published
+from tests.helpers.waiting import until
 
 
 @pytest.fixture
@@ -20,14 +23,6 @@ def told(l2inv: Commands, ready: list[str]) -> str:
     invert(l2inv, ready[0])
     l2inv("publish")
     return ready[0]
-
-
-def publish_again(l2inv: Commands, op: str) -> None:
-    l2inv("reopen", op, "--reason", "a better code")
-    l2inv("qualify", "--as-of", NOW.isoformat())
-    l2inv("preprocess")
-    invert(l2inv, op)
-    l2inv("publish")
 
 
 def cycle_ids(connection: Connection) -> list[str]:
@@ -200,7 +195,7 @@ def test_events_that_tell_are_seen_in_the_order_of_their_ids(
         second = threading.Thread(target=withdraw_the_other)
         second.start()
         waiting = "select from pg_locks where not granted"
-        wait_until(lambda: connection.execute(waiting).fetchone() is not None)
+        until(lambda: connection.execute(waiting).fetchone() is not None)
         row = connection.execute("select max(event_id) as newest from l2inv.event").fetchone()
     second.join()
     assert row is not None

@@ -17,14 +17,14 @@ from msgspec.structs import fields
 
 from l2inv.config.settings import Mount
 from l2inv.config.yamlfile import MAX_BYTES
+from l2inv.database.connection import Connection
 from l2inv.errors import L2invError, Refused
 from l2inv.record import event_log
 from l2inv.sample.server import Store
 from l2inv.services import outputs
 from l2inv.stages.mark_inverted import ready_event
-from tests.conftest import READY_TEXT, Commands, Connection
-from tests.stages.test_publish import two_programs
-from tests.stages.test_qualify import AS_OF, visp
+from tests.helpers.commands import AS_OF, READY_TEXT, Commands
+from tests.helpers.steps import two_programs, visp
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from l2inv.config.yamlfile import MAX_BYTES
-from tests.conftest import NOW, READY_TEXT, Commands
+from tests.helpers.commands import NOW, READY_TEXT, Commands
+from tests.helpers.steps import kinds
 
 
 @pytest.fixture
@@ -29,10 +30,6 @@ def held(l2inv: Commands, ready: list[str]) -> list[str]:
     for op in ready[:6]:
         l2inv("claim", op)
     return ready[:6]
-
-
-def kinds(l2inv: Commands, op: str) -> list[str]:
-    return [e["kind"] for e in l2inv.json("history", op)["events"]]
 
 
 def names(folder: Path) -> list[str]:

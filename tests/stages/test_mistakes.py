@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from l2inv.database.connection import Connection
 from l2inv.database.runs import stage_lock
 from l2inv.sample.server import Fault, Store
-from tests.conftest import Commands, Connection
-from tests.stages.test_publish import kinds
+from tests.helpers.commands import Commands
+from tests.helpers.steps import kinds
 
 READY = ("--output", "globus://a", "--software", "DeSIRe", "--software-version", "4.1")
 

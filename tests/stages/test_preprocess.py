@@ -14,11 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from l2inv.database.connection import Connection
 from l2inv.record import event_log
 from l2inv.services import jobs
 from l2inv.stages.preprocess.bundle import folder_name, unquoted
-from tests.conftest import NOW, Commands, Connection
 from tests.helpers import slurm_cluster
+from tests.helpers.commands import NOW, Commands
+from tests.helpers.steps import kinds
+from tests.helpers.waiting import until
 
 BUNDLE = {"op.json", "manifest.json", "globus-batch.txt"}
 
@@ -166,7 +169,7 @@ def test_what_a_command_leaves_running_with_its_stderr_open_holds_its_end_up_for
     end = jobs.ended(tmp_path, "l2inv-1")
     assert end is not None
     assert (end.exit_code, jobs.last_word(tmp_path, "l2inv-1")) == (4, "gone")
-    wait_until("it ended, too", lambda: not is_running(int((tmp_path / "child").read_text())))
+    until(lambda: not is_running(int((tmp_path / "child").read_text())), "it ended, too")
 
 
 def test_a_command_gets_no_secret_of_l2invs_environment(
@@ -197,13 +200,6 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def wait_until(what: str, true: object, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():  # type: ignore[operator]
-        assert time.monotonic() < deadline, f"waited in vain: {what}"
-        time.sleep(0.02)
-
-
 HANG = "import subprocess, sys, pathlib; child = subprocess.Popen(['sleep', '600']);" \
        "pathlib.Path(sys.argv[1], 'child').write_text(str(child.pid)); child.wait()"  # fmt: skip
 
@@ -216,7 +212,7 @@ def test_a_command_that_takes_too_long_ends_with_all_its_processes(
     assert "took longer than 1.5 s" in l2inv.json("history", invertible[0])["events"][-1]["detail"]["cause"]
     children = [int(path.read_text()) for path in (tmp_path / "work").rglob("child")]
     assert len(children) == len(invertible)
-    wait_until("the children are gone", lambda: not any(map(is_running, children)))
+    until(lambda: not any(map(is_running, children)), "the children are gone")
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
@@ -225,14 +221,14 @@ def test_stopped_by_a_signal_it_ends_its_commands_and_leaves_their_ops_as_they_w
 ) -> None:
     command(l2inv, HANG, parallel=2)
     process = l2inv.start("preprocess")
-    wait_until("two commands run", lambda: len(list((tmp_path / "work").rglob("child"))) == 2)
+    until(lambda: len(list((tmp_path / "work").rglob("child"))) == 2, "two commands run")
     assert l2inv("preprocess", expect=75).stderr.startswith("l2inv: preprocess: another run holds the lock")
     process.send_signal(sign)
     stdout, stderr = process.communicate(timeout=20)
     assert (process.returncode, stdout) == (1, "")
     assert stderr == "l2inv: stopped; run it again: nothing was left half-written\n"
     children = [int(path.read_text()) for path in (tmp_path / "work").rglob("child") if path.read_text()]
-    wait_until("the children are gone", lambda: not any(map(is_running, children)))
+    until(lambda: not any(map(is_running, children)), "the children are gone")
     assert l2inv.json("status")["states"]["invertible"] == len(invertible)
     command(l2inv, "pass")
     assert l2inv.json("preprocess")["ops"]["done"] == len(invertible)
@@ -265,13 +261,9 @@ def runs(top: Path) -> list[str]:
     return sorted((top / "runs").read_text().split()) if (top / "runs").exists() else []
 
 
-def kinds(l2inv: Commands, op: str) -> list[str]:
-    return [event["kind"] for event in l2inv.json("history", op)["events"]]
-
-
 def killed_while_commands_run(l2inv: Commands, top: Path, number: int) -> None:
     process = l2inv.start("preprocess")
-    wait_until("the commands run", lambda: len(runs(top)) == number)
+    until(lambda: len(runs(top)) == number, "the commands run")
     process.kill()
     process.communicate()
 
@@ -287,7 +279,7 @@ def test_what_a_killed_l2inv_left_running_is_waited_for_and_runs_only_once(
     killed_while_commands_run(l2inv, tmp_path, 2)
     before = last_run(l2inv)
     process = l2inv.start("preprocess")
-    wait_until("the next run has begun", lambda: last_run(l2inv) > before)
+    until(lambda: last_run(l2inv) > before, "the next run has begun")
     assert len(runs(tmp_path)) == 2
     (tmp_path / "go").touch()
     _, stderr = process.communicate(timeout=60)
@@ -305,7 +297,7 @@ def test_what_ended_after_l2inv_was_killed_is_recorded_and_not_run_again(
     killed_while_commands_run(l2inv, tmp_path, 2)
     begun = runs(tmp_path)
     (tmp_path / "go").touch()
-    wait_until("both ended", lambda: len(list((tmp_path / "work").rglob("*.exit"))) == 2)
+    until(lambda: len(list((tmp_path / "work").rglob("*.exit"))) == 2, "both ended")
     command(l2inv, "pass")
     assert l2inv.json("preprocess")["ops"]["done"] == len(invertible)
     assert runs(tmp_path) == begun
@@ -323,7 +315,7 @@ def test_a_command_whose_script_alone_was_killed_still_counts_as_running(
     os.kill(int(pid_file.read_text().split()[0]), signal.SIGKILL)
     assert jobs.is_running(folder, name)
     (tmp_path / "go").touch()
-    wait_until("it ended", lambda: not jobs.is_running(folder, name))
+    until(lambda: not jobs.is_running(folder, name), "it ended")
     assert jobs.ended(folder, name) is None
     assert l2inv.json("preprocess")["ops"]["done"] == len(invertible)  # how it ended, nobody knows
     assert len(runs(tmp_path)) == len(invertible) + 1
@@ -351,7 +343,7 @@ def test_the_time_a_command_may_take_counts_from_its_start_whoever_waits(
 ) -> None:
     command(l2inv, HANG, parallel=1)
     process = l2inv.start("preprocess")
-    wait_until("one runs", lambda: any(path.read_text() for path in (tmp_path / "work").rglob("child")))
+    until(lambda: any(path.read_text() for path in (tmp_path / "work").rglob("child")), "one runs")
     process.kill()
     process.communicate()
     (pid_file,) = (tmp_path / "work").rglob("*.pid")
@@ -362,7 +354,7 @@ def test_the_time_a_command_may_take_counts_from_its_start_whoever_waits(
         l2inv("history", op).stdout for op in invertible
     )
     (child,) = [int(path.read_text()) for path in (tmp_path / "work").rglob("child")]
-    wait_until("the child is gone", lambda: not is_running(child))
+    until(lambda: not is_running(child), "the child is gone")
 
 
 @pytest.mark.parametrize("now_is", ["--invertible", "--not-invertible"])
@@ -371,7 +363,7 @@ def test_a_job_of_a_verdict_that_holds_no_longer_is_ended_before_another_begins(
 ) -> None:
     command(l2inv, HANG, parallel=1)
     process = l2inv.start("preprocess")
-    wait_until("one runs", lambda: any(path.read_text() for path in (tmp_path / "work").rglob("child")))
+    until(lambda: any(path.read_text() for path in (tmp_path / "work").rglob("child")), "one runs")
     process.kill()
     process.communicate()
     (child_file,) = (tmp_path / "work").rglob("child")
@@ -398,7 +390,7 @@ def test_a_note_while_the_command_runs_changes_nothing(
 ) -> None:
     command(l2inv, WAIT, parallel=64)
     process = l2inv.start("preprocess")
-    wait_until("all run", lambda: len(runs(tmp_path)) == len(invertible))
+    until(lambda: len(runs(tmp_path)) == len(invertible), "all run")
     l2inv("note", invertible[0], "seen")
     (tmp_path / "go").touch()
     process.communicate(timeout=60)
@@ -424,7 +416,7 @@ def test_a_script_that_is_told_to_end_passes_it_on_and_says_so(tmp_path: Path) -
     script = jobs.prepare(jobs.Job("l2inv-1", tmp_path, ["/bin/sh", "-c", trap]))
     with subprocess.Popen(["/bin/sh", str(script)]) as process:
         log = tmp_path / jobs.LOG
-        wait_until("it is ready", lambda: log.exists() and "ready" in log.read_text())
+        until(lambda: log.exists() and "ready" in log.read_text(), "it is ready")
         process.terminate()
     end = jobs.ended(tmp_path, "l2inv-1")
     assert end is not None
@@ -456,9 +448,9 @@ def on_cluster(l2inv: Commands, invertible: list[str], cluster: slurm_cluster.Cl
 
 def collected(l2inv: Commands, number: int) -> None:
     """Run preprocess as cron would until so many OPs are no longer invertible."""
-    wait_until(
-        "they are collected",
+    until(
         lambda: l2inv("preprocess", expect=None) and l2inv.json("status")["states"]["invertible"] <= number,
+        "they are collected",
         60,
     )
 
@@ -493,19 +485,19 @@ def test_what_was_cancelled_fails_by_that_name_and_what_is_no_longer_wanted_is_c
     l2inv: Commands, on_cluster: list[str], tmp_path: Path, cluster: slurm_cluster.Cluster
 ) -> None:
     l2inv("preprocess")
-    wait_until("some run", lambda: len(runs(tmp_path)) > 2)
+    until(lambda: len(runs(tmp_path)) > 2, "some run")
     unlucky, unwanted = runs(tmp_path)[:2]
     where = {op: l2inv.json("history", op)["events"][-1]["detail"] for op in (unlucky, unwanted)}
     live = cluster.tell("squeue", "--noheader", "--array", "--format=%j %K %A %F").splitlines()
     (array,) = {line.split()[3] for line in live if line.split()[0] == where[unlucky]["job"]}
     cluster.tell("scancel", f"{array}_{where[unlucky]['task']}")
     l2inv("overrule", unwanted, "--not-invertible", "--reason", "seen by eye")
-    wait_until(
-        "it is in error", lambda: l2inv("preprocess", expect=None) and l2inv.json("status")["states"]["error"]
+    until(
+        lambda: l2inv("preprocess", expect=None) and l2inv.json("status")["states"]["error"], "it is in error"
     )
     assert "CANCELLED: " in l2inv.json("history", unlucky)["events"][-1]["detail"]["cause"]
     ended = Path(where[unwanted]["folder"], ".l2inv", f"{where[unwanted]['job']}.exit")
-    wait_until("the other is gone", ended.exists)
+    until(ended.exists, "the other is gone")
     (tmp_path / "go").touch()
     collected(l2inv, 0)
     assert runs(tmp_path) == sorted(on_cluster)

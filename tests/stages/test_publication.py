@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 import yaml
 
+from l2inv.database.connection import Connection
 from l2inv.products.issued import Dataset, Issued
 from l2inv.sample.cataloger import cataloging
 from l2inv.sample.server import Store
-from tests.conftest import NOW, Commands, Connection
+from tests.helpers.commands import NOW, Commands
+from tests.helpers.products import make
 from tests.helpers.rabbitmq import Broker
-from tests.products import make
-from tests.stages.test_publish import cause, kinds
+from tests.helpers.steps import cause, kinds
 
 Values = dict[str, Any]
 FRAMES = 3

@@ -2,19 +2,17 @@
 
 import json
 import re
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from subprocess import Popen
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
+from l2inv.database.connection import Connection
 from l2inv.domain import lines
 from l2inv.sample.server import Fault, Store
-from tests.conftest import READY_TEXT, Commands, Connection
+from tests.helpers.commands import READY_TEXT, Commands
+from tests.helpers.publisher_kills import BORDERS, REQUESTS, SUBSTEPS, Border, killed_at
+from tests.helpers.steps import cause, invert, kinds, published, two_programs
 
 
 @pytest.fixture
@@ -22,14 +20,6 @@ def inverted(l2inv: Commands, ready: list[str]) -> str:
     l2inv("claim", ready[0])
     l2inv("mark-inverted", ready[0], "--output", "globus://x", "--software", "DeSIRe")
     return ready[0]
-
-
-def kinds(l2inv: Commands, op: str) -> list[str]:
-    return [e["kind"] for e in l2inv.json("history", op)["events"]]
-
-
-def published(connection: Connection) -> list[dict[str, Any]]:
-    return connection.execute("select * from l2inv.published_op order by event_id, inversion_id").fetchall()
 
 
 def creates(store: Store) -> int:
@@ -62,21 +52,6 @@ def test_the_store_holds_the_inversion_and_the_view_shows_it(
     ]  # fmt: skip
     assert l2inv.json("publish")["ops"]["done"] == 0
     assert creates(store) == 1
-
-
-def two_programs(l2inv: Commands) -> tuple[str, list[str]]:
-    """An OP with two ViSP instrument programs, and their ids."""
-    for op in l2inv.json("next", "-n", "100")["ops"]:
-        datasets = l2inv.json("show", op["op_id"])["datasets"]
-        programs = {d["instrument_program_id"] for d in datasets if d["instrument"] == "VISP"}
-        if len(programs) == 2:
-            return op["op_id"], sorted(programs)
-    raise AssertionError("the sample inventory has one")
-
-
-def invert(l2inv: Commands, op: str, *programs: str) -> None:
-    l2inv("claim", op)
-    l2inv("mark-inverted", op, *(word for p in programs for word in ("--instrument-program", p)))
 
 
 def test_each_instrument_program_is_an_inversion_of_its_own(
@@ -223,106 +198,6 @@ def test_the_words_of_a_service_that_refuses_with_400_are_kept(
     assert "no such proposal" in l2inv.json("history", inverted)["events"][-1]["detail"]["cause"]
 
 
-# Killed with SIGKILL: what one instrument program is told with, in order, and what is recorded of it.
-REQUESTS = ("FindByDatasets", "Find", "Create", "Find")
-SUBSTEPS = ("inversion_named", "inversion_created")
-BORDERS = [
-    *((when, n) for n in range(2 * len(REQUESTS)) for when in ("before request", "after request")),
-    *(
-        ("before event", n) for n in range(2 * len(SUBSTEPS) + 2)
-    ),  # the last: published, but the run is not ended
-]
-Border = tuple[str, int]
-
-
-def killed_at(border: Border, l2inv: Commands, store: Store, connection: Connection) -> None:
-    """Run publish and kills it at the n-th request, before or after the store does what it asks, or at the n-th
-    event that it records, before that is committed: so after all that came before it."""
-    when, n = border
-    if when == "before event":
-        _killed_while_recording(n, l2inv, connection)
-    else:
-        _killed_while_asking(n, "before" if when == "before request" else "after", l2inv, store)
-    _gone(connection)
-
-
-def _killed_while_asking(n: int, drop: Literal["before", "after"], l2inv: Commands, store: Store) -> None:
-    begun, started, publisher = len(store.requests), threading.Event(), []
-
-    def fault(operation: str, nth: int) -> Fault | None:
-        if len(store.requests) - begun <= n:
-            return None
-        assert started.wait(10)
-        publisher[0].kill()
-        publisher[0].wait()
-        return Fault(drop=drop)
-
-    store.fault = fault
-    publisher.append(l2inv.start("publish"))
-    started.set()
-    assert _ended(publisher[0]) == -9
-    store.fault = None
-
-
-def _killed_while_recording(n: int, l2inv: Commands, connection: Connection) -> None:
-    row = connection.execute("select count(*) as events from l2inv.event").fetchone()
-    assert row is not None
-    with blocking(connection, row["events"] + n):
-        publisher = l2inv.start("publish")
-        try:
-            wait_until(lambda: _waits(connection))
-        finally:
-            publisher.kill()
-            _ended(publisher)
-
-
-@contextmanager
-def blocking(connection: Connection, events: int) -> Iterator[None]:
-    """Let whoever records an event, or the end of a run, wait once there are so many events."""
-    connection.execute(
-        f"""
-        create function l2inv.wait() returns trigger language plpgsql as $$ begin
-            if (select count(*) from l2inv.event) >= {events} then perform pg_advisory_xact_lock(42); end if;
-            return new;
-        end $$;
-        create trigger wait before insert on l2inv.event for each row execute function l2inv.wait();
-        create trigger wait before update on l2inv.run for each row execute function l2inv.wait();
-        select pg_advisory_lock(42);
-        """
-    )
-    try:
-        yield
-    finally:
-        connection.execute("select pg_advisory_unlock(42)")
-        _gone(connection)
-        connection.execute("drop function l2inv.wait() cascade")
-
-
-def _waits(connection: Connection) -> bool:
-    waiting = connection.execute("select from pg_locks where locktype = 'advisory' and not granted")
-    return waiting.fetchone() is not None
-
-
-def _gone(connection: Connection) -> None:
-    others = """
-        select from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()
-            and backend_type = 'client backend'
-        """
-    wait_until(lambda: connection.execute(others).fetchone() is None)
-
-
-def _ended(publisher: Popen[str]) -> int:
-    publisher.communicate(timeout=30)
-    return publisher.returncode
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    latest = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < latest, "in vain"
-        time.sleep(0.005)
-
-
 @pytest.mark.parametrize("border", BORDERS, ids=lambda border: f"{border[0]} {border[1]}".replace(" ", "-"))
 def test_killed_between_any_two_substeps_the_next_run_finishes_with_one_inversion_each(
     l2inv: Commands, ready: list[str], store: Store, connection: Connection, border: Border
@@ -367,10 +242,6 @@ def test_the_borders_above_are_all_there_are(l2inv: Commands, ready: list[str], 
     l2inv("publish")
     assert [name for name, _ in store.requests[requests:]] == [*REQUESTS] * 2
     assert kinds(l2inv, op)[events:] == [*SUBSTEPS] * 2 + ["published"]
-
-
-def cause(l2inv: Commands, op: str) -> str:
-    return str(l2inv.json("history", op)["events"][-1]["detail"]["cause"])
 
 
 def of_used(l2inv: Commands, store: Store, op: str) -> list[dict[str, Any]]:

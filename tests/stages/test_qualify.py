@@ -11,20 +11,10 @@ from typing import Any
 import pytest
 
 from l2inv.sample.server import Store
-from tests.conftest import NOW, Commands
+from tests.helpers.commands import AS_OF, NOW, Commands
+from tests.helpers.steps import kinds, visp
 
 REAL = Path(__file__).parents[3] / "shared" / "real"
-AS_OF = ("qualify", "--as-of", NOW.isoformat())
-
-
-def kinds(l2inv: Commands, op: str) -> list[str]:
-    return [e["kind"] for e in l2inv.json("history", op)["events"]]
-
-
-def visp(store: Store, op: str) -> list[dict[str, Any]]:
-    return [
-        d for d in store.datasets if d["observingProgramExecutionId"] == op and d["instrumentName"] == "VISP"
-    ]
 
 
 def test_every_quiet_op_is_judged_and_the_others_wait(l2inv: Commands) -> None:
@@ -250,3 +240,13 @@ def test_each_instrument_program_of_a_real_inventory_is_judged_as_by_todays_rule
     assert len(of_op) == ops
     assert found == Counter(programs=programs, iron=iron, invertible=invertible)
     assert warned == narrow
+
+
+def test_the_time_that_completeness_is_judged_as_of_is_in_the_verdict_and_the_run(l2inv: Commands) -> None:
+    l2inv("scan")
+    report = l2inv.json("qualify", "--as-of", "2031-05-06T07:08:09Z")
+    (run,) = [run for run in l2inv.json("runs")["runs"] if run["stage"] == "qualify"]
+    assert report["as_of"] == run["result"]["as_of"] == "2031-05-06T07:08:09Z"
+    judged = l2inv.json("log", "--kind", "judged")["events"]
+    assert len(judged) == report["ops"]["judged"] > 0
+    assert {event["detail"]["as_of"] for event in judged} == {"2031-05-06T07:08:09Z"}

@@ -2,10 +2,11 @@
 
 import json
 
+from l2inv.database.connection import Connection
 from l2inv.domain import drift, inventory
 from l2inv.sample.server import Store
-from tests.conftest import Commands, Connection
-from tests.stages.test_qualify import visp
+from tests.helpers.commands import Commands
+from tests.helpers.steps import visp
 
 
 def test_a_record_that_became_readable_resolves_itself(

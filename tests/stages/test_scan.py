@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from l2inv.database.connection import Connection
 from l2inv.sample.server import Fault, Store
-from tests.conftest import Commands, Connection
+from tests.helpers.commands import Commands
 
 
 def counts(connection: Connection) -> dict[str, int]:

@@ -7,11 +7,12 @@ import pytest
 
 from l2inv.config.settings import Database, Settings
 from l2inv.database.access import connected
+from l2inv.database.connection import Connection
 from l2inv.errors import Refused
 from l2inv.record import event_log
 from l2inv.sample.server import Store
 from l2inv.stages.mark_working import claiming
-from tests.conftest import Commands, Connection
+from tests.helpers.commands import Commands
 
 
 def test_next_offers_with_what_one_chooses_by_and_by_age_the_longest_waiting(

@@ -7,10 +7,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from l2inv.config.settings import Database, MetadataStore, Settings
+from l2inv.database.connection import Connection
 from l2inv.sample.server import Fault, Store
 from l2inv.stages.scan import scan
-from tests.conftest import Commands, Connection
-from tests.stages.test_qualify import AS_OF, visp
+from tests.helpers.commands import AS_OF, Commands
+from tests.helpers.steps import visp
 
 
 def last_event(l2inv: Commands, op: str) -> dict[str, Any]:

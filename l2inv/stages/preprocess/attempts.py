@@ -8,14 +8,15 @@ from typing import Any
 
 import msgspec
 
-from l2inv.config.settings import Preprocess, Settings, redact
+from l2inv.config.settings import Preprocess, redact
 from l2inv.database.connection import Connection
-from l2inv.database.runs import Run
 from l2inv.queries import observing_programs
 from l2inv.record import event_log
 from l2inv.services import jobs
+from l2inv.stages import stage as base
 from l2inv.stages.preprocess import bundle
 from l2inv.stages.preprocess.bundle import work_folder
+from l2inv.stages.stage import Outcomes, Report
 
 
 class Failed(Exception):
@@ -52,18 +53,22 @@ class Start(msgspec.Struct, frozen=True):
     after: str | None = None
 
 
-class Stage(msgspec.Struct):
-    """What every step of a run needs."""
+class Jobs(msgspec.Struct):
+    """How many jobs are on the cluster: those that this run submitted, and those that were there before."""
 
-    connection: Connection
-    settings: Settings
-    run: Run
+    submitted: int = 0
+    running: int = 0
 
-    def count(self, what: str, number: int = 1) -> None:
-        self.run.report["ops"][what] += number
 
-    def warn(self, text: str) -> None:
-        self.run.report["warnings"].append(text)
+class Preprocessed(Report, kw_only=True):
+    """The report of preprocess. `jobs` is there where a cluster has to do with it."""
+
+    stage: str = "preprocess"
+    ops: Outcomes = msgspec.field(default_factory=Outcomes)
+    jobs: Jobs | msgspec.UnsetType = msgspec.UNSET
+
+
+Stage = base.Stage[Preprocessed]
 
 
 def candidates(connection: Connection, op_id: str | None = None) -> list[Op]:
@@ -157,8 +162,7 @@ def begin(stage: Stage, begun: Sequence[tuple[Start, jobs.Job, int | None]]) -> 
         event_log.Event(start.op.op_id, start.op.seq, "preprocess_started", None, started(start, job, task))
         for start, job, task in begun
     ]
-    run = stage.run
-    return {e.op_id for e in events if event_log.append(stage.connection, e, run.actor, run.run_id)}
+    return {event.op_id for event in events if stage.append(event)}
 
 
 def outcome(op: Op, end: jobs.Ended, state: str | None = None) -> dict[str, Any]:
@@ -198,7 +202,6 @@ def log_of(op: Op) -> str:
 
 def settle(stage: Stage, op: Op, outcome: Callable[[], dict[str, Any]]) -> None:
     """Record what became of an OP. If it moved on meanwhile, a later run finds its job as it was left."""
-    run = stage.run
     try:
         detail, cause = outcome(), ""
     except (Failed, OSError) as problem:
@@ -209,8 +212,8 @@ def settle(stage: Stage, op: Op, outcome: Callable[[], dict[str, Any]]) -> None:
     present = candidates(stage.connection, op.op_id)
     seq = present[0].seq if present and present[0].is_open else op.seq  # a note meanwhile changes nothing
     if cause:
-        added = event_log.fail(stage.connection, op.op_id, seq, "preprocess", cause, run.actor, run.run_id)
+        added = stage.fail(op.op_id, seq, cause)
     else:
         event = event_log.Event(op.op_id, seq, "preprocessed", "preprocessed", detail)
-        added = event_log.append(stage.connection, event, run.actor, run.run_id)
+        added = stage.append(event)
     stage.count(("failed" if cause else "done") if added else "skipped")

@@ -12,7 +12,7 @@ from l2inv.files import private_folder
 from l2inv.services import jobs, slurm
 from l2inv.services.jobs import Job
 from l2inv.stages.preprocess import attempts
-from l2inv.stages.preprocess.attempts import Op, Stage, Start
+from l2inv.stages.preprocess.attempts import Jobs, Op, Stage, Start
 from l2inv.stages.preprocess.bundle import work_folder
 
 ARRAY = 1000  # OPs in one Slurm array: as a cluster allows by default
@@ -20,16 +20,16 @@ REQUEUED = {"TIMEOUT", "NODE_FAIL", "PREEMPTED", "LOST"}
 FAILED = slurm.ENDED - REQUEUED - {"COMPLETED"}
 
 
-def run(stage: Stage, distant: list[Op], starts: list[Start]) -> list[Start]:
+def run(stage: Stage, distant: list[Op], starts: list[Start], report: Jobs) -> list[Start]:
     """Collect what ended on the cluster and submits what is to begin there; return what is to begin here.
 
     While the controller cannot be reached, the report warns and nothing changes. Raise L2invError when it refuses.
     """
-    report, local = stage.run.report["jobs"], stage.settings.preprocess.executor == "local"
+    local = stage.settings.preprocess.executor == "local"
     try:
-        starts = starts + _collected(stage, distant)
+        starts = starts + _collected(stage, distant, report)
         for first in [] if local else range(0, len(starts), ARRAY):
-            report["submitted"] += _submit(stage, starts[first : first + ARRAY])
+            report.submitted += _submit(stage, starts[first : first + ARRAY])
     except slurm.SlurmDown as problem:
         stage.warn(f"the cluster cannot be reached: {problem}; the next run tries again")
     except slurm.SlurmRefused as problem:
@@ -57,7 +57,7 @@ def end(stage: Stage, ops: list[Op]) -> set[str]:
     return in_use
 
 
-def _collected(stage: Stage, ops: list[Op]) -> list[Start]:
+def _collected(stage: Stage, ops: list[Op], report: Jobs) -> list[Start]:
     """Record the jobs that ended on the cluster; return those that are to begin again. Raise SlurmDown."""
     unclear = []
     for op in ops:
@@ -66,8 +66,7 @@ def _collected(stage: Stage, ops: list[Op]) -> list[Start]:
             attempts.settle(stage, op, partial(attempts.outcome, op, end))
         else:
             unclear.append((op, end))
-    running = stage.run.report["jobs"]
-    running["running"] = len(unclear)
+    report.running = len(unclear)
     standing = slurm.standing({op.job[1] for op, _ in unclear}) if unclear else {}
     again = []
     for op, end in unclear:
@@ -87,7 +86,7 @@ def _collected(stage: Stage, ops: list[Op]) -> list[Start]:
             attempts.settle(stage, op, partial(attempts.outcome, op, end or jobs.Ended(), said))
         else:
             continue
-        running["running"] -= 1
+        report.running -= 1
     return again
 
 

@@ -6,7 +6,7 @@ it. So a job that a killed l2inv left running, or finished, is picked up, and on
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from threading import Event as Flag
@@ -16,20 +16,20 @@ import msgspec
 
 from l2inv.config.settings import Preprocess, Settings
 from l2inv.database.connection import Connection
-from l2inv.database.runs import stage_run
 from l2inv.errors import ConfigError
 from l2inv.services import jobs
 from l2inv.stages.preprocess import attempts, cluster
-from l2inv.stages.preprocess.attempts import Failed, MovedOn, Op, Stage, Start
+from l2inv.stages.preprocess.attempts import Failed, Jobs, MovedOn, Op, Preprocessed, Stage, Start
 from l2inv.stages.preprocess.bundle import work_folder
+from l2inv.stages.stage import Progress, opened
 
 
 def preprocess(
     connection: Connection,
     settings: Settings,
     actor: str,
-    progress: Callable[[int, int], None] = lambda done, of: None,
-) -> dict[str, Any]:
+    progress: Progress = lambda done, of: None,
+) -> Preprocessed:
     """Preprocess what is invertible and return the report of the contract.
 
     An OP whose command fails goes to `error`; one whose datasets changed since its verdict is skipped until it is
@@ -38,10 +38,9 @@ def preprocess(
     says what was submitted and what runs. Raise Busy, ConfigError, DatabaseError, and L2invError when the cluster
     refuses.
     """
-    with stage_run(connection, "preprocess", actor) as run:
-        run.report |= {"ops": {"done": 0, "failed": 0, "skipped": 0}, "warnings": []}
+    report = Preprocessed()
+    with opened(connection, settings, actor, report, progress) as stage:
         check(settings.preprocess)
-        stage = Stage(connection, settings, run)
         ops = attempts.candidates(connection)
         in_use = _end_stale(stage, [op for op in ops if op.started and not op.is_open])
         invertible = [op for op in ops if op.state == "invertible"]
@@ -54,10 +53,10 @@ def preprocess(
         waited = [op for op in here if op not in lost]
         distant = [op for op in begun if op not in here]
         if distant or settings.preprocess.executor == "slurm":
-            run.report["jobs"] = {"submitted": 0, "running": 0}
-            starts = cluster.run(stage, distant, starts)
-        _here(stage, waited, starts, progress)
-    return run.report
+            report.jobs = Jobs()
+            starts = cluster.run(stage, distant, starts, report.jobs)
+        _here(stage, waited, starts)
+    return report
 
 
 def check(settings: Preprocess) -> None:
@@ -95,7 +94,7 @@ def _end_stale(stage: Stage, ops: Sequence[Op]) -> set[str]:
     return in_use
 
 
-def _here(stage: Stage, waited: list[Op], starts: list[Start], progress: Callable[[int, int], None]) -> None:
+def _here(stage: Stage, waited: list[Op], starts: list[Start]) -> None:
     """Wait for the jobs that a killed run left on this machine, starts others, and records how they end."""
     stop = Flag()
     with ThreadPoolExecutor(stage.settings.preprocess.parallel) as pool, _stopping(pool, stop, waited):
@@ -103,7 +102,7 @@ def _here(stage: Stage, waited: list[Op], starts: list[Start], progress: Callabl
         running |= {pool.submit(_started_and_finished, stage, start, stop): start.op for start in starts}
         for done, one in enumerate(as_completed(running), 1):
             attempts.settle(stage, running[one], one.result)
-            progress(done, len(running))
+            stage.progress(done, len(running))
 
 
 @contextmanager

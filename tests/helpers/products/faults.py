@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from l2inv.products import Output
 from l2inv.products.issued import FIT_FILE, OBSERVED_FILE, QUANTITIES_FILE, SCIENCE_FILES, Issued
-from products import make
+from tests.helpers.products import make
 
 FRAMES = 3  # so that most of them are good where one is not
 GOOD = make.issued(FRAMES)

@@ -1,0 +1,48 @@
+"""What people and the stages do to an observing program, in a line each, and what came of it."""
+
+from typing import Any
+
+from l2inv.database.connection import Connection
+from l2inv.sample.server import Store
+from tests.helpers.commands import NOW, Commands
+
+
+def visp(store: Store, op: str) -> list[dict[str, Any]]:
+    return [
+        d for d in store.datasets if d["observingProgramExecutionId"] == op and d["instrumentName"] == "VISP"
+    ]
+
+
+def two_programs(l2inv: Commands) -> tuple[str, list[str]]:
+    """An OP with two ViSP instrument programs, and their ids."""
+    for op in l2inv.json("next", "-n", "100")["ops"]:
+        datasets = l2inv.json("show", op["op_id"])["datasets"]
+        programs = {d["instrument_program_id"] for d in datasets if d["instrument"] == "VISP"}
+        if len(programs) == 2:
+            return op["op_id"], sorted(programs)
+    raise AssertionError("the sample inventory has one")
+
+
+def invert(l2inv: Commands, op: str, *programs: str) -> None:
+    l2inv("claim", op)
+    l2inv("mark-inverted", op, *(word for p in programs for word in ("--instrument-program", p)))
+
+
+def publish_again(l2inv: Commands, op: str) -> None:
+    l2inv("reopen", op, "--reason", "a better code")
+    l2inv("qualify", "--as-of", NOW.isoformat())
+    l2inv("preprocess")
+    invert(l2inv, op)
+    l2inv("publish")
+
+
+def kinds(l2inv: Commands, op: str) -> list[str]:
+    return [e["kind"] for e in l2inv.json("history", op)["events"]]
+
+
+def cause(l2inv: Commands, op: str) -> str:
+    return str(l2inv.json("history", op)["events"][-1]["detail"]["cause"])
+
+
+def published(connection: Connection) -> list[dict[str, Any]]:
+    return connection.execute("select * from l2inv.published_op order by event_id, inversion_id").fetchall()

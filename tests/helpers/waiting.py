@@ -1,0 +1,12 @@
+"""Waiting for what another process or thread does."""
+
+import time
+from collections.abc import Callable
+
+
+def until(holds: Callable[[], object], what: str = "", seconds: float = 30) -> None:
+    """Return once something holds; fail where it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what or holds}"
+        time.sleep(0.01)
