@@ -64,7 +64,12 @@ def amend(app: App, op: str, file: Path, reason: str | None) -> None:
         with connection.transaction():
             corrections.unmark(connection, settings, op_id, reason, app.actor)
             ready_event.mark_inverted(
-                connection, ready, app.actor, datetime.now(UTC), mounts=settings.publish.mounts
+                connection,
+                ready,
+                app.actor,
+                datetime.now(UTC),
+                publish=settings.publish,
+                warn=lambda text: app.warn(f"amend: {text}"),
             )
         found = observing_programs.show(connection, op_id, settings.qualification)
     app.result(found, lambda: app.summary(f"corrected the ready event of {op_id}"))

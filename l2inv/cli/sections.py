@@ -31,7 +31,7 @@ SECTIONS = {
         "amend": ("mistakes", "Correct the ready event of an OP that you inverted."),
         "check": ("files", "Check the files of an OP's inversions."),
         "reopen": ("published", "Start a new cycle of an OP: it is to be inverted again."),
-        "withdraw": ("published", "Mark published inversions of an OP as bad."),
+        "withdraw": ("published", "Mark inversions of an OP as bad."),
         "reinstate": ("published", "Undo the withdrawal of inversions of an OP."),
     },
     "Everyone: what is recorded, and why": {
@@ -56,7 +56,7 @@ SECTIONS = {
         "server": ("operator", "The embedded PostgreSQL server (database.url: embedded)."),
         "retry": ("operator", "Bring OPs back from error to the state before it."),
         "quarantine": ("operator", "List the records of the store that could not be read."),
-        "adopt": ("published", "Take an inversion that only the store knows for an OP's."),
+        "adopt": ("published", "Count an inversion that only the store holds as an OP's."),
         "digest": ("deadlines", "Show or send each owner's own list of what to know."),
         "clean": ("files", "Remove the intermediate files of OPs published long ago."),
         "verify": ("operator", "Check that the record is what it was."),

@@ -38,7 +38,7 @@ class _Answer(msgspec.Struct):
 
 
 class Query(NamedTuple):
-    """What is asked, the one field of the answer that counts, and as what that is read."""
+    """What is asked, the one field of the answer that counts (none: all of them together), and as what that is read."""
 
     text: str
     field: str
@@ -312,9 +312,12 @@ def read(content: bytes, query: Query, where: str) -> Any:
         answer = _decoded(content)
         if answer.errors:
             raise StoreRefused(f"{where}: {_said(answer.errors)}", "ask who runs the metadata store")
-        if query.field not in (answer.data or {}):
+        data = answer.data or {}
+        if not query.field:
+            return msgspec.json.decode(msgspec.json.encode(data), type=query.kind)
+        if query.field not in data:
             raise StoreError(f"{where}: the answer holds no {query.field}", "ask who runs the metadata store")
-        found = (answer.data or {})[query.field]
+        found = data[query.field]
         if query.kind is Page and isinstance(found, list):
             return [msgspec.Raw(json.dumps(record).encode()) for record in found]
         text = found if isinstance(found, msgspec.Raw) else json.dumps(found)

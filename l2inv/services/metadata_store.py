@@ -95,6 +95,22 @@ FIND_BY_DATASETS = Query(
     "l2Inversions",
     list[dict[str, Any]] | None,
 )
+
+
+class Known(msgspec.Struct, rename="camel"):
+    """What the store holds of inversions before it is told of one: under its id, and of any of its datasets."""
+
+    by_id: list[dict[str, Any]] | None
+    by_datasets: list[dict[str, Any]] | None
+
+
+KNOWN = Query(
+    "query Known($id: String, $ids: [String!]) { "
+    f"byId: l2Inversions(filterParams: {{inversionId: $id}}) {{ {_INVERSION} }} "
+    f"byDatasets: l2Inversions(filterParams: {{datasetIds: $ids}}) {{ {_INVERSION} }} }}",
+    "",
+    Known,
+)
 CANDIDATES = Query(
     "query Candidates { processingCandidates(filterParams: {}) "
     "{ observingProgramExecutionId plannedRecipeCount completeRecipeInstanceCount } }",
@@ -195,7 +211,12 @@ def find_inversion(
     http: "requests.Session", store: MetadataStore, inversion_id: str
 ) -> dict[str, Any] | None:
     """Return what the store holds under an inversionId, or None. Raise StoreError, also for one of another id."""
-    found = ask(http, store, FIND, {"id": inversion_id})
+    return _of_id(store, ask(http, store, FIND, {"id": inversion_id}), inversion_id)
+
+
+def _of_id(
+    store: MetadataStore, found: list[dict[str, Any]] | None, inversion_id: str
+) -> dict[str, Any] | None:
     for held in found or ():
         if held.get("inversionId") != inversion_id:
             raise StoreError(
@@ -203,6 +224,14 @@ def find_inversion(
                 "ask who runs the metadata store",
             )
     return found[0] if found else None
+
+
+def known_inversions(
+    http: "requests.Session", store: MetadataStore, inversion_id: str, dataset_ids: Sequence[str]
+) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    """Return in one request what find_inversion and inversions_of return. Raise StoreError."""
+    known: Known = ask(http, store, KNOWN, {"id": inversion_id, "ids": list(dataset_ids)})
+    return _of_id(store, known.by_id, inversion_id), known.by_datasets or []
 
 
 def inversions_of(

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
+from l2inv.database.connection import Connection
 from l2inv.sample.server import Fault, Store
-from tests.conftest import NOW, Commands, Connection
-from tests.stages.test_publish import invert, kinds, published
+from tests.helpers.commands import NOW, Commands
+from tests.helpers.steps import invert, kinds, published
 
 
 class LateStore:

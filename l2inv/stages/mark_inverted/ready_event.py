@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,12 +11,13 @@ import msgspec
 from msgspec import Meta
 
 from l2inv.config import yamlfile
-from l2inv.config.settings import Mount
+from l2inv.config.settings import Publish
 from l2inv.config.yamlfile import Must, like
 from l2inv.database.connection import Connection
 from l2inv.domain import lines
 from l2inv.domain.criteria import INPUTS
-from l2inv.errors import Refused
+from l2inv.errors import Refused, WrongProducts
+from l2inv.queries import delivered
 from l2inv.record import event_log, issued
 from l2inv.services import outputs
 
@@ -79,7 +80,7 @@ def read(content: bytes, name: str) -> Ready:
     if mistakes:
         more = len(mistakes) - MOST_MISTAKES
         named = mistakes[:MOST_MISTAKES] + ([f"and {more} more"] if more > 0 else [])
-        raise Refused(f"{name}: {'; '.join(named)}", "mend the file")
+        raise Refused(f"{name}: {'; '.join(named)}", "fix the file")
     return ready
 
 
@@ -100,15 +101,21 @@ def mark_inverted(
     actor: str,
     now: datetime,
     *,
-    mounts: Sequence[Mount] = (),
+    publish: Publish | None = None,
     accepted_because: str | None = None,
     for_holder: bool = False,
     file_sha256: str | None = None,
     run_id: int | None = None,
+    progress: Callable[[int, int], None] = lambda done_mb, of_mb: None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> bool:
     """Take science's ready event for an OP that the actor holds. False if just this was said before.
 
-    A ready file is known by its SHA-256, also in a later cycle of the OP: an old one that turns up again says nothing.
+    Outputs that the settings of publish say are mounted are looked at, and so are the products among them; why products
+    are not is warned of.
+
+    A ready file is known by its SHA-256, also in a later cycle of the OP: an old one that turns up again says nothing,
+    unless the OP was unmarked since.
 
     With for_holder the actor only hands on what the holder says: `inverted_by`, or else the OP's assignee. A reason
     why superseded datasets are accepted stands in the record beside them. Each inversion has the id that was issued
@@ -117,7 +124,8 @@ def mark_inverted(
     Raise Refused when another holds the OP, its state does not allow it, the event names another inversion id, an
     instrument program or dataset that is not the OP's, a line that its datasets did not observe, a time before the
     observation, no software with a version or no output, when a dataset was superseded without that being accepted,
-    or an output that can be looked at is not as it says. Raise L2invError when a mount is not there.
+    or an output that can be looked at is not as it says; WrongProducts with what is wrong with the files; and L2invError
+    when a mount is not there.
     """
 
     def checked() -> tuple[event_log.Present, dict[str, Any]] | None:
@@ -132,16 +140,20 @@ def mark_inverted(
         event_log.must_allow(present, "inverted", "inverted")
         return present, _detail(connection, ready, given, now, accepted_because)
 
+    publish = publish or Publish(check_products=False)
+    mounts = publish.mounts
     # Reading the outputs takes long, and is done while no row is locked: so what comes before is looked at twice.
     with connection.transaction():
-        if checked() is None:
+        first = checked()
+        if first is None:
             return False
     said = [ready, *(ready.inversions or ())]
     plain = [output for one in said for output in msgspec.to_builtins(one.outputs)]
     if wrong := outputs.problems(plain, mounts):
         raise Refused(
-            f"OP {ready.op_id}: outputs: {'; '.join(wrong)}", "mend what is named, or the ready event"
+            f"OP {ready.op_id}: outputs: {'; '.join(wrong)}", "fix what is named, or the ready event"
         )
+    products_checked = _check_products(connection, publish, ready.op_id, first[1], progress, warn)
     with connection.transaction():
         again = checked()
         if again is None:
@@ -151,8 +163,43 @@ def mark_inverted(
             detail["file_sha256"] = file_sha256
         if looked_at := [o["uri"] for o in plain if outputs.mounted(o["uri"], mounts)]:
             detail["outputs_checked"] = looked_at
+        if products_checked:
+            detail["products_checked"] = products_checked
         event_log.add_one(connection, present, "inverted", "inverted", actor, detail, run_id)
     return True
+
+
+def _check_products(
+    connection: Connection,
+    publish: Publish,
+    op_id: str,
+    detail: dict[str, Any],
+    progress: Callable[[int, int], None],
+    warn: Callable[[str], None],
+) -> list[str]:
+    """Return the inversions of which the products are good. Raise WrongProducts, and Refused for scattered outputs.
+
+    An inversion that gets its id with this event has no files under that id yet.
+    """
+    named = {one["inversion_id"] for one in issued.of_cycle(connection, op_id)}
+    inversions = [
+        one | {"dataset_ids": one["datasets"]}
+        for one in detail["inversions"]
+        if one["inversion_id"] in named and one["outputs"]
+    ]
+    try:
+        found = delivered.check(connection, publish, op_id, inversions, progress)
+    except delivered.Scattered as problem:
+        raise Refused(
+            f"OP {op_id}: {problem}", "name the outputs of one folder for each inversion"
+        ) from problem
+    if found.wrong:
+        raise WrongProducts(
+            f"OP {op_id}: {found.wrong}", f"fix the files; all that is wrong: l2inv check {op_id}"
+        )
+    if found.why_not:
+        warn(found.why_not)
+    return found.inversion_ids
 
 
 def _given(ready: Ready, inverted_by: str) -> dict[str, Any]:
@@ -242,11 +289,18 @@ def _is_said(connection: Connection, present: event_log.Present, given: dict[str
 
 
 def _was_read(connection: Connection, op_id: str, file_sha256: str | None) -> bool:
-    rows = connection.execute(
-        "select detail ->> 'file_sha256' as it from l2inv.event where op_id = %s and kind = 'inverted'",
-        [op_id],
-    )
-    return file_sha256 is not None and any(row["it"] == file_sha256 for row in rows)
+    """Return whether a ready file was read before. One of an OP that was unmarked since is read again."""
+    row = connection.execute(
+        """
+        select exists (select from l2inv.event where op_id = %(op)s and kind = 'inverted'
+                           and detail ->> 'file_sha256' = %(file)s)
+               and (select kind from l2inv.history
+                    where op_id = %(op)s and kind in ('inverted', 'resumed', 'reopened') and voided_by is null
+                    order by seq desc limit 1) <> 'resumed' as was_read
+        """,
+        {"op": op_id, "file": file_sha256},
+    ).fetchone()
+    return bool(row and row["was_read"])
 
 
 def _detail(

@@ -3,12 +3,30 @@
 from collections.abc import Callable
 from typing import Any
 
-from l2inv.config.settings import Settings
+import msgspec
+
 from l2inv.database.connection import Connection
-from l2inv.database.runs import Run
 from l2inv.domain import states
 from l2inv.record import event_log
 from l2inv.stages.publish.preflight import preflight
+from l2inv.stages.stage import Outcomes, Report, Stage
+
+
+class Abandoned(msgspec.Struct, frozen=True):
+    """An inversion of a cycle that ended before it was published, and whether the store holds it."""
+
+    op_id: str
+    inversion_id: str
+    cycle: int
+    held: bool
+
+
+class Published(Report, kw_only=True):
+    """The report of publish."""
+
+    stage: str = "publish"
+    ops: Outcomes = msgspec.field(default_factory=Outcomes)
+    abandoned: list[Abandoned] = msgspec.field(default_factory=list)  # those that nobody settled
 
 
 class Changed(Exception):
@@ -22,8 +40,9 @@ class Unpublishable(Exception):
 class Guard:
     """An inverted OP between its preflight and its publication. `found` is what the newest preflight saw."""
 
-    def __init__(self, connection: Connection, settings: Settings, run: Run, op_id: str) -> None:
-        self.connection, self.settings, self.run, self.op_id = connection, settings, run, op_id
+    def __init__(self, stage: Stage[Published], op_id: str) -> None:
+        self.stage, self.op_id = stage, op_id
+        self.connection, self.settings, self.run = stage.connection, stage.settings, stage.run
         self.found: dict[str, Any] = {}
         self.inversions: list[dict[str, Any]] = []  # as they are, or were, told
         self.seq = 0
@@ -66,13 +85,11 @@ class Guard:
 
     def fail(self, cause: str) -> bool:
         """Put the OP into `error`; False where it changed since the preflight."""
-        return event_log.fail(
-            self.connection, self.op_id, self.seq, "publish", cause, self.run.actor, self.run.run_id
-        )
+        return self.stage.fail(self.op_id, self.seq, cause)
 
     def warn(self, words: str) -> None:
         """Report something of the OP that is no failure."""
-        self.run.report["warnings"].append(f"OP {self.op_id}: {words}")
+        self.stage.warn(f"OP {self.op_id}: {words}")
 
     def _locked(self) -> event_log.Present:
         present = event_log.locked(self.connection, self.op_id)

@@ -42,6 +42,15 @@ class Store(NamedTuple):
         except StoreRefused as problem:
             raise StoreError(problem.message, problem.hint) from problem
 
+    def known(
+        self, inversion_id: str, dataset_ids: list[str]
+    ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+        """Return what the store holds under an id, and of any of the datasets. Raise StoreError."""
+        try:
+            return metadata_store.known_inversions(self.http, self.settings, inversion_id, dataset_ids)
+        except StoreRefused as problem:
+            raise StoreError(problem.message, problem.hint) from problem
+
     def create(self, params: dict[str, Any]) -> str | None:
         """Return None, or why no good answer came: the work may be done all the same. Raise StoreRefused."""
         try:
@@ -81,8 +90,8 @@ def _named(guard: Guard, told: Store, inversion: dict[str, Any]) -> dict[str, An
     before = named(guard.connection, guard.op_id, inversion["cycle"], inversion["instrument_program_id"])
     held = None
     if before is None:
-        _must_not_be_held(guard, told, inversion)
-        held = told.held(inversion["inversion_id"])
+        held, of_datasets = told.known(inversion["inversion_id"], inversion["dataset_ids"])
+        _must_not_be_held(guard, of_datasets, inversion)
         if held and (other := differences(inversion, held)):
             raise Unpublishable(
                 f"the store holds another inversion under {inversion['inversion_id']}: it differs in "
@@ -94,12 +103,12 @@ def _named(guard: Guard, told: Store, inversion: dict[str, Any]) -> dict[str, An
     return held
 
 
-def _must_not_be_held(guard: Guard, told: Store, inversion: dict[str, Any]) -> None:
+def _must_not_be_held(guard: Guard, of_datasets: list[dict[str, Any]], inversion: dict[str, Any]) -> None:
     """Raise Unpublishable when the store holds an inversion of the same that no event named: the record is a copy
     from before that, restored, and would tell of it a second time. What adopt() called another one does not count."""
     same = [
         held["inversionId"]
-        for held in told.of_datasets(inversion["dataset_ids"])
+        for held in of_datasets
         if held.get("instrumentProgramExecutionId") == inversion["instrument_program_id"]
         and sorted(held.get("datasetIds") or ()) == inversion["dataset_ids"]
     ]
