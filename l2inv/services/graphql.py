@@ -17,6 +17,7 @@ import msgspec
 
 from l2inv.config.settings import MetadataStore, masked
 from l2inv.errors import ConfigError, StoreError, StoreRefused
+from l2inv.services import certificates
 
 if TYPE_CHECKING:
     import requests
@@ -274,13 +275,12 @@ def _fault(store: MetadataStore, problem: Exception, divisible: bool) -> StoreEr
 
     cause, words = problem.args[0] if problem.args else None, short(problem)
     hint = "check metadata_store.url and the network"
-    if isinstance(problem, SSLError) and isinstance(_innermost(problem), ssl.CertificateError):
-        hint = "set metadata_store.ca_bundle to the PEM file of the authority that signed it"
-        if "match" in words:
-            hint = "set metadata_store.url to the host name that the certificate is made out to"
-        elif "expired" in words or "not yet valid" in words:
-            hint = "ask who runs the metadata store to renew it, and check this machine's clock"
-        return StoreError(f"{named(store)}: its certificate is not accepted: {words}", hint)
+    if isinstance(problem, SSLError) and isinstance(
+        inner := _innermost(problem), ssl.SSLCertVerificationError
+    ):
+        where = urlsplit(store.url or "")
+        words, hint = certificates.refused(inner, (where.hostname or "", where.port or 443), "metadata_store")
+        return StoreError(f"{named(store)}: {words}", hint)
     if isinstance(problem, Timeout) or isinstance(cause, ReadTimeoutError):
         words = f"no answer in {store.timeout_seconds:g} s"
         hint = "try again later, or raise metadata_store.timeout_seconds"
