@@ -64,7 +64,7 @@ def pytest_xdist_auto_num_workers() -> int:
 def _started(config: pytest.Config) -> str:
     folder = quick_folder()
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
-    config.add_cleanup(lambda: embedded.stop(folder))
+    config.add_cleanup(lambda: (embedded.stop(folder), None)[1])
     url = embedded.start(folder)
     with psycopg.connect(url, autocommit=True) as connection:
         # The tests kill l2inv on purpose, never the machine.

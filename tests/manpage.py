@@ -37,9 +37,9 @@ def _lines() -> Iterator[str]:
     for names, said in [*_options(program, shown=COMMON), ("`-h`, `--help`", "Explain it.")]:
         yield from _item(names, said)
     yield ".SH COMMANDS"
-    for section, names in SECTIONS.items():
+    for section, commands in SECTIONS.items():
         yield f".SS {_roff(section)}"
-        for name in names:
+        for name in commands:
             command = program.get_command(click.Context(program), name)
             assert command is not None, name
             if isinstance(command, click.Group):

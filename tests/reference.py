@@ -8,7 +8,7 @@ docs/metadata-store.md.
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -61,7 +61,7 @@ def text(connection: Connection) -> str:
     )
 
 
-def table(head: Row, rows: list[Row]) -> list[str]:
+def table(head: Row, rows: Iterable[Row]) -> list[str]:
     lines = ["", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     return lines + [f"| {' | '.join(map(_shown, row))} |" for row in rows]
 
@@ -111,10 +111,10 @@ def _command(name: str, command: click.Command) -> Iterator[str]:
 
 
 def _options(
-    command: click.Command, shown: set[str] = frozenset(), hidden: set[str] = frozenset()
-) -> list[Row]:  # type: ignore[assignment]
+    command: click.Command, shown: Set[str] = frozenset(), hidden: Set[str] = frozenset()
+) -> list[Row]:
     ctx = click.Context(command)
-    rows = []
+    rows: list[Row] = []
     for option in command.params:
         names = set(option.opts)
         if (
@@ -274,7 +274,7 @@ def _edges(kind: str) -> str:
     if kind == "retried":
         return "`error` → the state before it"
     edges = states.EDGES[kind]
-    to: dict[str | None, list[str | None]] = {}
+    to: dict[str | None, Sequence[str | None]] = {}
     for after in (*states.STATES, None):
         before = [state for state in (None, *states.STATES) if (state, after) in edges]
         if before:
@@ -284,7 +284,7 @@ def _edges(kind: str) -> str:
     )
 
 
-def _before(before: list[str | None]) -> str:
+def _before(before: Sequence[str | None]) -> str:
     if len(before) == len(states.STATES):
         return "any state"
     missing = [state for state in states.STATES if state not in before]

@@ -157,6 +157,10 @@ def _end_with_findings(app: App, found: dict[str, Any], document: dict[str, Any]
             app.warn(f"{', '.join(where) or finding['what']}: {finding['detail']}")
         checked = ", ".join(f"{count} {name}" for name, count in found["checked"].items())
         app.summary(f"verify: {checked} checked, {found['found']} findings")
+        if schema := found.get("schema"):
+            app.summary(
+                f"the schema is that of {schema['migrations'][-1]}, its fingerprint {schema['fingerprint']}"
+            )
 
     app.result(document, text)
     if found["findings"]:
@@ -178,6 +182,8 @@ def check(app: App, offline: bool) -> None:
 
     Every mistake is named at once, each with its path in the file.
     """
+    import msgspec
+
     from l2inv.config.settings import to_plain
     from l2inv.services import catalog, metadata_store
     from l2inv.stages.preprocess import preprocess
@@ -192,18 +198,16 @@ def check(app: App, offline: bool) -> None:
     document = {
         "path": str(loaded.path) if loaded.path else None,
         "settings": to_plain(loaded.settings),
-        "store": found,
+        "store": found and msgspec.to_builtins(found),
     }
 
     def text() -> None:
         app.summary(f"config: {loaded.path or 'no file: the built-in defaults'}: good")
         if found:
             takes = (
-                "takes variables"
-                if found["takes_variables"]
-                else "takes variables, unless it passes over them"
+                "takes variables" if found.takes_variables else "takes variables, unless it passes over them"
             )
-            codes = ", ".join(found["status_codes"]) or "none"
+            codes = ", ".join(found.status_codes) or "none"
             app.summary(f"metadata store: reachable, authorized, {takes}; status codes: {codes}")
 
     app.result(document, text)

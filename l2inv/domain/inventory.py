@@ -1,7 +1,7 @@
 """A dataset of the inventory as the metadata store describes it, read with care.
 
 The fields are those that l2inv uses, under the store's own names in snake_case. Every field that the store's
-schema allows to be null may be null, and a field that a saved answer lacks reads as null.
+schema allows to be null may be null, and a field that a saved response lacks reads as null.
 """
 
 import hashlib

@@ -53,6 +53,8 @@ def load(connection: Connection, path: Path, is_new: bool = False) -> Anchor:
 
     Raise L2invError when it is missing or empty though none is to be made, or is there though one is; or is no anchor.
     """
+    # A million heads are joined with all events: in memory, that takes half the time of doing it in temporary files.
+    connection.execute("set work_mem = '128MB'")
     for table in (
         'anchored_head (op_id text collate "C", seq integer, hash text)',
         'last_head (op_id text collate "C" primary key, seq integer, hash text)',
@@ -93,7 +95,7 @@ def load(connection: Connection, path: Path, is_new: bool = False) -> Anchor:
     connection.execute(
         "insert into pg_temp.last_head select distinct on (op_id) * from pg_temp.anchored_head order by op_id, seq desc"
     )
-    connection.execute("analyze pg_temp.last_head")
+    connection.execute("analyze pg_temp.anchored_head, pg_temp.last_head")
     return Anchor(path, begins[-1], runs, heads)
 
 

@@ -259,7 +259,7 @@ def _unexpected(connection: Connection, expected: dict[str, list[str]]) -> Itera
                 yield role, f"has the right to {right}, which l2inv roles does not give"
 
 
-_VIEW = re.compile(r"^create view (l2inv\.(\w+))( as\n(?:.|\n)*?;)$", re.MULTILINE)
+_VIEW = re.compile(r"^create (?:or replace )?view l2inv\.(\w+)( as\n(?:.|\n)*?;)$", re.MULTILINE)
 # In what the server keeps of a view: where in the statement a word was, and the view's own number.
 _PLACES = re.compile(r" :(?:\w*location|stmt_len|list_start|list_end) -?\d+")
 
@@ -267,7 +267,7 @@ _PLACES = re.compile(r" :(?:\w*location|stmt_len|list_start|list_end) -?\d+")
 def _views(connection: Connection) -> Iterator[str]:
     schema = schema_of(connection)
     source = "\n".join(path.read_text() for path in sorted(migrations_folder().glob("*.sql")))
-    for _, name, query in _VIEW.findall(source):
+    for name, query in dict(_VIEW.findall(source)).items():  # as the last migration that names it makes it
         kept = _kept_view(connection, f'"{schema}"."{name}"')
         if kept is None:
             continue  # it is named as missing already

@@ -14,6 +14,7 @@ import psycopg
 
 from l2inv.config.settings import Qualification
 from l2inv.database.connection import Connection
+from l2inv.database.schema import applied_migrations
 from l2inv.domain import criteria, inventory
 from l2inv.record import anchor as anchors
 from l2inv.record import structure
@@ -51,6 +52,11 @@ def verify(
         if "schema" in names:
             checked["schema"] = structure.check(connection, findings)
         found = {"checked": checked, "findings": findings.first, "found": findings.number}
+        if "schema" in names:
+            found["schema"] = {
+                "migrations": sorted(applied_migrations(connection)),
+                "fingerprint": structure.digest_of(connection),
+            }
         if anchor and what is None and not findings.number:
             anchors.append(anchor.path, block)
             found["anchored"] = heads

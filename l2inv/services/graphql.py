@@ -7,15 +7,15 @@ import ssl
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
 
-from l2inv.config.settings import MetadataStore, masked
+from l2inv.config.settings import MetadataStore
 from l2inv.errors import ConfigError, StoreError, StoreRefused
 from l2inv.services import certificates
 
@@ -26,11 +26,6 @@ BACKOFF_SECONDS = 0.2  # before the first retry, doubled before each further one
 LONGEST_BACKOFF_SECONDS = 60.0
 CHUNK_BYTES = 16_384  # gzip inflates a chunk to a thousandfold at most: so much is held before it is counted
 Page = list[msgspec.Raw]  # the JSON text of each record
-
-
-def is_file(store: MetadataStore) -> bool:
-    """Return whether the settings name a saved answer rather than a service."""
-    return store.url is not None and not store.url.startswith(("http://", "https://"))
 
 
 class _Answer(msgspec.Struct):
@@ -56,112 +51,135 @@ class MayPass(StoreError):
         self.again, self.less, self.after_seconds = again, less, after_seconds
 
 
-@contextmanager
-def session(store: MetadataStore) -> Iterator["requests.Session"]:
-    """Lend an HTTP session with the store's certificate authority, l2inv's name as a service and the token.
+class Client:
+    """A GraphQL service over HTTP, asked within the limits of its settings.
+
+    It has a session for each request that may be in flight, and keeps their connections until it is closed.
+    """
+
+    def __init__(self, settings: MetadataStore) -> None:
+        """Open the sessions. Raise ConfigError where the settings do not allow it."""
+        self.settings = settings
+        self.name = named(settings)
+        self._sessions = [_session(settings) for _ in range(settings.parallel_pages)]
+        self._free: SimpleQueue[requests.Session] = SimpleQueue()
+        for http in self._sessions:
+            self._free.put(http)
+        self._closed = threading.Event()
+
+    def close(self) -> None:
+        """Close the sessions; whoever waits to ask again gives up."""
+        self._closed.set()
+        for http in self._sessions:
+            http.close()
+
+    def deadline(self) -> float:
+        """Return when an answer asked for now must be there, as of time.monotonic."""
+        return time.monotonic() + self.settings.total_timeout_seconds
+
+    def ask(self, query: Query, variables: Mapping[str, Any], until: float | None = None) -> Any:
+        """Return what the query asks for, by the deadline. Raise StoreError."""
+        until = self.deadline() if until is None else until
+        return self.wait(self.begin(query, variables, until), until)
+
+    def begin(
+        self,
+        query: Query,
+        variables: Mapping[str, Any],
+        until: float,
+        given_up: threading.Event | None = None,
+    ) -> "Future[Any]":
+        """Return the answer to come, from a daemon thread: an executor's would keep Ctrl-C waiting for what is in flight.
+
+        It asks again, unless the query is a mutation, after a fault that may pass, until it is given up. `until` bounds
+        the retries, not an answer that trickles in: wait() for it.
+        """
+        future: Future[Any] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(self._answer(query, variables, until, given_up or self._closed))
+            except BaseException as problem:
+                future.set_exception(problem)
+
+        threading.Thread(target=work, name="l2inv-request", daemon=True).start()
+        return future
+
+    def wait(self, future: "Future[Any]", until: float) -> Any:
+        """Return an answer that is there by `until`. Raise StoreError when there is none.
+
+        A limit on the whole can only be kept from outside: requests limits the wait for the next byte, and an answer
+        may trickle in, its headers too, or consist of `100 Continue` for ever.
+        """
+        try:
+            return future.result(max(0.0, until - time.monotonic()))
+        except TimeoutError:
+            raise too_late(self.settings) from None
+
+    def _answer(
+        self, query: Query, variables: Mapping[str, Any], until: float, given_up: threading.Event
+    ) -> Any:
+        http = self._free.get()
+        try:
+            return _asked(until, http, self.settings, query, variables, given_up)
+        except StoreError as problem:
+            # Some services repeat in their refusal what they refuse.
+            if token := _token(self.settings):
+                problem.message = problem.message.replace(token, "***")
+                problem.args = (problem.message,)
+            raise
+        finally:
+            self._free.put(http)
+
+
+def _session(store: MetadataStore) -> "requests.Session":
+    """Return an HTTP session with the store's certificate authority, l2inv's name as a service and the token.
 
     Raise ConfigError when no service is set, its token is not in the environment, or the authority's file is none.
     """
     import requests
 
-    if store.url is None or is_file(store):
+    if store.url is None or not store.url.startswith(("http://", "https://")):
         raise ConfigError(
             "metadata_store.url",
             [f"an http(s) URL of the metadata store is needed; set is {store.url or 'none'}"],
         )
-    with requests.Session() as http:
-        # Neither a password from netrc nor an authority from the environment may outvote the settings.
-        http.trust_env = False
-        http.proxies.update(requests.utils.get_environ_proxies(store.url))
-        http.headers.update({"Accept": "application/json", "Accept-Encoding": "gzip"})
-        http.headers["Service-Name"] = store.service_name
-        if store.ca_bundle:
-            try:
-                ssl.create_default_context(cafile=store.ca_bundle)
-            except OSError as problem:
-                words = f"{store.ca_bundle} is no readable PEM file: {short(problem)}"
-                raise ConfigError("metadata_store.ca_bundle", [words]) from problem
-            http.verify = store.ca_bundle
-        if store.token_env:
-            token = _token(store)
-            if not token:
-                raise ConfigError(
-                    "metadata_store.token_env", [f"{store.token_env} is not set in the environment"]
-                )
-            if not (token.isascii() and token.isprintable()) or token != token.strip():
-                words = (
-                    f"{store.token_env} holds characters that no HTTP header takes, such as an end of line"
-                )
-                raise ConfigError("metadata_store.token_env", [words])
-            http.auth = _signed(f"{store.token_scheme} {token}" if store.token_scheme else token)
-        yield http
+    http = requests.Session()
+    # Neither a password from netrc nor an authority from the environment may outvote the settings.
+    http.trust_env = False
+    http.proxies.update(requests.utils.get_environ_proxies(store.url))
+    http.headers.update({"Accept": "application/json", "Accept-Encoding": "gzip"})
+    http.headers["Service-Name"] = store.service_name
+    if store.ca_bundle:
+        try:
+            ssl.create_default_context(cafile=store.ca_bundle)
+        except OSError as problem:
+            words = f"{store.ca_bundle} is no readable PEM file: {short(problem)}"
+            raise ConfigError("metadata_store.ca_bundle", [words]) from problem
+        http.verify = store.ca_bundle
+    if store.token_env:
+        http.auth = _authorization(store, store.token_env)
+    return http
 
 
-def _token(store: MetadataStore) -> str:
-    return os.environ.get(store.token_env, "") if store.token_env else ""
+def _authorization(store: MetadataStore, variable: str) -> Callable[[Any], Any]:
+    token = _token(store)
+    if not token:
+        raise ConfigError("metadata_store.token_env", [f"{variable} is not set in the environment"])
+    if not (token.isascii() and token.isprintable()) or token != token.strip():
+        words = f"{variable} holds characters that no HTTP header takes, such as an end of line"
+        raise ConfigError("metadata_store.token_env", [words])
+    header = f"{store.token_scheme} {token}" if store.token_scheme else token
 
-
-def _signed(authorization: str) -> Any:
     def sign(request: "requests.PreparedRequest") -> "requests.PreparedRequest":
-        request.headers["Authorization"] = authorization
+        request.headers["Authorization"] = header
         return request
 
     return sign
 
 
-def ask(http: "requests.Session", store: MetadataStore, query: Query, variables: Mapping[str, Any]) -> Any:
-    """Return what the query asks for, within metadata_store.total_timeout_seconds. Raise StoreError."""
-    until = time.monotonic() + store.total_timeout_seconds
-    return awaited(store, until, in_background(lambda: ask_until(until, http, store, query, variables)))
-
-
-def in_background(work: Callable[[], Any]) -> "Future[Any]":
-    """Return the result to come, from a daemon thread: an executor's would keep Ctrl-C waiting for what is in flight."""
-    future: Future[Any] = Future()
-
-    def do() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as problem:
-            future.set_exception(problem)
-
-    threading.Thread(target=do, name="l2inv-request", daemon=True).start()
-    return future
-
-
-def awaited(store: MetadataStore, until: float, future: "Future[Any]") -> Any:
-    """Return an answer that is there by `until` (as of time.monotonic). Raise StoreError when there is none.
-
-    A limit on the whole can only be kept from outside: requests limits the wait for the next byte, and an answer may
-    trickle in, its headers too, or consist of `100 Continue` for ever.
-    """
-    try:
-        return future.result(max(0.0, until - time.monotonic()))
-    except TimeoutError:
-        raise too_late(store) from None
-
-
-def ask_until(
-    until: float,
-    http: "requests.Session",
-    store: MetadataStore,
-    query: Query,
-    variables: Mapping[str, Any],
-    given_up: threading.Event | None = None,
-) -> Any:
-    """Return what the query asks for; ask again, unless it is a mutation, after a fault that may pass.
-
-    To be awaited(): `until` bounds the retries, not an answer that trickles in.
-    Not with urllib3's Retry: it does not see a body that is cut short, and its waits know neither limit nor end.
-    """
-    try:
-        return _asked(until, http, store, query, variables, given_up)
-    except StoreError as problem:
-        # Some services repeat in their refusal what they refuse.
-        if token := _token(store):
-            problem.message = problem.message.replace(token, "***")
-            problem.args = (problem.message,)
-        raise
+def _token(store: MetadataStore) -> str:
+    return os.environ.get(store.token_env, "") if store.token_env else ""
 
 
 def _asked(
@@ -170,8 +188,12 @@ def _asked(
     store: MetadataStore,
     query: Query,
     variables: Mapping[str, Any],
-    given_up: threading.Event | None,
+    given_up: threading.Event,
 ) -> Any:
+    """Return what the query asks for, asked for again after a fault that may pass.
+
+    Not with urllib3's Retry: it does not see a body that is cut short, and its waits know neither limit nor end.
+    """
     retries = 0 if query.text.startswith("mutation") else store.retries
     attempt = 0
     while True:
@@ -184,7 +206,7 @@ def _asked(
             wait_seconds = max(problem.after_seconds, backoff_seconds * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
             if wait_seconds > until - time.monotonic():
                 raise too_late(store, problem) from problem
-            if (given_up or threading.Event()).wait(wait_seconds):
+            if given_up.wait(wait_seconds):
                 raise
             attempt += 1
 
@@ -299,9 +321,7 @@ def too_late(store: MetadataStore, last: StoreError | None = None) -> StoreError
 
 
 def named(store: MetadataStore) -> str:
-    """Name the store without what its URL may hold of secrets: a user's password, a query."""
-    if is_file(store):
-        return f"saved answer {masked(store.url or '')}"
+    """Name a service without what its URL may hold of secrets: a user's password, a query."""
     parts = urlsplit(store.url or "")
     return f"metadata store {parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 

@@ -1,41 +1,23 @@
-"""What l2inv asks of and tells the Data Center's metadata store: GraphQL over HTTP, or a saved answer in a file."""
+"""The Data Center's metadata store: what is read from it and recorded in it over GraphQL, or a saved response in a file."""
 
 import gzip
 import json
 import threading
-import time
 import zlib
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated, Any, Protocol
 
 import msgspec
 
 from l2inv.config.settings import MetadataStore, masked
 from l2inv.domain.inventory import Dataset
 from l2inv.errors import ConfigError, StoreError
-from l2inv.services.graphql import (
-    MayPass,
-    Page,
-    Query,
-    ask,
-    ask_until,
-    awaited,
-    in_background,
-    is_file,
-    named,
-    read,
-    session,
-    short,
-)
-
-if TYPE_CHECKING:
-    import requests
+from l2inv.services.graphql import Client, MayPass, Page, Query, read, short
 
 IDS_AT_ONCE = 200
 # No two rows share it, so that pages neither overlap nor leave out any, and what is new comes last: createDate does
@@ -65,8 +47,15 @@ class _Count(msgspec.Struct, rename="camel"):
     record_count: Annotated[int, msgspec.Meta(ge=0)]
 
 
-class _Status(msgspec.Struct, rename="camel"):
+class _StatusCode(msgspec.Struct, rename="camel"):
     dataset_inventory_status_code: str
+
+
+class _Status(msgspec.Struct, rename="camel"):
+    """What a record says of its own status."""
+
+    status: Any = None
+    is_active: Any = None  # in answers of 2023
 
 
 DATASETS = Query(
@@ -98,7 +87,7 @@ FIND_BY_DATASETS = Query(
 
 
 class Known(msgspec.Struct, rename="camel"):
-    """What the store holds of inversions before it is told of one: under its id, and of any of its datasets."""
+    """What the store has of inversions before one is created: under its id, and of any of its datasets."""
 
     by_id: list[dict[str, Any]] | None
     by_datasets: list[dict[str, Any]] | None
@@ -120,307 +109,14 @@ CANDIDATES = Query(
 STATUSES = Query(
     "query Statuses { datasetInventoryStatuses { datasetInventoryStatusCode } }",
     "datasetInventoryStatuses",
-    list[_Status],
+    list[_StatusCode],
 )
 STATUS = Query(
     "query Status($filter: DatasetInventoryStatusesRequest) "
     "{ datasetInventoryStatuses(filterParams: $filter) { datasetInventoryStatusCode } }",
     "datasetInventoryStatuses",
-    list[_Status],
+    list[_StatusCode],
 )
-
-
-class _Reading(NamedTuple):
-    """A session for each request in flight, and when (by time.monotonic) all must be read; `over` once none waits."""
-
-    store: MetadataStore
-    sessions: "SimpleQueue[requests.Session]"
-    until: float
-    over: threading.Event
-
-
-def dataset_pages(store: MetadataStore, updated_since: datetime | None = None) -> Iterator[Page]:
-    """Return the active datasets page by page, each as the JSON text of its record, in the order in which they came in.
-
-    With `updated_since` (a time with an offset) only those whose updateDate is no earlier; one that was never
-    updated has none. A saved file gives all that it holds, but for those that it says are of another status. A dataset may come twice: where the store changed meanwhile, or
-    a page was too heavy and was asked for in halves. Raise ConfigError, and StoreError when the store cannot be
-    read to its end, in time (what the caller takes for the pages counts too); those given until then are good.
-    """
-    if is_file(store):
-        records = _saved(store)
-        for start in range(0, len(records), store.page_size):
-            yield records[start : start + store.page_size]
-        return
-    with _reading(store) as reading:
-        yield from _pages(reading, _since(updated_since))
-
-
-def record_count(store: MetadataStore, updated_since: datetime | None = None) -> int | None:
-    """Return how many datasets the store says dataset_pages has to give; None for a saved file.
-
-    Raise ConfigError and StoreError.
-    """
-    if is_file(store):
-        return None
-    with _reading(store) as reading:
-        return _count(reading, _since(updated_since))
-
-
-def datasets_by_id(store: MetadataStore, dataset_ids: Sequence[str]) -> Iterator[Page]:
-    """Return, as dataset_pages does, those that are still active. A saved file has no more than was read of it: none.
-
-    Raise ConfigError and StoreError.
-    """
-    if is_file(store):
-        yield []
-        return
-    with _reading(store) as reading:
-        for filters in _by_id(dataset_ids):
-            yield from _pages(reading, filters)
-
-
-def count_by_id(store: MetadataStore, dataset_ids: Sequence[str]) -> int:
-    """Return how many datasets the store says are still active of those named; 0 for a saved file.
-
-    Raise ConfigError and StoreError.
-    """
-    if is_file(store):
-        return 0
-    with _reading(store) as reading:
-        return sum(_count(reading, filters) for filters in _by_id(dataset_ids))
-
-
-def _by_id(dataset_ids: Sequence[str]) -> Iterator[dict[str, Any]]:
-    for start in range(0, len(dataset_ids), IDS_AT_ONCE):
-        yield {"datasetIds": list(dataset_ids[start : start + IDS_AT_ONCE])}
-
-
-def create_inversion(
-    http: "requests.Session", store: MetadataStore, params: dict[str, Any]
-) -> dict[str, Any]:
-    """Tell the store of an inversion and return what it then holds of it. Not repeated when the answer is lost.
-
-    Raise StoreError; find_inversion says whether the store took it all the same.
-    """
-    held: dict[str, Any] = ask(http, store, CREATE, {"params": params})
-    return held
-
-
-def find_inversion(
-    http: "requests.Session", store: MetadataStore, inversion_id: str
-) -> dict[str, Any] | None:
-    """Return what the store holds under an inversionId, or None. Raise StoreError, also for one of another id."""
-    return _of_id(store, ask(http, store, FIND, {"id": inversion_id}), inversion_id)
-
-
-def _of_id(
-    store: MetadataStore, found: list[dict[str, Any]] | None, inversion_id: str
-) -> dict[str, Any] | None:
-    for held in found or ():
-        if held.get("inversionId") != inversion_id:
-            raise StoreError(
-                f"{named(store)}: asked for {inversion_id}, and answers with {str(held.get('inversionId'))[:80]!r}",
-                "ask who runs the metadata store",
-            )
-    return found[0] if found else None
-
-
-def known_inversions(
-    http: "requests.Session", store: MetadataStore, inversion_id: str, dataset_ids: Sequence[str]
-) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-    """Return in one request what find_inversion and inversions_of return. Raise StoreError."""
-    known: Known = ask(http, store, KNOWN, {"id": inversion_id, "ids": list(dataset_ids)})
-    return _of_id(store, known.by_id, inversion_id), known.by_datasets or []
-
-
-def inversions_of(
-    http: "requests.Session", store: MetadataStore, dataset_ids: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Return the inversions that the store holds of any of the datasets. Raise StoreError."""
-    return ask(http, store, FIND_BY_DATASETS, {"ids": list(dataset_ids)}) or []
-
-
-def processing_candidates(store: MetadataStore) -> dict[str, Recipes]:
-    """Return for each OP id what L1 plans and has finished of it. Raise ConfigError, and StoreError when denied."""
-    with session(store) as http:
-        found = ask(http, store, CANDIDATES, {})
-    return {
-        c.observing_program_execution_id: Recipes(
-            c.planned_recipe_count or 0, c.complete_recipe_instance_count or 0
-        )
-        for c in found
-    }
-
-
-def check(store: MetadataStore) -> None:
-    """Raise ConfigError for what would keep every scan from even asking: a missing file, authority or token."""
-    if is_file(store):
-        if not Path(store.url or "").is_file():
-            raise ConfigError("metadata_store.url", [f"there is no {named(store)}"])
-    elif store.url is not None:
-        with session(store):
-            pass
-
-
-def look(store: MetadataStore) -> dict[str, Any] | None:
-    """Return what a store over HTTP answers to the cheapest question; None where there is none.
-
-    It is asked once without variables and once with one, by which `takes_variables` is true, or null where the store
-    has no code of a status but one, so that nothing is proven. Raise ConfigError, and StoreError when it does not
-    answer, refuses l2inv, or does not take variables.
-    """
-    if store.url is None or is_file(store):
-        return None
-    with _reading(store) as reading:
-        codes = _codes(reading, STATUSES, {})
-        try:
-            active = _codes(reading, STATUS, {"filter": {"datasetInventoryStatusCode": ACTIVE}})
-        except StoreError as problem:
-            raise StoreError(
-                f"{problem.message} (to a question with a variable; it answers one without)", _VARIABLES
-            ) from problem
-    others = [code for code in codes if code.upper() != ACTIVE]
-    if not set(active).isdisjoint(others):
-        raise StoreError(f"{named(store)}: passes over the variables of a question", _VARIABLES)
-    return {
-        "url": masked(store.url),
-        "reachable": True,
-        "authorized": True,
-        "takes_variables": True if others else None,
-        "status_codes": codes,
-    }
-
-
-_VARIABLES = "l2inv passes all arguments as variables: ask who runs the gateway whether it takes them"
-
-
-def _codes(reading: _Reading, query: Query, variables: Mapping[str, Any]) -> list[str]:
-    found = _got(reading, _asked(reading, query, variables, reading.over))
-    return [status.dataset_inventory_status_code for status in found]
-
-
-def _since(moment: datetime | None) -> dict[str, Any]:
-    """The store's times are UTC without an offset."""
-    return {"updateDateMin": moment.astimezone(UTC).replace(tzinfo=None).isoformat()} if moment else {}
-
-
-@contextmanager
-def _reading(store: MetadataStore) -> Iterator[_Reading]:
-    with ExitStack() as stack:
-        sessions: SimpleQueue[requests.Session] = SimpleQueue()
-        for _ in range(store.parallel_pages):
-            sessions.put(stack.enter_context(session(store)))
-        over = threading.Event()
-        stack.callback(over.set)
-        yield _Reading(store, sessions, time.monotonic() + store.total_timeout_seconds, over)
-
-
-def _pages(reading: _Reading, filters: Mapping[str, Any]) -> Iterator[Page]:
-    """Every page to the last. `at` counts the records up to here, so that the size of a page may change midway."""
-    at, size, count = 0, reading.store.page_size, _count(reading, filters)
-    while True:
-        try:
-            with closing(_ahead(reading, filters, at, size, count)) as pages:
-                for start, page in pages:
-                    if not page:
-                        return
-                    yield page
-                    at = max(at, start + len(page))
-                    # A full page may not be the last, whatever the count. A store that ignores the paging would give it
-                    # for ever: hence the new count.
-                    if at >= count and (len(page) != size or (at > count and _count(reading, filters) < at)):
-                        return
-                    if len(page) != size:  # the store's own size then: it may number the pages by that
-                        size = len(page)
-                        break
-        except MayPass as problem:
-            if not problem.less or size == 1:
-                raise
-            # This fails where the store is down: there no smaller page would come either.
-            count = _count(reading, filters)
-            size //= 2
-
-
-def _ahead(
-    reading: _Reading, filters: Mapping[str, Any], at: int, size: int, count: int
-) -> Generator[tuple[int, Page], None, None]:
-    """Endless pages, each with the number of records before it, beginning with the one that holds record `at`.
-
-    Up to the count, several are asked for at a time; closing this gives up those in flight.
-    """
-    window: deque[tuple[int, Future[Page]]] = deque()
-    given_up = threading.Event()
-    start = at - at % size
-    try:
-        while True:
-            while not window or (len(window) < reading.store.parallel_pages and start < count):
-                paging = {"pageSize": size, "pageNumber": start // size + 1, "sortColumn": SORTED_BY}
-                asked = _asked(reading, DATASETS, {"filter": {**filters, **paging}}, given_up)
-                window.append((start, asked))
-                start += size
-            before, page = window.popleft()
-            yield before, _got(reading, page)
-    finally:
-        given_up.set()
-
-
-def _count(reading: _Reading, filters: Mapping[str, Any]) -> int:
-    counted: _Count = _got(reading, _asked(reading, COUNT, {"filter": filters}, reading.over))
-    return counted.record_count
-
-
-def _asked(
-    reading: _Reading, query: Query, variables: Mapping[str, Any], given_up: threading.Event
-) -> "Future[Any]":
-    """The answer to come, by the first session that is free."""
-
-    def answer() -> Any:
-        http = reading.sessions.get()
-        try:
-            return ask_until(reading.until, http, reading.store, query, variables, given_up)
-        finally:
-            reading.sessions.put(http)
-
-    return in_background(answer)
-
-
-def _got(reading: _Reading, future: "Future[Any]") -> Any:
-    return awaited(reading.store, reading.until, future)
-
-
-def _saved(store: MetadataStore) -> Page:
-    """A saved answer, held to the same limit as one over HTTP: a small .gz may unpack to any size."""
-    path, where, most = Path(store.url or ""), named(store), store.max_answer_mb * 1_000_000
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            content = file.read(most + 1)
-    except (OSError, EOFError, zlib.error) as problem:
-        raise StoreError(f"{where}: {short(problem)}", "check metadata_store.url") from problem
-    if len(content) > most:
-        raise StoreError(f"{where}: more than {store.max_answer_mb} MB", "raise metadata_store.max_answer_mb")
-    page: Page = read(content, DATASETS, where)
-    return [record for record in page if _is_active(record)]
-
-
-class _Told(msgspec.Struct, rename="camel"):
-    status: Any = None
-    is_active: Any = None  # as answers of 2023 told it
-
-
-def _is_active(record: msgspec.Raw) -> bool:
-    """Return whether the store would return a record of a saved answer, which may hold all that there are.
-
-    One that does not tell is active, and what cannot be read is left to the reader.
-    """
-    try:
-        told = msgspec.json.decode(record, type=_Told)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        try:  # strict JSON has no NaN
-            told = msgspec.convert(json.loads(bytes(record)), _Told)
-        except (ValueError, RecursionError, msgspec.ValidationError):
-            return True
-    return told.is_active is not False and (not isinstance(told.status, str) or told.status.upper() == ACTIVE)
 
 
 class CatalogObject(msgspec.Struct, frozen=True, rename="camel"):
@@ -460,29 +156,318 @@ FRAMES = Query(
 )
 
 
-def catalog_objects(http: "requests.Session", store: MetadataStore, group_id: str) -> list[CatalogObject]:
-    """Return the files that the catalogers filed for a group; an inversion's id is one. Raise StoreError."""
-    return _filed(http, store, OBJECTS, {"groupId": group_id})
+class Look(msgspec.Struct, frozen=True):
+    """What a store over HTTP answered to the cheapest question."""
+
+    url: str
+    reachable: bool
+    authorized: bool
+    takes_variables: bool | None  # null: not proven
+    status_codes: list[str]
 
 
-def cataloged_frames(
-    http: "requests.Session", store: MetadataStore, inversion_id: str
-) -> list[CatalogedFrame]:
-    """Return the FITS files filed under an inversion's id, which their header has as DSETID. Raise StoreError."""
-    return _filed(http, store, FRAMES, {"datasetId": inversion_id})
+class Source(Protocol):
+    """Where the datasets come from: a metadata store over HTTP, or its response saved in a file."""
+
+    name: str
+
+    def count(self, updated_since: datetime | None = None) -> int | None:
+        """Return how many datasets pages() has to give; None where that is not known. Raise StoreError."""
+
+    def pages(self, updated_since: datetime | None = None) -> Iterator[Page]:
+        """Return the datasets page by page, each as the JSON text of its record, in the order in which they came in.
+
+        With `updated_since` (a time with an offset) only those whose updateDate is no earlier; one that was never
+        updated has none. A dataset may come twice: where the store changed meanwhile, or a page was too heavy and was
+        asked for in halves. Raise StoreError when the store cannot be read to its end, in time (what the caller takes
+        for the pages counts too); those given until then are good.
+        """
+
+    def holds(self, record: msgspec.Raw | bytes) -> bool:
+        """Return whether a record of a page is that of an active dataset."""
+
+    def pages_by_id(self, dataset_ids: Sequence[str]) -> Iterator[Page]:
+        """Return, as pages() does, those that are still active. Raise StoreError."""
+
+    def count_by_id(self, dataset_ids: Sequence[str]) -> int:
+        """Return how many datasets the store reports as still active of those named. Raise StoreError."""
+
+    def recipes(self) -> dict[str, Recipes]:
+        """Return for each OP id what L1 plans and has finished of it. Raise StoreError when that cannot be known."""
+
+    def check(self) -> None:
+        """Raise ConfigError for what would keep every scan from even asking."""
+
+    def look(self) -> Look | None:
+        """Return the answer to the cheapest question, where there is somebody to ask. Raise StoreError.
+
+        The store is asked once without variables and once with one, by which `takes_variables` is true, or null where
+        it has no code of a status but one, so that nothing is proven.
+        """
 
 
-def _filed(
-    http: "requests.Session", store: MetadataStore, query: Query, filters: Mapping[str, Any]
-) -> list[Any]:
-    """Every page, each file once. Neither a count nor an order can be asked for: a page without news is the last."""
-    found: dict[str, Any] = {}
-    number = 0
-    while True:
-        number += 1
-        asked = {**filters, "pageSize": store.page_size, "pageNumber": number}
-        page = ask(http, store, query, {"filter": asked})
-        news = {one.inventory_id: one for one in page if one.inventory_id not in found}
-        if not news:
-            return list(found.values())
-        found |= news
+@contextmanager
+def source(settings: MetadataStore) -> Iterator[Source]:
+    """Lend what the settings name. Raise ConfigError where they name nothing, or lack what a service needs."""
+    if settings.url is not None and not settings.url.startswith(("http://", "https://")):
+        yield SavedResponse(settings)
+        return
+    with service(settings) as store:
+        yield store
+
+
+@contextmanager
+def service(settings: MetadataStore) -> Iterator["Service"]:
+    """Lend the store over HTTP. Raise ConfigError where the settings name none, its token or authority is missing."""
+    store = Service(settings)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+class SavedResponse:
+    """A file that holds the response to DATASETS, as JSON or gzip of it, perhaps with datasets of any status."""
+
+    def __init__(self, settings: MetadataStore) -> None:
+        self.settings = settings
+        self.path = Path(settings.url or "")
+        self.name = f"saved response {masked(settings.url or '')}"
+
+    def count(self, updated_since: datetime | None = None) -> None:
+        return None
+
+    def pages(self, updated_since: datetime | None = None) -> Iterator[Page]:
+        """Return all that the file holds, held to the same limit as an answer over HTTP: a small .gz may unpack to
+        any size."""
+        most = self.settings.max_answer_mb * 1_000_000
+        try:
+            with gzip.open(self.path) if self.path.suffix == ".gz" else self.path.open("rb") as file:
+                content = file.read(most + 1)
+        except (OSError, EOFError, zlib.error) as problem:
+            raise StoreError(f"{self.name}: {short(problem)}", "check metadata_store.url") from problem
+        if len(content) > most:
+            raise StoreError(
+                f"{self.name}: more than {self.settings.max_answer_mb} MB",
+                "raise metadata_store.max_answer_mb",
+            )
+        records: Page = read(content, DATASETS, self.name)
+        for start in range(0, len(records), self.settings.page_size):
+            yield records[start : start + self.settings.page_size]
+
+    def holds(self, record: msgspec.Raw | bytes) -> bool:
+        """One that names no status is active, and what cannot be read is left to the reader."""
+        try:
+            status = msgspec.json.decode(record, type=_Status)
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            try:  # strict JSON has no NaN
+                status = msgspec.convert(json.loads(bytes(record)), _Status)
+            except (ValueError, RecursionError, msgspec.ValidationError):
+                return True
+        if status.is_active is False:
+            return False
+        return not isinstance(status.status, str) or status.status.upper() == ACTIVE
+
+    def pages_by_id(self, dataset_ids: Sequence[str]) -> Iterator[Page]:
+        """Return none: a file holds no more than was read of it."""
+        return iter(())
+
+    def count_by_id(self, dataset_ids: Sequence[str]) -> int:
+        return 0
+
+    def recipes(self) -> dict[str, Recipes]:
+        raise StoreError("a saved response does not hold them", "set metadata_store.url to the service")
+
+    def check(self) -> None:
+        if not self.path.is_file():
+            raise ConfigError("metadata_store.url", [f"there is no {self.name}"])
+
+    def look(self) -> None:
+        return None
+
+
+class Service(Client):
+    """The Data Center's metadata store over HTTP."""
+
+    def count(self, updated_since: datetime | None = None) -> int:
+        return self._count(_since(updated_since), self.deadline())
+
+    def pages(self, updated_since: datetime | None = None) -> Iterator[Page]:
+        return self._pages(_since(updated_since), self.deadline())
+
+    def holds(self, record: msgspec.Raw | bytes) -> bool:
+        return True
+
+    def pages_by_id(self, dataset_ids: Sequence[str]) -> Iterator[Page]:
+        until = self.deadline()
+        for filters in _by_id(dataset_ids):
+            yield from self._pages(filters, until)
+
+    def count_by_id(self, dataset_ids: Sequence[str]) -> int:
+        until = self.deadline()
+        return sum(self._count(filters, until) for filters in _by_id(dataset_ids))
+
+    def recipes(self) -> dict[str, Recipes]:
+        found: list[_Candidate] = self.ask(CANDIDATES, {})
+        return {
+            c.observing_program_execution_id: Recipes(
+                c.planned_recipe_count or 0, c.complete_recipe_instance_count or 0
+            )
+            for c in found
+        }
+
+    def check(self) -> None:
+        """Find nothing: whatever is missing kept the service from being made."""
+
+    def look(self) -> Look:
+        codes = self._status_codes(STATUSES, {})
+        try:
+            active = self._status_codes(STATUS, {"filter": {"datasetInventoryStatusCode": ACTIVE}})
+        except StoreError as problem:
+            raise StoreError(
+                f"{problem.message} (to a question with a variable; it answers one without)", _VARIABLES
+            ) from problem
+        others = [code for code in codes if code.upper() != ACTIVE]
+        if not set(active).isdisjoint(others):
+            raise StoreError(f"{self.name}: passes over the variables of a question", _VARIABLES)
+        return Look(masked(self.settings.url or ""), True, True, True if others else None, codes)
+
+    def create_inversion(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Create an inversion's record and return what the store then holds of it. Not repeated when the answer is lost.
+
+        Raise StoreError; find_inversion shows whether the store took it all the same.
+        """
+        held: dict[str, Any] = self.ask(CREATE, {"params": params})
+        return held
+
+    def find_inversion(self, inversion_id: str) -> dict[str, Any] | None:
+        """Return what the store holds under an inversionId, or None. Raise StoreError, also for one of another id."""
+        return self._of_id(self.ask(FIND, {"id": inversion_id}), inversion_id)
+
+    def known_inversions(
+        self, inversion_id: str, dataset_ids: Sequence[str]
+    ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+        """Return in one request what find_inversion and inversions_of return. Raise StoreError."""
+        known: Known = self.ask(KNOWN, {"id": inversion_id, "ids": list(dataset_ids)})
+        return self._of_id(known.by_id, inversion_id), known.by_datasets or []
+
+    def _of_id(self, found: list[dict[str, Any]] | None, inversion_id: str) -> dict[str, Any] | None:
+        for held in found or ():
+            if held.get("inversionId") != inversion_id:
+                raise StoreError(
+                    f"{self.name}: asked for {inversion_id}, and answers with {str(held.get('inversionId'))[:80]!r}",
+                    "ask who runs the metadata store",
+                )
+        return found[0] if found else None
+
+    def inversions_of(self, dataset_ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the inversions that the store holds of any of the datasets. Raise StoreError."""
+        return self.ask(FIND_BY_DATASETS, {"ids": list(dataset_ids)}) or []
+
+    def catalog_objects(self, group_id: str) -> list["CatalogObject"]:
+        """Return the files that the catalogers filed for a group; an inversion's id is one. Raise StoreError."""
+        return self._filed(OBJECTS, {"groupId": group_id})
+
+    def cataloged_frames(self, inversion_id: str) -> list["CatalogedFrame"]:
+        """Return the FITS files filed under an inversion's id, which their header has as DSETID. Raise StoreError."""
+        return self._filed(FRAMES, {"datasetId": inversion_id})
+
+    def _filed(self, query: Query, filters: Mapping[str, Any]) -> list[Any]:
+        """Return every page, each file once. Neither a count nor an order can be asked for: a page without news is the last."""
+        found: dict[str, Any] = {}
+        number = 0
+        while True:
+            number += 1
+            asked = {**filters, "pageSize": self.settings.page_size, "pageNumber": number}
+            page = self.ask(query, {"filter": asked})
+            news = {one.inventory_id: one for one in page if one.inventory_id not in found}
+            if not news:
+                return list(found.values())
+            found |= news
+
+    def _count(self, filters: Mapping[str, Any], until: float) -> int:
+        counted: _Count = self.ask(COUNT, {"filter": filters}, until)
+        return counted.record_count
+
+    def _status_codes(self, query: Query, variables: Mapping[str, Any]) -> list[str]:
+        return [status.dataset_inventory_status_code for status in self.ask(query, variables)]
+
+    def _pages(self, filters: Mapping[str, Any], until: float) -> Iterator[Page]:
+        """Return every page to the last. `at` counts the records up to here, so that the size of a page may change midway."""
+        at, size, count = 0, self.settings.page_size, self._count(filters, until)
+        while True:
+            try:
+                with closing(self._ahead(filters, at, size, count, until)) as pages:
+                    for start, page in pages:
+                        if not page:
+                            return
+                        yield page
+                        at = max(at, start + len(page))
+                        # A full page may not be the last, whatever the count. A store that ignores the paging would
+                        # give it for ever: hence the new count.
+                        if at >= count and (
+                            len(page) != size or (at > count and self._count(filters, until) < at)
+                        ):
+                            return
+                        if len(page) != size:  # the store's own size then: it may number the pages by that
+                            size = len(page)
+                            break
+            except MayPass as problem:
+                if not problem.less or size == 1:
+                    raise
+                # This fails where the store is down: there no smaller page would come either.
+                count = self._count(filters, until)
+                size //= 2
+
+    def _ahead(
+        self, filters: Mapping[str, Any], at: int, size: int, count: int, until: float
+    ) -> Generator[tuple[int, Page], None, None]:
+        """Return endless pages, each with the number of records before it, beginning with the one that holds record `at`.
+
+        Up to the count, several are asked for at a time; closing this gives up those in flight.
+        """
+        window: deque[tuple[int, Future[Page]]] = deque()
+        given_up = threading.Event()
+        start = at - at % size
+        try:
+            while True:
+                while not window or (len(window) < self.settings.parallel_pages and start < count):
+                    paging = {"pageSize": size, "pageNumber": start // size + 1, "sortColumn": SORTED_BY}
+                    asked = self.begin(DATASETS, {"filter": {**filters, **paging}}, until, given_up)
+                    window.append((start, asked))
+                    start += size
+                before, page = window.popleft()
+                yield before, self.wait(page, until)
+        finally:
+            given_up.set()
+
+
+_VARIABLES = "l2inv passes all arguments as variables: ask who runs the gateway whether it takes them"
+
+
+def check(settings: MetadataStore) -> None:
+    """Raise ConfigError for what would keep every scan from even asking: a missing file, authority or token."""
+    if settings.url is not None:
+        with source(settings) as store:
+            store.check()
+
+
+def look(settings: MetadataStore) -> Look | None:
+    """Return what the store answers to the cheapest question; None where there is nobody to ask.
+
+    Raise ConfigError, and StoreError when it does not answer, refuses l2inv, or does not take variables.
+    """
+    if settings.url is None:
+        return None
+    with source(settings) as store:
+        return store.look()
+
+
+def _by_id(dataset_ids: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for start in range(0, len(dataset_ids), IDS_AT_ONCE):
+        yield {"datasetIds": list(dataset_ids[start : start + IDS_AT_ONCE])}
+
+
+def _since(moment: datetime | None) -> dict[str, Any]:
+    """Return the filter, in which a time is UTC without an offset, as the store's are."""
+    return {"updateDateMin": moment.astimezone(UTC).replace(tzinfo=None).isoformat()} if moment else {}

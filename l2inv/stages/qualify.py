@@ -16,7 +16,6 @@ from l2inv.domain import criteria, inventory, states
 from l2inv.errors import Refused, StoreError
 from l2inv.record import event_log
 from l2inv.services import metadata_store
-from l2inv.services.graphql import is_file
 from l2inv.services.metadata_store import Recipes
 from l2inv.stages.stage import Counts, Progress, Report, Stage, opened
 
@@ -85,18 +84,15 @@ def qualify(
 
 def _recipes(stage: Stage[Qualified]) -> dict[str, Recipes]:
     """Return what L1 plans and has finished of each OP; nothing, and a warning, where the store does not answer that."""
-    report, store = stage.report, stage.settings.metadata_store
+    report = stage.report
     report.outstanding = {}
     recipes: dict[str, Recipes] = {}
     report.recipes = "known"
-    if is_file(store):
-        report.recipes = "a saved response does not hold them"
-    else:
-        try:
-            recipes = metadata_store.processing_candidates(store)
-        except StoreError as problem:
-            report.recipes = problem.message
-    if report.recipes != "known":
+    try:
+        with metadata_store.source(stage.settings.metadata_store) as store:
+            recipes = store.recipes()
+    except StoreError as problem:
+        report.recipes = problem.message
         stage.warn(f"went by quiet days alone: what L1 has finished is not known: {report.recipes}")
     return recipes
 

@@ -323,7 +323,7 @@ def publish_in_numbers(l2inv: Commands, op: str, store: Store, number: int) -> N
     }  # fmt: skip
     base = {"data": {"createL2InversionInventory": inversion, "l2Inversions": [inversion]}}
     for case, content in answers(4, number, base):
-        store.fault = lambda name, nth, content=content: Fault(body=content or b" ")  # type: ignore[misc]
+        store.fault = lambda name, nth, content=content: Fault(body=content or b" ")
         with limited(case):
             answer = l2inv("publish", "--json", expect=None)
             assert answer.exit_code in (0, 1, 4), answer

@@ -174,7 +174,7 @@ def test_a_command_that_prints_escapes_and_fails_is_told_of_harmlessly(
 def test_the_stores_own_words_are_told_harmlessly(l2inv: Commands, store: Store, status: int) -> None:
     for text in (ALL, MEGABYTE):
         body = json.dumps({"errors": [{"message": text}]}).encode()
-        store.fault = lambda name, nth, body=body: Fault(status=status, body=body)  # type: ignore[misc]
+        store.fault = lambda name, nth, body=body: Fault(status=status, body=body)
         for more in ((), ("--json",), ("-vv",)):
             answer = l2inv("scan", *more, expect=1)
             assert not NEVER.search(answer.stdout + answer.stderr)

@@ -123,7 +123,7 @@ class World:
 
     def rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
         with closing(psycopg.connect(self.url, autocommit=True, row_factory=dict_row)) as connection:
-            return connection.execute(query, values).fetchall()  # type: ignore[arg-type]
+            return connection.execute(query, values).fetchall()
 
     def _states(self) -> dict[str, str]:
         return {row["op_id"]: row["state"] for row in self.rows("select op_id, state from l2inv.op_state")}

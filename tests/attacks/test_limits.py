@@ -214,8 +214,11 @@ def test_an_answer_without_end_is_refused_at_the_limit_and_not_held(l2inv: Comma
         store = MetadataStore(url=url, max_answer_mb=3)
         tracemalloc.start()
         try:
-            with pytest.raises(StoreError, match="an answer of more than 3 MB"):
-                metadata_store.record_count(store)
+            with (
+                metadata_store.source(store) as source,
+                pytest.raises(StoreError, match="an answer of more than 3 MB"),
+            ):
+                source.count()
             assert tracemalloc.get_traced_memory()[1] < 20_000_000
         finally:
             tracemalloc.stop()
@@ -409,7 +412,7 @@ def test_no_secret_is_said_logged_recorded_or_put_on_a_command_line(
         ):
             store.fault = (
                 None if fault.body == mark["TOKEN"].encode() else (lambda name, nth, fault=fault: fault)
-            )  # type: ignore[misc]
+            )
             try_all(good, ["scan"], ["qualify"])
         store.fault = None
         listener.status = 500
@@ -484,7 +487,7 @@ def test_a_token_that_the_store_or_a_command_repeats_is_neither_said_nor_recorde
     refusal = json.dumps({"errors": [{"message": f"Bearer {token} is not welcome"}]}).encode()
     said = ""
     for body in (refusal, f"{token} is not welcome".encode()):
-        store.fault = lambda name, nth, body=body: Fault(status=status, body=body)  # type: ignore[misc]
+        store.fault = lambda name, nth, body=body: Fault(status=status, body=body)
         for argv in (["scan"], ["scan", "--json"], ["scan", "-vv"], ["publish", "-vv"], ["status", "--json"]):
             answer = l2inv(*argv, expect=None)
             said += answer.stdout + answer.stderr
@@ -564,7 +567,7 @@ def test_every_answer_is_the_same_in_whatever_zone_process_and_database_are(
         monkeypatch.setenv("TZ", zone)
         monkeypatch.setenv("PGTZ", zone)
         with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute(f"alter database \"{where['dbname']}\" set timezone to '{zone}'")  # type: ignore[arg-type]
+            connection.execute(f"alter database \"{where['dbname']}\" set timezone to '{zone}'")
         answers[zone] = {
             (" ".join(line), form): days(l2inv(*line, *form).stdout)
             for line in lines

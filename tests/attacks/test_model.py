@@ -305,7 +305,7 @@ class World(RuleBasedStateMachine):
         """A claim whose due date is past by now."""
         op = self.op(number)
         if op.state == "preprocessed" and not op.on_hold and op.fresh:
-            claiming.claim(self.connection, op.op_id, actor, PAST)
+            claiming.claim(self.connection, op.op_id, actor, PAST)  # type: ignore[arg-type]
             self.look()
             op.state, op.holder, op.overdue, op.stale = "working", actor, True, False
 
@@ -513,7 +513,7 @@ def attacked(url: str, folder: Path, examples: int, steps: int) -> None:
         max_examples=examples, stateful_step_count=steps, derandomize=True, deadline=None, database=None,
         suppress_health_check=list(HealthCheck), print_blob=False,
     )  # fmt: skip
-    run_state_machine_as_test(World, settings=how)  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(World, settings=how)
     print(f"\n{World.steps} commands in {examples} histories: {dict(World.kinds)}")
 
 

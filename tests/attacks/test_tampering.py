@@ -1,11 +1,16 @@
-"""Tampering with what guards the record, by whoever can: verify names each, and what it cannot find is documented.
+"""Tampering with what guards the record, and with the record, by superuser, owner and writer: PostgreSQL refuses it,
+verify names it, or docs/promises.md says that nothing does.
 
-Each tampering happens in a transaction that is rolled back, and is looked for in the same transaction.
+Each tampering happens in a session of its role, in a transaction that is rolled back, and is looked for in the same
+transaction.
 """
 
 import os
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -15,17 +20,20 @@ from l2inv.config.settings import Database, Settings
 from l2inv.database import migrate
 from l2inv.database.connection import Connection, open_connection
 from l2inv.database.roles import Roles, apply
+from l2inv.errors import L2invError
 from l2inv.record import anchor, structure, verify
 from l2inv.record.chains import Findings
-from tests.helpers.commands import Commands
+from l2inv.sample import inventory
+from l2inv.sample.server import Store, serving
+from tests.helpers.commands import NOW, Commands
 from tests.helpers.database import SERVER
 
 HASH_AS_STORED = """
     create or replace function l2inv.record_event() returns trigger language plpgsql security definer
     set search_path = pg_catalog, pg_temp as $$ begin return new; end $$
 """
-# The statement of an owner or superuser -> what the finding names.
-STRUCTURE = [
+# What guards the record, changed by a statement of the owner's or a superuser's -> what the finding names.
+OWNERS = [
     (HASH_AS_STORED, "function record_event()"),
     ("create or replace function l2inv.refuse_change() returns trigger language plpgsql set search_path = pg_catalog, pg_temp "
      "as $$ begin return null; end $$", "function refuse_change()"),
@@ -35,7 +43,6 @@ STRUCTURE = [
      "function detail_fits"),
     ("alter function l2inv.record_event() security invoker", "prosecdef"),
     ("alter function l2inv.record_event() reset all", "proconfig"),
-    ("alter function l2inv.record_event() set session_replication_role = replica", "proconfig"),
     ("alter function l2inv.detail_fits(text, jsonb) immutable", "provolatile"),
     ("alter function l2inv.fits(jsonb, text) strict", "proisstrict"),
     ("create function l2inv.fits(jsonb, name) returns boolean language sql as 'select true'", "is none of l2inv's"),
@@ -60,7 +67,6 @@ STRUCTURE = [
     ("drop index l2inv.event_told", "index event_told is missing"),
     ("drop index l2inv.event_told; create index event_told on l2inv.event (op_id, event_id) where kind = 'published'",
      "index event_told"),
-    ("update pg_index set indisvalid = false where indexrelid = 'l2inv.event_voided'::regclass", "indisvalid"),
     ("create rule quietly as on insert to l2inv.event where new.actor = 'eve' do instead nothing", "rule event.quietly"),
     ("create rule quietly as on delete to l2inv.run do instead nothing", "rule run.quietly"),
     ("alter table l2inv.event enable row level security", "relrowsecurity"),
@@ -81,7 +87,6 @@ STRUCTURE = [
     ("alter table l2inv.run alter column stage type varchar(99)", "cannot"),
     ("alter sequence l2inv.event_event_id_seq increment -1 minvalue -9 maxvalue 9223372036854775807", "sequence event_event_id_seq"),
     ("alter sequence l2inv.event_event_id_seq cycle", "sequence event_event_id_seq"),
-    ("create table public.more () inherits (l2inv.event)", "inheritance public.more of l2inv.event"),
     ("alter table l2inv.quarantine set unlogged", "relpersistence"),
     ("grant update on l2inv.event to public", "public has the right to update on event"),
     ("grant insert (hash) on l2inv.event to TAMPER_reader", "insert on event.hash"),
@@ -92,6 +97,12 @@ STRUCTURE = [
     ("grant execute on function l2inv.record_event() to TAMPER_writer", "execute on record_event()"),
     ("grant create on schema l2inv to TAMPER_writer", "create on schema"),
     ("alter default privileges in schema l2inv grant all on tables to public", "default privileges"),
+]  # fmt: skip
+# What PostgreSQL lets a superuser alone do, or the owner on some versions and servers.
+SUPERUSERS = [
+    ("alter function l2inv.record_event() set session_replication_role = replica", "proconfig"),
+    ("update pg_index set indisvalid = false where indexrelid = 'l2inv.event_voided'::regclass", "indisvalid"),
+    ("create table public.more () inherits (l2inv.event)", "inheritance public.more of l2inv.event"),
     ("alter table l2inv.quarantine owner to TAMPER_writer", "owns quarantine"),
     ("create function public.follow() returns event_trigger language plpgsql as 'begin end'; "
      "create event trigger follow on ddl_command_end execute function public.follow()", "event trigger follow"),
@@ -101,66 +112,186 @@ STRUCTURE = [
 ]  # fmt: skip
 
 
+ROLES = ("superuser", "owner", "writer")
+REFUSED = ("42501", "L2INV")  # SQLSTATEs: no right to it; the record's own triggers
+
+
+@dataclass
+class Guarded:
+    """A database with its roles, in which OPs went through every stage; a session of each role; an anchor."""
+
+    sessions: dict[str, Connection]
+    names: Roles
+    url: str
+    anchor: Path
+
+    def of_its_own(self, text: str) -> str:
+        """Return a text of the tables above with the names of this database's roles."""
+        return text.replace("TAMPER", self.names.owner.removesuffix("_owner"))
+
+
 @pytest.fixture(scope="module")
-def guarded() -> Iterator[tuple[Connection, Roles]]:
-    """A connection of a superuser's to a database with its roles, for all tests of this file."""
-    name = f"tamper_{os.getpid()}"
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    name, folder = f"tamper_{os.getpid()}", tmp_path_factory.mktemp("tampering")
     names = Roles(f"{name}_owner", f"{name}_writer", f"{name}_reader")
     url = make_conninfo(os.environ[SERVER], dbname=name)
     with psycopg.connect(make_conninfo(url, dbname="postgres"), autocommit=True) as server:
         server.execute(f'create database "{name}"')
+        sessions: dict[str, Connection] = {}
         try:
-            with open_connection(Settings(database=Database(url=url))) as connection:
-                migrate.apply(connection, "l2inv")
-                apply(connection, names)
-                yield connection, names
+            sessions["superuser"] = session(url)
+            migrate.apply(sessions["superuser"], "l2inv")
+            apply(sessions["superuser"], names)
+            for role in ("owner", "writer"):
+                server.execute(f'alter role "{name}_{role}" login')
+                sessions[role] = session(make_conninfo(url, user=f"{name}_{role}"))
+            live(make_conninfo(url, user=names.writer), folder)
+            file = folder / "heads"
+            with sessions["superuser"].transaction(force_rollback=True):
+                write_anchor(sessions["superuser"], file)
+            yield Guarded(sessions, names, url, file)
         finally:
+            for connection in sessions.values():
+                connection.close()
             server.execute(f'drop database "{name}" with (force)')
             for role in names:
                 server.execute(f'drop role if exists "{role}"')
 
 
-def found(connection: Connection) -> list[str]:
+def session(url: str) -> Connection:
+    return open_connection(Settings(database=Database(url=url)))
+
+
+def live(url: str, folder: Path) -> None:
+    """Have OPs go through every stage, one run not end, and a record be quarantined."""
+    store = Store(inventory.make(ops=12, now=NOW))
+    with serving(store) as where:
+        settings = {
+            "database": {"url": url},
+            "metadata_store": {"url": where},
+            "preprocess": {"work_dir": str(folder / "work")},
+        }
+        l2inv = Commands(folder / "config.yaml", settings)
+        for argv in (["scan"], ["qualify", "--as-of", NOW.isoformat()], ["preprocess"]):
+            l2inv(*argv)
+        one, other = (op["op_id"] for op in l2inv.json("next", "-n", "2")["ops"])
+        for argv in (
+            ["claim", one],
+            ["mark-inverted", one],
+            ["publish"],
+            ["claim", other],
+            ["note", one, "good"],
+        ):
+            l2inv(*argv)
+    with session(url) as connection:
+        connection.execute("insert into l2inv.run (stage, actor) values ('publish', 'cron')")
+
+
+def write_anchor(connection: Connection, file: Path) -> None:
+    with anchor.block(connection, anchor.load(connection, file, is_new=True)) as (block, _):
+        anchor.append(file, block)
+
+
+def schema_findings(connection: Connection) -> list[str]:
     findings = Findings()
     assert structure.check(connection, findings) > 100
     return [finding["detail"] for finding in findings.first]
 
 
-def test_what_the_migrations_and_roles_make_has_no_findings(guarded: tuple[Connection, Roles]) -> None:
-    assert found(guarded[0]) == []
-
-
-@pytest.mark.parametrize(("statement", "named"), STRUCTURE, ids=[s[:60] for s, _ in STRUCTURE])
-def test_what_guards_the_record_is_not_changed_unnoticed(
-    guarded: tuple[Connection, Roles], statement: str, named: str
-) -> None:
-    connection, names = guarded
-    prefix = names.owner.removesuffix("_owner")
+def row_findings(connection: Connection, file: Path | None = None) -> list[str]:
+    findings = Findings()
     with connection.transaction(force_rollback=True):
-        try:
-            connection.execute(statement.replace("TAMPER", prefix))
-        except psycopg.errors.FeatureNotSupported:
+        against = anchor.load(connection, file) if file else None
+        verify.run_checks(connection, findings, list(verify.CHECKS), lambda done, of: None)
+        if against:
+            anchor.check(connection, findings, against)
+    return [f"{finding['what']}: {finding['detail']}" for finding in findings.first]
+
+
+def catalogs(connection: Connection) -> Any:
+    with connection.transaction(force_rollback=True):
+        return structure.found(connection), structure.privileges(connection)
+
+
+def is_refused(connection: Connection, statement: str, states: tuple[str, ...] = REFUSED) -> bool:
+    """Execute a statement; whether PostgreSQL refused it, which it may do by these SQLSTATEs alone."""
+    try:
+        with connection.transaction():
+            connection.execute(statement)
+    except psycopg.Error as refusal:
+        assert refusal.sqlstate in states, (refusal.sqlstate, str(refusal))
+        return True
+    return False
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_what_was_not_tampered_with_has_no_findings(guarded: Guarded, role: str) -> None:
+    connection = guarded.sessions[role]
+    assert schema_findings(connection) == []
+    assert row_findings(connection, guarded.anchor) == []
+
+
+@pytest.mark.parametrize("role", ["superuser", "owner"])
+@pytest.mark.parametrize(("statement", "named"), OWNERS, ids=[s[:60] for s, _ in OWNERS])
+def test_what_the_owner_changes_of_what_guards_the_record_is_named(
+    guarded: Guarded, statement: str, named: str, role: str
+) -> None:
+    connection = guarded.sessions[role]
+    with connection.transaction(force_rollback=True):
+        if is_refused(connection, guarded.of_its_own(statement), ("0A000",)):
             assert named == "cannot"  # PostgreSQL itself refuses: a view depends on it
             return
-        said = found(connection)
-    assert [line for line in said if named.replace("TAMPER", prefix) in line], said
+        said = schema_findings(connection)
+    assert [line for line in said if guarded.of_its_own(named) in line], said
 
 
-def test_the_schema_is_compared_by_its_writer_too(guarded: tuple[Connection, Roles], l2inv: Commands) -> None:
-    connection, names = guarded
-    connection.execute(f'alter role "{names.writer}" login')
-    own = conninfo_to_dict(connection.info.dsn)["dbname"]
-    url = make_conninfo(l2inv.settings["database"]["url"], dbname=own, user=names.writer)
-    l2inv.settings["database"]["url"] = url
+@pytest.mark.parametrize("role", ["superuser", "owner"])
+@pytest.mark.parametrize(("statement", "named"), SUPERUSERS, ids=[s[:60] for s, _ in SUPERUSERS])
+def test_what_a_superuser_changes_of_what_guards_the_record_is_named(
+    guarded: Guarded, statement: str, named: str, role: str
+) -> None:
+    connection = guarded.sessions[role]
+    with connection.transaction(force_rollback=True):
+        if is_refused(connection, guarded.of_its_own(statement)):
+            assert role == "owner"
+            return
+        said = schema_findings(connection)
+    assert [line for line in said if guarded.of_its_own(named) in line], said
+
+
+@pytest.mark.parametrize(
+    ("statement", "named"), OWNERS + SUPERUSERS, ids=[s[:60] for s, _ in OWNERS + SUPERUSERS]
+)
+def test_the_writer_changes_nothing_of_what_guards_the_record_unnoticed(
+    guarded: Guarded, statement: str, named: str
+) -> None:
+    """What PostgreSQL takes with no more than a warning, such as a grant of what is not one's own, changes nothing."""
+    connection = guarded.sessions["writer"]
+    before = catalogs(connection)
+    with connection.transaction(force_rollback=True):
+        if not is_refused(connection, guarded.of_its_own(statement)) and catalogs(connection) != before:
+            said = schema_findings(connection)
+            assert statement.startswith("alter default privileges"), (
+                said
+            )  # for what it makes itself: nothing here
+            assert [line for line in said if named in line], said
+
+
+def test_the_schema_is_compared_by_its_writer_too(guarded: Guarded, l2inv: Commands) -> None:
+    superuser = guarded.sessions["superuser"]
+    own = conninfo_to_dict(guarded.url)["dbname"]
+    l2inv.settings["database"]["url"] = make_conninfo(
+        l2inv.settings["database"]["url"], dbname=own, user=guarded.names.writer
+    )
     l2inv.save()
     answer = l2inv.json("verify", "schema")
     assert answer["findings"] == []
     assert list(answer["checked"]) == ["schema"]
-    connection.execute("alter table l2inv.run disable trigger end_run")
+    superuser.execute("alter table l2inv.run disable trigger end_run")
     try:
         (finding,) = l2inv("verify", "--json", expect=5).json["findings"]
     finally:
-        connection.execute("alter table l2inv.run enable always trigger end_run")
+        superuser.execute("alter table l2inv.run enable always trigger end_run")
     assert finding["what"] == "schema"
     assert "trigger run.end_run" in finding["detail"]
 
@@ -173,62 +304,190 @@ def test_a_schema_of_another_name_is_compared_too(l2inv: Commands) -> None:
     assert l2inv.json("verify", "schema")["checked"]["schema"] > 100
 
 
-@pytest.fixture
-def superuser(l2inv: Commands, ready: list[str], connection: Connection) -> Connection:
-    """A connection around the triggers, to a record with runs, verdicts and datasets."""
-    connection.execute("set session_replication_role = replica")
-    for table in ("event", "op_state", "run", "dataset_version", "criteria"):
-        connection.execute(f"alter table l2inv.{table} disable trigger user")
-    return connection
-
-
-def rows_found(connection: Connection, against: anchor.Anchor | None) -> list[str]:
-    findings = Findings()
-    verify.run_checks(connection, findings, list(verify.CHECKS), lambda done, of: None)
-    if against:
-        anchor.check(connection, findings, against)
-    return [f"{finding['what']}: {finding['detail']}" for finding in findings.first]
-
-
-# What somebody changes of rows, and how it comes to light: without an anchor, with one alone, or not.
+# What somebody who gets around the triggers changes of rows, and how it comes to light: without an anchor (alone), with
+# one alone (anchor), or not.
+LAST = "(select max(event_id) from l2inv.event where kind = 'noted')"
 ROWS = [
     ("update l2inv.event set actor = 'eve' where event_id = 3", "alone"),
     ("update l2inv.event set recorded_by = 'eve' where event_id = 3", "alone"),
+    ("update l2inv.event set recorded_at = '2020-01-01' where event_id = 3", "alone"),
+    ("update l2inv.event set detail = detail || '{\"inversions\": []}' where kind = 'published'", "alone"),
+    ("update l2inv.event set hash = sha256('') where event_id = 3", "alone"),
     ("delete from l2inv.event where event_id = 3", "alone"),
+    (f"delete from l2inv.event where event_id = {LAST}", "alone"),
+    # The end of a history, with all that follows from it.
+    (f"with gone as (delete from l2inv.event where event_id = {LAST} returning op_id, seq) "
+     "update l2inv.op_state s set seq = e.seq, hash = e.hash from gone g join l2inv.event e on e.op_id = g.op_id "
+     "and e.seq = g.seq - 1 where s.op_id = g.op_id", "anchor"),
+    ("insert into l2inv.event (event_id, op_id, seq, kind, actor, recorded_at, detail, recorded_by, hash) "
+     "select 99999, op_id, seq + 1, 'noted', 'han', now(), '{\"note\": \"x\"}', 'eve', sha256('') from l2inv.op_state limit 1",
+     "alone"),
     ("update l2inv.op_state set assignee = 'eve' where op_id = (select min(op_id) from l2inv.op_state)", "alone"),
+    ("update l2inv.op_state set due_at = '2099-01-01' where state = 'working'", "alone"),
+    ("delete from l2inv.op_state where state = 'published'", "alone"),
     ("update l2inv.dataset_version set withdrawn = true where dataset_id = (select min(dataset_id) from l2inv.dataset_version)",
      "alone"),
+    ("update l2inv.dataset_version set record = record || '{\"frameCount\": 1}' where dataset_id = (select min(dataset_id) "
+     "from l2inv.dataset_version)", "alone"),
+    ("delete from l2inv.dataset_version where dataset_id = (select max(dataset_id) from l2inv.dataset_version)", "alone"),
     ("update l2inv.criteria set rules = rules || '{\"min_ao_locked\": 0.1}'", "alone"),
+    ("delete from l2inv.criteria", "alone"),
+    ("update l2inv.quarantine set raw = raw || 'x'", "alone"),
     ("delete from l2inv.run where run_id = 1", "alone"),
     ("update l2inv.run set result = null", "anchor"),
     ("update l2inv.run set result = null, finished_at = null", "anchor"),
     ("update l2inv.run set started_at = '2020-01-01'", "anchor"),
     ("update l2inv.run set result = result || '{\"seconds\": 0}' where run_id = 2", "anchor"),
     ("insert into l2inv.run (stage, actor) values ('scan', 'eve')", "not"),
+    ("update l2inv.run set actor = 'eve' where finished_at is null", "not"),
     ("update l2inv.dataset_version set recorded_at = '2020-01-01'", "not"),
     ("update l2inv.criteria set first_used_at = '2020-01-01'", "not"),
-    ("update l2inv.quarantine set last_seen = '2020-01-01', reason = 'none'", "not"),
+    ("update l2inv.quarantine set first_seen = '2020-01-01', resolved_at = '2020-01-01'", "not"),
     ("delete from l2inv.quarantine", "not"),
+]  # fmt: skip
+IN_THE_WAY = {
+    "event": ("append_only", "record_event"),
+    "op_state": ("derived_only",),
+    "dataset_version": ("append_only",),
+    "criteria": ("append_only",),
+    "run": ("append_only", "end_run"),
+}
+
+
+def assert_it_comes_to_light(guarded: Guarded, connection: Connection, how: str) -> None:
+    assert bool(row_findings(connection)) == (how == "alone")
+    assert bool(row_findings(connection, guarded.anchor)) == (how != "not")
+
+
+@pytest.mark.parametrize("role", ["superuser", "owner"])
+@pytest.mark.parametrize(("statement", "how"), ROWS, ids=[s[:70] for s, _ in ROWS])
+def test_a_row_that_was_changed_around_the_triggers_comes_to_light_as_the_documents_say(
+    guarded: Guarded, statement: str, how: str, role: str
+) -> None:
+    """The triggers are as before when it is looked for: verify schema shows nothing of it."""
+    connection = guarded.sessions[role]
+    triggers = [(table, name) for table, names in IN_THE_WAY.items() for name in names]
+    with connection.transaction(force_rollback=True):
+        for table, name in triggers:
+            connection.execute(f"alter table l2inv.{table} disable trigger {name}")
+        assert connection.execute(statement).rowcount > 0
+        for table, name in triggers:
+            connection.execute(f"alter table l2inv.{table} enable always trigger {name}")
+        assert_it_comes_to_light(guarded, connection, how)
+
+
+# What neither privileges nor triggers refuse: to add; and the owner may change the quarantine, which no event names.
+TAKEN = {
+    "writer": {("insert", "event"), ("insert", "run")},
+    "owner": {("insert", "event"), ("insert", "run"), ("update", "quarantine"), ("delete", "quarantine")},
+}
+
+
+@pytest.mark.parametrize("role", TAKEN)
+@pytest.mark.parametrize("statement", [s for s, _ in ROWS], ids=[s[:70] for s, _ in ROWS])
+def test_with_the_triggers_as_they_are_nothing_that_stands_there_is_changed(
+    guarded: Guarded, statement: str, role: str
+) -> None:
+    connection = guarded.sessions[role]
+    verb, table = re.findall(r"(insert|update|delete) (?:into |from )?l2inv[.](\w+)", statement)[0]
+    with connection.transaction(force_rollback=True):
+        assert is_refused(connection, statement) == ((verb, table) not in TAKEN[role])
+        if verb == "insert":  # what it names as id, time, role and hash is not taken
+            assert_it_comes_to_light(guarded, connection, "not")
+
+
+# What the writer's own rights are misused for -> SQLSTATE of its refusal, or how it comes to light.
+AN_EVENT = "insert into l2inv.event (op_id, seq, kind, state, actor, detail) select op_id, seq"
+A_VERSION = (
+    "insert into l2inv.dataset_version (dataset_id, version, op_id, content_hash, record, run_id) select"
+)
+WRITERS = [
+    (f"{AN_EVENT} + 2, 'noted', null, 'han', '{{\"note\": \"x\"}}' from l2inv.op_state limit 1", "L2INV"),
+    (f"{AN_EVENT}, 'noted', null, 'han', '{{\"note\": \"x\"}}' from l2inv.op_state limit 1", "L2INV"),
+    (f"{AN_EVENT} + 1, 'published', 'published', 'han', '{{\"inversions\": []}}' from l2inv.op_state where state = 'working'", "L2INV"),
+    (f"{AN_EVENT} + 1, 'voided', null, 'han', '{{\"seq\": 1, \"reason\": \"x\"}}' from l2inv.op_state limit 1", "L2INV"),
+    (f"{AN_EVENT} + 1, 'taken_over', null, 'eve', '{{\"assignee\": \"eve\", \"from\": \"han\", \"due_at\": "
+     "\"2099-01-01T00:00:00Z\", \"reason\": \"x\"}' from l2inv.op_state where state = 'working'", "L2INV"),
+    (f"{AN_EVENT} + 1, 'noted', null, 'han', '{{\"note\": 1}}' from l2inv.op_state limit 1", "23514"),
+    (f"{AN_EVENT} + 1, 'noted', null, '', '{{\"note\": \"x\"}}' from l2inv.op_state limit 1", "23514"),
+    (f"{A_VERSION} dataset_id, version, op_id, content_hash, record, run_id from l2inv.dataset limit 1", "23505"),
+    (f"{A_VERSION} dataset_id, version + 1, op_id, content_hash, '{{}}', run_id from l2inv.dataset limit 1", "23514"),
+    ("insert into l2inv.op_state (op_id, seq, hash, state, since, datasets_seq, cycle) "
+     "select 'x', seq, hash, state, since, datasets_seq, cycle from l2inv.op_state limit 1", "42501"),
+    ("select nextval('l2inv.event_event_id_seq')", "42501"),
+    ("select setval('l2inv.event_event_id_seq', 1)", "42501"),
+    ("copy l2inv.event from program 'true'", "42501"),
+    ("create temp table lever (a int); create trigger push before insert on lever for each row "
+     "execute function l2inv.record_event()", "42501"),
+    ("set session_replication_role = replica", "42501"),
+    ("alter function l2inv.take_lock(text) owner to current_user", "42501"),
+    # What is taken and found.
+    (f"{A_VERSION} dataset_id, version + 1, op_id, content_hash, record, run_id from l2inv.dataset limit 1", "alone"),
+    (f"{A_VERSION} 'FORGED', 1, op_id, content_hash, record, run_id from l2inv.dataset limit 1", "alone"),
+    ("insert into l2inv.criteria (criteria_version, rules) values ('0123456789ab', '{}')", "alone"),
+    ("insert into l2inv.quarantine (raw_hash, reason, raw) values (sha256('x'), 'none', 'y')", "alone"),
+    ("insert into l2inv.event (op_id, seq, kind, actor, run_id, detail) select op_id, seq + 1, 'noted', 'cron', 1, "
+     "'{\"note\": \"x\"}' from l2inv.op_state limit 1", "alone"),
+    # What is taken and not found: it is what the writer's role is for, or nothing vouches for it.
+    (f"{AN_EVENT} + 1, 'noted', null, 'somebody else', '{{\"note\": \"x\"}}' from l2inv.op_state limit 1", "not"),
+    ("insert into l2inv.run (stage, actor) values ('scan', 'eve')", "not"),
+    ("update l2inv.run set finished_at = now(), result = '{\"seconds\": 0}' where finished_at is null", "not"),
+    ("update l2inv.quarantine set reason = 'none', last_seen = '2020-01-01', resolved_at = now()", "not"),
+    ("update l2inv.lock set key = 1, pid = 1", "not"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("statement", "how"), ROWS, ids=[s[:70] for s, _ in ROWS])
-def test_a_row_that_was_changed_comes_to_light_as_the_documents_say(
-    superuser: Connection, l2inv: Commands, tmp_path: Path, statement: str, how: str
+@pytest.mark.parametrize(("statement", "how"), WRITERS, ids=[f"{h} {s[:90]}" for s, h in WRITERS])
+def test_what_the_writers_rights_are_misused_for_is_refused_or_comes_to_light_as_the_documents_say(
+    guarded: Guarded, statement: str, how: str
+) -> None:
+    connection = guarded.sessions["writer"]
+    with connection.transaction(force_rollback=True):
+        if how in ("alone", "anchor", "not"):
+            assert connection.execute(statement).rowcount > 0
+            assert_it_comes_to_light(guarded, connection, how)
+        else:
+            assert is_refused(connection, statement, (how,))
+
+
+def test_who_wrote_an_event_stands_beside_who_it_says_did_it(guarded: Guarded) -> None:
+    connection = guarded.sessions["writer"]
+    with connection.transaction(force_rollback=True):
+        connection.execute(
+            f"{AN_EVENT} + 1, 'noted', null, 'han', '{{\"note\": \"x\"}}' from l2inv.op_state limit 1"
+        )
+        row = connection.execute(
+            "select actor, recorded_by from l2inv.history order by event_id desc limit 1"
+        ).fetchone()
+    assert row == {"actor": "han", "recorded_by": guarded.names.writer}
+
+
+# What somebody does to the anchor's file -> words of the error or the finding; None where nothing shows it.
+ANCHORS = [
+    (lambda lines: [], "is empty"),
+    (lambda lines: lines[1:], "does not begin as an anchor does"),
+    (lambda lines: [lines[0], *(line.replace('"', "'", 1) for line in lines[1:])], "malformed"),
+    (lambda lines: [lines[0], f'["{"x" * 9}", 1, "00"]', *lines[1:]], "event 1 is missing"),
+    (lambda lines: [_with_another_hash(line) for line in lines], "is not what was anchored"),
+    (lambda lines: [lines[0].replace('"runs":', '"runs":1'), *lines[1:]], "runs were anchored"),
+    (lambda lines: [lines[0].replace('"schema":"', '"schema":"0'), *lines[1:]], "the schema is not what was anchored"),
+    (lambda lines: [*lines[:-1], '[1, "00"]', lines[-1]], None),  # the first line about a run holds
+    (lambda lines: [lines[0], *lines[2:]], None),  # an anchor that names less: keep it where nobody can change it
+]  # fmt: skip
+
+
+def _with_another_hash(line: str) -> str:
+    return line.replace(line[-3:], '0"]') if line.startswith('["') else line
+
+
+@pytest.mark.parametrize(("change", "words"), ANCHORS, ids=[str(words) for _, words in ANCHORS])
+def test_an_anchor_that_was_changed_is_an_error_or_a_finding_unless_it_names_less(
+    guarded: Guarded, tmp_path: Path, change: Any, words: str | None
 ) -> None:
     file = tmp_path / "heads"
-    l2inv(
-        "verify", "--anchor", str(file), "--new-anchor", expect=5
-    )  # the triggers are off: nothing is anchored
-    assert not file.exists()
-    with superuser.transaction(force_rollback=True):
-        against = anchor.load(superuser, file, is_new=True)
-        with anchor.block(superuser, against) as (block, _):
-            anchor.append(file, block)
-        for table in ("anchored_head", "last_head", "fresh"):
-            superuser.execute(f"drop table pg_temp.{table}")
-        against = anchor.load(superuser, file)
-        assert rows_found(superuser, against) == []
-        assert superuser.execute(statement).rowcount > 0
-        assert bool(rows_found(superuser, None)) == (how == "alone")
-        assert bool(rows_found(superuser, against)) == (how != "not")
+    file.write_text("".join(f"{line}\n" for line in change(guarded.anchor.read_text().splitlines())))
+    try:
+        said = row_findings(guarded.sessions["superuser"], file)
+    except L2invError as refusal:
+        said = [str(refusal)]
+    assert [line for line in said if words is not None and words in line] or (words, said) == (None, []), said

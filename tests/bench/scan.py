@@ -17,7 +17,7 @@ DATASET_COUNT = 100_000
 
 @measurement
 def unchanged_scan(place: Place) -> Iterator[Figure]:
-    """100,000 datasets from a saved answer and over HTTP, beside reading and hashing the same bytes."""
+    """100,000 datasets from a saved response and over HTTP, beside reading and hashing the same bytes."""
     datasets = make(ops=DATASET_COUNT * 10 // 44, now=load.NOW)[:DATASET_COUNT]
     answer = json.dumps({"data": {"datasetInventories": datasets}}).encode()
     saved = place.folder / "saved.json"

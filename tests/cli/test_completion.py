@@ -34,7 +34,7 @@ def run(l2inv: Commands, *argv: str, **how: Any) -> list[str]:
     env = os.environ | environment(l2inv)
     done = subprocess.run(argv, env=env, capture_output=True, text=True, check=True, timeout=60, **how)
     assert done.stderr == ""
-    return done.stdout.splitlines()
+    return str(done.stdout).splitlines()
 
 
 def in_bash(l2inv: Commands, *words: str) -> list[str]:

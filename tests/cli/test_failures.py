@@ -27,7 +27,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def down(l2inv: Commands) -> dict[str, Any]:
     """Where the database is, while the settings name a port on which nobody listens."""
-    there = l2inv.settings["database"]
+    there: dict[str, Any] = l2inv.settings["database"]
     l2inv.settings["database"] = {"url": "postgresql://127.0.0.1:9/l2inv"}
     l2inv.save()
     return there

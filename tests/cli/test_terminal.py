@@ -235,11 +235,12 @@ def test_progress_is_shown_on_a_terminals_stderr_alone(
             "from l2inv.cli import main, progress; progress.FIRST_SECONDS = progress.EVERY_SECONDS = 0;"
             f"main({['--config', str(l2inv.config), *argv]!r})"
         )
-        with (tmp_path / "out").open("wb") as out:
-            how = {"stdout": out.fileno()}
-            with on_terminal([sys.executable, "-c", code], **how) as (terminal, process):
-                shown = terminal.read_until(lambda text: False)
-                assert process.wait() == 0, shown
+        with (
+            (tmp_path / "out").open("wb") as out,
+            on_terminal([sys.executable, "-c", code], stdout=out.fileno()) as (terminal, process),
+        ):
+            shown = terminal.read_until(lambda text: False)
+            assert process.wait() == 0, shown
         assert ("/s" in shown) == is_shown, (argv, shown)
         assert "/s" not in (tmp_path / "out").read_text()
     command = [sys.executable, "-c", code]

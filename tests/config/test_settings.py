@@ -524,7 +524,7 @@ def test_a_database_url_given_as_the_stores_is_refused_without_its_password(tmp_
     file.write_text("metadata_store: {url: host=h password=s3cr3t}")
     refused = CliRunner().invoke(main, ["--config", str(file), "config", "check"])
     assert refused.exit_code == 10
-    assert f"there is no saved answer {tmp_path}/host=h password=***" in refused.stderr
+    assert f"there is no saved response {tmp_path}/host=h password=***" in refused.stderr
 
 
 # Anything else

@@ -43,7 +43,7 @@ def as_role(url: str, role: str) -> str:
 def test_the_writer_can_do_all_that_cron_and_science_do(
     l2inv: Commands, ready: list[str], url: str, roles: Names, connection: Connection
 ) -> None:
-    database = sql.Identifier(conninfo_to_dict(url)["dbname"])
+    database = sql.Identifier(str(conninfo_to_dict(url)["dbname"]))
     connection.execute(sql.SQL("revoke temporary on database {} from public").format(database))
     l2inv.settings["database"]["url"] = as_role(url, roles[1])
     l2inv.save()

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -110,7 +111,7 @@ class Stranger:
         ).fetchall()
         assert len(flipped) > 40
         self.server.execute("create access method theirs type table handler heap_tableam_handler")
-        for name, value in (dict(flipped) | HOSTILE).items():
+        for name, value in ({row[0]: row[1] for row in flipped} | HOSTILE).items():
             self.spoil(str(name), *(str(value).split(", ") if name == "search_path" else [str(value)]))
         if self.server.info.server_version >= 170000:
             self.spoil("transaction_timeout", "20s")
@@ -417,7 +418,7 @@ def test_on_a_terminal_a_wait_is_told_after_two_seconds(l2inv: Commands, url: st
             assert process.wait() == 0
 
 
-def hint(url: str, *statements: str, **limits: float) -> str:
+def hint(url: str, *statements: str, **limits: Any) -> str:
     """What is said of the failure to which statements come."""
     settings = Settings(database=Database(url=url, **limits))
     with (

@@ -17,7 +17,7 @@ START = datetime(2024, 10, 15, 19, 25, tzinfo=UTC)  # the Sun's radius is 962 ar
 
 def dataset(**fields: Any) -> Dataset:
     """An iron dataset that qualifies, but for what is named."""
-    usual = {
+    usual: dict[str, Any] = {
         "dataset_id": "BLKGA",
         "observing_program_execution_id": "eid_1",
         "create_date": START,

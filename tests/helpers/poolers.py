@@ -68,7 +68,7 @@ class Link:
 def connected(url: str, parameters: dict[str, str]) -> Link:
     """A connection to the server."""
     where = conninfo_to_dict(url)
-    host, port = where["host"], where.get("port", "5432")
+    host, port = str(where["host"]), where.get("port") or "5432"
     if host.startswith("/"):
         sock = socket.socket(socket.AF_UNIX)
         sock.connect(f"{host}/.s.PGSQL.{port}")
@@ -215,7 +215,7 @@ def small(url: str, mode: str, size: int, ignores: bool = False) -> Iterator[str
 @contextmanager
 def pgbouncer(url: str, mode: str, size: int, ignores: bool = False) -> Iterator[str]:
     """Serve the URL's database through PgBouncer on a socket in a folder of its own, as small() does."""
-    where = {name: value for name, value in conninfo_to_dict(url).items() if value}
+    where: dict[str, Any] = {name: value for name, value in conninfo_to_dict(url).items() if value}
     on_socket = where["host"].startswith("/")
     with tempfile.TemporaryDirectory(prefix="l2inv-pgbouncer-") as name:
         folder = Path(name)

@@ -35,7 +35,8 @@ def killed_at(border: Border, l2inv: Commands, store: Store, connection: Connect
 
 
 def _killed_while_asking(n: int, drop: Literal["before", "after"], l2inv: Commands, store: Store) -> None:
-    begun, started, publisher = len(store.requests), threading.Event(), []
+    begun, started = len(store.requests), threading.Event()
+    publisher: list[Popen[str]] = []
 
     def fault(operation: str, nth: int) -> Fault | None:
         if len(store.requests) - begun <= n:

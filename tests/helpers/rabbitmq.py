@@ -160,7 +160,7 @@ class Broker:
         """Run rabbitmqctl, which must succeed, and return what it printed."""
         command = [_which("rabbitmqctl") or "", "--quiet", *argv]
         done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60, **self._as)
-        return done.stdout
+        return str(done.stdout)
 
     @contextmanager
     def connected(self) -> Iterator[Any]:
@@ -183,7 +183,7 @@ class Broker:
 
 def taken(channel: Any, routing_key: str) -> list[tuple[Any, bytes]]:
     """Take all that waits in the queue of a routing key: properties and body of each, in order."""
-    found = []
+    found: list[tuple[Any, bytes]] = []
     while True:
         method, properties, body = channel.basic_get(QUEUES[routing_key], auto_ack=True)
         if method is None:
@@ -217,8 +217,8 @@ def _until(port: int, process: "subprocess.Popen[bytes]", seconds: float = 60) -
         with suppress(OSError):
             socket.create_connection(("127.0.0.1", port)).close()
             return
-        assert process.poll() is None, f"{process.args} ended"
-        assert time.monotonic() < deadline, f"{process.args} does not listen"
+        assert process.poll() is None, f"{process.args!r} ended"
+        assert time.monotonic() < deadline, f"{process.args!r} does not listen"
         time.sleep(0.05)
 
 

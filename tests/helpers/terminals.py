@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
+from typing import Any
 
 import pytest
 
@@ -54,7 +55,7 @@ def on_terminal(
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
     kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES")}
-    every = {"stdin": theirs, "stdout": theirs, "stderr": theirs} | streams
+    every: dict[str, Any] = {"stdin": theirs, "stdout": theirs, "stderr": theirs} | streams
     process = subprocess.Popen(
         argv, env=kept | {"TERM": "xterm-256color"} | (env or {}), start_new_session=True, **every
     )

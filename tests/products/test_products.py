@@ -70,8 +70,8 @@ def test_nothing_is_found_in_good_products(good: dict[str, Path], of: str) -> No
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.of}: {fault.name}")
 def test_each_fault_is_found_and_nothing_else(good: dict[str, Path], tmp_path: Path, fault: Fault) -> None:
     folder = copied(good[fault.of], tmp_path)
-    issued = fault.make(folder) or GOOD
-    found = list(check(folder, issued))
+    issued = fault.make(folder)
+    found = list(check(folder, issued if isinstance(issued, Issued) else GOOD))
     assert whats(found) == fault.found, found
     assert all(one.result == ("warn" if fault.is_warning else "fail") for one in found), found
 
@@ -94,8 +94,8 @@ def test_dkist_opens_a_good_asdf_and_one_that_it_wrote_itself_is_good(
     good: dict[str, Path], tmp_path: Path
 ) -> None:
     import asdf
-    import dkist
 
+    dkist = pytest.importorskip("dkist", reason="python -m tests.bounds oldest is without it")
     folder = copied(good["level2"], tmp_path)
     inversion = dkist.load_dataset(folder / ASDF)
     assert isinstance(inversion, dkist.Inversion)
@@ -220,7 +220,8 @@ def test_what_a_file_says_is_shown_as_one_short_line(good: dict[str, Path], tmp_
     (found,) = check(folder, GOOD)
     assert found.measured.startswith(r"\u001b[2J\u000a\u202exxx")
     assert len(found.measured) < 300
-    for value in (10**5000, float("nan"), b"x", {}, ["\0"] * 100, "\udc80", -(2**60)):
+    values: tuple[Any, ...] = (10**5000, float("nan"), b"x", {}, ["\0"] * 100, "\udc80", -(2**60))
+    for value in values:
         json.dumps(findings.plain(value), allow_nan=False).encode()
 
 

@@ -133,7 +133,7 @@ class Machine:
             self.podman(*argv), check=False, capture_output=True, text=True, timeout=600, **how
         )
         assert done.returncode == 0, done.stderr
-        return done.stdout
+        return str(done.stdout)
 
     def base(self) -> str:
         """The base image: as the environment names it, else a Debian whose Python this test can fetch."""
@@ -216,7 +216,7 @@ def postgres(folder: Path, password: str) -> Iterator[str]:
     (folder / "password").chmod(0o644)
     data = folder / "data"
     options = ("--username=postgres", "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C")
-    command = [programs / "initdb", f"--pwfile={folder}/password", *options, data]
+    command: list[str | Path] = [programs / "initdb", f"--pwfile={folder}/password", *options, data]
     subprocess.run(command, check=True, capture_output=True, cwd="/", **user)
     listening = ("-c", "listen_addresses=127.0.0.1", "-c", f"port={port}", "-c", "unix_socket_directories=")
     with subprocess.Popen(

@@ -111,7 +111,11 @@ def test_every_kind_of_event_says_what_it_means() -> None:
 
 
 def test_every_exit_code_of_an_error_has_a_meaning_and_is_told_to_operators() -> None:
-    raised = {one.exit_code for one in vars(errors).values() if isinstance(one, type)}
+    raised = {
+        one.exit_code
+        for one in vars(errors).values()
+        if isinstance(one, type) and issubclass(one, errors.L2invError)
+    }
     assert raised <= set(errors.EXIT_CODES)
     operations = (TOP / "docs" / "operations.md").read_text()
     told = operations[operations.index("| exit code |") :].split("\n\n")[0]
@@ -253,3 +257,64 @@ def test_the_changelog_speaks_of_the_present_version_and_says_each_kind_of_chang
         kinds = re.findall(r"^### (.*)$", section, re.MULTILINE)
         assert len(set(kinds)) == len(kinds)
         assert set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+def defined(path: Path) -> set[str]:
+    """The functions, classes and constants of a module, or what a migration creates."""
+    if path.suffix == ".sql":
+        return set(re.findall(r"^create \w+ (?:l2inv\.)?(\w+)", path.read_text(), re.MULTILINE))
+    return set(re.findall(r"^(?:def |class )?(\w+)\b(?=[(:]| =)", path.read_text(), re.MULTILINE))
+
+
+def test_the_walk_through_names_what_is_there() -> None:
+    text = (TOP / "DEVELOPMENT.md").read_text()
+    walk = text[text.index("## Where to look") : text.index("## Tests, lint, types")]
+    rows = re.findall(r"^\| (.+?) \| `([^`]+)` \| (.+?) \|$", walk, re.MULTILINE)
+    assert len(rows) > 9
+    for question, file, answer in rows:
+        names = re.findall(r"`(\w+)`", answer)
+        assert names, question
+        assert set(names) <= defined(TOP / file), question
+
+
+GLOSSARY = TOP / "docs" / "glossary.md"
+TEXTS = [*DOCUMENTS, *TOP.glob("*.example*"), TOP / "Makefile"]
+
+
+def avoided() -> re.Pattern[str]:
+    """What finds the words that the glossary lists as to be avoided."""
+    table = GLOSSARY.read_text().split("## Words to avoid")[1]
+    cells = re.findall(r"^\| (?!avoid|---)([^|]+?) +\|", table, re.MULTILINE)
+    words = [re.escape(word.strip()) for cell in cells for word in cell.split(",")]
+    return re.compile(rf"\b(?:{'|'.join(words)})\b", re.IGNORECASE)
+
+
+def written(path: Path) -> str:
+    """What a person reads in a document: its prose, not its code, nor the table of what to avoid."""
+    if path.suffix != ".md":
+        return path.read_text()
+    text = re.sub(
+        r"`[^`\n]+`", "", re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    )
+    return text.split("## Words to avoid")[0] if path == GLOSSARY else text
+
+
+LATER = {
+    "README.md",
+    "operations.md",
+    "promises.md",
+    "publishing.md",
+    "reference.md",
+    "scale.md",
+    "science.md",
+}
+
+
+@pytest.mark.parametrize("path", [path for path in TEXTS if path.name not in LATER], ids=lambda p: p.name)
+def test_no_document_uses_a_word_that_the_glossary_says_to_avoid(path: Path) -> None:
+    found = [
+        f"{word}: {line.strip()[:100]}"
+        for line in written(path).splitlines()
+        for word in avoided().findall(line)
+    ]
+    assert found == []

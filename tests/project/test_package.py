@@ -81,7 +81,18 @@ def test_the_source_distribution_holds_what_it_takes_to_build_test_and_read_it(t
         made = tmp_path / build.build_sdist(str(tmp_path))
     with tarfile.open(made) as archive:
         names = {name.removeprefix(f"{NAME}/") for name in archive.getnames()}
-    wanted = kept("l2inv", "migrations", "tests", "docs", "*.md", "LICENSE", "*.example*", "pyproject.toml")
+    wanted = kept(
+        "l2inv",
+        "migrations",
+        "tests",
+        "docs",
+        ":(glob)*.md",
+        "CITATION.cff",
+        "LICENSE",
+        "Makefile",
+        "*.example*",
+        "pyproject.toml",
+    )
     assert names == wanted | {".gitignore", "PKG-INFO"}
 
 

@@ -111,8 +111,8 @@ def test_a_table_can_be_read_back_and_holds_no_formula(l2inv: Commands, connecti
     tell(connection, 1, 'say "x", café')
     (row,) = csv.DictReader(io.StringIO(l2inv("export", "--format", "csv").stdout))
     assert row["asdf_object_key"] == 'say "x", café'
-    assert json.loads(row["dataset_ids"]) == ["A", "B"]
-    assert json.loads(row["outputs"]) == [{"uri": "globus://x"}]
+    assert json.loads(str(row["dataset_ids"])) == ["A", "B"]
+    assert json.loads(str(row["outputs"])) == [{"uri": "globus://x"}]
     assert (row["is_embargoed"], row["software"], row["withdrawn_at"]) == ("true", "", "")
     assert row["embargo_end_date"] == "9999-12-31T23:59:59Z"
 

@@ -117,7 +117,7 @@ def test_each_op_is_one_row_under_the_headings_and_nothing_in_it_is_clipped(
     browser: "Browser", file: Path, width: int
 ) -> None:
     with Opened(browser, file, width, "light") as page:
-        assert page.locator(".ops thead").bounding_box()["height"] > 10  # type: ignore[index]
+        assert page.locator(".ops thead").bounding_box()["height"] > 10
         rows = page.locator(".ops tr").evaluate_all(
             "all => all.map(row => [...row.children].map(e => { const b = e.getBoundingClientRect();"
             " return [b.left, e.scrollWidth > Math.ceil(b.width) + 1, b.right] }))"
@@ -176,7 +176,7 @@ def test_the_keyboard_goes_past_the_head_and_chooses_the_states(browser: "Browse
     with Opened(browser, file, 1400, "dark") as page:
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.className") == "skip"
-        assert page.locator(".skip").bounding_box()["x"] >= 0  # type: ignore[index]
+        assert page.locator(".skip").bounding_box()["x"] >= 0
         page.keyboard.press("Enter")
         assert page.url.endswith("#main")
         counted = page.locator(".ops tr.not_invertible").count()

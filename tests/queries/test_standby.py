@@ -29,7 +29,16 @@ def servers() -> Iterator[tuple[str, str]]:
         url = embedded.start(first)
         (data,) = (path for path in first.iterdir() if path.is_dir())
         programs, _ = embedded._binaries()
-        command = [programs / "pg_basebackup", "-d", url, "-D", second / data.name, "-R", "-c", "fast"]
+        command: list[str | Path] = [
+            programs / "pg_basebackup",
+            "-d",
+            url,
+            "-D",
+            second / data.name,
+            "-R",
+            "-c",
+            "fast",
+        ]
         subprocess.run(command, check=True, capture_output=True, timeout=60)
         for path in (second, *second.rglob("*")):
             os.chown(path, data.stat().st_uid, data.stat().st_gid, follow_symlinks=False)

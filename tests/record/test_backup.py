@@ -277,22 +277,3 @@ def test_another_users_link_is_not_followed(l2inv: Commands, lived: str, tmp_pat
     answer = l2inv("backup", str(tmp_path / "b"), "--no-verify", expect=1)
     assert "is a link that another user made" in answer.stderr
     assert not (tmp_path / "victim").exists()
-
-
-def test_the_way_back_from_a_schema_that_a_later_l2inv_migrated_is_the_backup_made_before(
-    l2inv: Commands, lived: str, ready: list[str], connection: Connection, tmp_path: Path
-) -> None:
-    file = str(tmp_path / "before.dump")
-    l2inv("backup", file)
-    states = l2inv.json("status")["states"]
-    connection.execute("alter table l2inv.run add column later text")
-    connection.execute(
-        "insert into l2inv._yoyo_migration (migration_hash, migration_id) values ('later', '9999.later')"
-    )
-    for argv in (("status",), ("migrate",)):
-        assert "is ahead of this l2inv: it has 9999.later" in l2inv(*argv, expect=1).stderr
-    connection.execute("alter schema l2inv rename to l2inv_ahead")
-    l2inv("restore", file)
-    assert l2inv.json("status")["states"] == states
-    l2inv("claim", ready[2])
-    assert connection.execute("select op_id from l2inv_ahead.event limit 1").fetchone()

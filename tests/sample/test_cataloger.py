@@ -14,8 +14,8 @@ import pytest
 from l2inv.config.settings import Catalog, MetadataStore
 from l2inv.errors import L2invError, StoreRefused
 from l2inv.sample.cataloger import Malformed, cataloging, read
-from l2inv.services import catalog, graphql, metadata_store
-from l2inv.services.metadata_store import FRAMES, OBJECTS, catalog_objects, cataloged_frames
+from l2inv.services import catalog, graphql
+from l2inv.services.metadata_store import FRAMES, OBJECTS, service
 from tests.helpers import rabbitmq
 from tests.helpers.rabbitmq import FRAME, OBJECT, Broker
 from tests.helpers.waiting import until
@@ -69,7 +69,7 @@ GOOD_OBJECT = GOOD_FRAME | {
 }
 
 
-CHANGED = [
+CHANGED: list[tuple[Values, Values]] = [
     (GOOD_FRAME, {"incrementDatasetCatalogReceiptCount": True}),
     (GOOD_FRAME, {"incrementDatasetCatalogReceiptCount": 0}),
     (GOOD_FRAME, {"incrementDatasetCatalogReceiptCount": "false"}),
@@ -86,8 +86,10 @@ CHANGED = [
     (GOOD_OBJECT, {"groupId": "inv_7QK2ZD"}),
     (GOOD_OBJECT, {"groupName": "INVERSION"}),
 ]
-NULL = [(good, {key: None}) for good in (GOOD_FRAME, GOOD_OBJECT) for key in good]
-MISSING = [
+NULL: list[tuple[Values, Values]] = [
+    (good, {key: None}) for good in (GOOD_FRAME, GOOD_OBJECT) for key in good
+]
+MISSING: list[tuple[Values, Values]] = [
     ({key: good[key] for key in good if key != name}, {})
     for good in (GOOD_FRAME, GOOD_OBJECT)
     for name in good
@@ -209,16 +211,16 @@ def test_what_was_filed_is_found_page_by_page_and_once(filed: Filed, store: Meta
     other = {"objectName": ASDF.replace("7QK2ZD", "AAAAAA"), "groupId": "inv.AAAAAA"}
     body = json.dumps(GOOD_OBJECT | other).encode()
     filed.add("objectInventories", read("catalog.object.q", body))
-    with graphql.session(store) as http:
-        (found,) = catalog_objects(http, store, "inv.7QK2ZD")
+    with service(store) as told:
+        (found,) = told.catalog_objects("inv.7QK2ZD")
         assert (found.bucket, found.object_key, found.object_status) == ("data", ASDF, "AVAILABLE")
-        assert catalog_objects(http, store, "inv.BBBBBB") == []
+        assert told.catalog_objects("inv.BBBBBB") == []
         filed.asked = 0
-        assert [frame.object_key for frame in cataloged_frames(http, store, "inv.7QK2ZD")] == NAMES
+        assert [frame.object_key for frame in told.cataloged_frames("inv.7QK2ZD")] == NAMES
         assert filed.asked == 4  # of 3, 3, 1 and none
         filed.at_most = 2  # less than what is asked for: no page may be taken for the last for that
-        assert [frame.object_key for frame in cataloged_frames(http, store, "inv.7QK2ZD")] == NAMES
-        assert cataloged_frames(http, store, "inv.AAAAAA") == []
+        assert [frame.object_key for frame in told.cataloged_frames("inv.7QK2ZD")] == NAMES
+        assert told.cataloged_frames("inv.AAAAAA") == []
 
 
 def test_a_store_that_passes_over_the_paging_is_not_asked_for_ever(
@@ -227,15 +229,15 @@ def test_a_store_that_passes_over_the_paging_is_not_asked_for_ever(
     all_filed(filed)
     rows = iter([filed.rows["frameInventories"]] * 3)  # asked once more than that, it fails
     filed.schema.query_type.fields["frameInventories"].resolve = lambda *_, **__: next(rows)  # type: ignore[union-attr]
-    with graphql.session(store) as http:
-        assert [frame.object_key for frame in cataloged_frames(http, store, "inv.7QK2ZD")] == NAMES
+    with service(store) as told:
+        assert [frame.object_key for frame in told.cataloged_frames("inv.7QK2ZD")] == NAMES
 
 
 def test_a_store_that_knows_no_catalog_says_so(filed: Filed, store: MetadataStore) -> None:
     text = "type Query { datasetInventories: [String!]! }"
     filed.schema = graphql_core.build_schema(text)
-    with graphql.session(store) as http, pytest.raises(StoreRefused, match="ObjectInventoriesRequest"):
-        metadata_store.catalog_objects(http, store, "inv.7QK2ZD")
+    with service(store) as told, pytest.raises(StoreRefused, match="ObjectInventoriesRequest"):
+        told.catalog_objects("inv.7QK2ZD")
 
 
 # From l2inv over RabbitMQ to the store
@@ -249,13 +251,13 @@ def test_what_is_told_becomes_available_and_what_is_malformed_is_refused(
         broker.declare(channel)
         add_object = lambda record: filed.add("objectInventories", record)  # noqa: E731
         add_frame = lambda record: filed.add("frameInventories", record)  # noqa: E731
-        with cataloging(broker.url(), add_object, add_frame) as cataloger, graphql.session(store) as http:
+        with cataloging(broker.url(), add_object, add_frame) as cataloger, service(store) as told:
             missing = {key: value for key, value in GOOD_FRAME.items() if not key.startswith("increment")}
             channel.basic_publish(rabbitmq.EXCHANGE, FRAME, json.dumps(missing).encode())
             for _ in range(2):  # twice is as good as once
                 list(catalog.tell(Catalog(url=broker.url(), timeout_seconds=20), messages()))
-            until(lambda: catalog_objects(http, store, "inv.7QK2ZD"), seconds=20)
-            until(lambda: len(cataloged_frames(http, store, "inv.7QK2ZD")) == len(NAMES), seconds=20)
+            until(lambda: told.catalog_objects("inv.7QK2ZD"), seconds=20)
+            until(lambda: len(told.cataloged_frames("inv.7QK2ZD")) == len(NAMES), seconds=20)
             until(lambda: cataloger.refused, seconds=20)
         (found,) = filed.rows["objectInventories"]
         assert (found["objectStatus"], found["objectKey"]) == ("AVAILABLE", ASDF)

@@ -630,7 +630,7 @@ def test_it_serves_tls_and_outlives_a_client_that_trusts_it_not(
         assert url.startswith("https://")
         with pytest.raises(requests.exceptions.SSLError):
             ask(url, COUNT)
-        trusted = {"verify": str(certificate), "headers": CALLER}
+        trusted: dict[str, Any] = {"verify": str(certificate), "headers": CALLER}
         assert requests.post(url, json={"query": COUNT}, timeout=10, **trusted).ok
     assert capfd.readouterr() == ("", "")
 

@@ -13,6 +13,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ from l2inv.sample import server
 from l2inv.sample.server import Fault, Store, serving
 from l2inv.sample.store import execute
 from l2inv.services import graphql, metadata_store
+from l2inv.services.metadata_store import Source
 
+Opened = Callable[[MetadataStore], Source]
 Settings = Callable[..., MetadataStore]
 
 
@@ -45,6 +48,13 @@ def settings(store_url: str) -> Settings:
         return MetadataStore(**usual | given)
 
     return but
+
+
+@pytest.fixture
+def opened() -> Iterator["Opened"]:
+    """Open what settings name, until the test ends."""
+    with ExitStack() as stack:
+        yield lambda settings: stack.enter_context(metadata_store.source(settings))
 
 
 @pytest.fixture
@@ -66,8 +76,14 @@ def names(pages: list[list[msgspec.Raw]]) -> list[str]:
     return list(dict.fromkeys(json.loads(bytes(record))["datasetId"] for page in pages for record in page))
 
 
-def read(store: MetadataStore, since: datetime | None = None) -> list[str]:
-    return names(list(metadata_store.dataset_pages(store, since)))
+def read(settings: MetadataStore, since: datetime | None = None) -> list[str]:
+    with metadata_store.source(settings) as store:
+        return names([[r for r in page if store.holds(r)] for page in store.pages(since)])
+
+
+def count(settings: MetadataStore, since: datetime | None = None) -> int | None:
+    with metadata_store.source(settings) as store:
+        return store.count(since)
 
 
 def held(store: Store) -> list[str]:
@@ -139,7 +155,7 @@ def test_each_wait_is_longer_than_the_one_before_and_no_two_clients_wait_the_sam
 
     store.fault = fail
     with pytest.raises(StoreError, match="answers 503"):
-        metadata_store.record_count(settings(retries=3))
+        count(settings(retries=3))
     waits = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert len(waits) == 3
     assert all(wait >= 0.025 * 2**nth for nth, wait in enumerate(waits))
@@ -147,7 +163,7 @@ def test_each_wait_is_longer_than_the_one_before_and_no_two_clients_wait_the_sam
     for _ in range(8):
         times.clear()
         with pytest.raises(StoreError):
-            metadata_store.record_count(settings(retries=1))
+            count(settings(retries=1))
         first_waits.append(times[1] - times[0])
     assert max(first_waits) - min(first_waits) > 0.02
 
@@ -156,7 +172,7 @@ def test_a_retry_after_is_waited_for(settings: Settings, store: Store) -> None:
     busy = Fault(status=429, headers=(("Retry-After", "1"),))
     store.fault = lambda name, nth: busy if nth == 1 and name == "Count" else None
     began = time.monotonic()
-    assert metadata_store.record_count(settings()) == len(store.datasets)
+    assert count(settings()) == len(store.datasets)
     assert 1 <= time.monotonic() - began < 3
 
 
@@ -204,8 +220,8 @@ def test_a_mutation_is_never_sent_twice(settings: Settings, store: Store) -> Non
     for fault in (Fault(status=404), Fault(status=503), Fault(drop="after"), Fault(status=429)):
         store.requests.clear()
         store.fault = lambda name, nth, fault=fault: fault
-        with graphql.session(settings()) as http, pytest.raises(StoreError):
-            metadata_store.create_inversion(http, settings(), given)
+        with metadata_store.service(settings()) as service, pytest.raises(StoreError):
+            service.create_inversion(given)
         assert [name for name, _ in store.requests] == ["Create"]
 
 
@@ -301,7 +317,7 @@ def test_an_answer_that_trickles_in_is_ended_by_the_total_limit() -> None:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/graphql"
         began = time.monotonic()
         with pytest.raises(StoreError, match="not read to its end"):
-            metadata_store.record_count(MetadataStore(url=url, total_timeout_seconds=0.3))
+            count(MetadataStore(url=url, total_timeout_seconds=0.3))
         assert time.monotonic() - began < 2
     finally:
         ended.set()
@@ -324,7 +340,7 @@ def test_a_gzip_bomb_is_refused_before_it_fills_the_memory(settings: Settings, s
     tracemalloc.start()
     try:
         with pytest.raises(StoreError, match="an answer of more than 1 MB"):
-            metadata_store.record_count(settings(max_answer_mb=1))
+            count(settings(max_answer_mb=1))
         assert tracemalloc.get_traced_memory()[1] < 50_000_000
     finally:
         tracemalloc.stop()
@@ -337,7 +353,7 @@ def test_a_compression_that_was_not_asked_for_is_refused(
     twice = gzip.compress(gzip.compress(b'{"data": {"datasetInventoriesRecordCount": {"recordCount": 1}}}'))
     store.fault = lambda name, nth: Fault(body=twice, headers=(("Content-Encoding", coding),))
     with pytest.raises(StoreError, match="is encoded as"):
-        metadata_store.record_count(settings())
+        count(settings())
 
 
 # Several pages in flight
@@ -357,8 +373,10 @@ def test_several_pages_are_in_flight_and_come_in_order(settings: Settings, store
     assert not together.broken
 
 
-def test_no_more_pages_are_held_than_the_setting_says(settings: Settings, store: Store) -> None:
-    pages = metadata_store.dataset_pages(settings(page_size=5, parallel_pages=3))
+def test_no_more_pages_are_held_than_the_setting_says(
+    settings: Settings, store: Store, opened: Opened
+) -> None:
+    pages = opened(settings(page_size=5, parallel_pages=3)).pages()
     for taken in range(1, 5):
         next(pages)
         requests_end()
@@ -366,12 +384,14 @@ def test_no_more_pages_are_held_than_the_setting_says(settings: Settings, store:
     pages.close()  # type: ignore[attr-defined]
 
 
-def test_pages_before_one_that_fails_are_given_first(settings: Settings, store: Store) -> None:
+def test_pages_before_one_that_fails_are_given_first(
+    settings: Settings, store: Store, opened: Opened
+) -> None:
     def fault(asked: dict[str, Any]) -> Fault | None:
         return Fault(status=400) if asked["pageNumber"] == 3 else Fault(delay_seconds=0.2)
 
     on_pages(store, fault)
-    pages = metadata_store.dataset_pages(settings())
+    pages = opened(settings()).pages()
     assert names([next(pages), next(pages)]) == held(store)[:80]
     with pytest.raises(StoreError, match="answers 400"):
         next(pages)
@@ -383,8 +403,8 @@ def test_a_reading_that_is_left_early_asks_for_nothing_more(
     monkeypatch.setattr(graphql, "BACKOFF_SECONDS", 10.0)
     on_pages(store, lambda asked: Fault(status=503) if asked["pageNumber"] > 1 else None)
     began = time.monotonic()
-    for _ in metadata_store.dataset_pages(settings(retries=20)):
-        break
+    with metadata_store.source(settings(retries=20)) as source:
+        next(source.pages())
     requests_end()
     assert time.monotonic() - began < 4
     assert len(filters(store)) <= 4
@@ -400,8 +420,8 @@ def test_ctrl_c_ends_a_reading_with_pages_in_flight(settings: Settings, store: S
 
     store.fault = fault
     script = (
-        "import sys; from l2inv.services import graphql, metadata_store; from l2inv.config.settings import MetadataStore\n"
-        "list(metadata_store.dataset_pages(MetadataStore(url=sys.argv[1], page_size=10)))"
+        "import sys; from l2inv.services.metadata_store import service; from l2inv.config.settings import MetadataStore\n"
+        "with service(MetadataStore(url=sys.argv[1], page_size=10)) as store: list(store.pages())"
     )
     reader = subprocess.Popen(
         [sys.executable, "-c", script, settings().url or ""], stderr=subprocess.PIPE, text=True
@@ -437,15 +457,15 @@ def test_a_store_that_caps_the_page_is_read_to_its_end(
 
 @pytest.mark.parametrize("page_size", [10, 40, 90, 1000])
 def test_datasets_that_vanish_or_arrive_while_it_is_read_do_not_keep_it_from_ending(
-    settings: Settings, store: Store, page_size: int
+    settings: Settings, store: Store, opened: Opened, page_size: int
 ) -> None:
-    pages = metadata_store.dataset_pages(settings(page_size=page_size, parallel_pages=1))
+    pages = opened(settings(page_size=page_size, parallel_pages=1)).pages()
     first = next(pages)
     gone = store.datasets[-30:]
     del store.datasets[-30:]
     rest = list(pages)
     assert set(held(store)) <= set(names([first, *rest]))
-    pages = metadata_store.dataset_pages(settings(page_size=page_size, parallel_pages=1))
+    pages = opened(settings(page_size=page_size, parallel_pages=1)).pages()
     first = next(pages)
     store.datasets += gone
     rest = list(pages)
@@ -464,7 +484,7 @@ def test_a_store_that_ignores_the_paging_is_not_read_for_ever(settings: Settings
 def test_an_empty_store_is_no_error(settings: Settings, store: Store) -> None:
     store.datasets.clear()
     assert read(settings()) == []
-    assert metadata_store.record_count(settings()) == 0
+    assert count(settings()) == 0
 
 
 @pytest.mark.parametrize(
@@ -505,23 +525,23 @@ def test_only_what_changed_since_is_read_and_counted(settings: Settings, store: 
         row["datasetId"] for row in store.datasets if (row["updateDate"] or "") >= dates[len(dates) // 2]
     ]
     assert read(settings(), elsewhere) == [name for name in held(store) if name in changed]
-    assert metadata_store.record_count(settings(), elsewhere) == len(changed) < len(store.datasets)
+    assert count(settings(), elsewhere) == len(changed) < len(store.datasets)
     assert {asked["updateDateMin"] for asked in filters(store)} == {since.replace(tzinfo=None).isoformat()}
 
 
 def test_datasets_are_asked_for_by_id_in_chunks_and_only_active_ones_come(
-    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, store: Store, opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metadata_store, "IDS_AT_ONCE", 30)
     wanted = held(store)[:100]
     gone = {wanted[3], wanted[50]}
     for row in store.datasets:
         row["status"] = "DEPRECATED" if row["datasetId"] in gone else row["status"]
-    found = names(list(metadata_store.datasets_by_id(settings(page_size=20), ["NONE", *wanted])))
+    found = names(list(opened(settings(page_size=20)).pages_by_id(["NONE", *wanted])))
     assert found == [name for name in wanted if name not in gone]
     assert {len(asked["datasetIds"]) for asked in filters(store)} == {30, 11}
     store.requests.clear()
-    assert list(metadata_store.datasets_by_id(settings(), [])) == []
+    assert list(opened(settings()).pages_by_id([])) == []
     assert store.requests == []
 
 
@@ -530,8 +550,9 @@ def test_a_saved_file_is_read_whole_and_knows_no_count(store: Store, tmp_path: P
     path.write_text(json.dumps({"data": {"datasetInventories": store.datasets}}))
     saved = MetadataStore(url=str(path))
     assert len(read(saved, datetime.now(UTC))) == len(store.datasets)
-    assert metadata_store.record_count(saved) is None
-    assert not any(metadata_store.datasets_by_id(saved, ["A"]))
+    assert count(saved) is None
+    with metadata_store.source(saved) as source:
+        assert not any(source.pages_by_id(["A"]))
 
 
 @pytest.mark.parametrize(
@@ -558,14 +579,16 @@ def test_a_saved_file_gives_the_active_datasets_as_the_store_would(
     del first["status"]
     path = tmp_path / "answer.json"
     path.write_text(json.dumps({"data": {"datasetInventories": [first | told, *others]}}))
-    found = names(list(metadata_store.dataset_pages(MetadataStore(url=str(path)))))
+    found = read(MetadataStore(url=str(path)))
     assert set(found) == {row["datasetId"] for row in (store.datasets if kept else others)}
 
 
 def test_what_is_no_record_in_a_saved_file_is_left_to_the_reader(tmp_path: Path) -> None:
     path = tmp_path / "answer.json"
     path.write_text('{"data": {"datasetInventories": [5, [NaN], "x", null, {"status": [1]}]}}')
-    assert len(next(metadata_store.dataset_pages(MetadataStore(url=str(path))))) == 5
+    with metadata_store.source(MetadataStore(url=str(path))) as source:
+        page = next(source.pages())
+        assert len([record for record in page if source.holds(record)]) == 5
 
 
 # The connection
@@ -589,15 +612,15 @@ def test_a_token_is_sent_and_a_password_from_netrc_never(
 ) -> None:
     (tmp_path / "netrc").write_text("default login han password s3cret\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    metadata_store.record_count(settings())
+    count(settings())
     assert "Authorization" not in heard[-1][1]
     monkeypatch.setenv("STORE_TOKEN", "t0ken")
-    metadata_store.record_count(settings(token_env="STORE_TOKEN"))
+    count(settings(token_env="STORE_TOKEN"))
     assert heard[-1][1]["Authorization"] == "t0ken"
-    metadata_store.record_count(settings(token_env="STORE_TOKEN", token_scheme="Bearer"))
+    count(settings(token_env="STORE_TOKEN", token_scheme="Bearer"))
     assert heard[-1][1]["Authorization"] == "Bearer t0ken"
     with_password = (settings().url or "").replace("http://", "http://han:own@")
-    metadata_store.record_count(settings(url=with_password))
+    count(settings(url=with_password))
     assert heard[-1][1]["Authorization"] == "Basic aGFuOm93bg=="
 
 
@@ -626,7 +649,7 @@ def test_a_proxy_of_the_environment_is_used(settings: Settings, monkeypatch: pyt
     monkeypatch.setenv("http_proxy", (settings().url or "").removesuffix("/graphql"))
     # The sample store, taken for a proxy, does not know the whole URL as a path.
     with pytest.raises(StoreError, match=r"http://store\.example/graphql: answers 404"):
-        metadata_store.record_count(settings(url="http://store.example/graphql"))
+        count(settings(url="http://store.example/graphql"))
 
 
 @pytest.fixture(scope="module")
@@ -668,7 +691,7 @@ def test_a_private_authority_is_accepted_once_it_is_named(
 
 def refused(store: MetadataStore) -> StoreError:
     with pytest.raises(StoreError, match="its certificate is not accepted") as failed:
-        metadata_store.record_count(store)
+        count(store)
     assert "\n" not in failed.value.message + failed.value.hint
     return failed.value
 
@@ -724,6 +747,6 @@ def test_an_authority_that_cannot_be_read_is_a_mistake_in_the_settings(
 
 def test_a_service_without_tls_behind_https_is_one_line(settings: Settings) -> None:
     with pytest.raises(StoreError) as failed:
-        metadata_store.record_count(settings(url=(settings().url or "").replace("http:", "https:")))
+        count(settings(url=(settings().url or "").replace("http:", "https:")))
     assert "metadata_store.url" in failed.value.hint
     assert "certificate" not in failed.value.message

@@ -40,7 +40,8 @@ def some_messages(frames: list[str] = FRAMES) -> list[catalog.Message]:
 
 
 def settings(broker: Broker, **other: Any) -> Catalog:
-    return Catalog(**({"url": broker.url(), "timeout_seconds": 20, "batch_size": 3} | other))
+    usual: dict[str, Any] = {"url": broker.url(), "timeout_seconds": 20, "batch_size": 3}
+    return Catalog(**(usual | other))
 
 
 def told(catalog_settings: Catalog) -> tuple[list[str], CatalogError]:

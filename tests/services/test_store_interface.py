@@ -44,7 +44,7 @@ def interface(request: pytest.FixtureRequest) -> str | None:
 
 def queries() -> dict[str, Query]:
     """Every query and mutation of l2inv's, by the name of its operation."""
-    found = {}
+    found: dict[str, Query] = {}
     for module in pkgutil.walk_packages(package.__path__, "l2inv."):
         if not module.name.endswith("__main__"):
             for query in vars(importlib.import_module(module.name)).values():
@@ -179,6 +179,7 @@ def test_what_stands_for_counts_and_distributions_are_scalars() -> None:
         ("friedParameter", "DistributionString"),
     ):
         kind = get_named_type(view.fields[name].type)  # type: ignore[attr-defined]
+        assert kind is not None
         assert (kind.name, type(kind).__name__) == (scalar, "GraphQLScalarType")
 
 
@@ -186,7 +187,7 @@ def test_what_stands_for_counts_and_distributions_are_scalars() -> None:
 
 
 def whole(record: dict[str, Any], number: int) -> dict[str, Any]:
-    """A record of a saved answer with something in each field that it lacks and that may not be null."""
+    """A record of a saved response with something in each field that it lacks and that may not be null."""
     fields = schema(PUBLISHED.read_text("utf-8")).type_map["DatasetInventoryViewResponse"].fields  # type: ignore[attr-defined]
     made_up = {"Int!": number, "String!": f"none-{number}", "[String!]!": []}
     lacking = {name: made_up.get(str(at.type)) for name, at in fields.items() if name not in record}

@@ -17,7 +17,7 @@ import yaml
 from l2inv.config.settings import Mount, Preprocess, Publish, Settings, Slurm, Transfer, load
 from l2inv.errors import ConfigError, L2invError
 from l2inv.services import jobs, slurm
-from l2inv.services.jobs import Ended
+from l2inv.services.jobs import OWN, Ended
 from l2inv.stages.preprocess import bundle
 from l2inv.stages.publish import transfer
 from l2inv.stages.publish.transfer import Begun, Failed, Move
@@ -226,7 +226,7 @@ def test_a_job_goes_on_when_l2inv_is_killed(source: Path, killed: tuple[Settings
 
 def test_a_job_that_is_killed_itself_is_to_begin_again(killed: tuple[Settings, Begun, Path]) -> None:
     how, one, go = killed
-    pid = Path(one.folder) / bundle.OWN / f"{one.job}.pid"
+    pid = Path(one.folder) / OWN / f"{one.job}.pid"
     until(pid.exists, seconds=20)
     os.killpg(int(pid.read_text().split()[0]), signal.SIGKILL)
     assert transfer.outcome(how, one, Flag()) == "again"

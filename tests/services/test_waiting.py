@@ -212,7 +212,7 @@ def watched(store: Store, url: str) -> Iterator[list[Sessions]]:
             )
 
     before = store.fault
-    store.fault = look  # type: ignore[assignment]
+    store.fault = look
     yield seen
     store.fault = before
 
@@ -326,7 +326,7 @@ def test_who_moves_an_op_while_the_store_is_asked_need_not_wait_and_wins(
                     other, event_log.locked(other, op), "noted", None, "ann", {"note": "meanwhile"}
                 )
 
-    store.fault = note  # type: ignore[assignment]
+    store.fault = note
     argv = ("reopen", op) if command == "reopen" else ("adopt", op, "inv.OTHERS", "--beside")
     answer = l2inv(*argv, "--reason", "x", expect=3)
     assert "moved on while the store was asked" in answer.stderr

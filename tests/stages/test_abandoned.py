@@ -14,7 +14,8 @@ class LateStore:
     """A store to which a request to create an inversion gets only when it is let through."""
 
     def __init__(self, store: Store) -> None:
-        self.store, self.on_its_way = store, {}
+        self.store = store
+        self.on_its_way: dict[str, dict[str, Any]] = {}
         store.fault = self._fault
 
     def _fault(self, operation: str, nth: int) -> Fault | None:

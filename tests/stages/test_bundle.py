@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from l2inv.config.settings import Preprocess, Qualification, Settings
+from l2inv.files import replace
 from l2inv.stages.preprocess import bundle
 from tests.helpers.commands import NOW, Commands
 
@@ -65,7 +66,7 @@ def test_the_manifest_pins_each_dataset_and_says_how_to_fetch_them() -> None:
 
 @pytest.mark.parametrize("setting", ["globus_source", "globus_destination"])
 def test_without_both_ends_the_paths_are_right_and_the_missing_setting_is_named(setting: str) -> None:
-    given = {"globus_source": "SRC", "globus_destination": "DST:/in"} | {setting: None}
+    given: dict[str, Any] = {"globus_source": "SRC", "globus_destination": "DST:/in"} | {setting: None}
     manifest = made(described(dataset("A")), Preprocess(**given))
     text = bundle.batch(manifest, Preprocess(**given))
     assert manifest["fetch"] is None
@@ -131,12 +132,12 @@ def test_the_same_op_gives_the_same_bytes_and_every_invertible_op_its_bundle(
 
 def test_a_file_is_replaced_and_never_written_over(tmp_path: Path) -> None:
     path, reader = tmp_path / "op.json", tmp_path / "as a reader has it open"
-    bundle.replace(path, "before")
+    replace(path, "before")
     reader.hardlink_to(path)
-    bundle.replace(path, "after")
+    replace(path, "after")
     assert (path.read_text(), reader.read_text()) == ("after", "before")
     path.unlink()
     path.mkdir()
     with pytest.raises(OSError, match="directory"):
-        bundle.replace(path, "half")
+        replace(path, "half")
     assert {p.name for p in tmp_path.iterdir()} == {path.name, reader.name}

@@ -9,6 +9,7 @@ import pytest
 
 from l2inv.config.settings import Database, Settings
 from l2inv.database.connection import Connection, translated
+from l2inv.domain.states import State
 from l2inv.errors import Refused
 from l2inv.record import event_log
 from l2inv.stages.mark_working import claiming
@@ -46,11 +47,15 @@ sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in childre
 
 def test_fifty_processes_that_claim_from_200_ops_take_each_once(connection: Connection, url: str) -> None:
     ops = [f"op-{n:03}" for n in range(200)]
-    way = (("discovered", "discovered"), ("judged", "invertible"), ("preprocessed", "preprocessed"))
+    way: tuple[tuple[str, State], ...] = (
+        ("discovered", "discovered"),
+        ("judged", "invertible"),
+        ("preprocessed", "preprocessed"),
+    )
     for after, (kind, state) in enumerate(way):
         event_log.add(
             connection, [event_log.Event(op, after, kind, state, LEAST[kind]) for op in ops], "test", None
-        )  # type: ignore[arg-type]
+        )
     answer = subprocess.run(
         [sys.executable, "-c", CLAIMERS, url], capture_output=True, text=True, timeout=100, check=False
     )

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -328,7 +329,12 @@ def test_a_job_that_was_recorded_and_never_began_begins_in_the_next_run(
     command(l2inv, WAIT)
     op = invertible[0]
     seq = l2inv.json("history", op)["events"][-1]["seq"]
-    detail = {"executor": "local", "job": "l2inv-0", "task": None, "folder": str(tmp_path / "work" / op)}
+    detail: dict[str, Any] = {
+        "executor": "local",
+        "job": "l2inv-0",
+        "task": None,
+        "folder": str(tmp_path / "work" / op),
+    }
     detail |= {"command": ["x"], "attempt": 1, "after": None}
     event_log.add(connection, [event_log.Event(op, seq, "preprocess_started", None, detail)], "cron", None)
     assert l2inv.json("preprocess")["ops"]["done"] == len(invertible)

@@ -7,7 +7,7 @@ from l2inv.database.connection import Connection
 from l2inv.database.runs import stage_lock
 from l2inv.errors import Refused
 from l2inv.record import event_log
-from l2inv.services import graphql, metadata_store
+from l2inv.services import metadata_store
 
 
 def unmark(connection: Connection, settings: Settings, op_id: str, reason: str | None, actor: str) -> None:
@@ -62,12 +62,8 @@ def _must_not_be_told(connection: Connection, settings: Settings, op_id: str) ->
     ).fetchall()
     if not rows:
         return
-    with graphql.session(settings.metadata_store) as http:
-        held = [
-            row["inversion_id"]
-            for row in rows
-            if metadata_store.find_inversion(http, settings.metadata_store, row["inversion_id"])
-        ]
+    with metadata_store.service(settings.metadata_store) as store:
+        held = [row["inversion_id"] for row in rows if store.find_inversion(row["inversion_id"])]
     if held:
         raise Refused(
             f"OP {op_id}: the store holds {', '.join(held)} of it",

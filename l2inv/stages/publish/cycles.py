@@ -12,7 +12,7 @@ from l2inv.domain.states import State
 from l2inv.errors import Refused
 from l2inv.queries import publication
 from l2inv.record import event_log, issued
-from l2inv.services import graphql, metadata_store
+from l2inv.services import metadata_store
 from l2inv.stages.publish.guard import one_at_a_time
 from l2inv.stages.publish.preflight import preflight
 from l2inv.stages.publish.store import differences
@@ -63,8 +63,8 @@ def adopt(
         seen = (
             event_log.seen(connection, op_id) if beside else _seen(connection, op_id, "inversion_named", None)
         )
-        with graphql.session(settings.metadata_store) as http:
-            held = metadata_store.find_inversion(http, settings.metadata_store, inversion_id)
+        with metadata_store.service(settings.metadata_store) as store:
+            held = store.find_inversion(inversion_id)
         if held is None:
             raise Refused(f"the store holds no inversion {inversion_id}", _see(op_id))
         if (owner := issued.owner(connection, inversion_id)) not in (None, op_id):
@@ -123,8 +123,8 @@ def _failed_to_publish(present: event_log.Present) -> bool:
 
 
 def _must_not_be_told(settings: Settings, op_id: str, inversion_ids: Sequence[str]) -> None:
-    with graphql.session(settings.metadata_store) as http:
-        held = [i for i in inversion_ids if metadata_store.find_inversion(http, settings.metadata_store, i)]
+    with metadata_store.service(settings.metadata_store) as store:
+        held = [i for i in inversion_ids if store.find_inversion(i)]
     if held:
         raise Refused(
             f"OP {op_id}: the store holds {', '.join(held)} of it",

@@ -13,7 +13,7 @@ from l2inv.config.settings import Settings
 from l2inv.database.connection import Connection
 from l2inv.errors import L2invError, StoreError, StoreRefused
 from l2inv.queries import publication
-from l2inv.services import catalog, graphql
+from l2inv.services import catalog, metadata_store
 from l2inv.stages.publish import abandoned, steps, store, transfer
 from l2inv.stages.publish.guard import Changed, Guard, Published, Unpublishable, one_at_a_time
 from l2inv.stages.publish.preflight import failed, inverted_ops
@@ -46,8 +46,8 @@ def publish(
             transfer.check(settings)
             catalog.check(settings.publish.catalog)
         if op_ids or watched:
-            with graphql.session(settings.metadata_store) as http:
-                told = Store(http, settings.metadata_store)
+            with metadata_store.service(settings.metadata_store) as service:
+                told = Store(service)
                 for done, op_id in enumerate(op_ids, 1):
                     guard = Guard(stage, op_id)
                     try:

@@ -11,7 +11,7 @@ import msgspec
 from l2inv.errors import L2invError
 from l2inv.queries import delivered, publication
 from l2inv.record import issued
-from l2inv.services import catalog, metadata_store, outputs, slurm
+from l2inv.services import catalog, outputs, slurm
 from l2inv.services.metadata_store import CatalogedFrame, CatalogObject
 from l2inv.stages.publish import transfer
 from l2inv.stages.publish.guard import Guard, Unpublishable
@@ -184,12 +184,12 @@ def is_available(guard: Guard, told: Store, inversion: dict[str, Any]) -> bool:
     if settings.url is None or not settings.await_available:
         return True
     inversion_id = inversion["inversion_id"]
-    objects: list[CatalogObject] = metadata_store.catalog_objects(told.http, told.settings, inversion_id)
+    objects: list[CatalogObject] = told.service.catalog_objects(inversion_id)
     if not any(
         o.object_key == inversion["asdf_object_key"] and o.object_status == AVAILABLE for o in objects
     ):
         return False
-    frames: list[CatalogedFrame] = metadata_store.cataloged_frames(told.http, told.settings, inversion_id)
+    frames: list[CatalogedFrame] = told.service.cataloged_frames(inversion_id)
     served = {frame.object_key for frame in frames if frame.frame_status == AVAILABLE}
     events = publication.of(publication.events(guard.connection, guard.op_id), inversion_id, "cataloged")
     files = {name for event in events for name in event["detail"]["files"]} - {inversion["asdf_object_key"]}

@@ -4,18 +4,14 @@ What is to be told, and its inversionId, are recorded before the store is told. 
 run knows which id to ask for before it tells the store again.
 """
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from psycopg.types.json import Jsonb
 
-from l2inv.config.settings import MetadataStore
 from l2inv.errors import StoreError, StoreRefused
-from l2inv.services import metadata_store
+from l2inv.services.metadata_store import Service
 from l2inv.stages.publish.guard import Guard, Unpublishable
 from l2inv.stages.publish.preflight import named
-
-if TYPE_CHECKING:
-    import requests
 
 
 class Unfinished(Exception):
@@ -25,20 +21,19 @@ class Unfinished(Exception):
 class Store(NamedTuple):
     """The store as one run of publish speaks to it."""
 
-    http: "requests.Session"
-    settings: MetadataStore
+    service: Service
 
     def held(self, inversion_id: str) -> dict[str, Any] | None:
         """Ask what the store holds. A store that refuses to answer refuses us, not the inversion: raises StoreError."""
         try:
-            return metadata_store.find_inversion(self.http, self.settings, inversion_id)
+            return self.service.find_inversion(inversion_id)
         except StoreRefused as problem:
             raise StoreError(problem.message, problem.hint) from problem
 
     def of_datasets(self, dataset_ids: list[str]) -> list[dict[str, Any]]:
         """Return the inversions that the store holds of any of the datasets. Raise StoreError."""
         try:
-            return metadata_store.inversions_of(self.http, self.settings, dataset_ids)
+            return self.service.inversions_of(dataset_ids)
         except StoreRefused as problem:
             raise StoreError(problem.message, problem.hint) from problem
 
@@ -47,14 +42,14 @@ class Store(NamedTuple):
     ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
         """Return what the store holds under an id, and of any of the datasets. Raise StoreError."""
         try:
-            return metadata_store.known_inversions(self.http, self.settings, inversion_id, dataset_ids)
+            return self.service.known_inversions(inversion_id, dataset_ids)
         except StoreRefused as problem:
             raise StoreError(problem.message, problem.hint) from problem
 
     def create(self, params: dict[str, Any]) -> str | None:
         """Return None, or why no good answer came: the work may be done all the same. Raise StoreRefused."""
         try:
-            metadata_store.create_inversion(self.http, self.settings, params)
+            self.service.create_inversion(params)
         except StoreRefused:
             raise
         except StoreError as problem:

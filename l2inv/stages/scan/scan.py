@@ -11,7 +11,8 @@ from l2inv.domain import drift, inventory
 from l2inv.domain.states import JUDGED
 from l2inv.errors import L2invError, StoreError
 from l2inv.record import event_log
-from l2inv.services import graphql, metadata_store
+from l2inv.services import metadata_store
+from l2inv.services.metadata_store import Source
 from l2inv.stages.scan import quarantine
 from l2inv.stages.scan.reading import Found, Progress, Reading, Row, begun, ids_read, note, pinned, take
 
@@ -38,14 +39,18 @@ def scan(
     Raise Busy, DatabaseError, and StoreError when nothing could be read at all, and TooManyGone when more datasets
     would be withdrawn than the settings allow; then nothing is written.
     """
-    with stage_run(connection, "scan", actor) as run, connection.transaction():
+    with (
+        metadata_store.source(settings.metadata_store) as store,
+        stage_run(connection, "scan", actor) as run,
+        connection.transaction(),
+    ):
         reading = begun(connection, settings, run, progress)
         since = _last_complete(connection) if since_last else None
         run.report["since"] = since.isoformat() if since else None
         try:
-            _read_all(reading, since)
+            _read_all(reading, store, since)
             if since is None:
-                _withdraw(reading, allow_withdrawals)
+                _withdraw(reading, store, allow_withdrawals)
         except Incomplete as problem:
             run.report |= {"complete": False, "failed": str(problem)}
         except StoreError as problem:
@@ -80,18 +85,19 @@ def _last_complete(connection: Connection) -> datetime | None:
     return row["started_at"] - OVERLAP if row and row["started_at"] else None
 
 
-def _read_all(reading: Reading, since: datetime | None) -> None:
+def _read_all(reading: Reading, store: Source, since: datetime | None) -> None:
     """Read until the store holds no more than was read. Raise Incomplete when it never comes to that."""
-    store = reading.settings.metadata_store
-    held = metadata_store.record_count(store, since)
+    held = store.count(since)
     for number in range(1, PASSES + 1):
         reading.begin_pass(number, held)
-        for page in metadata_store.dataset_pages(store, since):
-            take(reading, page)
-        holds = metadata_store.record_count(store, since)
+        for page in store.pages(since):
+            take(reading, [raw for raw in page if store.holds(raw)])
+        holds = store.count(since)
         read, _ = ids_read(reading)
         # What came or went meanwhile moved the others over the pages' edges.
-        if holds is None or (holds == held and read + (read < holds and _held_twice(reading)) == holds):
+        if holds is None or (
+            holds == held and read + (read < holds and _held_twice(reading, store)) == holds
+        ):
             return
         held = holds
     more_than_once = f" ({len(reading.again)} of them came more than once)" if reading.again else ""
@@ -101,42 +107,42 @@ def _read_all(reading: Reading, since: datetime | None) -> None:
     )
 
 
-def _held_twice(reading: Reading) -> int:
+def _held_twice(reading: Reading, store: Source) -> int:
     """Return how many records the store holds beyond one of each dataset, of those that came more than once.
 
     That they came so proves nothing: a page may have been given again in place of another. Asked for by name, those
     that the store does hold twice stand beside each other on one page.
     """
     extra = 0
-    for page in metadata_store.datasets_by_id(reading.settings.metadata_store, sorted(reading.again)):
+    for page in store.pages_by_id(sorted(reading.again)):
         ids = [dataset_id for raw in page if (dataset_id := inventory.id_of(raw)) in reading.again]
         extra += len(ids) - len(set(ids))
     return extra
 
 
-def _withdraw(reading: Reading, allowed: bool) -> None:
+def _withdraw(reading: Reading, store: Source, allowed: bool) -> None:
     """Record as withdrawn what the whole store, and the store asked by name, no longer holds.
 
     Raise TooManyGone when that is more than the settings allow: rather a broken store than an empty Sun.
     """
-    store = reading.settings.metadata_store
+    limits = reading.settings.metadata_store
     active, missing = _missing(reading)
     nameless = len(reading.nameless)
-    for page in metadata_store.datasets_by_id(store, missing):
+    for page in store.pages_by_id(missing):
         take(reading, page)
     if len(reading.nameless) > nameless:
         raise Incomplete("the store gives records without an id for datasets asked for by id")
     gone = _missing(reading)[1] if missing else []
-    limit = max(store.max_withdrawn, round(store.max_withdrawn_share * active))
+    limit = max(limits.max_withdrawn, round(limits.max_withdrawn_share * active))
     if len(gone) > limit and not allowed:
         raise TooManyGone(
-            f"{graphql.named(store)}: {len(gone)} of {active} datasets are gone from it, more than {limit}; "
+            f"{store.name}: {len(gone)} of {active} datasets are gone from it, more than {limit}; "
             "nothing was written",
             "if that is right: l2inv scan --allow-withdrawals",
         )
     if not gone:
         return
-    if still := metadata_store.count_by_id(store, gone):
+    if still := store.count_by_id(gone):
         raise Incomplete(
             f"asked by id for {len(gone)} datasets that may be gone, the store gives none and says that it holds {still}"
         )

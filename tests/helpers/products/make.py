@@ -108,13 +108,13 @@ def plane(quantity: int, depth: int, frames: int, slit: int) -> "np.ndarray[Any,
 def _values(quantity: int, depth: int, pixels: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
     if quantity == 0:
         return np.full(pixels.shape, 1.2 - 0.1 * depth, "f4")
-    return (QUANTITIES[quantity][4] * (1 + 0.01 * np.sin(pixels + depth))).astype("f4")
+    return np.asarray(QUANTITIES[quantity][4] * (1 + 0.01 * np.sin(pixels + depth)), "f4")
 
 
 def profile(stokes: int, wavelength: int, frames: int, slit: int) -> "np.ndarray[Any, Any]":
     """Return a Stokes parameter at a wavelength: (frames, slit), relative to the continuum."""
     ripple = np.cos(np.arange(frames * slit).reshape(frames, slit) * 0.1 + wavelength)
-    return 1 + 0.1 * ripple if stokes == 0 else 0.01 * ripple
+    return np.asarray(1 + 0.1 * ripple if stokes == 0 else 0.01 * ripple)
 
 
 def _stream(path: Path, header: Mapping[str, Any], planes: Any) -> None:
