@@ -293,7 +293,8 @@ def what_happened(event: dict[str, Any]) -> str:
             outputs = count(detail["outputs"], "output")
             old = detail.get("accepted")
             accepted = f"; accepted {some(old['superseded'])} as superseded: {old['reason']}" if old else ""
-            return f"{outputs}{f' with {with_what}' if with_what else ''} by {detail['inverted_by']}{note}{accepted}"
+            why = f"; corrected: {detail['amended_because']}" if detail.get("amended_because") else ""
+            return f"{outputs}{f' with {with_what}' if with_what else ''} by {detail['inverted_by']}{note}{accepted}{why}"
         case "inversion_named":
             return f"{detail['inversion_id']} of {detail['instrument_program_id']}: the metadata store is told next{_reason(detail)}"
         case "inversion_created":

@@ -119,8 +119,11 @@ def test_a_wrong_ready_event_is_amended_and_both_versions_stay(
         l2inv.json("amend", inverted, "--from", str(file), "--reason", "wrong folder")["state"] == "inverted"
     )
     events = l2inv.json("history", inverted)["events"]
-    uris = [e["detail"]["outputs"][0]["uri"] for e in events if e["kind"] == "inverted"]
-    assert uris == ["globus://a", "globus://b"]
+    assert [e["kind"] for e in events][-2:] == ["inverted", "amended"], "one event, and the state stays"
+    assert [e["detail"]["outputs"][0]["uri"] for e in events[-2:]] == ["globus://a", "globus://b"]
+    assert events[-1]["detail"]["amended_because"] == "wrong folder"
+    assert "globus://b" in l2inv("show", inverted).stdout
+    assert "wrong folder" in " ".join(l2inv("history", inverted).stdout.split())
     l2inv("publish")
     (told,) = l2inv.json("export")["inversions"]
     assert told["outputs"][0]["uri"] == "globus://b"

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -102,6 +102,8 @@ def mark_inverted(
     now: datetime,
     *,
     publish: Publish | None = None,
+    amends: event_log.Present | None = None,
+    amended_because: str | None = None,
     accepted_because: str | None = None,
     for_holder: bool = False,
     file_sha256: str | None = None,
@@ -117,6 +119,8 @@ def mark_inverted(
     A ready file is known by its SHA-256, also in a later cycle of the OP: an old one that turns up again says nothing,
     unless the OP was unmarked since.
 
+    `amends` is where an inverted OP was seen whose ready event this one corrects, which may be done of nothing newer.
+
     With for_holder the actor only hands on what the holder says: `inverted_by`, or else the OP's assignee. A reason
     why superseded datasets are accepted stands in the record beside them. Each inversion has the id that was issued
     when the work began; one of an instrument program that was not to be inverted then gets its id now.
@@ -128,16 +132,28 @@ def mark_inverted(
     when a mount is not there.
     """
 
+    kind: Literal["amended", "inverted"] = "amended" if amends else "inverted"
+    state: Literal["inverted"] | None = None if amends else "inverted"
+
     def checked() -> tuple[event_log.Present, dict[str, Any]] | None:
         present = event_log.locked(connection, ready.op_id)
-        holder = (ready.inverted_by or present.assignee or actor) if for_holder else actor
+        if amends and present.seq != amends.seq:
+            raise Refused(
+                f"OP {present.op_id} moved on meanwhile", f"see: l2inv history {present.op_id}; try again"
+            )
+        holder = (ready.inverted_by or present.assignee or actor) if for_holder or amends else actor
+        if amends and ready.inverted_by not in (None, present.assignee):
+            raise Refused(
+                f"OP {present.op_id} was inverted by {present.assignee}, not by {ready.inverted_by}",
+                "leave inverted_by out",
+            )
         if present.state == "working" and ready.inverted_by not in (None, present.assignee):
             event_log.must_hold(present, ready.inverted_by or actor)
         given = _given(ready, ready.inverted_by or holder)
         if _is_said(connection, present, given) or _was_read(connection, present.op_id, file_sha256):
             return None
         event_log.must_hold(present, holder)
-        event_log.must_allow(present, "inverted", "inverted")
+        event_log.must_allow(present, kind, state)
         return present, _detail(connection, ready, given, now, accepted_because)
 
     publish = publish or Publish(check_products=False)
@@ -165,7 +181,9 @@ def mark_inverted(
             detail["outputs_checked"] = looked_at
         if products_checked:
             detail["products_checked"] = products_checked
-        event_log.add_one(connection, present, "inverted", "inverted", actor, detail, run_id)
+        if amended_because:
+            detail["amended_because"] = amended_because
+        event_log.add_one(connection, present, kind, state, actor, detail, run_id)
     return True
 
 
@@ -275,7 +293,7 @@ def _software(software: Software | None) -> dict[str, Any] | None:
 
 def _is_said(connection: Connection, present: event_log.Present, given: dict[str, Any]) -> bool:
     """Return whether this cycle's ready event said the same. What is left to its default says nothing else."""
-    said = event_log.newest(connection, present.op_id, "inverted")
+    said = event_log.newest(connection, present.op_id, "inverted", "amended")
     if said is None or (present.state_before_error or present.state) not in ("inverted", "published"):
         return False
     each = {one["instrument_program_id"]: one for one in said.get("inversions", ())}
