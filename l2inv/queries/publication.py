@@ -131,7 +131,7 @@ def steps(connection: Connection, settings: Publish, op_id: str) -> list[dict[st
             rows.append((inversion_id, name, standing if is_set or is_done else "not configured", words))
         waits = f"waiting for the catalog since {_when(created)}" if created and is_awaited else ""
         standing = "done" if is_published else "waiting" if waits else "to do"
-        if not is_awaited and not is_published:
+        if not is_awaited:
             standing = "not configured"
         rows.append((inversion_id, "available", standing, "" if is_published else waits))
     return [dict(zip(("inversion_id", "step", "standing", "detail"), row, strict=True)) for row in rows]

@@ -71,12 +71,7 @@ def many(store: Store, count: int) -> None:
         if dataset["instrumentName"] == "VISP":
             by_op.setdefault(dataset["observingProgramExecutionId"], []).append(dataset)
     pattern = next(
-        rows
-        for rows in by_op.values()
-        if len({row["instrumentProgramExecutionId"] for row in rows}) == 1
-        and all(
-            row["spectralLines"] and any("Fe I (630" in line for line in row["spectralLines"]) for row in rows
-        )
+        rows for rows in by_op.values() if len({row["instrumentProgramExecutionId"] for row in rows}) == 1
     )
     store.datasets = []
     for number in range(count):
@@ -87,7 +82,8 @@ def many(store: Store, count: int) -> None:
                 "observingProgramExecutionId": f"eid_1_1_opMany_R001.{number:05}.1", "instrumentProgramExecutionId": f"id.{number}.1",
                 "health": {"good": frames, "bad": None, "ill": None, "unknown": None}, "aoLocked": frames,
                 "gosStatus": {"open": frames, "opening": None, "closed": None, "closing": None, "undefined": None},
-                "boundingBox": "(10,10),(-10,-10)",
+                "boundingBox": "(10,10),(-10,-10)", "stokesParameters": "IQUV", "wavelengthMin": 629.5, "wavelengthMax": 630.9,
+                "spectralLines": None,
             }  # fmt: skip
             store.datasets.append(row)
 

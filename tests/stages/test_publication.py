@@ -289,6 +289,24 @@ def test_from_a_claim_to_available(
     (one,) = l2inv.json("show", op)["inversions"]
     assert [o["groupId"] for o in store.objects] == [one["inversion_id"]] == list(store.inversions)
     assert len(store.frames) == FRAMES, "each file was told of once"
+    told = " ".join(l2inv("history", op).stdout.split())
+    files = len(list((tmp_path / "science" / one["folder"]).iterdir()))
+    place = f"{next(iter(store.inversions.values()))['bucket']}/{one['folder']}"
+    for words in (
+        f"{one['inversion_id']} to {place}, from {tmp_path}/science/{one['folder']}",
+        f"{one['inversion_id']}: {files} files, ",
+        f"in {place}, compared there",
+        f"{one['inversion_id']}: the catalog confirmed 2 files of 4 (conversation l2pub.",
+        "the catalog confirmed 1 file of 4, the last of them",
+        "the metadata store is told next",
+        "the metadata store holds it since 20",
+    ):
+        assert words in told
+    said = l2inv("withdraw", op, "--reason", "wrong continuum").stdout
+    assert (
+        f"the metadata store still holds its record, the catalog {FRAMES + 1} files of it, its files stay in {place}"
+        in " ".join(said.split())
+    )
     assert kinds(l2inv, op).count("cataloged") == 3
     assert l2inv.json("show", op)["state"] == "published"
 
