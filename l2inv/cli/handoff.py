@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 @click.option(
     "--asdf-object-key", type=Words(), metavar="KEY", help="The L2 metadata file's key in its bucket."
 )
-@click.option("--note", type=Words(), help="A word for the record.")
+@click.option("--note", type=Words(), help="A note for the record.")
 @click.option(
     "--accept-superseded",
     is_flag=True,
@@ -84,7 +84,7 @@ def mark_inverted(
     accept_superseded: bool,
     reason: str | None,
 ) -> None:
-    """Say that an OP that you hold is inverted: the ready event."""
+    """Record that an OP that you hold is inverted: the ready event."""
     from msgspec.structs import replace
 
     from l2inv.errors import Refused

@@ -135,11 +135,11 @@ def adopt(app: App, op: str, inversion_id: str, reason: str, beside: bool) -> No
     type=click.IntRange(0, 2**63 - 1),
     default=0,
     metavar="EVENT_ID",
-    help="Only what was told after this event (default: all).",
+    help="Only what was recorded after this event (default: all).",
 )
 @json_option  # fmt: skip
 def export(app: App, form: str, after: int) -> None:
-    """Print every inversion that the metadata store was told of.
+    """Print every inversion that was published.
 
     Read on from the last event_id with --after.
     """

@@ -53,7 +53,7 @@ if trouble.exists() and trouble.read_text(encoding="utf-8") == op["op_id"]:
 
 
 def run(say: Callable[[str], None], port: int = 0, folder: Path | None = None) -> dict[str, Any]:
-    """Run every stage once on a fresh database in the demo's own folder and says what each did.
+    """Run every stage once on a fresh database in the demo's own folder and print what each did.
 
     The database stays for the commands that it ends by naming. Raise Refused for a folder that holds something else,
     Busy while another demo runs in it, and L2invError.

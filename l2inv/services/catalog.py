@@ -168,7 +168,7 @@ class _Late(Exception):
 
 
 class _Link:
-    """A connection with one channel in confirm mode. What the broker says is noted, and ends the wait for it.
+    """A connection with one channel in confirm mode. Each answer of the broker is noted, and ends the wait for it.
 
     pika's blocking channel waits for a confirm without a limit, one message at a time; so this one waits itself.
     """

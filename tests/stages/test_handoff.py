@@ -413,7 +413,7 @@ def test_every_mistake_of_a_ready_file_is_named_at_once(l2inv: Commands, op: str
     for named in (
         "op_id: missing", "linse: unknown key, the nearest known one is lines", "outputs[0].size_bytes: ",
         "outputs[1].sha256: must be 64 hexadecimal digits", "outputs[2].url: unknown key, the nearest known one is uri",
-        "outputs[2].uri: missing", "software: ", "note: must be text that says something",
+        "outputs[2].uri: missing", "software: ", "note: must be text that is not blank",
         "inverted_at: must be a time between", "datasets[0]: ",
     ):  # fmt: skip
         assert named in said, named

@@ -106,7 +106,7 @@ def _ready_files(folder: Path) -> list[Path]:
 def _refusal(
     connection: Connection, publish: Publish, run: Run, path: Path, was: tuple[int, ...], now: datetime
 ) -> str | None:
-    """Record what a file says, for who holds the OP; return why it is refused, or None."""
+    """Record a file's ready event for the holder of the OP; return why it is refused, or None."""
     try:
         content = _content(path, was)
         ready_event.mark_inverted(
@@ -147,7 +147,7 @@ def _is_open_for_writing(number: int) -> bool:
     """Return whether some process has the file open for writing, which no read lease is given on (fcntl(2), F_SETLEASE)."""
     fcntl.fcntl(
         number, fcntl.F_SETSIG, signal.SIGURG
-    )  # tells of a writer to come: SIGIO would end this process
+    )  # sent when a writer comes: SIGIO would end this process
     try:
         fcntl.fcntl(number, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except BlockingIOError:

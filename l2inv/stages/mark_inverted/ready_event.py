@@ -24,7 +24,7 @@ from l2inv.services import outputs
 MOST_MISTAKES = 20  # named of one file
 CLOCKS_DIFFER = timedelta(minutes=5)
 
-Text = Annotated[str, like(r"(?=.*\S)[^\0\ud800-\udfff]*", "text that says something")]
+Text = Annotated[str, like(r"(?=.*\S)[^\0\ud800-\udfff]*", "text that is not blank")]
 _URIS_ONCE = Must(lambda found: len({o.uri for o in found}) == len(found), "names a URI twice")
 _CREDIBLE = Must(lambda time: 2000 <= time.year < 3000, "must be a time between the years 2000 and 3000")
 
@@ -73,7 +73,7 @@ class Ready(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 def read(content: bytes, name: str) -> Ready:
-    """Return what a ready file of that name says. Raise Refused with every mistake in it."""
+    """Return the ready event in the content of a ready file of that name. Raise Refused with every mistake in it."""
     if name.endswith(".json"):
         content = _ESCAPES.sub(_as_yaml, content)
     ready, mistakes = yamlfile.read(Ready, content, Path(), env=None)
@@ -111,17 +111,17 @@ def mark_inverted(
     progress: Callable[[int, int], None] = lambda done_mb, of_mb: None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> bool:
-    """Take science's ready event for an OP that the actor holds. False if just this was said before.
+    """Record science's ready event for an OP that the actor holds. Return False if the same was recorded before.
 
-    Outputs that the settings of publish say are mounted are looked at, and so are the products among them; why products
-    are not is warned of.
+    Outputs that are mounted by the settings of publish are compared, and the products among them checked; a reason why
+    products are not checked is warned of.
 
-    A ready file is known by its SHA-256, also in a later cycle of the OP: an old one that turns up again says nothing,
+    A ready file is known by its SHA-256, also in a later cycle of the OP: one that turns up again is not recorded again,
     unless the OP was unmarked since.
 
     `amends` is where an inverted OP was seen whose ready event this one corrects, which may be done of nothing newer.
 
-    With for_holder the actor only hands on what the holder says: `inverted_by`, or else the OP's assignee. A reason
+    With for_holder the actor records on behalf of the holder: `inverted_by`, or else the OP's assignee. A reason
     why superseded datasets are accepted stands in the record beside them. Each inversion has the id that was issued
     when the work began; one of an instrument program that was not to be inverted then gets its id now.
 
@@ -158,7 +158,7 @@ def mark_inverted(
 
     publish = publish or Publish(check_products=False)
     mounts = publish.mounts
-    # Reading the outputs takes long, and is done while no row is locked: so what comes before is looked at twice.
+    # Reading the outputs takes long, and is done while no row is locked: so what comes before is checked twice.
     with connection.transaction():
         first = checked()
         if first is None:
@@ -221,7 +221,7 @@ def _check_products(
 
 
 def _given(ready: Ready, inverted_by: str) -> dict[str, Any]:
-    """What a ready event says, as the record keeps it, without what it leaves to its defaults."""
+    """Return a ready event as the record keeps it, without what it leaves to its defaults."""
     each = ready.inversions
     if each is not None:
         _must_stand_alone(ready, each)
@@ -265,7 +265,7 @@ def _must_stand_alone(ready: Ready, each: Sequence[Inverted]) -> None:
 
 
 def _given_of(one: Inverted) -> dict[str, Any]:
-    """What is said of one instrument program, without what is left to its defaults."""
+    """Return what is given of one instrument program, without what is left to its defaults."""
     given: dict[str, Any] = {
         "instrument_program_id": one.instrument_program_id,
         "outputs": _plain(one.outputs),
@@ -292,7 +292,7 @@ def _software(software: Software | None) -> dict[str, Any] | None:
 
 
 def _is_said(connection: Connection, present: event_log.Present, given: dict[str, Any]) -> bool:
-    """Return whether this cycle's ready event said the same. What is left to its default says nothing else."""
+    """Return whether this cycle's ready event is the same. What is left to its default does not differ."""
     said = event_log.newest(connection, present.op_id, "inverted", "amended")
     if said is None or (present.state_before_error or present.state) not in ("inverted", "published"):
         return False
@@ -508,7 +508,7 @@ def _superseded(connection: Connection, op_id: str, used: list[dict[str, Any]]) 
         detail = row["detail"]
         changed = [d for d, fields in detail.get("changed", {}).items() if INPUTS.intersection(fields)]
         since_claim |= dict.fromkeys(changed, "changed since it was claimed")
-        # Also of one that came back: nothing says that it came back as it was.
+        # Also of one that came back: it may have come back changed.
         for what in ("left", "withdrawn"):
             since_claim |= dict.fromkeys(detail.get(what, ()), f"{what} since it was claimed")
     found = {}

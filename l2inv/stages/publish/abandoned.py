@@ -15,7 +15,7 @@ from l2inv.stages.stage import Stage
 
 
 def ask(stage: Stage[Published], told: Store, watched: list[dict[str, Any]]) -> None:
-    """Ask the store for the abandoned inversions that it was not found to hold yet, and record those it does.
+    """Ask the store for the abandoned inversions that it was not found to have yet, and record those that it has.
 
     Raise StoreError.
     """

@@ -38,7 +38,7 @@ def check(
         place = _folder(files, one) if files else _mounted(settings, inversion)
         if place is None:
             raise Refused(
-                f"OP {op_id}: the files of {one['inversion_id']} cannot be looked at from here",
+                f"OP {op_id}: the files of {one['inversion_id']} cannot be read from here",
                 "name their folder with --files, or set publish.mounts",
             )
         findings = check_products(place, delivered.described(connection, op_id, inversion), progress)

@@ -1,4 +1,4 @@
-"""The way back from a ready event, before the store was told of it."""
+"""Taking a ready event back, or correcting it, before its inversions are in the store."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ def unmark(connection: Connection, settings: Settings, op_id: str, reason: str |
 def correcting(
     connection: Connection, settings: Settings, op_id: str, reason: str | None, actor: str
 ) -> Iterator[event_log.Present]:
-    """Keep publishers waiting while a ready event is corrected or taken back; lend where its OP stands.
+    """Keep publishers waiting while a ready event is corrected or taken back; lend the OP's present state.
 
     Raise what unmark does.
     """
@@ -42,7 +42,7 @@ def correcting(
         if actor != seen.assignee and not reason:
             raise Refused(
                 f"OP {op_id} was inverted by {seen.assignee}, not by {actor}",
-                f"say why with --reason; the digest tells {seen.assignee}",
+                f"give a reason with --reason; the digest informs {seen.assignee}",
             )
         _must_not_be_told(connection, settings, op_id)
         yield seen

@@ -1,4 +1,4 @@
-"""A further inversion of an OP, and taking a bad one back: what happens after the store was told, or instead."""
+"""A further inversion of an OP, withdrawing a bad one, and counting one that only the store has."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -98,7 +98,7 @@ def _same(connection: Connection, settings: Settings, op_id: str, held: dict[str
 
 
 def _seen(connection: Connection, op_id: str, kind: str, state: State | None) -> event_log.Present:
-    """Return where an OP stands, one in `error` as if it were brought back, without keeping others from moving it:
+    """Return an OP's present state, one in `error` as if it were brought back, without keeping others from moving it:
     nobody is to wait for its row while the store is asked. Raise Refused where it does not allow the event."""
     seen = event_log.seen(connection, op_id)
     if _failed_to_publish(seen):
@@ -108,7 +108,7 @@ def _seen(connection: Connection, op_id: str, kind: str, state: State | None) ->
 
 
 def _as_seen(connection: Connection, seen: event_log.Present, actor: str) -> event_log.Present:
-    """Return where an OP stands, under its lock, brought back from `error`. Raise Refused if it moved on since."""
+    """Return an OP's present state, under its lock, brought back from `error`. Raise Refused if it moved on since."""
     present = event_log.locked(connection, seen.op_id)
     if present.seq != seen.seq:
         raise Refused(f"OP {seen.op_id} moved on while the store was asked", f"{_see(seen.op_id)}; try again")

@@ -1,4 +1,4 @@
-"""What publish decides on: an OP as a preflight saw it, looked at again before anything that cannot be taken back."""
+"""What publish decides on: an OP as a preflight saw it, compared again before anything that cannot be undone."""
 
 from collections.abc import Callable
 from typing import Any
@@ -34,7 +34,7 @@ class Changed(Exception):
 
 
 class Unpublishable(Exception):
-    """What was inverted cannot be told to the store as it is; the text is the cause."""
+    """The inversions cannot be published as they are; the text is the cause."""
 
 
 class Guard:
@@ -44,7 +44,7 @@ class Guard:
         self.stage, self.op_id = stage, op_id
         self.connection, self.settings, self.run = stage.connection, stage.settings, stage.run
         self.found: dict[str, Any] = {}
-        self.inversions: list[dict[str, Any]] = []  # as they are, or were, told
+        self.inversions: list[dict[str, Any]] = []  # as the store has them, or is to have them
         self.seq = 0
 
     def look(self) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class Guard:
         return event_log.seen(self.connection, self.op_id).state == "inverted"
 
     def check(self) -> None:
-        """Raise Changed unless the OP is as it was: before the store, the catalog or a command is told anything."""
+        """Raise Changed unless the OP is as it was: before a request to the store, a message to the catalog, or a command."""
         with self.connection.transaction():
             self._locked()
 
@@ -105,7 +105,7 @@ class Guard:
 
 
 def one_at_a_time(connection: Connection) -> None:
-    """Keep other events that tell of inversions waiting until the transaction ends.
+    """Keep other events that readers of inversions see waiting until the transaction ends.
 
     Event ids are given out when events are written, but events are seen when they are committed: without this a
     reader that goes on behind the newest id it saw could miss a smaller one that was committed after it looked.

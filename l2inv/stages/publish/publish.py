@@ -1,8 +1,8 @@
 """publish: brings each inversion to where the portal serves it, in four recorded steps, and marks the OP published.
 
 transfer, catalog, record, available: each reads on from what the record says was done of it, so that a run that was
-killed anywhere is finished by the next. The store is told of each inversion exactly once: what is to be told is
-recorded before it is told. Before each step the OP is looked at again: whoever put it on hold meanwhile has won.
+killed anywhere is finished by the next. Each inversion is created in the store exactly once: it is recorded before the
+request. Before each step the OP is read again: a hold that came meanwhile is obeyed.
 """
 
 import time

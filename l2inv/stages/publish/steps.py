@@ -1,4 +1,4 @@
-"""The steps beside the record: the files are brought, the catalogers are told of them, and the store serves them."""
+"""The steps beside the record: the files are transferred and cataloged, and the store serves them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +30,7 @@ def folder(guard: Guard, inversion: dict[str, Any]) -> str:
 
 def _files(guard: Guard, inversion: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the files of an inversion (`path`, `size_bytes`, `sha256`) as they lie in its folder, or, where that
-    cannot be looked at, as the ready event names them."""
+    is not mounted, as the ready event names them."""
     said = {Path(unquote(urlsplit(o["uri"]).path)).name: o for o in inversion["outputs"]}
     place = Path(folder(guard, inversion))
     if (
@@ -51,7 +51,7 @@ def _sum(output: dict[str, Any]) -> dict[str, Any]:
 
 
 def products(guard: Guard) -> str:
-    """Return what is wrong with the inversions' files where they can be looked at; nothing where they are good."""
+    """Return what is wrong with the inversions' files where they are mounted; an empty text where they are good."""
     try:
         found = delivered.check(guard.connection, guard.settings.publish, guard.op_id, guard.inversions)
     except delivered.Scattered as problem:
@@ -62,7 +62,7 @@ def products(guard: Guard) -> str:
 
 
 def transfer_files(guard: Guard, inversion: dict[str, Any]) -> bool:
-    """Bring an inversion's files to where they are served, unless that was done; False where a job still runs.
+    """Transfer an inversion's files to where they are served, unless that was done; False where a job still runs.
 
     Raise Unpublishable with the command's cause, or with how what is there differs, and L2invError.
     """
@@ -126,7 +126,7 @@ def _of_event(event: dict[str, Any]) -> transfer.Begun:
 
 
 def tell_catalog(guard: Guard, inversion: dict[str, Any]) -> None:
-    """Tell the catalogers of each file that was not confirmed before, and record which were, batch by batch.
+    """Send the catalogers a message for each file that was not confirmed before, and record which were, batch by batch.
 
     Raise Unpublishable where the files are not known, CatalogError, and Changed before the next batch.
     """
@@ -179,7 +179,7 @@ def frame_keys(guard: Guard, inversion: dict[str, Any]) -> list[str]:
 
 
 def is_available(guard: Guard, told: Store, inversion: dict[str, Any]) -> bool:
-    """Return whether the store serves every file that the catalogers were told of; True where that is not asked."""
+    """Return whether the store serves every cataloged file; True where that is not to be waited for."""
     settings = guard.settings.publish.catalog
     if settings.url is None or not settings.await_available:
         return True
