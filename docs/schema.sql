@@ -312,13 +312,19 @@ begin
             null;
     end case;
 
+    -- The median over its datasets of their median Fried parameters, by the word for the number in cm to a decimal.
+    op.r0_class := case when op.state = 'preprocessed' then (
+        select case when r0_m >= 0.0695 then 1 when r0_m >= 0.0495 then 2 when r0_m is not null then 3 else 4 end
+        from (select percentile_cont(0.5) within group (order by fried_parameter_med_m) as r0_m
+              from l2inv.dataset where dataset.op_id = new.op_id and not withdrawn) d) end;
+
     insert into l2inv.op_state select op.*
     on conflict (op_id) do update set
         seq = excluded.seq, hash = excluded.hash, state = excluded.state, since = excluded.since,
         state_before_error = excluded.state_before_error, datasets_seq = excluded.datasets_seq,
         verdict_seq = excluded.verdict_seq, criteria_version = excluded.criteria_version,
         overruled_seq = excluded.overruled_seq, on_hold_seq = excluded.on_hold_seq, cycle = excluded.cycle,
-        priority = excluded.priority, assignee = excluded.assignee, due_at = excluded.due_at;
+        priority = excluded.priority, assignee = excluded.assignee, due_at = excluded.due_at, r0_class = excluded.r0_class;
     return new;
 end $$;
 
@@ -424,10 +430,12 @@ create table l2inv.op_state (
     priority           integer not null default 0,
     assignee           text,
     due_at             timestamptz,  -- of the claim
+    r0_class           smallint,  -- of an OP in state preprocessed, as of its newest event: 1 good to 4 unknown
     constraint op_state_pkey primary key (op_id)
 ) with (autovacuum_vacuum_scale_factor=0.01, fillfactor=80);
 comment on table l2inv.op_state is 'Derived from l2inv.event by its trigger; never written otherwise';
 create index op_state_assignee on l2inv.op_state using btree (assignee) where (assignee is not null);
+create index op_state_offered on l2inv.op_state using btree (priority desc, r0_class, since, op_id) where ((state = 'preprocessed') and (on_hold_seq is null) and (not coalesce((datasets_seq > verdict_seq), false)));
 create index op_state_ready on l2inv.op_state using btree (priority desc, since, op_id) where (state = 'preprocessed');
 create index op_state_state on l2inv.op_state using btree (state);
 create trigger derived_only before insert or delete or update or truncate on l2inv.op_state for each statement execute function l2inv.refuse_direct_write();
@@ -521,7 +529,9 @@ create view l2inv.op as
            s.on_hold_seq is not null as on_hold, s.cycle,
            d.dataset_count, d.instruments, d.start_time, d.fried_parameter_med_m, d.is_embargoed,
            coalesce(v.bands, '[]') as bands,
-           coalesce(o.detail -> 'instrument_programs', v.instrument_programs, '[]') as instrument_programs,
+           coalesce((select o.detail -> 'instrument_programs' from l2inv.event o
+                     where o.op_id = s.op_id and o.seq = s.overruled_seq),
+                    v.instrument_programs, '[]') as instrument_programs,
            coalesce(s.datasets_seq > s.verdict_seq, false)
                and not exists (select from l2inv.event e
                                where e.op_id = s.op_id and e.seq = s.datasets_seq and e.kind = 'reopened') as inputs_changed,
@@ -542,16 +552,14 @@ create view l2inv.op as
         from l2inv.dataset where dataset.op_id = s.op_id
     ) d on true
     left join lateral (
-        select jsonb_agg(distinct substr(c ->> 'name', 6))
-                    filter (where c ->> 'name' like 'band %' and c ->> 'result' = 'pass') as bands,
-               jsonb_agg(distinct p ->> 'instrument_program_id') filter (where (p ->> 'invertible')::boolean)
+        select (select jsonb_agg(distinct substr(name #>> '{}', 6)) from jsonb_path_query(e.detail,
+                    '$.verdict.instrument_programs[*].criteria[*]
+                        ? (@.name starts with "band " && @.result == "pass").name') name) as bands,
+               (select jsonb_agg(distinct id) from jsonb_path_query(e.detail,
+                    '$.verdict.instrument_programs[*] ? (@.invertible == true).instrument_program_id') id)
                     as instrument_programs
-        from l2inv.event e,
-             jsonb_array_elements(e.detail -> 'verdict' -> 'instrument_programs') p,
-             jsonb_array_elements(p -> 'criteria') c
-        where e.op_id = s.op_id and e.seq = s.verdict_seq
-    ) v on true
-    left join l2inv.event o on o.op_id = s.op_id and o.seq = s.overruled_seq;
+        from l2inv.event e where e.op_id = s.op_id and e.seq = s.verdict_seq
+    ) v on true;
 
 -- Every event. voided_by is the seq of the event by which the schema's owner declared it void.
 create view l2inv.history as

@@ -58,13 +58,16 @@ create table l2inv.op_state (
     cycle              integer not null,      -- which inversion of the OP it is, from 1
     priority           integer not null default 0,
     assignee           text,
-    due_at             timestamptz            -- of the claim
+    due_at             timestamptz,           -- of the claim
+    r0_class           smallint               -- of an OP in state preprocessed, as of its newest event: 1 good to 4 unknown
 ) with (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.01);
 
 comment on table l2inv.op_state is 'Derived from l2inv.event by its trigger; never written otherwise';
 
 create index op_state_state on l2inv.op_state (state);
 create index op_state_ready on l2inv.op_state (priority desc, since, op_id) where state = 'preprocessed';
+create index op_state_offered on l2inv.op_state (priority desc, r0_class, since, op_id)
+    where state = 'preprocessed' and on_hold_seq is null and not coalesce(datasets_seq > verdict_seq, false);
 create index op_state_assignee on l2inv.op_state (assignee) where assignee is not null;
 
 -- The trigger of the events is the only writer of op_state: it writes as the table's owner, from within a trigger.
@@ -177,13 +180,19 @@ begin
             null;
     end case;
 
+    -- The median over its datasets of their median Fried parameters, by the word for the number in cm to a decimal.
+    op.r0_class := case when op.state = 'preprocessed' then (
+        select case when r0_m >= 0.0695 then 1 when r0_m >= 0.0495 then 2 when r0_m is not null then 3 else 4 end
+        from (select percentile_cont(0.5) within group (order by fried_parameter_med_m) as r0_m
+              from l2inv.dataset where dataset.op_id = new.op_id and not withdrawn) d) end;
+
     insert into l2inv.op_state select op.*
     on conflict (op_id) do update set
         seq = excluded.seq, hash = excluded.hash, state = excluded.state, since = excluded.since,
         state_before_error = excluded.state_before_error, datasets_seq = excluded.datasets_seq,
         verdict_seq = excluded.verdict_seq, criteria_version = excluded.criteria_version,
         overruled_seq = excluded.overruled_seq, on_hold_seq = excluded.on_hold_seq, cycle = excluded.cycle,
-        priority = excluded.priority, assignee = excluded.assignee, due_at = excluded.due_at;
+        priority = excluded.priority, assignee = excluded.assignee, due_at = excluded.due_at, r0_class = excluded.r0_class;
     return new;
 end $$;
 

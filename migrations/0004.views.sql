@@ -25,7 +25,9 @@ create view l2inv.op as
            s.on_hold_seq is not null as on_hold, s.cycle,
            d.dataset_count, d.instruments, d.start_time, d.fried_parameter_med_m, d.is_embargoed,
            coalesce(v.bands, '[]') as bands,
-           coalesce(o.detail -> 'instrument_programs', v.instrument_programs, '[]') as instrument_programs,
+           coalesce((select o.detail -> 'instrument_programs' from l2inv.event o
+                     where o.op_id = s.op_id and o.seq = s.overruled_seq),
+                    v.instrument_programs, '[]') as instrument_programs,
            coalesce(s.datasets_seq > s.verdict_seq, false)
                and not exists (select from l2inv.event e
                                where e.op_id = s.op_id and e.seq = s.datasets_seq and e.kind = 'reopened') as inputs_changed,
@@ -46,16 +48,14 @@ create view l2inv.op as
         from l2inv.dataset where dataset.op_id = s.op_id
     ) d on true
     left join lateral (
-        select jsonb_agg(distinct substr(c ->> 'name', 6))
-                    filter (where c ->> 'name' like 'band %' and c ->> 'result' = 'pass') as bands,
-               jsonb_agg(distinct p ->> 'instrument_program_id') filter (where (p ->> 'invertible')::boolean)
+        select (select jsonb_agg(distinct substr(name #>> '{}', 6)) from jsonb_path_query(e.detail,
+                    '$.verdict.instrument_programs[*].criteria[*]
+                        ? (@.name starts with "band " && @.result == "pass").name') name) as bands,
+               (select jsonb_agg(distinct id) from jsonb_path_query(e.detail,
+                    '$.verdict.instrument_programs[*] ? (@.invertible == true).instrument_program_id') id)
                     as instrument_programs
-        from l2inv.event e,
-             jsonb_array_elements(e.detail -> 'verdict' -> 'instrument_programs') p,
-             jsonb_array_elements(p -> 'criteria') c
-        where e.op_id = s.op_id and e.seq = s.verdict_seq
-    ) v on true
-    left join l2inv.event o on o.op_id = s.op_id and o.seq = s.overruled_seq;
+        from l2inv.event e where e.op_id = s.op_id and e.seq = s.verdict_seq
+    ) v on true;
 
 -- Every event. voided_by is the seq of the event by which the schema's owner declared it void.
 create view l2inv.history as

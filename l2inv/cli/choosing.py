@@ -254,12 +254,12 @@ def list_(app: App, state: str | None, form: str, **filters: Any) -> None:
 
 def _print_document(ops: Iterable[dict[str, Any]]) -> None:
     """Print one JSON document without ever holding it."""
-    from l2inv.wording import as_json
+    from l2inv.queries.export import row_as_json
 
     total = 0
     sys.stdout.write('{"ops": [')
     for total, op in enumerate(ops, 1):
-        sys.stdout.write((", " if total > 1 else "") + as_json(op))
+        sys.stdout.write((", " if total > 1 else "") + row_as_json(op))
     sys.stdout.write(f'], "total": {total}}}\n')
 
 

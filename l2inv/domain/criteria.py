@@ -218,11 +218,12 @@ def narrow_bands(
     known = _range_nm(min_nm, max_nm)
     if known is None:
         return []
-    low, high = map(_exact, known)
+    observed = [band for band in rules_of(instrument, rules).bands if known[0] <= band.center_nm <= known[1]]
     found: list[NarrowBand] = []
-    for band in _sorted_bands(rules_of(instrument, rules).bands):
+    low, high = map(_exact, known if observed else (0.0, 0.0))
+    for band in _sorted_bands(observed):
         below, above = _exact(band.center_nm) - low, high - _exact(band.center_nm)
-        if min(below, above) >= 0 and min(below, above) < _exact(band.narrow_nm):
+        if min(below, above) < _exact(band.narrow_nm):
             found.append(
                 {
                     "band": band.name,

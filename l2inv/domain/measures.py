@@ -7,7 +7,7 @@ the datasets to be inverted: those of the instruments that qualify, or of all wh
 from collections.abc import Iterable, Mapping, Sequence
 from math import hypot, isfinite, sqrt
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -19,6 +19,7 @@ from l2inv.domain.solar import apparent_radius_arcsec
 GOOD_CM, FAIR_CM = 7.0, 5.0  # of the Fried parameter: from where on it has these words
 THIN_ARCSEC = 1.0  # a field that is narrower is no map
 R0Class = Literal["good", "fair", "poor", "unknown"]
+R0_CLASSES: tuple[R0Class, ...] = get_args(R0Class)
 
 # What the Data Center takes a dataset to observe that names no lines: the first of these within 0.5 nm of its range.
 UNNAMED_LINES_NM = {

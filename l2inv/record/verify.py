@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from statistics import median
 from typing import Annotated, Any, LiteralString
 
 import msgspec
@@ -15,7 +16,7 @@ import psycopg
 from l2inv.config.settings import Qualification
 from l2inv.database.connection import Connection
 from l2inv.database.schema import applied_migrations
-from l2inv.domain import criteria, inventory
+from l2inv.domain import criteria, inventory, measures
 from l2inv.record import anchor as anchors
 from l2inv.record import structure
 from l2inv.record.anchor import Anchor
@@ -143,6 +144,13 @@ def datasets(connection: Connection, findings: Findings, progress: Callable[[int
             findings.add(
                 "dataset", row, f"dataset {row['dataset_id']} version {row['version']} {row['said']}"
             )
+    with connection.cursor("verify_ranks") as cursor:
+        cursor.execute(_RANKS)
+        for row in cursor:
+            known = [metres for metres in row["medians_m"] if metres is not None]
+            word = measures.r0_class(median(known) if known else None)
+            if row["r0_class"] != 1 + measures.R0_CLASSES.index(word):
+                findings.add("state", row, f"r0_class differs from what its datasets say: {word}")
     with connection.cursor("verify_quarantine") as cursor:
         cursor.execute(
             "select left(encode(raw_hash, 'hex'), 12) as key from l2inv.quarantine where sha256(raw) <> raw_hash"
@@ -150,6 +158,16 @@ def datasets(connection: Connection, findings: Findings, progress: Callable[[int
         for row in cursor:
             findings.add("quarantine", row, f"record {row['key']} is not what was received")
 
+
+# What the OPs that science is offered are ranked by, beside what it is computed from.
+_RANKS = """
+    select s.op_id, s.r0_class, array(
+        select (v.record -> 'friedParameter' ->> 'med')::double precision from l2inv.dataset_version v
+        where v.op_id = s.op_id and not v.withdrawn and not exists (
+            select from l2inv.dataset_version newer
+            where newer.dataset_id = v.dataset_id and newer.version > v.version)) as medians_m
+    from l2inv.op_state s where s.state = 'preprocessed'
+"""
 
 # Where the versions that are kept and those that the events name are not the same. An event names the last of the
 # versions that its scan read of a dataset.

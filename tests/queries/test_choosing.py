@@ -5,10 +5,13 @@ import io
 import json
 import re
 from collections.abc import Callable
+from math import nextafter
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from hypothesis import given
+from hypothesis.strategies import floats
 from rich.cells import cell_len
 
 from l2inv import wording
@@ -16,7 +19,7 @@ from l2inv.cli import main
 from l2inv.config import settings
 from l2inv.database.connection import Connection
 from l2inv.domain.inventory import stored
-from l2inv.domain.measures import measure
+from l2inv.domain.measures import measure, r0_class
 from l2inv.queries import filters, observing_programs
 from l2inv.record import event_log
 from l2inv.sample.server import Store
@@ -211,6 +214,47 @@ def test_list_prints_the_same_ops_in_every_format(l2inv: Commands, ready: list[s
         if op["state"] == "preprocessed" and "VBI" in op["instruments"] and op["r0_class"] == "good"
     ]
     assert l2inv("list", "--state", "working", "--format", "csv").stdout.startswith("op_id,")
+
+
+@pytest.mark.parametrize(
+    ("metres", "word"),
+    [(0.0695, "good"), (nextafter(0.0695, 0), "fair"), (0.0495, "fair"), (nextafter(0.0495, 0), "poor"), (None, "unknown"), (0.2, "good")],
+)  # fmt: skip
+def test_the_database_ranks_by_the_word_that_is_shown(
+    l2inv: Commands, ready: list[str], store: Store, metres: float | None, word: str
+) -> None:
+    for dataset in store.datasets:
+        if dataset["observingProgramExecutionId"] == ready[0]:
+            dataset["friedParameter"] = None if metres is None else {"med": metres}
+    l2inv("scan")  # such a change asks for no new verdict: the OP stays ready
+    offered = l2inv.json("next", "-n", "100")["ops"]
+    assert {op["op_id"]: op["r0_class"] for op in offered}[ready[0]] == word
+    classes = [op["r0_class"] for op in offered]
+    assert classes == sorted(classes, key=["good", "fair", "poor", "unknown"].index)
+    assert l2inv.json("verify", "datasets")["findings"] == []
+
+
+@given(metres=floats(0, 0.3) | floats(0.0694, 0.0696) | floats(0.0494, 0.0496))
+def test_the_words_begin_where_the_database_has_them_begin(metres: float) -> None:
+    word = "good" if metres >= 0.0695 else "fair" if metres >= 0.0495 else "poor"
+    assert r0_class(metres) == word
+
+
+def test_list_and_show_report_the_same_of_an_op(
+    l2inv: Commands, ready: list[str], connection: Connection
+) -> None:
+    l2inv("claim", ready[0])
+    for op in l2inv.json("list")["ops"]:
+        shown = l2inv.json("show", op["op_id"])
+        assert op == {name: shown[name] for name in op}
+
+
+def test_no_measure_is_of_a_field_that_is_not_read(ready: list[str], connection: Connection) -> None:
+    for row in connection.execute("select record::text as text from l2inv.dataset"):
+        whole = json.loads(row["text"])
+        bare = {name: value for name, value in whole.items() if name not in observing_programs.UNREAD}
+        assert len(bare) < len(whole)
+        assert measure([stored(json.dumps(bare))], RULES) == measure([stored(row["text"])], RULES)
 
 
 def test_list_reads_each_op_when_it_is_asked_for(connection: Connection) -> None:

@@ -12,7 +12,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.sql import SQL, Identifier
 
 from l2inv.database.connection import Connection
-from l2inv.domain import states
+from l2inv.domain import measures, states
 from tests.helpers.commands import Commands
 from tests.helpers.database import SERVER
 
@@ -190,6 +190,18 @@ def test_a_present_state_that_is_not_what_the_events_say_is_found(
     assert change.split(" = ", maxsplit=1)[0] in finding["detail"]
 
 
+@pytest.mark.parametrize("change", ["r0_class = 5 - r0_class", "r0_class = null"])
+def test_a_rank_that_is_not_what_the_datasets_say_is_found(
+    l2inv: Commands, lived: str, connection: Connection, change: str
+) -> None:
+    row = connection.execute("select op_id from l2inv.op_state where state = 'preprocessed'").fetchone()
+    assert row
+    around_the_triggers(connection, f"update l2inv.op_state set {change} where op_id = %s", [row["op_id"]])
+    (finding,) = findings(l2inv, "datasets")
+    assert (finding["what"], finding["op_id"]) == ("state", row["op_id"])
+    assert "r0_class" in finding["detail"]
+
+
 def test_a_present_state_that_is_gone_or_invented_is_found(
     l2inv: Commands, lived: str, connection: Connection
 ) -> None:
@@ -287,6 +299,14 @@ def cut(connection: Connection, op_id: str, after: int) -> None:
             detail = msgspec.convert(e["detail"], states.Detail)
             states.follow(op, e["seq"], e["kind"], e["state"], e["recorded_at"], e["hash"], detail)
         columns = msgspec.structs.asdict(op)
+        if op.state == "preprocessed":
+            row = connection.execute(
+                "select fried_parameter_med_m from l2inv.op where op_id = %s", [op_id]
+            ).fetchone()
+            assert row
+            columns["r0_class"] = 1 + measures.R0_CLASSES.index(
+                measures.r0_class(row["fried_parameter_med_m"])
+            )
         changes = ", ".join(f"{name} = %({name})s" for name in columns)
         connection.execute(f"update l2inv.op_state set {changes} where op_id = %(op_id)s", columns)
         for table, trigger in (

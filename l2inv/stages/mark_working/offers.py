@@ -6,12 +6,10 @@ from typing import Any
 from l2inv import wording
 from l2inv.config.settings import Qualification
 from l2inv.database.connection import Connection
-from l2inv.domain.measures import R0Class, r0_class
 from l2inv.queries.filters import Wanted, conditions
 from l2inv.queries.observing_programs import COLUMNS, PRESENT, add_measures
 
 READY = "s.state = 'preprocessed' and s.on_hold_seq is null and not coalesce(s.datasets_seq > s.verdict_seq, false)"
-CLASSES: tuple[R0Class, ...] = ("good", "fair", "poor", "unknown")
 
 
 def _most(name: str) -> Callable[[dict[str, Any]], tuple[bool, float]]:
@@ -26,8 +24,6 @@ def _field(row: dict[str, Any]) -> tuple[bool, float]:
 
 # By what OPs of the same priority are ranked; longest waiting comes first where that leaves them equal.
 RANKS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "r0_class": lambda row: CLASSES.index(r0_class(row["fried_parameter_med_m"])),
-    "age": lambda row: 0,
     "fried_parameter": _most("fried_parameter_med_m"),
     "r0": _most("fried_parameter_med_m"),
     "proposal": lambda row: (row["proposal_id"] is None, row["proposal_id"] or ""),
@@ -41,12 +37,13 @@ RANKS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "odd": lambda row: len(row["odd"]),
     "movie": lambda row: not row["movie_urls"],
 }
-# What is read of each OP to rank it; null where an index gives the order. Everything else is measured.
+# The columns whose order is that of an index.
+_INDEXED = {"r0_class": "s.r0_class, ", "age": ""}
+# What is read of each OP to rank it. Everything else is measured.
 _READ = {
-    "age": None,
     "proposal": "(select o.proposal_id from l2inv.op o where o.op_id = s.op_id) as proposal_id",
 } | dict.fromkeys(
-    ("r0_class", "fried_parameter", "r0"),
+    ("fried_parameter", "r0"),
     "(select percentile_cont(0.5) within group (order by d.fried_parameter_med_m) from l2inv.dataset d"
     " where d.op_id = s.op_id and not d.withdrawn) as fried_parameter_med_m",
 )
@@ -83,13 +80,12 @@ def first(
 ) -> tuple[str, dict[str, Any], int]:
     """Return the statement that finds op_id and seq of the first OPs offered, in order, with its values; and how many fit.
 
-    It may go on with `for update of s skip locked`. An index gives what has waited longest; everything else is ranked
-    here, from one reading of all that is ready: the statement looks again whether it still is.
+    It may go on with `for update of s skip locked`. An index gives the order by r0 class and by age; everything else is
+    ranked here, from one reading of all that is ready: the statement looks again whether it still is.
     """
     condition, values = conditions(wanted, rules)
     fits = f"and exists (select from l2inv.op o where o.op_id = s.op_id and {condition})" if condition else ""
-    read = _READ.get(rank_by, PRESENT.replace("o.op_id", "s.op_id"))
-    if read is None:
+    if rank_by in _INDEXED:
         row = connection.execute(
             f"select count(*) as total from l2inv.op_state s where {READY} {fits}",  # noqa: S608
             values,
@@ -97,9 +93,10 @@ def first(
         assert row is not None
         statement = f"""
             select s.op_id, s.seq from l2inv.op_state s where {READY} {fits}
-            order by s.priority desc, s.since, s.op_id limit %(limit)s
+            order by s.priority desc, {_INDEXED[rank_by]}s.since, s.op_id limit %(limit)s
         """  # noqa: S608
         return statement, values | {"limit": limit}, row["total"]
+    read = _READ.get(rank_by, PRESENT.replace("o.op_id", "s.op_id"))
     rows = connection.execute(
         f"select s.op_id, s.priority, s.since, {read} from l2inv.op_state s where {READY} {fits}",  # noqa: S608
         values,
