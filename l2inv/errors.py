@@ -49,6 +49,10 @@ class CatalogError(L2invError):
     """The catalogers' broker cannot be reached, or did not take a message."""
 
 
+class Unavailable(L2invError):
+    """Something that every OP needs cannot be used: a mount, a disk, the cluster. No OP is blamed for it."""
+
+
 class Refused(L2invError):
     """The OP is unknown, its state does not allow it, or somebody else holds the claim. Nothing written."""
 

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from l2inv.config.settings import Mount
-from l2inv.errors import L2invError
+from l2inv.errors import Unavailable
 
 _HERE = [Mount(uri, "/") for uri in ("/", "file:///", "file://localhost/")]
 
@@ -18,7 +18,7 @@ _HERE = [Mount(uri, "/") for uri in ("/", "file:///", "file://localhost/")]
 def problems(outputs: Sequence[Mapping[str, Any]], mounts: Sequence[Mount]) -> list[str]:
     """Return what is wrong with the outputs (`uri`, `size_bytes`, `sha256`) that can be looked at from here, a line each.
 
-    Raise L2invError when the folder of a mount is not there: that says nothing of the outputs.
+    Raise Unavailable when the folder of a mount is not there: that says nothing of the outputs.
     """
     found = [(output["uri"], _problem(output, mounts)) for output in outputs]
     return [f"{uri}: {problem}" for uri, problem in found if problem]
@@ -53,7 +53,7 @@ def _problem(output: Mapping[str, Any], mounts: Sequence[Mount]) -> str | None:
     if path is None:
         return "must not hold .."
     if not os.path.isdir(mount.path):  # noqa: PTH112 - Path.is_dir raises PermissionError
-        raise L2invError(f"publish.mounts: {mount.path} is no folder that can be read", "mount it again")
+        raise Unavailable(f"publish.mounts: {mount.path} is no folder that can be read", "mount it again")
     try:
         return _differs(path, output.get("size_bytes"), output.get("sha256"))
     except ValueError:  # a NUL in the name, or half of a surrogate pair

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import Generic, TypeVar
 
 import msgspec
@@ -49,10 +50,12 @@ class Stage(Generic[R]):
     run: Run
     report: R
     progress: Progress
+    _counting: Lock = field(default_factory=Lock, repr=False)
 
     def count(self, what: str, number: int = 1) -> None:
-        """Add to one of the report's counts of OPs."""
-        setattr(self.report.ops, what, getattr(self.report.ops, what) + number)
+        """Add to one of the report's counts of OPs, from whichever thread."""
+        with self._counting:
+            setattr(self.report.ops, what, getattr(self.report.ops, what) + number)
 
     def warn(self, text: str) -> None:
         """Report something that is no failure; each text once."""

@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import subprocess
+import sys
 import threading
 import tracemalloc
 from collections.abc import Iterator
@@ -117,7 +118,7 @@ def test_a_disk_too_small_for_a_server_is_one_line_and_leaves_nothing_half_made(
             embedded.stop(disk / "server")
 
 
-def test_a_full_disk_under_the_work_folder_leaves_no_half_file_and_is_retried(
+def test_a_full_disk_under_the_work_folder_leaves_no_half_file_and_fails_no_op(
     l2inv: Commands, tmp_path: Path
 ) -> None:
     with small_disk(tmp_path / "disk", 1) as disk:
@@ -126,18 +127,11 @@ def test_a_full_disk_under_the_work_folder_leaves_no_half_file_and_is_retried(
         l2inv("scan")
         l2inv("qualify", "--as-of", NOW.isoformat())
         filler = fill(disk)
-        answer = l2inv("preprocess", expect=None)
-        assert answer.exit_code in (4, 10), answer
-        assert "unexpected" not in answer.stderr
+        no_room(l2inv("preprocess", expect=1))
+        assert l2inv.json("status")["states"]["error"] == 0
         assert not [path for path in disk.rglob("*") if path.is_file() and path != filler]
-        if answer.exit_code == 4:
-            failed = [op["op_id"] for op in l2inv.json("list", "--state", "error")["ops"]]
-            assert failed
-            for op in failed:
-                assert "No space left" in l2inv.json("show", op)["error"]["cause"]
         filler.unlink()
         subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
-        l2inv("retry")
         assert l2inv.json("preprocess")["ops"]["failed"] == 0
         ready = l2inv.json("next", "-n", "100")["ops"]
         assert ready
@@ -145,6 +139,25 @@ def test_a_full_disk_under_the_work_folder_leaves_no_half_file_and_is_retried(
             files = l2inv.json("files", op["op_id"])["files"]
             assert {file["standing"] for file in files} == {"ok"}
         assert l2inv.json("verify")["findings"] == []
+
+
+def test_a_command_that_fills_the_work_folder_stops_the_stage_and_fails_no_op(
+    l2inv: Commands, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", 4) as disk:
+        fills = "import sys; open(sys.argv[1] + '/out', 'wb').write(bytes(9 << 20))"
+        l2inv.settings["preprocess"] |= {
+            "work_dir": str(disk / "work"), "command": [sys.executable, "-c", fills, "{folder}"],
+        }  # fmt: skip
+        l2inv.save()
+        l2inv("scan")
+        l2inv("qualify", "--as-of", NOW.isoformat())
+        before = l2inv.json("status")["states"]
+        for _ in range(2):
+            no_room(l2inv("preprocess", expect=1))
+            assert l2inv.json("status")["states"] == before
+        subprocess.run(["mount", "-o", "remount,size=400m", str(disk)], check=True)
+        assert l2inv.json("preprocess")["ops"] == {"done": before["invertible"], "failed": 0, "skipped": 0}
 
 
 def test_a_full_disk_under_a_backup_leaves_the_one_of_before(
@@ -170,8 +183,18 @@ def test_a_full_disk_under_an_anchor_leaves_the_one_of_before(
         l2inv("verify", "--anchor", str(disk / "heads"), "--new-anchor")
         before = (disk / "heads").read_bytes()
         filler = fill(disk)
-        l2inv("verify", "--anchor", str(disk / "heads"), expect=None)  # a line may still fit
-        assert (disk / "heads").read_bytes().startswith(before)
+        answer = l2inv("verify", "--anchor", str(disk / "heads"), expect=None)
+        after = (disk / "heads").read_bytes()
+        if answer.exit_code == 0:  # there was still room in the file's last page
+            added = after.removeprefix(before)
+            assert added != after
+            *heads, last = map(json.loads, added.splitlines())
+            assert heads[0]["anchor"]
+            assert last == {"end": len(heads) - 1}
+            assert added.endswith(b"\n")
+        else:
+            no_room(answer)
+            assert after == before
         assert {path.name for path in disk.iterdir()} == {"heads", "filler"}
         filler.unlink()
         l2inv("verify", "--anchor", str(disk / "heads"))

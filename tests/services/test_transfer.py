@@ -175,7 +175,7 @@ def test_a_job_that_is_lost_too_often_fails(source: Path, archive: Path) -> None
     how = msgspec.structs.replace(how, preprocess=Preprocess(slurm=Slurm(max_requeues=1)))
     first = begun(how, source)
     assert transfer.outcome(how, first, Flag()) == "again"
-    with pytest.raises(Failed, match="LOST: sh left no word of how it ended: it did not begin"):
+    with pytest.raises(Failed, match="LOST: sh ended without leaving its exit code: it did not begin"):
         transfer.outcome(how, transfer.again(how, source.parent / "work", first), Flag())
 
 
@@ -265,7 +265,7 @@ def test_a_job_that_is_killed_itself_is_to_begin_again(killed: tuple[Settings, B
     ],
 )
 def test_what_a_job_came_to(end: Ended | None, state: str, found: str) -> None:
-    assert transfer.fate(end, state) == found
+    assert jobs.fate(end, state) == found
 
 
 # What is refused

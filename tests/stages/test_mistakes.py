@@ -1,5 +1,7 @@
-"""Each mistake has one command that goes back, as docs/mistakes.md says, and both stand in the history."""
+"""Each mistake has one command that goes back, as docs/science.md says, and both stand in the history."""
 
+import re
+import shlex
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -168,9 +170,65 @@ def test_an_op_is_handed_over_to_nobody_who_is_not_known(
     assert l2inv.json("hand-over", held, "--to", "zzz", "--force", actor="annette")["assignee"] == "zzz"
 
 
-def test_the_table_of_mistakes_is_linked_from_the_readme() -> None:
-    top = Path(__file__).parents[2]
-    assert "docs/mistakes.md" in (top / "README.md").read_text()
-    said = (top / "docs" / "mistakes.md").read_text()
-    commands = ("release", "claim", "unmark", "amend", "withdraw", "reinstate", "overrule", "hand-over")
-    assert [name for name in commands if f"{name} OP" not in said and f"`{name}`" not in said] == []
+SCIENCE = Path(__file__).parents[2] / "docs" / "science.md"
+WITHDRAWN = ("withdraw", "OP", "--reason", "x")
+# Of each row of the table: how the mistake is made, and what the OP must then be again.
+MADE: dict[str, tuple[list[tuple[str, ...]], dict[str, object]]] = {
+    "claimed the wrong OP": ([], {"state": "preprocessed", "assignee": None}),
+    "claimed it for too short, or too long": ([], {"state": "working", "assignee": "han"}),
+    "marked the wrong OP as inverted": ([("mark-inverted", "OP", *READY)], {"state": "working", "assignee": "han"}),
+    "named wrong outputs, software or lines in a ready event": (
+        [("mark-inverted", "OP", *READY)], {"state": "inverted", "outputs": [{"uri": "globus://b"}]},
+    ),
+    "published too early": ([("mark-inverted", "OP", *READY), ("publish",)], {"state": "discovered", "assignee": None}),
+    "withdrew the wrong one": ([("mark-inverted", "OP", *READY), ("publish",), WITHDRAWN], {"state": "published"}),
+    "overruled the wrong way": (
+        [("release", "OP"), ("overrule", "OP", "--not-invertible", "--reason", "x")], {"state": "invertible"},
+    ),
+    "handed it over to a name that does not exist": ([("note", "OP", "x", "--actor", "ann")], {"assignee": "ann"}),
+    "handed it over to the wrong person": (
+        [("note", "OP", "x", "--actor", "ann"), ("hand-over", "OP", "--to", "ben", "--force")], {"assignee": "ann"},
+    ),
+    "put it on hold": ([("hold", "OP", "--reason", "x")], {"on_hold": False, "state": "working"}),
+    "set the wrong priority": ([("prioritize", "OP", "--priority", "9", "--reason", "x")], {"priority": 0}),
+    "wrote a wrong note": ([("note", "OP", "wrong")], {"state": "working"}),
+}  # fmt: skip
+
+
+def rows_of_the_table() -> dict[str, list[str]]:
+    """The commands of each row of the table in docs/science.md, by the mistake."""
+    _, _, after = SCIENCE.read_text().partition("| what I did by mistake |")
+    cells = [line.strip("| ").split(" | ") for line in after.splitlines()[2:] if line.startswith("|")]
+    return {mistake: re.findall(r"`l2inv ([^`]+)`", what) for mistake, what, _ in cells}
+
+
+def test_each_row_of_the_table_has_a_test() -> None:
+    assert list(rows_of_the_table()) == list(MADE)
+    assert all(rows_of_the_table().values())
+    assert "docs/science.md#i-did--by-mistake" in (SCIENCE.parents[1] / "README.md").read_text()
+
+
+@pytest.mark.parametrize("mistake", MADE)
+def test_each_row_of_the_table_undoes_its_mistake(
+    l2inv: Commands, held: str, tmp_path: Path, mistake: str
+) -> None:
+    file = tmp_path / "right.yaml"
+    right = {
+        "op_id": held,
+        "outputs": [{"uri": "globus://b"}],
+        "software": {"name": "DeSIRe", "version": "4.2"},
+    }
+    file.write_text(yaml.safe_dump(right))
+    made, expected = MADE[mistake]
+    for argv in made:
+        l2inv(*(held if word == "OP" else word for word in argv))
+    before = kinds(l2inv, held)
+    actor = l2inv.json("show", held)["assignee"] or "han"
+    given = {"OP": held, "FILE": str(file), "NAME": "ann", "…": "right"}
+    for command in rows_of_the_table()[mistake]:
+        l2inv(*(given.get(word, word) for word in shlex.split(command)), actor=actor)
+    after = l2inv.json("show", held)
+    assert {name: after[name] for name in expected} == expected
+    assert kinds(l2inv, held)[: len(before)] == before
+    assert len(kinds(l2inv, held)) > len(before)
+    assert l2inv.json("verify", "events")["findings"] == []

@@ -515,10 +515,12 @@ def test_what_was_recorded_and_never_submitted_is_submitted_and_a_controller_tha
     (tmp_path / "go").touch()
     cluster.stop_controller()
     try:
-        answer = l2inv("preprocess")
+        answer = l2inv("preprocess", expect=1)
     finally:
         cluster.start_controller()
+    assert answer.stderr.count("\n") == 1
     assert "the cluster cannot be reached" in answer.stderr
+    assert l2inv.json("status")["states"]["error"] == 0
     collected(l2inv, 0)
     assert runs(tmp_path) == sorted(on_cluster)
     assert [e["detail"].get("after") for e in l2inv.json("history", on_cluster[0])["events"]][-2] == "UNKNOWN"

@@ -22,7 +22,7 @@ from l2inv.config.settings import Publish, Settings
 from l2inv.config.yamlfile import MAX_BYTES
 from l2inv.database.connection import Connection
 from l2inv.database.runs import Run, stage_run
-from l2inv.errors import L2invError, Refused
+from l2inv.errors import L2invError, Refused, Unavailable
 from l2inv.files import replace
 from l2inv.stages.mark_inverted import ready_event
 
@@ -46,7 +46,7 @@ def inbox(
     """Take each ready file of the folder, return the report of the stage, and report each file as it is rejected.
 
     A file is rejected with its reason beside it when its ready event is refused. One whose outputs lie on a mount
-    that is not there waits, the others are taken, and L2invError is raised at the end. Raise Busy, DatabaseError,
+    that is not there waits, the others are taken, and Unavailable is raised at the end. Raise Busy, DatabaseError,
     L2invError when the folder is not there, and OSError when a file cannot be moved; the file at hand and those after
     it then stay for the next run.
     """
@@ -58,7 +58,7 @@ def inbox(
         for place in ("done", "rejected"):
             (folder / place).mkdir(mode=0o755, exist_ok=True)
             _must_not_be_led_away(folder / place)
-        unseen: list[L2invError] = []
+        unseen: list[Unavailable] = []
         for path in _ready_files(folder):
             try:
                 was = _identity(path.lstat())
@@ -70,11 +70,9 @@ def inbox(
             except (_Waiting, FileNotFoundError):
                 counts["waiting"] += 1
                 continue
-            except L2invError as problem:
-                if type(problem) is not L2invError:  # of a mount; the database's concerns every file
-                    raise
+            except Unavailable as problem:
                 counts["waiting"] += 1
-                unseen.append(L2invError(f"{path.name}: {problem.message}", problem.hint))
+                unseen.append(Unavailable(f"{path.name}: {problem.message}", problem.hint))
                 continue
             counts["rejected" if reason else "done"] += 1
             if reason:

@@ -1,8 +1,10 @@
-"""One OP's turn in preprocess, wherever it runs: what is due, that a job begins, and what became of it."""
+"""One OP's turn in preprocess, wherever its job runs: what is due, that a job begins, and what came of it."""
 
+import errno
+import os
 import re
-import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import msgspec
 
 from l2inv.config.settings import Preprocess, redact
 from l2inv.database.connection import Connection
+from l2inv.errors import Unavailable
 from l2inv.queries import observing_programs
 from l2inv.record import event_log
 from l2inv.services import jobs
@@ -18,39 +21,11 @@ from l2inv.stages.preprocess import bundle
 from l2inv.stages.preprocess.bundle import work_folder
 from l2inv.stages.stage import Outcomes, Report
 
-
-class Failed(Exception):
-    """The command did not do its work for this OP; the text is the cause."""
-
-
-class MovedOn(Exception):
-    """Something else happened to the OP meanwhile: a later run looks at it again."""
-
-
-class Op(msgspec.Struct):
-    """An OP that may be preprocessed, or was when its newest job (detail of preprocess_started) began."""
-
-    op_id: str
-    seq: int
-    state: str
-    on_hold: bool
-    fresh: bool  # the verdict is on the present datasets
-    started: dict[str, Any] | None
-    is_open: bool  # the newest job is for the present verdict, and what became of it is not recorded yet
-
-    @property
-    def job(self) -> tuple[Path, str]:
-        """The folder and name of the newest job."""
-        assert self.started is not None
-        return Path(self.started["folder"]), self.started["job"]
-
-
-class Start(msgspec.Struct, frozen=True):
-    """A job to begin: why once more and for which time, where an earlier one came to nothing."""
-
-    op: Op
-    attempt: int = 1
-    after: str | None = None
+# What a file system or the machine refuses one OP, it refuses the next.
+EVERY_OPS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE,
+    errno.ENOMEM, errno.EAGAIN,
+}  # fmt: skip
 
 
 class Jobs(msgspec.Struct):
@@ -71,12 +46,69 @@ class Preprocessed(Report, kw_only=True):
 Stage = base.Stage[Preprocessed]
 
 
-def candidates(connection: Connection, op_id: str | None = None) -> list[Op]:
-    """The OPs that are invertible, and those no longer so with a job that may still run; or the one that is named."""
+class Failed(Exception):
+    """The command did not do its work for this OP; the text is the cause."""
+
+
+class Started(msgspec.Struct, frozen=True):
+    """A job that begins, as the event preprocess_started keeps it."""
+
+    executor: str  # local or slurm
+    job: str
+    folder: str
+    command: list[str]
+    task: int | None = None  # its index in the Slurm array
+    attempt: int = 1
+    after: str | None = None  # the state in which an earlier job came to nothing
+
+    @property
+    def on_cluster(self) -> bool:
+        """Return whether the job is the cluster's."""
+        return self.executor == "slurm"
+
+    @property
+    def place(self) -> tuple[Path, str]:
+        """Return folder and name, by which jobs.py knows the job."""
+        return Path(self.folder), self.job
+
+    @property
+    def as_job(self) -> jobs.Job:
+        """Return what is to be run."""
+        return jobs.Job(self.job, Path(self.folder), self.command)
+
+
+class Op(msgspec.Struct):
+    """An OP that may be preprocessed, or was when its newest job began."""
+
+    op_id: str
+    seq: int
+    state: str
+    on_hold: bool
+    fresh: bool  # the verdict is on the present datasets
+    newest: Started | None
+    is_open: bool  # the newest job is for the present verdict, and what became of it is not recorded yet
+
+    @property
+    def started(self) -> Started:
+        """Return the newest job of an OP that has one."""
+        assert self.newest is not None
+        return self.newest
+
+
+class Start(msgspec.Struct, frozen=True):
+    """A job to begin: which attempt it is, and the state in which an earlier one came to nothing."""
+
+    op: Op
+    attempt: int = 1
+    after: str | None = None
+
+
+def read(connection: Connection, op_id: str | None = None) -> list[Op]:
+    """Return the OPs that are invertible, and those no longer so whose job may still run; or the one that is named."""
     rows = connection.execute(
         """
         select s.op_id, s.seq, s.state, s.on_hold_seq is not null as on_hold,
-               coalesce(s.verdict_seq > s.datasets_seq, false) as fresh, j.detail as started,
+               coalesce(s.verdict_seq > s.datasets_seq, false) as fresh, j.detail as newest,
                coalesce(s.state = 'invertible' and j.seq > greatest(s.datasets_seq, s.verdict_seq, s.overruled_seq)
                         and not exists (select from l2inv.event e where e.op_id = s.op_id and e.seq > j.seq
                                         and e.kind in ('failed', 'preprocessed')), false) as is_open
@@ -91,7 +123,14 @@ def candidates(connection: Connection, op_id: str | None = None) -> list[Op]:
         """,
         [op_id, op_id],
     )
-    return [Op(**row) for row in rows]
+    return [msgspec.convert(row, Op) for row in rows]
+
+
+def bundled(stage: Stage, op_id: str) -> Path:
+    """Make an OP's input bundle and return its folder. Raise OSError."""
+    folder = work_folder(stage.settings.preprocess) / bundle.folder_name(op_id)
+    bundle.write(folder, describe(stage.connection, op_id), stage.settings)
+    return folder
 
 
 def describe(connection: Connection, op_id: str) -> dict[str, Any]:
@@ -116,104 +155,128 @@ def describe(connection: Connection, op_id: str) -> dict[str, Any]:
     }
 
 
-def again(op: Op, after: str) -> Start:
-    """Return the start that follows a job which came to nothing."""
-    return Start(op, (op.started or {})["attempt"] + 1, after)
-
-
-def bundled(stage: Stage, op_id: str) -> Path:
-    """Make an OP's input bundle and return its folder. Raise OSError."""
-    folder = work_folder(stage.settings.preprocess) / bundle.folder_name(op_id)
-    bundle.write(folder, describe(stage.connection, op_id), stage.settings)
-    return folder
-
-
-def new_name() -> str:
-    """Return a name that no other job has."""
-    return f"l2inv-{secrets.token_hex(6)}"
-
-
-def job_of(settings: Preprocess, op_id: str, folder: Path, name: str) -> jobs.Job:
+def command(settings: Preprocess, op_id: str, folder: Path) -> list[str]:
     """Return the configured command with {op_id}, {folder} and {description} filled in."""
     values = {"op_id": op_id, "folder": str(folder), "description": str(folder / bundle.DESCRIPTION)}
-    argv = [
+    return [
         re.sub(r"\{(op_id|folder|description)\}", lambda found: values[found[1]], part)
         for part in settings.command or []
     ]
-    return jobs.Job(name, folder, argv)
 
 
-def started(start: Start, job: jobs.Job, task: int | None) -> dict[str, Any]:
-    """Return the detail of `preprocess_started`."""
-    return {
-        "executor": "local" if task is None else "slurm",
-        "job": job.name,
-        "task": task,  # its index in the Slurm array
-        "folder": str(job.folder),
-        "command": job.argv,
-        "attempt": start.attempt,
-        "after": start.after,
-    }
+def again(op: Op, state: str) -> Start:
+    """Return the start that follows a job which came to nothing in that state; what never began was no attempt."""
+    return Start(op, op.started.attempt + (state != "UNKNOWN"), state)
 
 
-def begin(stage: Stage, begun: Sequence[tuple[Start, jobs.Job, int | None]]) -> set[str]:
-    """Record that jobs begin, before they do; return the OPs that had not moved on."""
+def job_of(
+    start: Start, settings: Preprocess, folder: Path, name: str | None = None, task: int | None = None
+) -> Started:
+    """Return the job that is to begin: one of its own on this machine, or a task of a named array on the cluster."""
+    return Started(
+        "local" if task is None else "slurm",
+        name or jobs.new_name(),
+        str(folder),
+        command(settings, start.op.op_id, folder),
+        task,
+        start.attempt,
+        start.after,
+    )
+
+
+def begin(stage: Stage, started: list[tuple[Op, Started]]) -> list[Op]:
+    """Record that jobs begin, before they do; return the OPs that had not moved on, each with its job."""
     events = [
-        event_log.Event(start.op.op_id, start.op.seq, "preprocess_started", None, started(start, job, task))
-        for start, job, task in begun
+        event_log.Event(op.op_id, op.seq, "preprocess_started", None, msgspec.to_builtins(job))
+        for op, job in started
     ]
-    return {event.op_id for event in events if stage.append(event)}
+    if len(events) == 1:
+        added = {events[0].op_id} if stage.append(events[0]) else set()
+    else:
+        added = stage.add(events)
+    return [
+        msgspec.structs.replace(op, seq=op.seq + 1, newest=job, is_open=True)
+        for op, job in started
+        if op.op_id in added
+    ]
 
 
-def outcome(op: Op, end: jobs.Ended, state: str | None = None) -> dict[str, Any]:
-    """The detail of `preprocessed` for a job that ended well. Raise Failed with the cause, and OSError."""
-    folder, name = op.job
-    if state is not None or end.signal or end.exit_code != 0:
-        what = f"{state}: " if state else ""
-        raise Failed(f"{what}{command_of(op)} {end.how}: {jobs.last_word(folder, name)} ({log_of(op)})")
-    assert op.started is not None
-    return {
+def check_end(op: Op, end: jobs.Ended | None, state: str) -> None:
+    """Raise Failed, with the cause, unless a job ended well. Raise OSError."""
+    if jobs.fate(end, state) != "done":
+        raise Failed(jobs.failure(op.started.command[0], *op.started.place, end, state))
+
+
+def done(stage: Stage, op: Op) -> None:
+    """Record that an OP is preprocessed by its newest job, with the files it left. Raise OSError."""
+    folder, name = op.started.place
+    detail = {
         "needed": True,
-        "executor": op.started["executor"],
+        "executor": op.started.executor,
         "job": name,
-        "command": op.started["command"],
+        "command": op.started.command,
         "exit_code": 0,
         "seconds": jobs.took_seconds(folder, name),
         "folder": str(folder),
         "log": jobs.LOG,
-        "files": described(folder),
     }
+    _preprocessed(stage, op, folder, detail)
 
 
-def described(folder: Path) -> list[dict[str, Any]]:
-    """Return each file of an OP's folder, those of earlier attempts included: a command may build on them. Raise OSError."""
-    return [bundle.describe_file(path, folder) for path in bundle.files(folder)]
+def done_without(stage: Stage, op: Op, folder: Path) -> None:
+    """Record that an OP is preprocessed by its input bundle alone. Raise OSError."""
+    _preprocessed(stage, op, folder, {"needed": False, "folder": str(folder)})
 
 
-def command_of(op: Op) -> str:
-    """Return the program that an OP's newest job runs."""
-    return str((op.started or {})["command"][0])
+def _preprocessed(stage: Stage, op: Op, folder: Path, detail: dict[str, Any]) -> None:
+    # Files of earlier attempts included: a command may build on them.
+    files = [bundle.describe_file(path, folder) for path in bundle.files(folder)]
+    event = event_log.Event(op.op_id, op.seq, "preprocessed", "preprocessed", detail | {"files": files})
+    _settle(stage, op, "done", lambda seq: stage.append(msgspec.structs.replace(event, after=seq)))
 
 
-def log_of(op: Op) -> str:
-    """Return where the log of an OP's newest job is."""
-    return f"log: {op.job[0] / jobs.LOG}"
+@contextmanager
+def blaming(stage: Stage, op: Op) -> Iterator[None]:
+    """Record what fails within as the failure of this OP.
 
-
-def settle(stage: Stage, op: Op, outcome: Callable[[], dict[str, Any]]) -> None:
-    """Record what became of an OP. If it moved on meanwhile, a later run finds its job as it was left."""
+    Raise Unavailable for what every other OP would meet as well; the OP is left as it is, and a job of it that
+    failed for that reason begins again in the next run.
+    """
     try:
-        detail, cause = outcome(), ""
+        yield
     except (Failed, OSError) as problem:
-        detail, cause = {}, redact(str(problem), stage.settings)  # it holds the command's last word
-    except MovedOn:
-        stage.count("skipped")
-        return
-    present = candidates(stage.connection, op.op_id)
-    seq = present[0].seq if present and present[0].is_open else op.seq  # a note meanwhile changes nothing
-    if cause:
-        added = stage.fail(op.op_id, seq, cause)
-    else:
-        event = event_log.Event(op.op_id, seq, "preprocessed", "preprocessed", detail)
-        added = stage.append(event)
-    stage.count(("failed" if cause else "done") if added else "skipped")
+        work = work_folder(stage.settings.preprocess)
+        if everyones := _every_ops(problem, work):
+            if isinstance(problem, Failed):
+                with suppress(OSError):
+                    jobs.forget_end(*op.started.place)
+            raise unavailable(everyones) from problem
+        cause = redact(str(problem), stage.settings)  # it holds the command's last words
+        _settle(stage, op, "failed", lambda seq: stage.fail(op.op_id, seq, cause))
+
+
+def unavailable(what: str) -> Unavailable:
+    """Return the error that stops the stage for what every OP would meet."""
+    return Unavailable(f"preprocess: {what}", "no OP failed for it: fix that, then: l2inv preprocess")
+
+
+def _every_ops(problem: Exception, work: Path) -> str | None:
+    """Return what is wrong with this machine or the work folder, which is no fault of one OP; None where it is."""
+    if isinstance(problem, OSError) and problem.errno in EVERY_OPS:
+        return f"{problem.filename or work}: {problem.strerror}"
+    try:
+        disk = os.statvfs(work)
+        if disk.f_blocks and not disk.f_bavail:
+            return f"{work}: {os.strerror(errno.ENOSPC)}"
+    except OSError as gone:
+        return f"{work}: {gone.strerror}"
+    return None
+
+
+def _settle(stage: Stage, op: Op, outcome: str, record: Callable[[int], bool]) -> None:
+    """Record what came of an OP; if it moved on meanwhile, a later run finds its job as it was left."""
+    recorded = record(op.seq)
+    if not recorded and op.is_open:
+        present = read(stage.connection, op.op_id)  # a note meanwhile changes nothing
+        recorded = bool(present) and present[0].is_open and record(present[0].seq)
+    stage.count(outcome if recorded else "skipped")

@@ -22,10 +22,6 @@ from l2inv.files import private_folder
 from l2inv.services import jobs, outputs, slurm
 
 LOG = "transfer.log"
-REQUEUED = {"TIMEOUT", "NODE_FAIL", "PREEMPTED", "LOST"}
-OWN_WORD = {"FAILED", "COMPLETED"}  # says no more than the job's own exit code
-
-Fate = Literal["done", "failed", "again", "running"]
 
 
 class Failed(Exception):
@@ -128,32 +124,14 @@ def outcome(settings: Settings, one: Begun, stop: Flag) -> Literal["done", "agai
     jobs.Stopped when stop is set (a job here is ended then), slurm.SlurmDown, and OSError.
     """
     end, state = _local(settings, one, stop) if one.task is None else _distant(settings, one)
-    found = fate(end, state)
-    if found == "again" and state in REQUEUED and one.attempt > settings.preprocess.slurm.max_requeues:
+    found = jobs.fate(end, state)
+    if found == "again" and state in jobs.REQUEUED and one.attempt > settings.preprocess.slurm.max_requeues:
         found = "failed"
     if found == "failed":
-        what = "" if state in OWN_WORD else f"{state}: "
-        how, log = (end or jobs.Ended()).how, Path(one.folder) / LOG
-        raise Failed(f"{what}{one.command[0]} {how}: {jobs.last_word(log.parent, one.job, LOG)} (log: {log})")
+        raise Failed(jobs.failure(one.command[0], Path(one.folder), one.job, end, state, LOG))
     if found == "again":
         jobs.give_up(Path(one.folder), one.job)  # whoever still holds its script: it ends at once
     return found
-
-
-def fate(end: jobs.Ended | None, state: str) -> Fate:
-    """Return what a job came to, by what it left of how it ended and by its state as Slurm names it.
-
-    Two states are not Slurm's: LOST, where nothing runs that began, and UNKNOWN, where nothing began. A job that is
-    COMPLETED and left nothing left it on another host, from where it is yet to be seen. Why a job did not end well
-    is for its last state to say: it may have been told to end before it could write that down.
-    """
-    if end is not None and end.exit_code == 0 and end.signal is None:
-        return "done"
-    if state == "UNKNOWN" or state in REQUEUED:
-        return "again"
-    if state in slurm.ENDED and (end is not None or state != "COMPLETED"):
-        return "failed"
-    return "running"
 
 
 def differences(settings: Settings, move: Move, files: Sequence[Mapping[str, Any]]) -> list[str] | None:
@@ -211,10 +189,7 @@ def _distant(settings: Settings, one: Begun) -> tuple[jobs.Ended | None, str]:
         return end, "COMPLETED"
     if known := slurm.standing({one.job}).get((one.job, one.task)):
         return end, known.state
-    if end is None:
-        return None, "UNKNOWN" if jobs.began(folder, one.job) is None else "LOST"
-    late = end.signal and end.ended_at - end.started_at >= 60 * (_time_minutes(settings) - 1)
-    return end, "TIMEOUT" if late else "CANCELLED" if end.signal else "FAILED"
+    return end, jobs.state_forgotten(folder, one.job, end, 60 * _time_minutes(settings))
 
 
 def _time_minutes(settings: Settings) -> int:
