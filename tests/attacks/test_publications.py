@@ -31,6 +31,7 @@ from tests.helpers.rabbitmq import Broker
 
 SEED = int(os.environ.get("L2INV_ATTACKS_SEED", "1"))
 PUBLICATIONS, FRAMES = 200, 5
+INVERTED = "select from l2inv.op_state where state = 'inverted'"
 Values = dict[str, Any]
 
 pytestmark = pytest.mark.slow
@@ -134,7 +135,7 @@ def test_200_publications_killed_and_cut_off_at_random(
     kills = 0
     with cataloged(broker, store) as catalog:
         until = time.monotonic() + 200
-        while connection.execute("select from l2inv.op_state where state = 'inverted'").fetchone():
+        while connection.execute(INVERTED).fetchone() is not None:
             assert time.monotonic() < until, "it does not come to an end"
             publisher = l2inv.start("publish")
             began = time.monotonic()
