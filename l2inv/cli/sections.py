@@ -12,7 +12,7 @@ SECTIONS = {
         "mark-working": ("science", "Record that the actor works on an OP: the stage form of claim."),
         "mark-inverted": ("handoff", "Record that an OP that you hold is inverted: the ready event."),
         "inbox": ("handoff", "Take the ready files that science drops into a folder."),
-        "publish": ("stages", "Bring each inversion to the portal, recorded in the metadata store once."),
+        "publish": ("stages", "Bring each inversion to the portal, recorded in the store once."),
     },
     "Science: what to invert, and whose it is": {
         "next": ("choosing", "Show the OPs to invert next, the first to do on top."),

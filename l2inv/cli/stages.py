@@ -123,7 +123,7 @@ def preprocess(app: App) -> None:
 )
 @json_option  # fmt: skip
 def publish(app: App, dry_run: bool) -> None:
-    """Bring each inversion to the portal, recorded in the metadata store once."""
+    """Bring each inversion to the portal, recorded in the store once."""
     from l2inv.stages.publish.publish import publish
 
     if dry_run:
