@@ -12,8 +12,8 @@ from l2inv.database.connection import Connection
 from l2inv.products.issued import Dataset, Issued
 from l2inv.sample.cataloger import cataloging
 from l2inv.sample.server import Store
-from tests.attacks.test_limits import fill, small_disk
 from tests.helpers.commands import NOW, Commands
+from tests.helpers.disks import fill, small_disk
 from tests.helpers.products import make
 from tests.helpers.publisher_kills import killed_at
 from tests.helpers.rabbitmq import Broker

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,11 +15,11 @@ from l2inv.config.settings import Publish
 from l2inv.config.yamlfile import Must, like
 from l2inv.database.connection import Connection
 from l2inv.domain import lines
-from l2inv.domain.criteria import INPUTS
 from l2inv.errors import Refused, WrongProducts
 from l2inv.queries import delivered
 from l2inv.record import event_log, issued
 from l2inv.services import outputs
+from l2inv.stages.mark_inverted import used
 
 MOST_MISTAKES = 20  # named of one file
 CLOCKS_DIFFER = timedelta(minutes=5)
@@ -259,7 +259,7 @@ def _must_stand_alone(ready: Ready, each: Sequence[Inverted]) -> None:
     programs = [one.instrument_program_id for one in each]
     if not each or len(set(programs)) < len(programs):
         raise Refused(
-            f"OP {ready.op_id}: inversions must name each instrument program once, not {_named(programs) or 'none'}",
+            f"OP {ready.op_id}: inversions must name each instrument program once, not {used.named(programs) or 'none'}",
             "fix the ready event",
         )
 
@@ -341,10 +341,10 @@ def _detail(
         for criterion in program["criteria"]
     }
     datasets = given.get("datasets", sorted({*qualifying, *own} - {None}))
-    known = _datasets(connection, op_id)
+    known = used.datasets(connection, op_id)
     program_of = {row["dataset_id"]: row["instrument_program_id"] for row in known}
-    _must_be_the_ops(connection, op_id, chosen, datasets, program_of)
-    superseded = _superseded(connection, op_id, [row for row in known if row["dataset_id"] in datasets])
+    used.must_be_the_ops(connection, op_id, chosen, datasets, program_of)
+    superseded = used.superseded(connection, op_id, [row for row in known if row["dataset_id"] in datasets])
     if superseded and accepted_because is None:
         words = "; ".join(f"dataset {dataset}: {why}" for dataset, why in superseded.items())
         raise Refused(
@@ -353,8 +353,8 @@ def _detail(
             "l2inv mark-inverted … --accept-superseded --reason WHY",
         )
     defaults = {"inverted_at": msgspec.to_builtins(now), "criteria_version": judged.get("criteria_version")}
-    used = {"instrument_programs": chosen, "datasets": {d: program_of[d] for d in datasets}}
-    detail = defaults | given | used
+    named_ones = {"instrument_programs": chosen, "datasets": {d: program_of[d] for d in datasets}}
+    detail = defaults | given | named_ones
     rows = {row["dataset_id"]: row for row in known if row["dataset_id"] in datasets}
     _must_be_credible(op_id, detail, rows, now)
     detail["inversions"] = _inversions(connection, ready, detail, rows)
@@ -378,7 +378,7 @@ def _must_be_credible(
     each = detail.get("inversions") or [detail]
     without = [one.get("instrument_program_id", "") for one in each if not one["outputs"]]
     if without:
-        wrong.append(f"no output is named{' of ' * any(without)}{_named(without)}")
+        wrong.append(f"no output is named{' of ' * any(without)}{used.named(without)}")
     if at > now + CLOCKS_DIFFER:
         wrong.append(f"inverted_at {detail['inverted_at']} is yet to come")
     if observed and at < observed:
@@ -438,88 +438,4 @@ def _inversions(
                 or issued.asdf_object_key(proposal, inversion_id),
             }
         )
-    return found
-
-
-def _datasets(connection: Connection, op_id: str) -> list[dict[str, Any]]:
-    """Every dataset that is or was the OP's, as it was last, with the newer one of the same product there is of it."""
-    return connection.execute(
-        """
-        select distinct on (v.dataset_id) v.dataset_id, d.op_id as present_op, d.withdrawn,
-               v.record ->> 'instrumentProgramExecutionId' as instrument_program_id, h.heir,
-               v.record ->> 'primaryProposalId' as proposal_id, v.record -> 'spectralLines' as lines,
-               (v.record ->> 'startTime')::timestamptz as start_time,
-               (v.record ->> 'endTime')::timestamptz as end_time,
-               (v.record ->> 'wavelengthMin')::double precision as wavelength_min_nm,
-               (v.record ->> 'wavelengthMax')::double precision as wavelength_max_nm
-        from l2inv.dataset_version v join l2inv.dataset d using (dataset_id)
-        left join l2inv.heir h using (dataset_id)
-        where v.op_id = %s order by v.dataset_id, v.version desc
-        """,
-        [op_id],
-    ).fetchall()
-
-
-def _must_be_the_ops(
-    connection: Connection,
-    op_id: str,
-    chosen: list[str],
-    datasets: list[str],
-    program_of: dict[str, str | None],
-) -> None:
-    hint = f"see: l2inv show {op_id}"
-    if unknown := set(chosen) - set(program_of.values()):
-        raise Refused(f"OP {op_id} has no instrument program {_named(unknown)}", hint)
-    if unknown := set(datasets) - set(program_of):
-        rows = connection.execute(
-            "select dataset_id, op_id from l2inv.dataset where dataset_id = any(%s)", [list(unknown)]
-        )
-        others = {row["dataset_id"]: f" (it belongs to OP {row['op_id']})" for row in rows}
-        raise Refused(f"OP {op_id} has no dataset {_named(d + others.get(d, '') for d in unknown)}", hint)
-    if stray := [d for d in datasets if program_of[d] not in chosen]:
-        raise Refused(
-            f"OP {op_id}: {_named(stray)} is in none of the instrument programs {_named(chosen)}",
-            "name its instrument program too",
-        )
-    without = set(chosen) - {program_of[d] for d in datasets}
-    if without or not chosen:
-        raise Refused(
-            f"OP {op_id}: no dataset of an instrument program is named: {_named(without) or 'nor a program'}",
-            "name the instrument programs and the datasets used",
-        )
-
-
-def _named(things: Iterable[str | None]) -> str:
-    return ", ".join(sorted(map(str, things)))
-
-
-def _superseded(connection: Connection, op_id: str, used: list[dict[str, Any]]) -> dict[str, str]:
-    """What happened to datasets used that makes what was inverted from them old, by dataset."""
-    since_claim: dict[str, str] = {}
-    for row in connection.execute(
-        """
-        select detail from l2inv.event
-        where op_id = %s and kind = 'datasets_changed' and detail -> 'affects_verdict' = 'true'
-            and seq > (select max(seq) from l2inv.event where op_id = %s and kind = 'claimed')
-        order by seq
-        """,
-        [op_id, op_id],
-    ):
-        detail = row["detail"]
-        changed = [d for d, fields in detail.get("changed", {}).items() if INPUTS.intersection(fields)]
-        since_claim |= dict.fromkeys(changed, "changed since it was claimed")
-        # Also of one that came back: it may have come back changed.
-        for what in ("left", "withdrawn"):
-            since_claim |= dict.fromkeys(detail.get(what, ()), f"{what} since it was claimed")
-    found = {}
-    for row in used:
-        why = since_claim.get(row["dataset_id"])
-        if row["present_op"] != op_id:
-            why = f"now of OP {row['present_op']}"
-        elif row["withdrawn"]:
-            why = "withdrawn"
-        if row["heir"]:
-            why = ", ".join(filter(None, (why, f"superseded by {row['heir']}")))
-        if why:
-            found[row["dataset_id"]] = why
     return found
