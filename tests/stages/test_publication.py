@@ -18,6 +18,7 @@ from tests.helpers.products import make
 from tests.helpers.publisher_kills import killed_at
 from tests.helpers.rabbitmq import Broker
 from tests.helpers.steps import cause, kinds
+from tests.helpers.warm import Warm
 
 Values = dict[str, Any]
 FRAMES = 3
@@ -314,7 +315,14 @@ def test_from_a_claim_to_available(
 @pytest.mark.slow
 @pytest.mark.parametrize("nth", range(9))
 def test_killed_between_any_two_steps_each_file_is_catalogued_and_the_inversion_recorded_once(
-    l2inv: Commands, op: str, store: Store, tmp_path: Path, connection: Connection, broker: Broker, nth: int
+    l2inv: Commands,
+    op: str,
+    store: Store,
+    tmp_path: Path,
+    connection: Connection,
+    broker: Broker,
+    nth: int,
+    warm: Warm,
 ) -> None:
     """Killed while the n-th event is recorded, so after all that came before it was done."""
     deliver(l2inv, op, tmp_path / "science")
@@ -323,7 +331,7 @@ def test_killed_between_any_two_steps_each_file_is_catalogued_and_the_inversion_
     with broker.connected() as channel:
         broker.declare(channel)
         with cataloging(broker.url(), store.objects.append, store.frames.append) as cataloger:
-            killed_at(("before event", nth), l2inv, store, connection)
+            killed_at(("before event", nth), l2inv, store, connection, warm)
             if l2inv.json("show", op)["state"] == "inverted":
                 assert l2inv.json("publish")["ops"]["done"] == 1
         assert cataloger.refused == []
