@@ -328,7 +328,8 @@ def test_every_wrong_output_is_named_and_the_good_ones_are_noted_as_looked_at(
     refused = l2inv("mark-inverted", op, *argv, expect=3).stderr
     assert f"outputs: {wrong[0]}: is not there; {wrong[1]}: is not there; " in refused
     assert l2inv.json("show", op)["state"] == "working"
-    l2inv("mark-inverted", op, "--output", good, "--output", elsewhere)
+    taken = l2inv("mark-inverted", op, "--output", good, "--output", elsewhere)
+    assert "products are not checked" in taken.stderr and "its outputs lie in 2 folders" in taken.stderr
     assert last(l2inv, op)["outputs_checked"] == [good]
 
 

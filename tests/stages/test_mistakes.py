@@ -61,7 +61,7 @@ def test_somebody_else_needs_a_reason_to_unmark_and_the_holder_is_told(
     l2inv: Commands, inverted: str
 ) -> None:
     refusal = l2inv("unmark", inverted, actor="ann", expect=3).stderr
-    assert "was inverted by han, not by ann; say why with --reason" in refusal
+    assert "was inverted by han, not by ann; give a reason with --reason" in refusal
     assert kinds(l2inv, inverted)[-1] == "inverted"
     assert l2inv.json("unmark", inverted, "--reason", "wrong OP", actor="ann")["assignee"] == "han"
     letters = {one["owner"]: one["sections"] for one in l2inv.json("digest")["owners"]}
