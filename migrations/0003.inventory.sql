@@ -88,8 +88,8 @@ create trigger append_only before delete or truncate on l2inv.run
     for each statement execute function l2inv.refuse_change();
 alter table l2inv.run enable always trigger append_only;
 
--- What only one session may do at a time. An advisory lock can be taken by whoever connects; so its key is drawn anew
--- each time and noted here, beside the process that took it: another process that holds the same key holds nothing.
+-- What only one session may do at a time. Anybody who connects can take an advisory lock; so its key is drawn
+-- each time and written here, beside the process that took it: another process that holds the same key holds nothing.
 create table l2inv.lock (
     name text primary key,  -- a stage; `export`, whose row is locked by those who tell of inversions; or `issue`, by those who name them
     key  bigint,
@@ -121,7 +121,7 @@ begin
     return true;
 end $$;
 
--- Whoever may execute a trigger's function can attach it to a table of their own; nobody but the owner needs to.
+-- A role that may execute a trigger's function can attach it to a table of its own; only the owner needs to.
 revoke all on function l2inv.is_allowed, l2inv.shape, l2inv.fits, l2inv.is_readable, l2inv.detail_fits,
     l2inv.refuse_change, l2inv.refuse_direct_write, l2inv.record_event, l2inv.record_fits, l2inv.end_run,
     l2inv.take_lock from public;
