@@ -32,6 +32,7 @@ from tests.helpers.listeners import Listener
 
 if TYPE_CHECKING:
     from tests.helpers.rabbitmq import Broker
+    from tests.helpers.warm import Warm
 
 if "mix_stderr" in (defaults := inspect.signature(CliRunner).parameters):  # before click 8.2
     CliRunner.__init__.__defaults__ = (*[p.default for p in defaults.values()][:-1], False)
@@ -163,6 +164,16 @@ def commands(config: Path, url: str, store_url: str, work: Path) -> Commands:
         "preprocess": {"work_dir": str(work)},
     }
     return Commands(config, settings)
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator["Warm"]:
+    """Starts l2inv as processes of its own, quickly."""
+    from tests.helpers.warm import Warm
+
+    warm = Warm()
+    yield warm
+    warm.close()
 
 
 @pytest.fixture

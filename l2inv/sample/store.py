@@ -16,15 +16,7 @@ from l2inv.errors import L2invError
 from l2inv.sample.inventory import ACTIVE
 
 if TYPE_CHECKING:
-    from graphql import (
-        DocumentNode,
-        FieldNode,
-        GraphQLError,
-        GraphQLField,
-        GraphQLSchema,
-        SelectionNode,
-        VariableDefinitionNode,
-    )
+    from graphql import DocumentNode, FieldNode, GraphQLError, GraphQLField, GraphQLSchema, SelectionNode
 
 Values = dict[str, Any]
 
@@ -146,7 +138,7 @@ def _quickly(store: Store, query: str, variables: Values | None, operation: str 
 @lru_cache(maxsize=32)
 def _plan(
     query: str, interface: str | None, operation: str | None
-) -> "tuple[tuple[VariableDefinitionNode, ...], list[_Selection]] | None":
+) -> tuple[tuple[Any, ...], list[_Selection]] | None:
     """Return a valid query's variables and what it selects, if that is columns of rows and nothing else."""
     from graphql import OperationDefinitionNode, OperationType
 
