@@ -299,14 +299,18 @@ def what_happened(event: dict[str, Any]) -> str:
             return f"{detail['inversion_id']} of {detail['instrument_program_id']}: the metadata store is told next{_reason(detail)}"
         case "inversion_created":
             late = f", of cycle {detail['cycle']}, which had ended" if detail.get("abandoned") else ""
-            since = f" since {moment(detail['create_date'])}" if _is_time(detail.get("create_date")) else ""
+            since = (
+                f" since {moment(str(detail['create_date']))}" if _is_time(detail.get("create_date")) else ""
+            )
             return f"{detail['inversion_id']} of {detail['instrument_program_id']}: the metadata store holds it{since}{late}"
         case "published":
             return "as " + ", ".join(i["inversion_id"] for i in detail["inversions"])
         case "reopened":
             return f"after cycle {detail['cycle']}{_reason(detail)}"
         case "withdrawn" | "reinstated":
-            left = [one for one in detail.get("remains", ()) if isinstance(one, dict) and one.get("record")]
+            remaining = detail.get("remains")
+            remaining = remaining if isinstance(remaining, list) else []
+            left = [one for one in remaining if isinstance(one, dict) and one.get("record")]
             stays = "; the metadata store still holds " + ("it" if len(left) == 1 else "them") if left else ""
             return ", ".join(detail["inversion_ids"]) + _reason(detail) + stays
         case "transfer_started":
@@ -401,22 +405,28 @@ def _is_time(text: object) -> bool:
         return False
 
 
+# What the database does not hold to a shape may be anything: so the types of it are looked at below.
+
+
 def _transfer_started(detail: dict[str, Any]) -> str:
-    move = detail.get("move") or {}
-    attempt = detail.get("attempt") or 1
-    to = f" to {move.get('bucket')}/{move.get('destination')}, from {move.get('source')}" if move else ""
+    move, attempt = detail.get("move"), detail.get("attempt")
+    to = ""
+    if isinstance(move, dict):
+        to = f" to {move.get('bucket')}/{move.get('destination')}, from {move.get('source')}"
     by = f", as job {detail['job']} ({detail.get('executor')})" if detail.get("job") else ""
-    again = f", attempt {attempt}" if attempt != 1 else ""
+    again = f", attempt {attempt}" if attempt not in (None, 1) else ""
     return f"{detail['inversion_id']}{to}{by}{again}"
 
 
 def _transferred(detail: dict[str, Any]) -> str:
-    files = (
-        f": {plural(detail['files'], 'file')}, {size(detail.get('size_bytes'))}" if "files" in detail else ""
-    )
+    number, size_bytes = detail.get("files"), detail.get("size_bytes")
+    files = f": {plural(number, 'file')}" if isinstance(number, int) else ""
+    files += f", {size(size_bytes)}" if files and isinstance(size_bytes, int) else ""
     to = f" in {detail['destination']}" if detail.get("destination") else ""
-    compared = {True: ", compared there", False: ", not compared: the destination is not mounted"}
-    return f"{detail['inversion_id']}{files}{to}{compared.get(detail.get('compared'), '')}"  # type: ignore[arg-type]
+    compared = (
+        ", compared there" if detail.get("compared") else ", not compared: the destination is not mounted"
+    )
+    return f"{detail['inversion_id']}{files}{to}{compared if 'compared' in detail else ''}"
 
 
 def _cataloged(detail: dict[str, Any]) -> str:
@@ -428,13 +438,12 @@ def _cataloged(detail: dict[str, Any]) -> str:
     return f"{detail['inversion_id']}{count_}{of}{last}{by}"
 
 
-def size(size_bytes: int | None) -> str:
+def size(size_bytes: int) -> str:
     """Return a number of bytes in the unit that says enough of it, decimal as disks are sold."""
-    value_ = float(size_bytes or 0)
     for unit, one in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value_ >= one:
-            return f"{value_ / one:.3g} {unit}"
-    return f"{value_:.0f} bytes"
+        if size_bytes >= one:
+            return f"{size_bytes / one:.3g} {unit}"
+    return f"{size_bytes} bytes"
 
 
 def _reason(detail: dict[str, Any]) -> str:

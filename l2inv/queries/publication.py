@@ -79,8 +79,8 @@ def brought(connection: Connection, op_id: str, inversion_ids: Sequence[str]) ->
         """
         select i.inversion_id,
                coalesce(bool_or(h.kind = 'inversion_created'), false) as record,
-               coalesce(sum(jsonb_array_length(h.detail -> 'files')) filter (where h.kind = 'cataloged'), 0)::integer
-                    as files,
+               coalesce(sum(case when h.kind = 'cataloged' and jsonb_typeof(h.detail -> 'files') = 'array'
+                                 then jsonb_array_length(h.detail -> 'files') end), 0)::integer as files,
                max(h.detail ->> 'destination') filter (where h.kind = 'transferred') as destination
         from unnest(%s::text[]) i (inversion_id)
         left join l2inv.history h on h.op_id = %s and h.detail ->> 'inversion_id' = i.inversion_id and h.voided_by is null
