@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     type=Words(),
     multiple=True,
     metavar="LOCATION",
-    help="Where an output lies; may be repeated.",
+    help="The URI of an output; may be repeated.",
 )
 @click.option("--software", type=Words(), metavar="NAME", help="The inversion code.")
 @click.option("--software-version", type=Words(), metavar="VERSION", help="Its version or commit.")
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Take it although datasets used were superseded; needs --reason.",
 )
-@click.option("--reason", type=Words(), help="Why superseded datasets are good all the same.")
+@click.option("--reason", type=Words(), help="Why superseded datasets are good anyway.")
 @json_option  # fmt: skip
 def mark_inverted(
     app: App,

@@ -129,7 +129,7 @@ def _print_records(records: list[dict[str, Any]]) -> None:
 )
 @json_option
 def verify(app: App, what: str | None, anchor: Path | None, new_anchor: bool, since_anchor: bool) -> None:
-    """Check that the record is what it was.
+    """Verify the event log's integrity.
 
     Its chain of hashes, the present states, every verdict judged again, the dataset versions, that what each run
     reported is there, and that the schema is what the migrations made.

@@ -35,7 +35,7 @@ SECTIONS = {
         "reinstate": ("published", "Undo the withdrawal of inversions of an OP."),
     },
     "Everyone: what is recorded, and why": {
-        "status": ("views", "Show what needs somebody, and how things stand."),
+        "status": ("views", "Show what needs attention, and the state of everything."),
         "list": ("choosing", "List OPs with their present state."),
         "show": ("views", "Show one OP: its datasets, its verdict, who holds it."),
         "history": ("views", "Show all that ever happened to an OP, oldest first."),
@@ -46,7 +46,7 @@ SECTIONS = {
         "completeness": ("verdicts", "Show after how many quiet days no further dataset came."),
         "criteria": ("verdicts", "List the versions of the criteria that judged."),
         "overdue": ("deadlines", "Show the OPs past their deadline, by owner."),
-        "report": ("report", "Write how everything stands as a page, one HTML FILE."),
+        "report": ("report", "Write the state of everything as one HTML page, FILE."),
         "export": ("published", "Print every inversion that was published."),
     },
     "Operators: keeping it running": {
@@ -59,7 +59,7 @@ SECTIONS = {
         "adopt": ("published", "Count an inversion that only the store holds as an OP's."),
         "digest": ("deadlines", "Show or send each owner's own list of what to know."),
         "clean": ("files", "Remove the intermediate files of OPs published long ago."),
-        "verify": ("operator", "Check that the record is what it was."),
+        "verify": ("operator", "Verify the event log's integrity."),
         "backup": ("operator", "Back up the schema to a FILE with pg_dump, and verify."),
         "restore": ("operator", "Restore a backup FILE with pg_restore, and verify."),
         "demo": ("operator", "Run the whole pipeline on a sample store of its own."),

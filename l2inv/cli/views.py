@@ -222,7 +222,7 @@ def _print_history(found: dict[str, Any]) -> None:
 )
 @json_option
 def status(app: App, max_ages: tuple[tuple[str, timedelta], ...], form: str) -> None:
-    """Show what needs somebody, and how things stand.
+    """Show what needs attention, and the state of everything.
 
     How many OPs are in each state, and when each stage last ran. With -q and --max-age, only which stage is late.
     """
