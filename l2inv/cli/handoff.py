@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     "file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="The ready event as YAML, or JSON in *.json; alone says what was inverted.",
+    help="The ready event as YAML, or JSON in *.json; describes what was inverted on its own.",
 )
 @click.option(
     "--output",
@@ -61,13 +61,13 @@ if TYPE_CHECKING:
 @click.option(
     "--asdf-object-key", type=Words(), metavar="KEY", help="The L2 metadata file's key in its bucket."
 )
-@click.option("--note", type=Words(), help="A word for the record.")
+@click.option("--note", type=Words(), help="A note to keep with the event.")
 @click.option(
     "--accept-superseded",
     is_flag=True,
-    help="Take it although datasets used were superseded; needs --reason.",
+    help="Accept datasets that were superseded; needs --reason.",
 )
-@click.option("--reason", type=Words(), help="Why superseded datasets are good all the same.")
+@click.option("--reason", type=Words(), help="Why superseded datasets are acceptable.")
 @json_option  # fmt: skip
 def mark_inverted(
     app: App,
@@ -84,7 +84,7 @@ def mark_inverted(
     accept_superseded: bool,
     reason: str | None,
 ) -> None:
-    """Say that an OP that you hold is inverted: the ready event."""
+    """Record that an OP you hold is inverted: the ready event."""
     from msgspec.structs import replace
 
     from l2inv.errors import Refused
@@ -94,7 +94,7 @@ def mark_inverted(
 
     described = (outputs, software, software_version, programs, datasets, lines, asdf_object_key, note)
     if file and any(described):
-        raise click.UsageError("--from says what was inverted: leave out what else describes it")
+        raise click.UsageError("--from describes what was inverted: leave out the other options that do")
     if accept_superseded != bool(reason):
         raise click.UsageError("--accept-superseded and --reason go together")
     if software_version and not software:

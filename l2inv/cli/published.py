@@ -96,7 +96,7 @@ def reinstate(app: App, op: str, reason: str, inversion_ids: tuple[str, ...]) ->
 )
 @json_option
 def adopt(app: App, op: str, inversion_id: str, reason: str, beside: bool) -> None:
-    """Take an inversion that only the store knows for an OP's.
+    """Assign an inversion that only the store knows to its OP.
 
     The store holds it and the record does not know of it; the OP must be inverted.
     """
@@ -132,7 +132,7 @@ def adopt(app: App, op: str, inversion_id: str, reason: str, beside: bool) -> No
 )
 @json_option  # fmt: skip
 def export(app: App, form: str, after: int) -> None:
-    """Print every inversion that the metadata store was told of.
+    """Print every inversion published to the metadata store.
 
     Read on from the last event_id with --after.
     """
