@@ -10,10 +10,16 @@ TOP = Path(__file__).parents[2]
 def blocks(path: Path, language: str, section: str = "") -> list[str]:
     """Return the blocks of code in a language, of the whole document or from a heading to the next of its level."""
     text = path.read_text()
+    begin, end = 0, len(text)
     if section:
-        level, _, rest = text[text.index(section) :].partition(" ")
-        text = re.split(rf"^#{{1,{len(level)}}} ", rest, maxsplit=1, flags=re.MULTILINE)[0]
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        # A comment in a block of code is no heading.
+        plain = re.sub(r"^```.*?^```$", lambda code: "." * len(code[0]), text, flags=re.MULTILINE | re.DOTALL)
+        begin = plain.index(section)
+        later = re.compile(rf"^#{{1,{section.index(' ')}}} ", re.MULTILINE).search(
+            plain, begin + len(section)
+        )
+        end = later.start() if later else end
+    return re.findall(rf"^```{language}\n(.*?)^```$", text[begin:end], re.MULTILINE | re.DOTALL)
 
 
 def steps(path: Path) -> Iterator[tuple[str, str]]:
