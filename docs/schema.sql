@@ -141,6 +141,12 @@ begin
             and given::text ~ ('^"[0-9]{4}-[0-9]{2}-[0-9]{2}T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]'
                                || '([.][0-9]{1,6})?(Z|[+]00:00)"$')
             and (given #>> '{}')::timestamptz is not null  -- refuses what looks like a day and is none
+        -- What a scan records by the hundred thousand, in one look rather than item by item.
+        when 'text[]' then jsonb_typeof(given) = 'array' and not given @? 'strict $[*] ? (@.type() != "string")'
+        when 'name[]' then jsonb_typeof(given) = 'array'
+            and not given @? 'strict $[*] ? (@.type() != "string" || @ == "")'
+        when 'pin{}' then jsonb_typeof(given) = 'object'
+            and not given @? 'strict $.* ? (@.type() != "string" || !(@ like_regex "^[0-9]{1,9}:[0-9a-f]{16}$"))'
         when 'argv' then l2inv.fits(given, 'text[]') and given <> '[]'
         when 'fields' then l2inv.fits(given, 'text[]') or jsonb_typeof(given) = 'object'
         when 'verdict' then given @@ '
@@ -459,6 +465,17 @@ create table l2inv.dataset_version (
 create index dataset_version_op on l2inv.dataset_version using btree (op_id);
 create trigger append_only before delete or update or truncate on l2inv.dataset_version for each statement execute function l2inv.refuse_change();
 alter table l2inv.dataset_version enable always trigger append_only;
+
+create table l2inv.received (
+    dataset_id   text collate "C" not null,
+    raw_hash     bytea,  -- of the reader and the bytes; null: to be decoded again
+    op_id        text collate "C" not null,
+    content_hash bytea not null,  -- of the newest version
+    updated_at   timestamptz,  -- the store's updateDate
+    given        bigint not null,  -- which fields are not null, a bit each: for the drift profile
+    constraint received_pkey primary key (dataset_id),
+    constraint received_raw_hash_key unique (raw_hash)
+);
 
 create table l2inv.quarantine (
     raw_hash    bytea not null,  -- one row a record, however often it is read

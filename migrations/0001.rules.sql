@@ -132,6 +132,12 @@ begin
             and given::text ~ ('^"[0-9]{4}-[0-9]{2}-[0-9]{2}T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]'
                                || '([.][0-9]{1,6})?(Z|[+]00:00)"$')
             and (given #>> '{}')::timestamptz is not null  -- refuses what looks like a day and is none
+        -- What a scan records by the hundred thousand, in one look rather than item by item.
+        when 'text[]' then jsonb_typeof(given) = 'array' and not given @? 'strict $[*] ? (@.type() != "string")'
+        when 'name[]' then jsonb_typeof(given) = 'array'
+            and not given @? 'strict $[*] ? (@.type() != "string" || @ == "")'
+        when 'pin{}' then jsonb_typeof(given) = 'object'
+            and not given @? 'strict $.* ? (@.type() != "string" || !(@ like_regex "^[0-9]{1,9}:[0-9a-f]{16}$"))'
         when 'argv' then l2inv.fits(given, 'text[]') and given <> '[]'
         when 'fields' then l2inv.fits(given, 'text[]') or jsonb_typeof(given) = 'object'
         when 'verdict' then given @@ '

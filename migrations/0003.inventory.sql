@@ -25,6 +25,17 @@ create trigger append_only before update or delete or truncate on l2inv.dataset_
     for each statement execute function l2inv.refuse_change();
 alter table l2inv.dataset_version enable always trigger append_only;
 
+-- The bytes in which each dataset was last received, and what they were read as, so that a scan decodes only what
+-- differs. It may be emptied at any time: what is missing here is decoded, and compared with the newest version.
+create table l2inv.received (
+    dataset_id   text collate "C" primary key,
+    raw_hash     bytea unique,       -- of the reader and the bytes; null: to be decoded again
+    op_id        text collate "C" not null,
+    content_hash bytea not null,     -- of the newest version
+    updated_at   timestamptz,        -- the store's updateDate
+    given        bigint not null     -- which fields are not null, a bit each: for the drift profile
+);
+
 create table l2inv.quarantine (
     raw_hash    bytea primary key,  -- one row a record, however often it is read
     dataset_id  text,
@@ -77,8 +88,8 @@ create trigger append_only before delete or truncate on l2inv.run
     for each statement execute function l2inv.refuse_change();
 alter table l2inv.run enable always trigger append_only;
 
--- What only one session may do at a time. An advisory lock can be taken by whoever connects; so its key is drawn anew
--- each time and noted here, beside the process that took it: another process that holds the same key holds nothing.
+-- What only one session may do at a time. Anybody who connects can take an advisory lock; so its key is drawn
+-- each time and written here, beside the process that took it: another process that holds the same key holds nothing.
 create table l2inv.lock (
     name text primary key,  -- a stage; `export`, whose row is locked by those who tell of inversions; or `issue`, by those who name them
     key  bigint,
@@ -110,7 +121,7 @@ begin
     return true;
 end $$;
 
--- Whoever may execute a trigger's function can attach it to a table of their own; nobody but the owner needs to.
+-- A role that may execute a trigger's function can attach it to a table of its own; only the owner needs to.
 revoke all on function l2inv.is_allowed, l2inv.shape, l2inv.fits, l2inv.is_readable, l2inv.detail_fits,
     l2inv.refuse_change, l2inv.refuse_direct_write, l2inv.record_event, l2inv.record_fits, l2inv.end_run,
     l2inv.take_lock from public;

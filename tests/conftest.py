@@ -5,19 +5,20 @@ The server is the embedded one, started once; L2INV_TEST_DATABASE names another 
 
 import inspect
 import os
+import pickle
+import re
 import shutil
 import signal
 import tempfile
 import threading
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
 import pytest
 from click.testing import CliRunner
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from pytest_postgresql import factories
 
 from l2inv.config.settings import Database, Settings
 from l2inv.database import embedded, migrate
@@ -25,12 +26,13 @@ from l2inv.database.access import connected
 from l2inv.database.connection import Connection, open_connection
 from l2inv.sample import inventory
 from l2inv.sample.server import Store, serving
-from tests.helpers.commands import NOW, Commands
-from tests.helpers.database import SERVER, quick_folder
+from tests.helpers.commands import AS_OF, NOW, Commands
+from tests.helpers.database import MIGRATED, SERVER, copied, copy, drop, quick_folder
 from tests.helpers.listeners import Listener
 
 if TYPE_CHECKING:
     from tests.helpers.rabbitmq import Broker
+    from tests.helpers.warm import Warm
 
 if "mix_stderr" in (defaults := inspect.signature(CliRunner).parameters):  # before click 8.2
     CliRunner.__init__.__defaults__ = (*[p.default for p in defaults.values()][:-1], False)
@@ -49,11 +51,12 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):  # workers use the server of the process that started them
         os.environ[SERVER] = os.environ.get("L2INV_TEST_DATABASE") or _started(config)
+        os.environ[MIGRATED] = migrated = f"migrated_{os.getpid()}"
+        config.add_cleanup(lambda: drop(migrated))
+        with open_connection(Settings(database=Database(url=copy(migrated, "template0")))) as connection:
+            migrate.apply(connection, "l2inv")
         os.environ["XDG_STATE_HOME"] = state = tempfile.mkdtemp(prefix="l2inv-state-")  # never the user's own
         config.add_cleanup(lambda: shutil.rmtree(state, ignore_errors=True))
-    where = conninfo_to_dict(os.environ[SERVER])
-    for name in ("host", "port", "user", "password"):
-        setattr(config.option, f"postgresql_{name}", where.get(name))
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -67,34 +70,60 @@ def _started(config: pytest.Config) -> str:
     config.add_cleanup(lambda: (embedded.stop(folder), None)[1])
     url = embedded.start(folder)
     with psycopg.connect(url, autocommit=True) as connection:
-        # The tests kill l2inv on purpose, never the machine.
-        connection.execute("alter system set fsync = off")
+        # The tests kill l2inv on purpose, never the machine, and no database lives long enough to be vacuumed.
+        for setting in ("fsync", "full_page_writes", "synchronous_commit", "autovacuum"):
+            connection.execute(f"alter system set {setting} = off")
         connection.execute("select pg_reload_conf()")
     return url
 
 
-def load_migrations(**where: Any) -> None:
-    """Fill the template that every test's database is a copy of."""
-    url = make_conninfo(
-        **{key: where[key] for key in ("host", "port", "user", "password", "dbname") if where[key]}
-    )
-    with open_connection(Settings(database=Database(url=url))) as connection:
-        migrate.apply(connection, "l2inv")
+class Ready(NamedTuple):
+    """A database in which scan, qualify and preprocess ran over the sample store."""
+
+    name: str
+    work: Path  # a copy of what they wrote
+    ops: list[str]  # that can be claimed
 
 
-server = factories.postgresql_noproc(load=[load_migrations])
-fresh_connection = factories.postgresql("server")
+@pytest.fixture(scope="session")
+def ready_template(test_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ready]:
+    """What `ready` is a copy of."""
+    name, folder = f"prepared_{os.getpid()}", tmp_path_factory.mktemp("ready_template")
+    with copied(name, os.environ[MIGRATED]) as url, serving(Store(inventory.make(now=NOW))) as store_url:
+        l2inv = commands(folder / "config.yaml", url, store_url, test_folder / "work")
+        ops = stages(l2inv)
+        yield Ready(name, (test_folder / "work").rename(folder / "work"), ops)
+
+
+def stages(l2inv: Commands) -> list[str]:
+    l2inv("scan")
+    l2inv(*AS_OF)
+    l2inv("preprocess")
+    return [op["op_id"] for op in l2inv.json("next", "-n", "100")["ops"]]
+
+
+@pytest.fixture(scope="session")
+def test_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The path of every test's tmp_path in this process: events that were recorded once name files below it."""
+    return tmp_path_factory.getbasetemp() / "test"
 
 
 @pytest.fixture
-def url(fresh_connection: psycopg.Connection[Any]) -> str:
-    """A database of the test's own, migrated and empty."""
-    info = fresh_connection.info
-    url = make_conninfo(
-        host=info.host, port=info.port, user=info.user, password=info.password, dbname=info.dbname
-    )
-    fresh_connection.close()
-    return url
+def tmp_path(test_folder: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A folder of the test's own. After the test it is kept under another name, as pytest keeps its last ones."""
+    test_folder.mkdir(mode=0o700, exist_ok=True)
+    yield test_folder
+    name = re.sub(r"\W", "_", request.node.name)[:30]
+    test_folder.rename(test_folder.with_name(f"{name}{len(list(test_folder.parent.iterdir()))}"))
+
+
+@pytest.fixture
+def url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A database of the test's own, migrated and empty, or as `ready` says."""
+    is_ready = "ready" in request.node.fixturenames
+    template = request.getfixturevalue("ready_template").name if is_ready else os.environ[MIGRATED]
+    with copied(f"test_{os.getpid()}", template) as url:
+        yield url
 
 
 @pytest.fixture
@@ -107,7 +136,13 @@ def connection(url: str) -> Iterator[Connection]:
 @pytest.fixture
 def store() -> Store:
     """A sample metadata store with its synthetic inventory."""
-    return Store(inventory.make(now=NOW))
+    datasets: list[dict[str, Any]] = pickle.loads(_inventory())
+    return Store(datasets)
+
+
+@cache
+def _inventory() -> bytes:
+    return pickle.dumps(inventory.make(now=NOW))
 
 
 @pytest.fixture
@@ -119,14 +154,26 @@ def store_url(store: Store) -> Iterator[str]:
 @pytest.fixture
 def l2inv(url: str, store_url: str, tmp_path: Path) -> Commands:
     """The commands on the test's own database and sample store."""
-    return Commands(
-        tmp_path / "config.yaml",
-        {
-            "database": {"url": url},
-            "metadata_store": {"url": store_url, "retries": 1},
-            "preprocess": {"work_dir": str(tmp_path / "work")},
-        },
-    )
+    return commands(tmp_path / "config.yaml", url, store_url, tmp_path / "work")
+
+
+def commands(config: Path, url: str, store_url: str, work: Path) -> Commands:
+    settings = {
+        "database": {"url": url},
+        "metadata_store": {"url": store_url, "retries": 1},
+        "preprocess": {"work_dir": str(work)},
+    }
+    return Commands(config, settings)
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator["Warm"]:
+    """Starts l2inv as processes of its own, quickly."""
+    from tests.helpers.warm import Warm
+
+    warm = Warm()
+    yield warm
+    warm.close()
 
 
 @pytest.fixture
@@ -153,9 +200,10 @@ def broker() -> Iterator["Broker"]:
 
 
 @pytest.fixture
-def ready(l2inv: Commands) -> list[str]:
+def ready(l2inv: Commands, tmp_path: Path, request: pytest.FixtureRequest) -> list[str]:
     """The OPs that science can claim, after the stages ran over the sample store."""
-    l2inv("scan")
-    l2inv("qualify", "--as-of", NOW.isoformat())
-    l2inv("preprocess")
-    return [op["op_id"] for op in l2inv.json("next", "-n", "100")["ops"]]
+    if "ready" not in request.node.fixturenames:  # another fixture asks for it, later than for its database
+        return stages(l2inv)
+    ready_template: Ready = request.getfixturevalue("ready_template")
+    shutil.copytree(ready_template.work, tmp_path / "work", symlinks=True)
+    return ready_template.ops.copy()

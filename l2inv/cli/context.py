@@ -28,10 +28,16 @@ class App:
         self.json = False
         self.warned = ""  # the newest warning: what a stage that ends with an exit code says of it
         self.read: Loaded | None = None
+        self.acts = False  # a command that records something has asked for the actor
 
     @property
     def actor(self) -> str:
-        """Who acts: as given, or else the user that the operating system knows."""
+        """Return who acts, for what is recorded: as given, or else the user that the operating system knows."""
+        self.acts = True
+        return self._actor
+
+    @property
+    def _actor(self) -> str:
         return self.given_actor or _os_user()
 
     def loaded(self) -> "Loaded":
@@ -79,7 +85,12 @@ class App:
         from l2inv.database.access import connected
 
         with connected(self.settings, url, *self.session()) as connection:
-            yield connection, self.settings
+            self.acts, role = False, connection.info.user
+            try:
+                yield connection, self.settings
+            finally:
+                if self.acts and (why := self.settings.notifications.contradicts(self._actor, role)):
+                    self.warn(why)
 
     def reading(self) -> AbstractContextManager[tuple["Connection", "Settings"]]:
         """Lend a connection to the standby that the settings name for what only reads, else to the database."""
@@ -90,7 +101,7 @@ class App:
         from l2inv.database.session import application_name
 
         told = self.warn if self.verbosity >= 0 and sys.stderr.isatty() else lambda line: None
-        return application_name(click.get_current_context().info_name or "", self.actor), told
+        return application_name(click.get_current_context().info_name or "", self._actor), told
 
     def tails(self, connection: "Connection", op_ids: Iterable[str]) -> dict[str, str]:
         """Return what stands for the OPs' ids on a terminal that is too narrow for them; nothing where there is none."""

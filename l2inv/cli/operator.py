@@ -69,6 +69,8 @@ def quarantine(app: App, record: str | None, read_again: bool) -> None:
 
     With a RECORD's key or dataset id, show it as it was received.
     """
+    import msgspec
+
     from l2inv import wording
     from l2inv.cli import render
     from l2inv.stages.scan import quarantine, scan
@@ -81,7 +83,7 @@ def quarantine(app: App, record: str | None, read_again: bool) -> None:
             app.result({"records": shown}, lambda: _print_records(shown))
             return
         if read_again:
-            report = scan.read_again(connection, settings, app.actor)
+            report = msgspec.to_builtins(scan.read_again(connection, settings, app.actor))
             app.result(report, lambda: app.summary(wording.summary(report)))
             return
         records = quarantine.listed(connection)

@@ -25,10 +25,12 @@ def scan(app: App, since_last: bool, allow_withdrawals: bool) -> None:
 
 
 def _scan(app: App, since_last: bool, allow_withdrawals: bool) -> None:
+    import msgspec
+
     from l2inv.stages.scan.scan import scan
 
     with app.connected() as (connection, settings), app.progress("datasets") as progress:
-        report = scan(
+        scanned = scan(
             connection,
             settings,
             app.actor,
@@ -36,19 +38,19 @@ def _scan(app: App, since_last: bool, allow_withdrawals: bool) -> None:
             allow_withdrawals=allow_withdrawals,
             progress=progress,
         )
-    if not report["complete"]:
-        report["error"] = {
-            "code": 1,
-            "message": f"scan: incomplete: {report['failed']}",
-            "hint": "scan again",
-        }
+    incomplete = f"scan: incomplete: {scanned.failed}"
+    report = msgspec.to_builtins(scanned)
+    if not scanned.complete:
+        report["error"] = {"code": 1, "message": incomplete, "hint": "scan again"}
     _tell(app, report)
-    for warning in report["warnings"]:
+    for warning in scanned.warnings:
         app.warn(f"scan: {warning}")
-    if set_aside := report["datasets"]["quarantined"]:
-        app.warn(f"scan: {_records(set_aside)} could not be read and stand aside; see: l2inv quarantine")
-    if not report["complete"]:
-        app.warn(f"scan: incomplete: {report['failed']}")
+    if quarantined := scanned.datasets.quarantined:
+        app.warn(
+            f"scan: {_records(quarantined)} could not be read and are quarantined; see: l2inv quarantine"
+        )
+    if not scanned.complete:
+        app.warn(incomplete)
         raise click.exceptions.Exit(1)
 
 

@@ -278,16 +278,28 @@ class Monitoring(Struct, frozen=True):
 
 
 class Person(Struct, frozen=True):
-    """Where an owner or assignee is reached: the notification library's URLs, such as mailto://."""
+    """An owner or assignee: the database role of their sessions, and the notification library's URLs (mailto:// …)."""
 
     name: Text
     addresses: list[Address]
+    role: Text | None = None
 
 
 class Notifications(Struct, frozen=True):
-    """Who is reached where by the digest."""
+    """Who is reached where by the digest, and who is which role in the database."""
 
     people: Annotated[list[Person], NAMED_ONCE] = field(default_factory=list)
+
+    def contradicts(self, actor: str, role: str) -> str | None:
+        """Return how an actor and the role of the session, `recorded_by`, are other people by these settings."""
+        for person in self.people:
+            if person.role == role and person.name != actor:
+                return f"notifications.people: role {role} is that of {person.name}, and the actor is {actor}"
+            if person.name == actor and person.role not in (None, role):
+                return (
+                    f"notifications.people: {actor} has role {person.role}, and this session has role {role}"
+                )
+        return None
 
 
 class Settings(Struct, frozen=True):

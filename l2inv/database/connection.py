@@ -1,7 +1,7 @@
 """Connections to PostgreSQL: opened, checked against the migrations, locked per stage, errors put in words.
 
 Statements in l2inv say `l2inv.` for the schema. A connection to another schema renames it on the way out, so that
-what the code says can be read, searched and pasted into psql as it stands.
+what the code says can be read, searched and pasted into psql unchanged.
 """
 
 import logging
@@ -123,7 +123,7 @@ _HINTS = (
     ("^40001|^40P01", "two at once were in each other's way; run it again"),
     ("^25006|read-only transaction", "database.url must name a server that takes writes, not a standby"),
     ("^42501|permission denied", "run as a role that has the rights, or ask who runs the database"),
-    ("^53100|No space left", "make room on the database server's disk"),
+    ("^53100|No space left", "free space on the database server's disk"),
     ("^3D000", "make the database, or name another in database.url"),
 )
 
@@ -145,5 +145,5 @@ def _lock_not_had(problem: psycopg.Error, settings: Settings) -> DatabaseError:
     holders = "".join(getattr(problem, "__notes__", ())) or "another session"
     return DatabaseError(
         f"database: waited {settings.database.lock_timeout_seconds:g} s in vain for a lock held by {holders}",
-        "run it again when that has ended; whoever runs the database can end it: select pg_terminate_backend(PID)",
+        "run it again when that has ended; an administrator of the database can end it: select pg_terminate_backend(PID)",
     )

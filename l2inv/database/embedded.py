@@ -2,7 +2,7 @@
 
 For PostgreSQL's major version NN the folder holds:
   pgNN       the database, its socket and its server.log; made as pgNN.making and renamed once it is whole
-  pgNN.lock  locked by whoever makes or starts the server, then by the server while one of its processes lives
+  pgNN.lock  locked by the process that makes or starts the server, then by the server while one of its processes lives
 
 The server knows its files and its socket by names relative to pgNN only, so that neither a long path, nor
 special characters in it, nor parent folders closed to the server's user matter.
@@ -187,7 +187,7 @@ def _plain_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         where = error.filename2 or error.filename or folder
         message = f"the private server cannot use {where}: {error.strerror or error}"
-        hint = f"see who owns {folder} and if its disk has room, {OR_ANOTHER}"
+        hint = f"see who owns {folder} and if its disk has space, {OR_ANOTHER}"
         raise DatabaseError(message, hint) from error
 
 
@@ -258,6 +258,8 @@ def _start(data: Path, lock: int, binaries: Path, version: str) -> None:
     binaries = _runnable(binaries, version, user)
     if not (data / "PG_VERSION").exists():
         _make(data, lock, binaries, user)
+    if data.stat().st_mode & 0o077:  # as after a copy from a backup: PostgreSQL refuses to start there
+        data.chmod(0o700)
     # Whatever served this folder is dead, or it would hold the lock. The server would take any process with
     # the number in these files, be it a zombie, for another server.
     for leftover in ("postmaster.pid", SOCKET, f"{SOCKET}.lock"):
@@ -302,7 +304,7 @@ def _run(command: list[Any], data: Path, lock: int, user: dict[str, Any], stdin:
     # The server keeps its environment for as long as it runs, as another user where root starts it.
     env = {k: os.environ[k] for k in ("PATH", "LD_LIBRARY_PATH") if k in os.environ} | {"TZ": "UTC"}
     own = {"cwd": data, "env": env, "umask": 0o077, "pass_fds": [lock], "start_new_session": True, **user}
-    # To a file: the server would keep a pipe open, and whoever reads it would wait for the server's end.
+    # To a file: the server would keep a pipe open, and its reader would wait for the server's end.
     with tempfile.TemporaryFile() as out:
         words = [str(word) for word in command]
         done = subprocess.run(words, check=False, input=stdin, stdout=out, stderr=subprocess.STDOUT, **own)  # noqa: S603
@@ -314,7 +316,7 @@ def _run(command: list[Any], data: Path, lock: int, user: dict[str, Any], stdin:
         free_mib = shutil.disk_usage(data).free // 2**20
         hint = f"see {log if log.exists() else data.parent}, {OR_ANOTHER}"
         if free_mib < 64:
-            hint = f"make room: {free_mib} MiB are free there"
+            hint = f"free space: {free_mib} MiB are free there"
         raise DatabaseError(f"the private server in {data} did not start: {_reason(said)}", hint)
 
 

@@ -13,12 +13,15 @@ ADDED = {
     "dataset_version": "(dataset_id, version, op_id, content_hash, record, run_id, withdrawn)",
     "criteria": "(criteria_version, rules)",
     "run": "(stage, actor)",
+    "received": "(dataset_id, raw_hash, op_id, content_hash, updated_at, given)",
     "quarantine": "(raw_hash, dataset_id, reason, raw, is_second)",
     "lock": "(name)",
 }
-# Rows of these may change: a run ends, a quarantined record is seen again or readable at last, a lock changes hands.
+# Rows of these may change: a run ends, a dataset arrives in other bytes, a quarantined record is seen again or readable
+# at last, a lock changes hands.
 CHANGED = {
     "run": "(finished_at, result)",
+    "received": "(raw_hash, op_id, content_hash, updated_at, given)",
     "quarantine": "(reason, last_seen, resolved_at, is_second)",
     "lock": "(key, pid)",
     "op_state": "(seq)",  # no write gets through; locking an OP's row takes the right to one column

@@ -34,7 +34,7 @@ def stage_lock(connection: Connection, stage: str, hint: str) -> Iterator[None]:
     if not _one(connection, "select l2inv.take_lock(%s)", [stage]):
         since = _one(
             connection,
-            # One that is not there yet has just begun.
+            # One that is not there yet has just started.
             """
             select coalesce((select case when finished_at is null then started_at end from l2inv.run
                              where stage = %s order by run_id desc limit 1), clock_timestamp()) as since

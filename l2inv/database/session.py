@@ -222,7 +222,7 @@ def _checked(connection: Connection, pinned: dict[str, str], mark: str) -> None:
 
 
 def _is_shared(connection: Connection) -> bool:
-    """Return whether what stands in between gives a server process to several clients in turns.
+    """Return whether a pooler in between gives a server process to several clients in turns.
 
     With a process for each client, two that are open at once never have the same one, and each keeps its own. Where no
     other client gets a process in time, the pooler has none left and it is not known.

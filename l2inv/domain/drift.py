@@ -5,17 +5,28 @@ Pure: a scan counts what it reads into a Profile, and the profile is compared wi
 
 import math
 from array import array
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from statistics import median
-from typing import Any
-
-import msgspec
+from typing import TypedDict
 
 from l2inv.domain.inventory import COUNT_KEYS, Dataset, Record
 
-Plain = dict[str, Any]
+
+class Earlier(TypedDict):
+    """What a scan keeps of its profile for the next, in the result of its run."""
+
+    datasets: int
+    given: dict[str, int]  # field -> in how many datasets it was not null
+    log10_medians: dict[str, float]  # "FIELD of INSTRUMENT" -> median of log10 of its values
+
+
+class Sighting(TypedDict):
+    """In how many datasets something was found, and one of them."""
+
+    count: int
+    example: str
+
 
 # The instruments of the telescope, as domain words: another one is news, and so is another key of its counts.
 INSTRUMENTS = {"VISP", "VBI", "CRYO-NIRSP", "DL-NIRSP", "VTF"}
@@ -40,35 +51,39 @@ class Profile:
     latest: datetime | None = None
     datasets: int = 0
     given: dict[str, int] = field(default_factory=dict)
-    unknown: dict[str, dict[str, Any]] = field(default_factory=dict)  # what -> {"count", "example"}
-    unreadable: dict[str, dict[str, Any]] = field(default_factory=dict)  # field -> {"count", "example"}
+    unknown: dict[str, Sighting] = field(default_factory=dict)  # what -> {"count", "example"}
+    unreadable: dict[str, Sighting] = field(default_factory=dict)  # field -> {"count", "example"}
     future: int = 0  # datasets whose createDate is yet to come, and the first of them
     first_future: Dataset | None = None
     # "FIELD of INSTRUMENT" -> log10 of new values
     sizes: dict[str, "array[float]"] = field(default_factory=dict)
 
-    def count(self, records: Sequence[Record]) -> None:
-        """Count the fields given in some datasets, what has no known name or cannot be read, and createDates yet to come."""
-        datasets = [r.dataset for r in records]
-        self.datasets += len(datasets)
-        columns = zip(*map(msgspec.structs.astuple, datasets), strict=True)
-        for name, column in zip(Dataset.__struct_fields__, columns, strict=False):
-            if given := len(column) - column.count(None):
-                self.given[name] = self.given.get(name, 0) + given
-        for dataset in datasets:
-            if dataset.instrument_name and dataset.instrument_name not in INSTRUMENTS:
-                _note(self.unknown, f"instrument {dataset.instrument_name!r}", dataset)
-            for name, keys in COUNT_KEYS.items():
-                counts = getattr(dataset, name)
-                if counts and not counts.keys() <= keys:
-                    for key in counts.keys() - keys:
-                        _note(self.unknown, f"{name} key {key!r}", dataset)
-            if self.latest is not None and dataset.create_date > self.latest:
-                self.future += 1
-                self.first_future = self.first_future or dataset
-        for r in records:
-            for name in r.unreadable:
-                _note(self.unreadable, name, r.dataset)
+    def count(self, given: int, datasets: int = 1) -> None:
+        """Count datasets by the fields that they have: see inventory.given."""
+        self.datasets += datasets
+        for place, name in enumerate(Dataset.__struct_fields__):
+            if given >> place & 1:
+                self.given[name] = self.given.get(name, 0) + datasets
+
+    def examine(self, record: Record) -> bool:
+        """Note what has no known name or cannot be read, and a createDate yet to come; return whether there is any."""
+        dataset, found = record.dataset, len(record.unreadable)
+        for name in record.unreadable:
+            _note(self.unreadable, name, dataset)
+        if dataset.instrument_name and dataset.instrument_name not in INSTRUMENTS:
+            found += 1
+            _note(self.unknown, f"instrument {dataset.instrument_name!r}", dataset)
+        for name, keys in COUNT_KEYS.items():
+            counts = getattr(dataset, name)
+            if counts and not counts.keys() <= keys:
+                for key in counts.keys() - keys:
+                    found += 1
+                    _note(self.unknown, f"{name} key {key!r}", dataset)
+        if self.latest is not None and dataset.create_date > self.latest:
+            found += 1
+            self.future += 1
+            self.first_future = self.first_future or dataset
+        return found > 0
 
     def measure(self, dataset: Dataset) -> None:
         """Take the quantities with a unit from a dataset that is new or changed."""
@@ -79,7 +94,7 @@ class Profile:
                 key = f"{name} of {dataset.instrument_name}"
                 self.sizes.setdefault(key, array("d")).append(math.log10(size))
 
-    def plain(self, earlier: Plain | None, whole: bool) -> Plain:
+    def plain(self, earlier: Earlier | None, whole: bool) -> Earlier:
         """Return what the next scan compares with: what this one could not tell is handed on from before."""
         earlier = earlier or {"datasets": 0, "given": {}, "log10_medians": {}}
         medians = {key: median(sizes) for key, sizes in self.sizes.items() if len(sizes) >= ENOUGH}
@@ -90,11 +105,11 @@ class Profile:
         }
 
 
-def _note(found: dict[str, dict[str, Any]], what: str, dataset: Dataset) -> None:
+def _note(found: dict[str, Sighting], what: str, dataset: Dataset) -> None:
     found.setdefault(what, {"count": 0, "example": dataset.dataset_id})["count"] += 1
 
 
-def warnings(now: Profile, earlier: Plain | None, whole: bool) -> list[str]:
+def warnings(now: Profile, earlier: Earlier | None, whole: bool) -> list[str]:
     """Return one line for each sign of drift, with its count and an example.
 
     That a field is null everywhere only a scan of the whole store can tell.
@@ -117,13 +132,13 @@ def warnings(now: Profile, earlier: Plain | None, whole: bool) -> list[str]:
         if whole and before >= ENOUGH and now.datasets >= ENOUGH and not now.given.get(name):
             lines.append(f"{name} is null in all {now.datasets} datasets; before, {before} datasets had it")
     for key, sizes in sorted(now.sizes.items()):
-        before = earlier["log10_medians"].get(key)
-        if before is None or len(sizes) < ENOUGH:
+        typical = earlier["log10_medians"].get(key)
+        if typical is None or len(sizes) < ENOUGH:
             continue
-        moved = median(sizes) - before
+        moved = median(sizes) - typical
         if abs(moved) > TOLERATED_DECADES[key.split(" of ")[0]]:
             lines.append(
                 f"{key} moved by a factor of {10 ** max(-300.0, min(moved, 300.0)):.3g} in {len(sizes)} new or changed datasets, "
-                f"from {10**before:.4g} to {10 ** median(sizes):.4g}: its unit may have changed"
+                f"from {10**typical:.4g} to {10 ** median(sizes):.4g}: its unit may have changed"
             )
     return lines

@@ -13,6 +13,8 @@ from urllib.parse import quote
 
 import msgspec
 
+from l2inv import __version__
+
 # Long enough for every id seen (58 characters), short enough for an index.
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 Frames = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
@@ -77,16 +79,24 @@ class Record(msgspec.Struct, frozen=True):
     dataset: Dataset
     text: bytes
     content_hash: bytes
-    unreadable: tuple[str, ...] = ()  # fields of DISPLAYED that are null for that
+    unreadable: tuple[str, ...] = ()  # fields of DISPLAYED that count as null because they cannot be read
+
+    @property
+    def dataset_id(self) -> str:
+        return self.dataset.dataset_id
+
+    @property
+    def op_id(self) -> str:
+        return self.dataset.observing_program_execution_id
 
 
 class Unreadable(msgspec.Struct, frozen=True):
-    """A record that is set aside: its id if it has one, the reason, and the record as received."""
+    """A record that is quarantined: its id if it has one, the reason, and the record as received."""
 
     dataset_id: str | None
     reason: str
     raw: bytes
-    is_second: bool = False  # it can be read, but is another than the first of its dataset in one scan
+    is_second: bool = False  # it can be read, but differs from the first of its dataset in one scan
 
 
 # People look at these and no verdict rests on them: one that cannot be read is null, and counted.
@@ -108,6 +118,22 @@ _PLACE = {
 }
 _decoder = msgspec.json.Decoder(Dataset)
 _encoder = msgspec.json.Encoder()
+# What a record is read as: each release, and each change of the fields or their bounds, is another reader.
+_READER = hashlib.sha256(__version__.encode() + msgspec.json.encode(msgspec.json.schema(Dataset))).digest()
+
+
+def raw_hash(raw: bytes | msgspec.Raw) -> bytes:
+    """Return the SHA-256 of a record's bytes as received, salted with this reader: the same hash is read the same."""
+    digest = hashlib.sha256(_READER)
+    digest.update(raw)
+    return digest.digest()
+
+
+def given(dataset: Dataset) -> int:
+    """Return which fields of a dataset are not null: a bit each, in the order of the struct."""
+    return int(
+        "".join(["0" if value is None else "1" for value in msgspec.structs.astuple(dataset)])[::-1], 2
+    )
 
 
 def read(raw: bytes | msgspec.Raw) -> Record | Unreadable:

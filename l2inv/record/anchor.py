@@ -1,4 +1,4 @@
-"""An anchor: what the record was, in a file to be kept where whoever writes to the database cannot.
+"""An anchor: the newest hashes of the record, in a file to be kept where those who write to the database cannot.
 
 It shows what the chains of hashes cannot: the end of a history that was cut off, or rewritten with all that follows from
 it, and runs that were emptied. Each verification that finds nothing appends a block: a line that begins it, with numbers
@@ -40,7 +40,7 @@ class Begin(msgspec.Struct):
 
 
 class Anchor(NamedTuple):
-    """What stands in a file: the newest block's beginning, the runs' hashes; heads are in temporary tables."""
+    """What a file holds: the newest block's beginning, the runs' hashes; heads are in temporary tables."""
 
     path: Path
     last: Begin | None
@@ -53,8 +53,6 @@ def load(connection: Connection, path: Path, is_new: bool = False) -> Anchor:
 
     Raise L2invError when it is missing or empty though none is to be made, or is there though one is; or is no anchor.
     """
-    # A million heads are joined with all events: in memory, that takes half the time of doing it in temporary files.
-    connection.execute("set work_mem = '128MB'")
     for table in (
         'anchored_head (op_id text collate "C", seq integer, hash text)',
         'last_head (op_id text collate "C" primary key, seq integer, hash text)',

@@ -43,8 +43,9 @@ def restore(connection: Connection, settings: Settings, path: Path, actor: str) 
     """Restore the schema from a backup, all or nothing, into a database that has none of that name; then record with
     each OP that it was restored. Return how many there are, and why it could not be recorded: verify says more.
 
-    Event ids go on beyond all that any reader can have seen of the database that was lost. What stands in the backup is restored as it is: verify it afterwards. Owner of everything is who restores; the rights
-    of other roles are set by `l2inv roles`. Raise Refused when the schema is there, L2invError for a file that is no
+    Event ids continue beyond all that any reader can have seen of the database that was lost. What is in the backup is
+    restored unchanged: verify it afterwards. The role that restores owns everything; the rights of other roles are set by
+    `l2inv roles`. Raise Refused when the schema is there, L2invError for a file that is no
     backup of this schema, DatabaseError with pg_restore's words, OSError.
     """
     schema = settings.database.schema

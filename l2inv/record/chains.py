@@ -1,5 +1,5 @@
-"""The event log's chains of hashes and what they add up to, computed anew from the rows. Nothing is asked of a function,
-a view or a trigger of the database: whoever changed the rows may have changed these, too.
+"""The event log's chains of hashes and what they add up to, recomputed from the rows. No function, view or trigger of the
+database is asked: who changed the rows may have changed these, too.
 
 Rows come in a stream, in the order of OPs and of their events, so that memory stays flat.
 """
@@ -45,7 +45,7 @@ class Findings:
 @contextmanager
 def streamed(connection: Connection, name: str, query: str) -> Iterator[Iterable[TupleRow]]:
     """Lend the rows of a query, timestamps and JSON as the text that PostgreSQL prints: what was tampered with may be
-    none that Python knows. Nothing is asked of the server but the rows as they lie there."""
+    none that Python knows. The server is asked for the plain rows alone."""
     connection.execute("set local timezone = 'UTC'; set local datestyle = 'ISO'")
     with connection.cursor(name, row_factory=tuple_row) as cursor:
         for kind in ("timestamptz", "jsonb"):

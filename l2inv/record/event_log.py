@@ -1,6 +1,6 @@
 """Adding to the record: every event of every stage goes through here, and only ever gets added.
 
-An event is written against the sequence number that its writer saw. Whoever comes second with the same number adds
+An event is written against the sequence number that its writer saw. The second writer with the same number adds
 nothing; the database refuses what the states do not allow.
 """
 
@@ -33,7 +33,7 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Present(msgspec.Struct, frozen=True):
-    """Where an OP stands: what a command decides by."""
+    """The present state of an OP, as far as commands decide by it."""
 
     op_id: str
     seq: int
@@ -133,12 +133,12 @@ def must_hold(present: Present, actor: str) -> None:
 
 
 def locked(connection: Connection, op_id: str) -> Present:
-    """Return where an OP stands and keep others from moving it until the transaction ends. Raise Refused."""
+    """Return the present state of an OP and lock it until the transaction ends. Raise Refused."""
     return seen(connection, op_id, "for update")
 
 
 def seen(connection: Connection, op_id: str, lock: str = "") -> Present:
-    """Return where an OP stands, which may change at once: to be compared under its lock. Raise Refused."""
+    """Return the present state of an OP, which may change at once: compare it under its lock. Raise Refused."""
     row = connection.execute(
         f"""
         select op_id, seq, state, to_char(since at time zone 'UTC', 'YYYY-MM-DD HH24:MI "UTC"') as since,

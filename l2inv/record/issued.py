@@ -22,7 +22,7 @@ def issue(connection: Connection, op_id: str, programs: Iterable[str | None]) ->
     """Return an id for each instrument program: the one that it has in this cycle, or a new one.
 
     Each is to be recorded in the transaction of the call, which keeps others from drawing the same until it ends. The
-    OP must be locked before: whoever issues takes no other lock after this one. One without an id gets none.
+    OP must be locked before: no other lock is taken after this one. One without an id gets none.
     """
     present = {one["instrument_program_id"]: one["inversion_id"] for one in of_cycle(connection, op_id)}
     wanted = [program for program in programs if program]

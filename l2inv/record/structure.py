@@ -1,8 +1,9 @@
 """The schema's structure, read from PostgreSQL's catalogs and compared with what this version's migrations make.
 
-What it should be is in structure.json, but for views: what each version of PostgreSQL keeps of a view differs, so each is
-made anew under a temporary name, by the words of the migrations, and what the server keeps of the two is compared.
-Nothing is asked of a function of the schema.
+What it should be is in structure.json, the same for every major version of PostgreSQL: NOT NULL constraints, which are in
+pg_constraint since 18, are compared as columns. Views are not in it, since each version keeps their queries differently:
+each view is created again under a temporary name, from the text of the migrations, and the server's two copies are
+compared. No function of the schema is called.
 """
 
 import json
@@ -20,7 +21,7 @@ from l2inv.record.chains import Findings
 SHIPPED = Path(__file__).with_name("structure.json")
 
 # What is in the schema, or at something in it: its name, and what of it matters. yoyo's own tables are made by yoyo, each
-# of whose versions may make them otherwise; what guards them and who may reach them is compared all the same.
+# of whose versions may make them otherwise; what guards them and who may reach them is compared anyway.
 _QUERIES = {
     "relation": """
         select c.relname as name, c.relkind::text, c.relpersistence::text, c.relrowsecurity, c.relforcerowsecurity,
@@ -199,7 +200,7 @@ def digest_of(connection: Connection) -> str:
 
 
 def schema_of(connection: Connection) -> str:
-    """Return the name of the schema that `l2inv.` stands for on the connection."""
+    """Return the name of the schema that `l2inv.` means on the connection."""
     return str(getattr(connection.cursor_factory, "schema", "l2inv"))
 
 

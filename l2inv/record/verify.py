@@ -1,4 +1,4 @@
-"""verify: whether the record still says what it said, and whether all that is derived from it agrees.
+"""verify: whether the event log is intact, and whether all that is derived from it agrees.
 
 Every check reads one snapshot in a stream, so that memory stays flat and nobody is kept waiting.
 """
@@ -98,7 +98,7 @@ def _check(
 ) -> bool:
     """Make one of the checks; False where it cannot be made to its end.
 
-    What it cannot even read is a finding: whoever changed it may have put anything there.
+    What cannot even be read is a finding: a tampered row may hold anything.
     """
     try:
         with connection.transaction():
@@ -120,7 +120,7 @@ def _count(connection: Connection, table: LiteralString, what: LiteralString = "
 def datasets(connection: Connection, findings: Findings, progress: Callable[[int], None]) -> None:
     """Hash every kept dataset version again, and compares the versions there are with those that events name.
 
-    So it does with the records that were set aside, which no event names.
+    Do the same with quarantined records, which no event names.
     """
     with connection.cursor("verify_datasets") as cursor:
         cursor.execute(

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -59,7 +60,9 @@ def run(
     elif folder.exists() and not (folder / LOCK).exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Refused(f"{folder} is not the demo's: it holds something else", "name an empty or a new folder")
     folder = folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    own = 0o700 if os.geteuid() else 0o711  # root's server is another user's, who must get there
+    folder.mkdir(mode=own, parents=True, exist_ok=True)
+    folder.chmod(own)
     now = now or datetime.now(UTC)
     store = Store(inventory.make(now=now))
     with _alone(folder), serving(store, port) as url:

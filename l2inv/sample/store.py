@@ -9,14 +9,14 @@ from datetime import UTC, datetime
 from functools import cache, lru_cache
 from importlib.resources import files
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from zlib import crc32
 
 from l2inv.errors import L2invError
 from l2inv.sample.inventory import ACTIVE
 
 if TYPE_CHECKING:
-    from graphql import DocumentNode, GraphQLError, GraphQLSchema
+    from graphql import DocumentNode, FieldNode, GraphQLError, GraphQLField, GraphQLSchema, SelectionNode
 
 Values = dict[str, Any]
 
@@ -63,6 +63,12 @@ def execute(
     store: Store, query: str, variables: Values | None = None, operation: str | None = None
 ) -> Values:
     """Return what the store answers to a GraphQL request: `data`, `errors` or both."""
+    answer = _quickly(store, query, variables, operation)
+    return slowly(store, query, variables, operation) if answer is None else answer
+
+
+def slowly(store: Store, query: str, variables: Values | None = None, operation: str | None = None) -> Values:
+    """Return the same as execute, field by field, as graphql-core executes any request."""
     from graphql import execute_sync
 
     document, errors = validated(query, store.interface)
@@ -77,6 +83,149 @@ def execute(
     )
     answer: Values = _whole(dict(result.formatted))
     return answer
+
+
+class _Selection(NamedTuple):
+    """A field of Query, and what is selected of each row that it resolves to."""
+
+    key: str  # in the answer
+    name: str
+    field: "GraphQLField"
+    node: "FieldNode"
+    many: bool
+    columns: tuple[
+        tuple[str, str, Callable[[Any], Any]], ...
+    ]  # each with its key, and what it reads as in the answer
+
+
+class _NotPlain(Exception):
+    """Only graphql-core knows the answer."""
+
+
+def _quickly(store: Store, query: str, variables: Values | None, operation: str | None) -> Values | None:
+    """Return the answer to a query that selects plain columns of rows; None where it needs graphql-core's execution.
+
+    What it is held to is the same: the query is validated, and variables, arguments and values are coerced by
+    graphql-core. Whatever comes with an error, or writes, is left to graphql-core.
+    """
+    from graphql import GraphQLError
+    from graphql.execution.values import get_argument_values, get_variable_values
+
+    found = _plan(query, store.interface, operation)
+    if found is None:
+        return None
+    definitions, selections = found
+    try:
+        given = get_variable_values(schema(store.interface), definitions, variables or {})
+        if isinstance(given, list):
+            return None
+        data: Values = {}
+        for one in selections:
+            argument = next(iter(get_argument_values(one.field, one.node, given).values()), None) or {}
+            rows = _FIELDS[one.name](
+                store, {name: value for name, value in argument.items() if value is not None}
+            )
+            answers = [
+                {key: read(row.get(name)) for key, name, read in one.columns}
+                for row in (rows if one.many else [rows])
+            ]
+            data[one.key] = answers if one.many else answers[0]
+    except (_NotPlain, GraphQLError):
+        return None
+    return {"data": data}
+
+
+@lru_cache(maxsize=32)
+def _plan(
+    query: str, interface: str | None, operation: str | None
+) -> tuple[tuple[Any, ...], list[_Selection]] | None:
+    """Return a valid query's variables and what it selects, if that is columns of rows and nothing else."""
+    from graphql import OperationDefinitionNode, OperationType
+
+    document, errors = validated(query, interface)
+    if document is None or errors or len(document.definitions) != 1:
+        return None
+    (node,) = document.definitions
+    if not isinstance(node, OperationDefinitionNode) or node.operation is not OperationType.QUERY:
+        return None
+    if operation is not None and (node.name is None or node.name.value != operation):
+        return None
+    try:
+        selections = [_selection(schema(interface), field) for field in node.selection_set.selections]
+    except _NotPlain:
+        return None
+    if len({one.key for one in selections}) < len(selections):  # graphql-core merges them
+        return None
+    return tuple(node.variable_definitions or ()), selections
+
+
+def _selection(interface: "GraphQLSchema", node: "SelectionNode") -> _Selection:
+    from graphql import FieldNode, get_nullable_type, is_list_type, is_object_type
+
+    if not isinstance(node, FieldNode) or node.directives or interface.query_type is None:
+        raise _NotPlain
+    name = node.name.value
+    field = interface.query_type.fields.get(name)
+    if field is None or name not in _FIELDS or node.selection_set is None:
+        raise _NotPlain
+    of: Any = get_nullable_type(field.type)
+    many = is_list_type(of)
+    of = get_nullable_type(of.of_type) if many else of
+    if not is_object_type(of):
+        raise _NotPlain
+    columns = []
+    for column in node.selection_set.selections:
+        if not isinstance(column, FieldNode) or column.directives or column.name.value not in of.fields:
+            raise _NotPlain
+        key = (column.alias or column.name).value
+        columns.append((key, column.name.value, _reader(of.fields[column.name.value].type)))
+    if len({key for key, _, _ in columns}) < len(columns):
+        raise _NotPlain
+    return _Selection((node.alias or node.name).value, name, field, node, many, tuple(columns))
+
+
+def _reader(of: Any) -> Callable[[Any], Any]:
+    """Return how a value of a leaf type, or of a list of them, reads in an answer."""
+    from graphql import is_leaf_type, is_list_type, is_non_null_type, is_scalar_type
+
+    if is_non_null_type(of):
+        inner = _reader(of.of_type)
+
+        def present(value: Any) -> Any:
+            if (answer := inner(value)) is None:
+                raise _NotPlain
+            return answer
+
+        return present
+    if is_list_type(of):
+        each = _reader(of.of_type)
+
+        def listed(value: Any) -> Any:
+            if value is None:
+                return None
+            if not isinstance(value, list):
+                raise _NotPlain
+            return [each(one) for one in value]
+
+        return listed
+    if not is_leaf_type(of):
+        raise _NotPlain
+    serialize = of.serialize
+    # What serialize leaves as it is, and _whole does.
+    as_it_is = {"Boolean": bool, "Float": None, "Int": None}.get(of.name, str if is_scalar_type(of) else None)
+
+    def leaf(value: Any) -> Any:
+        if value is None or type(value) is as_it_is:
+            return value
+        try:
+            answer = serialize(value)
+        except Exception as problem:
+            raise _NotPlain from problem
+        if answer is None:
+            raise _NotPlain
+        return _whole(answer)
+
+    return leaf
 
 
 def operation_name(query: str, operation: str | None = None) -> str:

@@ -9,12 +9,13 @@ whatever happens to them.
 import fcntl
 import os
 import secrets
+import select
 import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event as Flag
 from typing import Literal
@@ -31,7 +32,7 @@ Fate = Literal["done", "failed", "again", "running"]
 
 OWN = ".l2inv"  # what l2inv keeps in an OP's folder for itself
 LOG = "preprocess.log"
-_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.001, 0.05
+_PAUSE_SECONDS = 0.05
 # All that a command gets of l2inv's environment; LC_* beside it. No token or password of l2inv's is among it.
 ENVIRONMENT = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR")
 
@@ -274,21 +275,37 @@ def is_running(folder: Path, name: str) -> bool:
     return False
 
 
-def wait(folder: Path, name: str, timeout_seconds: float, stop: Flag) -> Ended | None:
+def wait(folder: Path, name: str, timeout_seconds: float, stop: Flag, pid: int | None = None) -> Ended | None:
     """Wait for a job on this machine: return how it ended, None if that cannot be told any more.
 
-    Raise TookTooLong, and Stopped when stop is set: the job runs on. Raise OSError.
+    Where it is a child of this process, its pid lets its end be seen at once. Raise TookTooLong, and Stopped when stop
+    is set: the job runs on. Raise OSError.
     """
-    pause_seconds = _SHORTEST_PAUSE_SECONDS
-    while True:
-        end, state = state_here(folder, name)
-        if end is not None or state != "RUNNING":
-            return end
-        if time.time() - (began(folder, name) or time.time()) > timeout_seconds:
-            raise TookTooLong
-        if stop.wait(pause_seconds):
-            raise Stopped
-        pause_seconds = min(2 * pause_seconds, _LONGEST_PAUSE_SECONDS)
+    with _pausing(pid) as pause:
+        while True:
+            end, state = state_here(folder, name)
+            if end is not None or state != "RUNNING":
+                return end
+            if time.time() - (began(folder, name) or time.time()) > timeout_seconds:
+                raise TookTooLong
+            if stop.is_set():
+                raise Stopped
+            pause()
+
+
+@contextmanager
+def _pausing(pid: int | None) -> Iterator[Callable[[], object]]:
+    """Lend a function that lets a moment pass, no longer than until a child of this process ends."""
+    if pid is None or not hasattr(os, "pidfd_open"):  # Linux alone has it
+        yield lambda: time.sleep(_PAUSE_SECONDS)
+        return
+    number = os.pidfd_open(pid)
+    try:
+        ends = select.poll()
+        ends.register(number, select.POLLIN)
+        yield lambda: ends.poll(_PAUSE_SECONDS * 1000)
+    finally:
+        os.close(number)
 
 
 def kill(folder: Path, name: str, patience_seconds: float = 5.0) -> bool:

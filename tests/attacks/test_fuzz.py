@@ -209,7 +209,8 @@ def read_in_numbers(number: int) -> dict[str, int]:
             for one in records:
                 assert inventory.stored(one.text) == one.dataset
                 assert inventory.read(one.text) == msgspec.structs.replace(one, unreadable=())
-                profile.count([one])
+                profile.count(inventory.given(one.dataset))
+                profile.examine(one)
                 for _ in range(drift.ENOUGH):
                     profile.measure(one.dataset)
             for line in drift.warnings(profile, before, whole=True):

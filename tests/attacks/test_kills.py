@@ -3,12 +3,9 @@
 L2INV_ATTACKS_SEED names other random points than the usual ones.
 """
 
-import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -28,70 +25,12 @@ from l2inv.database.connection import Connection, open_connection
 from l2inv.sample import inventory
 from l2inv.sample.server import Fault, Store
 from tests.helpers.commands import NOW, READY_TEXT, Commands
-from tests.helpers.waiting import until
+from tests.helpers.waiting import is_zombie, until
+from tests.helpers.warm import Warm
 
 SEED = int(os.environ.get("L2INV_ATTACKS_SEED", "1"))
 STAGES = ("scan", "qualify", "preprocess", "claim", "mark-inverted", "inbox", "publish")
 STOPPED = "l2inv: stopped; run it again: nothing was left half-written\n"
-
-# Starts l2inv by forking: a cold interpreter would spend most of its life on imports, where no kill does harm.
-WARM = """
-import importlib, json, os, pkgutil, sys, time
-import l2inv, l2inv.cli
-for room in pkgutil.walk_packages(l2inv.__path__, "l2inv."):
-    if not room.name.endswith("__main__"):
-        importlib.import_module(room.name)
-for line in sys.stdin:
-    what = json.loads(line)
-    if isinstance(what, int):
-        latest = time.monotonic() + 60
-        while (found := os.waitpid(what, os.WNOHANG))[0] == 0 and time.monotonic() < latest:
-            time.sleep(0.001)
-        print(os.waitstatus_to_exitcode(found[1]) if found[0] else "null", flush=True)
-        continue
-    pid = os.fork()
-    if pid == 0:
-        for number, path in enumerate((os.devnull, what[0] + ".out", what[0] + ".err")):
-            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), number)
-        l2inv.cli.main(what[1:])
-    print(pid, flush=True)
-"""
-
-
-class Warm:
-    """A process that starts l2inv as processes of their own, quickly."""
-
-    def __init__(self, folder: Path, l2inv: Commands) -> None:
-        self.folder, self.l2inv = folder, l2inv
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", WARM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def _ask(self, what: Any) -> Any:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(what) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
-
-    def start(self, *argv: str) -> int:
-        common = ["--config", str(self.l2inv.config), "--actor", "han"]
-        pid: int = self._ask([str(self.folder / "said"), *common, *argv])
-        return pid
-
-    def ended(self, pid: int) -> tuple[int, str, str]:
-        """Return exit code, stdout and stderr once it ended, of the process started last."""
-        code = self._ask(pid)
-        assert code is not None, "it hangs"
-        return code, (self.folder / "said.out").read_text(), (self.folder / "said.err").read_text()
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.close()
-        self.process.wait(30)
-        self.process.stdout.close()
-
 
 Attack = Callable[[int, float], bool]  # process, how long the stage takes in s; whether it struck
 
@@ -102,7 +41,7 @@ class World:
     Each stage's run may be attacked. What it left is then finished by a run that is not, and looked at.
     """
 
-    def __init__(self, url: str, store: Store, store_url: str, folder: Path) -> None:
+    def __init__(self, url: str, store: Store, store_url: str, folder: Path, warm: Warm) -> None:
         self.url, self.store, self.folder = url, store, folder
         self.inbox = folder / "inbox"
         self.inbox.mkdir()
@@ -113,7 +52,7 @@ class World:
             "preprocess": {"work_dir": str(folder / "work"), "command": prepare, "parallel": 4},
         }
         self.l2inv = Commands(folder / "config.yaml", settings)
-        self.warm = Warm(folder, self.l2inv)
+        self.warm = warm
         self.took: dict[str, float] = {}
         self.struck: Counter[str] = Counter()
         self.rounds = 0
@@ -152,7 +91,7 @@ class World:
     def _done(self, stage: str, argv: tuple[str, ...], attack: Attack | None) -> None:
         """Run a stage: attacked, and then to its end."""
         if attack is not None and stage in self.took:
-            pid = self.warm.start(*argv)
+            pid = self.warm.start(self.l2inv, *argv)
             struck = attack(pid, self.took[stage])
             code, stdout, stderr = self.warm.ended(pid)
             assert code in (0, 1, -signal.SIGKILL), (stage, code, stdout, stderr)
@@ -161,7 +100,7 @@ class World:
             self.struck[stage] += struck and code != 0
             self.gone()
         begun = time.monotonic()
-        code, stdout, stderr = self.warm.ended(self.warm.start(*argv))
+        code, stdout, stderr = self.warm.ended(self.warm.start(self.l2inv, *argv))
         self.took.setdefault(stage, time.monotonic() - begun)
         assert code == 0, (stage, code, stdout, stderr)
 
@@ -281,10 +220,8 @@ def store() -> Store:
 
 
 @pytest.fixture
-def world(url: str, store: Store, store_url: str, tmp_path: Path) -> Iterator[World]:
-    world = World(url, store, store_url, tmp_path)
-    yield world
-    world.warm.close()
+def world(url: str, store: Store, store_url: str, tmp_path: Path, warm: Warm) -> World:
+    return World(url, store, store_url, tmp_path, warm)
 
 
 def killing(draw: Random) -> Attack:
@@ -316,7 +253,7 @@ def test_l2inv_killed_300_times(world: World) -> None:
 
 
 @pytest.fixture
-def own_server(store: Store, store_url: str, tmp_path: Path) -> Iterator[tuple[Path, World]]:
+def own_server(store: Store, store_url: str, tmp_path: Path, warm: Warm) -> Iterator[tuple[Path, World]]:
     """A server that keeps what it said it kept (fsync), and that only this test stops."""
     folder = Path(tempfile.mkdtemp(prefix="l2inv-kills-"))
     try:
@@ -324,9 +261,7 @@ def own_server(store: Store, store_url: str, tmp_path: Path) -> Iterator[tuple[P
         with open_connection(Settings(database=Database(url=url))) as connection:
             assert connection.execute("show fsync").fetchone() == {"fsync": "on"}
             migrate.apply(connection, "l2inv")
-        world = World(url, store, store_url, tmp_path)
-        yield folder, world
-        world.warm.close()
+        yield folder, World(url, store, store_url, tmp_path, warm)
     finally:
         embedded.stop(folder)
         shutil.rmtree(folder)
@@ -346,15 +281,11 @@ def stopping(folder: Path, draw: Random, times: int) -> Attack:
         until(lambda: not embedded.is_running(folder))
         left[0] -= 1
         # Only once the stage found out may the server be there again.
-        until(lambda: _is_zombie(pid))
+        until(lambda: is_zombie(pid))
         embedded.start(folder)
         return True
 
     return attack
-
-
-def _is_zombie(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")
 
 
 def stopped(folder: Path, world: World, times: int) -> None:
@@ -440,13 +371,13 @@ def test_stopped_while_the_store_is_silent_it_ends_at_once_and_lets_go_of_its_lo
 ) -> None:
     argv, before = ready_for(world, stage), world.newest()
     with silent(world.store, 2) as is_waiting:
-        pid = world.warm.start(*argv)
+        pid = world.warm.start(world.l2inv, *argv)
         until(is_waiting)
         os.kill(pid, sign)
         assert world.warm.ended(pid) == (1, "", STOPPED)
     assert unfinished(connection) == 0
     assert world.kinds(before) == {}
-    assert world.warm.ended(world.warm.start(*argv))[0] == 0
+    assert world.warm.ended(world.warm.start(world.l2inv, *argv))[0] == 0
     assert world.kinds(before) != {}
 
 
@@ -457,12 +388,12 @@ def test_stopped_while_postgresql_is_slow_it_ends_at_once_and_lets_go_of_its_loc
 ) -> None:
     argv, before = ready_for(world, stage), world.newest()
     with slow(connection):
-        pid = world.warm.start(*argv)
+        pid = world.warm.start(world.l2inv, *argv)
         until(lambda: bool(world.rows("select from pg_locks where locktype = 'advisory' and not granted")))
         os.kill(pid, sign)
         assert world.warm.ended(pid) == (1, "", STOPPED)
         world.gone(but=connection.info.backend_pid)
     assert unfinished(connection) == 0
     assert world.kinds(before) == {}
-    assert world.warm.ended(world.warm.start(*argv))[0] == 0
+    assert world.warm.ended(world.warm.start(world.l2inv, *argv))[0] == 0
     assert world.kinds(before) != {}

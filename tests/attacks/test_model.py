@@ -268,6 +268,60 @@ class World(RuleBasedStateMachine):
         if fault is None and len(sure) == len(due):
             assert code == 0
 
+    @rule(
+        number=numbers,
+        actor=people,
+        asked=st.sampled_from(["FindByDatasets", "Find", "Create"]),
+        holds=st.booleans(),
+    )
+    def something_happens_while_publish_waits_for_the_store(
+        self, number: int, actor: str, asked: str, holds: bool
+    ) -> None:
+        """The OP is put on hold, or its datasets change and are scanned, once the store was asked something."""
+        op = self.op(number)
+        due = {one.op_id: one for one in self.ops if one.state == "inverted" and not one.on_hold}
+        if op.op_id not in due:
+            return
+        happened: list[int] = []
+
+        def answer(operation: str, nth: int) -> Fault | None:
+            if operation == asked and not happened:
+                happened.append(-1)
+                argv = ("hold", op.op_id, "--reason", "x") if holds else ("scan",)
+                if not holds:
+                    self.a_dataset_changes_in_the_store(number)
+                happened[0] = self.l2inv(*argv, actor=actor).exit_code
+            return None
+
+        self.store.fault = answer
+        result = self.l2inv("publish")
+        self.store.fault = None
+        type(self).steps += 1
+        self.look()
+        assert result.exit_code in (0, 4), result
+        assert happened in ([], [0]), result
+        op.on_hold = holds and bool(happened)
+        for one in due.values():
+            kinds = [event["kind"] for event in self.added if event["op_id"] == one.op_id]
+            one.named |= "inversion_named" in kinds
+            if "published" in kinds:
+                assert not one.on_hold, (one, kinds)
+                one.state, one.withdrawable, one.named = "published", True, False
+            elif "failed" in kinds:
+                one.state, one.before_error = "error", "inverted"
+            else:
+                assert one.on_hold, (one, kinds)
+            if "datasets_changed" in kinds:
+                one.changed, one.fresh, one.overruled, one.stale = False, False, False, True
+        for one in self.ops:  # the scan reads all that had changed before
+            if one.op_id not in due and any(
+                event["kind"] == "datasets_changed" and event["op_id"] == one.op_id for event in self.added
+            ):
+                one.changed, one.fresh, one.overruled = False, False, False
+                one.stale |= (one.before_error or one.state) in ("working", "inverted", "published")
+                if one.state in states.JUDGED:
+                    one.state = "discovered"
+
     # Science
 
     @rule(number=numbers, actor=people, extend=st.booleans())

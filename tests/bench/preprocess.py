@@ -13,7 +13,7 @@ OPS = 1000
 
 @measurement
 def preprocess(place: Place) -> Iterator[Figure]:
-    """1,000 OPs with a command that does nothing, beside starting such a command through a shell, which is the floor."""
+    """Measure 1,000 OPs with a command that does nothing beside a shell that starts it: 0.45 of 24, where it came from."""
     made = [_invertible(life) for life in load.lives(place.url, place.folder)]
     with place.connect() as connection:
         load.fill(connection, [life for life in made if life], OPS)
@@ -27,7 +27,7 @@ def preprocess(place: Place) -> Iterator[Figure]:
         lambda: [subprocess.run(["/bin/sh", "-c", "/bin/true; :"], check=True) for _ in range(OPS)]
     )
     yield Figure("preprocess, an OP", took / OPS * 1000, "ms")
-    yield Figure("preprocess, an OP", took / floor, "x (sh and true)", None)
+    yield Figure("preprocess, an OP", took / floor, "x (sh and true)", 11)
 
 
 def _invertible(life: load.Life) -> load.Life | None:

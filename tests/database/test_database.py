@@ -86,6 +86,17 @@ def test_two_migrations_at_once_make_the_schema_once(empty_url: str) -> None:
     assert sorted(map(len, applied)) == [0, 0, 0, len(shipped_migrations())]
 
 
+def test_migrate_says_who_keeps_it_waiting_and_does_nothing(l2inv: Commands, empty_url: str) -> None:
+    """Its lock is one that anybody who connects can take: before the first migration there is nothing to guard it by."""
+    l2inv.settings["database"] |= {"url": empty_url, "lock_timeout_seconds": 0.2}
+    l2inv.save()
+    with psycopg.connect(empty_url, autocommit=True, application_name="bystander") as bystander:
+        bystander.execute("select pg_advisory_lock(hashtext('l2inv migrate'), hashtext('l2inv.'))")
+        assert f"held by pid {bystander.info.backend_pid} (bystander)" in l2inv("migrate", expect=1).stderr
+        assert bystander.execute("select to_regnamespace('l2inv')").fetchone() == (None,)
+    l2inv("migrate")
+
+
 def test_a_migration_that_fails_leaves_no_trace_and_the_next_try_completes_it(
     empty_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,6 +81,14 @@ def test_only_its_owner_reaches_the_server_and_no_network_does(folder: Path) -> 
     assert data_folder(folder).stat().st_mode & 0o077 == 0
 
 
+def test_a_data_folder_that_was_copied_back_without_its_mode_is_closed_to_others_again(folder: Path) -> None:
+    embedded.start(folder)
+    embedded.stop(folder)
+    data_folder(folder).chmod(0o755)
+    assert ask(embedded.start(folder), "select 1") == 1
+    assert data_folder(folder).stat().st_mode & 0o777 == 0o700
+
+
 def test_a_ctrl_c_in_the_terminal_does_not_reach_the_server(folder: Path) -> None:
     embedded.start(folder)
     assert os.getsid(server_process(folder)) != os.getsid(0)

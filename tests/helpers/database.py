@@ -1,11 +1,18 @@
-"""Where the tests' PostgreSQL is."""
+"""The tests' PostgreSQL: where it is, and how a database is made there within milliseconds, as a copy of another."""
 
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.sql import SQL, Identifier
+
 SERVER = "L2INV_TEST_SERVER"  # the environment variable with its URL
+MIGRATED = "L2INV_TEST_TEMPLATE"  # and with the name of a database that is migrated and empty
 
 
 def quick_folder() -> Path:
@@ -13,3 +20,34 @@ def quick_folder() -> Path:
     memory = Path("/dev/shm")
     has_room = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2**31
     return Path(tempfile.mkdtemp(prefix="l2inv-tests-", dir=memory if has_room else None))
+
+
+def url_of(name: str) -> str:
+    """Return how a database of the server is reached, in so many words as a person would."""
+    given = conninfo_to_dict(os.environ[SERVER])
+    where = {part: str(given[part]) for part in ("host", "port", "user", "password") if given.get(part)}
+    return make_conninfo("", dbname=name, **where)
+
+
+def copy(name: str, template: str) -> str:
+    """Make a database as another one is, to which nobody may be connected, and return its URL."""
+    with psycopg.connect(url_of("postgres"), autocommit=True) as server:
+        # Through the log, as is the default from PostgreSQL 15 on, it takes two and a half times as long.
+        how = SQL("strategy file_copy" if server.info.server_version >= 150000 else "")
+        make = SQL("create database {} template {} {}")
+        server.execute(make.format(Identifier(name), Identifier(template), how))
+    return url_of(name)
+
+
+def drop(name: str) -> None:
+    with psycopg.connect(url_of("postgres"), autocommit=True) as server:
+        server.execute(SQL("drop database if exists {} with (force)").format(Identifier(name)))
+
+
+@contextmanager
+def copied(name: str, template: str) -> Iterator[str]:
+    """Lend a copy of a database."""
+    try:
+        yield copy(name, template)
+    finally:
+        drop(name)

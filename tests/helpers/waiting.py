@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 
 def until(holds: Callable[[], object], what: str = "", seconds: float = 30) -> None:
@@ -10,3 +11,8 @@ def until(holds: Callable[[], object], what: str = "", seconds: float = 30) -> N
     while not holds():
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what or holds}"
         time.sleep(0.01)
+
+
+def is_zombie(pid: int) -> bool:
+    """Return whether a process has ended, and its parent not asked how."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")

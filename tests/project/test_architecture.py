@@ -2,12 +2,10 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
-
-import pytest
 
 import l2inv
 
@@ -88,21 +86,25 @@ def of_l2inv(names: set[str]) -> set[str]:
     return {name for name in found if not any(other.startswith(f"{name}.") for other in found)}
 
 
-every_module = pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
+def breaches(rule: Callable[[Module], object]) -> dict[str, object]:
+    """Return what a rule finds wrong, by the module's name."""
+    return {module.name: found for module in MODULES if (found := rule(module))}
 
 
-@every_module
-def test_a_folder_imports_only_from_the_folders_below_it(module: Module) -> None:
-    (line,) = (i for i, folders in enumerate(LAYERS) if module.folder in folders)
-    allowed = {module.folder}.union(*LAYERS[line + 1 :])
-    assert roots(of_l2inv(module.imports)) <= allowed
+def test_a_folder_imports_only_from_the_folders_below_it() -> None:
+    def forbidden(module: Module) -> set[str]:
+        (line,) = (i for i, folders in enumerate(LAYERS) if module.folder in folders)
+        return roots(of_l2inv(module.imports)) - {module.folder}.union(*LAYERS[line + 1 :])
+
+    assert breaches(forbidden) == {}
 
 
-@every_module
-def test_a_stage_imports_no_other_stage(module: Module) -> None:
-    if module.folder == "stages":
+def test_a_stage_imports_no_other_stage() -> None:
+    def others(module: Module) -> set[str]:
         stages = {name.split(".")[1] for name in of_l2inv(module.imports) if name.startswith("stages.")}
-        assert stages <= {"stage", *module.name.split(".")[1:2]}
+        return stages - {"stage", *module.name.split(".")[1:2]} if module.folder == "stages" else set()
+
+    assert breaches(others) == {}
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
@@ -121,50 +123,62 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     assert [name for name in by_name if name in reached(name)] == []
 
 
-@every_module
-def test_click_is_known_to_the_commands_alone(module: Module) -> None:
-    assert module.folder == "cli" or "click" not in roots(module.imports)
+def test_click_is_known_to_the_commands_alone() -> None:
+    assert breaches(lambda module: module.folder != "cli" and "click" in roots(module.imports)) == {}
 
 
-@every_module
-def test_the_domain_does_no_io_and_asks_no_clock(module: Module) -> None:
-    if module.folder != "domain":
-        return
-    assert not roots(module.imports) & OUTSIDE_WORLD
-    for node in ast.walk(module.tree):
-        if isinstance(node, ast.Call):
-            called = ast.unparse(node.func)
-            assert not re.search(r"\b(now|utcnow|today|open|print|input)$", called), (
-                f"line {node.lineno}: {called}"
-            )
+def test_the_domain_does_no_io_and_asks_no_clock() -> None:
+    asks = re.compile(r"\b(now|utcnow|today|open|print|input)$")
+
+    def impure(module: Module) -> list[str]:
+        if module.folder != "domain":
+            return []
+        calls = (node for node in ast.walk(module.tree) if isinstance(node, ast.Call))
+        called = [
+            f"line {call.lineno}: {name}" for call in calls if asks.search(name := ast.unparse(call.func))
+        ]
+        return sorted(roots(module.imports) & OUTSIDE_WORLD) + called
+
+    assert breaches(impure) == {}
 
 
-@every_module
-def test_what_is_heavy_is_imported_where_it_is_used(module: Module) -> None:
+def test_what_is_heavy_is_imported_where_it_is_used() -> None:
     # yoyo's backend is a base class in the one, and only migrations import it; only on a terminal is the other imported.
-    if module.name not in {"database.migrate", "cli.terminal"}:
-        assert not roots(module.at_once) & HEAVY
-    assert "cli.terminal" not in of_l2inv(module.at_once)
+    def heavy(module: Module) -> set[str]:
+        found = (
+            set() if module.name in {"database.migrate", "cli.terminal"} else roots(module.at_once) & HEAVY
+        )
+        return found | (of_l2inv(module.at_once) & {"cli.terminal"})
+
+    assert breaches(heavy) == {}
 
 
-@every_module
-def test_a_module_of_the_commands_imports_what_it_runs_when_it_is_called(module: Module) -> None:
-    if module.folder == "cli":
+def test_a_module_of_the_commands_imports_what_it_runs_when_it_is_called() -> None:
+    def at_once(module: Module) -> set[str]:
+        if module.folder != "cli":
+            return set()
         beside = {name for name in of_l2inv(module.at_once) if not name.startswith("cli")}
-        assert beside <= {"errors", "wording", "domain", "domain.states"}
-        assert not roots(module.at_once) & {"psycopg", "msgspec"}
+        allowed = {"errors", "wording", "domain", "domain.states"}
+        return (beside - allowed) | (roots(module.at_once) & {"psycopg", "msgspec"})
+
+    assert breaches(at_once) == {}
 
 
-@every_module
-def test_sql_stands_in_the_folders_that_are_for_it(module: Module) -> None:
-    if re.search(r"\.(execute|copy)\(", module.path.read_text()):
-        assert module.folder in WITH_SQL
+def test_sql_stands_in_the_folders_that_are_for_it() -> None:
+    def runs_sql(module: Module) -> bool:
+        return bool(re.search(r"\.(execute|copy)\(", module.path.read_text()))
+
+    assert breaches(lambda module: module.folder not in WITH_SQL and runs_sql(module)) == {}
 
 
-@every_module
-def test_a_module_can_be_read_in_one_sitting_and_says_what_it_is(module: Module) -> None:
-    assert len(module.path.read_text().splitlines()) <= LINES_THAT_PROMPT_A_SECOND_LOOK
-    assert ast.get_docstring(module.tree)
+def test_a_module_can_be_read_in_one_sitting_and_says_what_it_is() -> None:
+    def unreadable(module: Module) -> str | None:
+        lines = len(module.path.read_text().splitlines())
+        if lines > LINES_THAT_PROMPT_A_SECOND_LOOK:
+            return f"{lines} lines"
+        return None if ast.get_docstring(module.tree) else "no docstring"
+
+    assert breaches(unreadable) == {}
 
 
 def test_what_tests_share_stands_in_helpers() -> None:

@@ -216,7 +216,7 @@ def test_the_example_crontab_does_the_work_and_mails_only_what_somebody_must_loo
     assert told[inbox] == {("l2inv: inbox: wrong.yaml rejected: OP no-such-op is unknown; see: l2inv list",)}
     (lines,) = told[nightly]
     assert len(lines) == 1
-    assert "stand aside; see: l2inv quarantine" in lines[0]
+    assert "are quarantined; see: l2inv quarantine" in lines[0]
     (lines,) = told[publish]
     assert lines == (
         "l2inv: publish: 1 OP failed; see: l2inv list --state error, l2inv history OP, l2inv retry OP",

@@ -12,8 +12,11 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
+from l2inv.database import roles
 from l2inv.database.connection import Connection
 from l2inv.queries import export
+from l2inv.record import structure
+from l2inv.record.chains import Findings
 from tests.helpers.commands import Commands
 from tests.helpers.events import INVERSION, LEAST
 from tests.helpers.steps import invert, publish_again, published, two_programs
@@ -169,7 +172,11 @@ def test_the_role_of_the_document_reads_the_views_and_nothing_else(
     assert grants is not None
     tell(connection, 1)
     with connection.transaction(force_rollback=True):  # roles are the whole server's
+        roles.apply(connection, roles.Roles(*(f"l2inv_level2_{name}" for name in roles.Roles._fields)))
         connection.execute(grants[1])
+        findings = Findings()
+        structure.check(connection, findings)
+        assert findings.first == []
         connection.execute("set local role metadata_store")
         for view in ("published_op", "op", "dataset", "history", "runs"):
             connection.execute(f"select * from l2inv.{view}")

@@ -26,7 +26,7 @@ from graphql.execution.values import get_variable_values
 import l2inv as package
 from l2inv.sample import server
 from l2inv.sample.server import Fault, Store
-from l2inv.sample.store import schema
+from l2inv.sample.store import _quickly, execute, schema, slowly
 from l2inv.services.graphql import Query
 from tests.helpers.commands import NOW, Commands
 
@@ -104,6 +104,41 @@ def test_the_stages_run_against_a_store_that_is_strict(
     assert sent == queries().keys() - {"Objects", "Frames"}
     for name, variables in store.requests:
         assert_valid(interface, queries()[name], variables)
+        as_ever = slowly(store, queries()[name].text, variables)
+        if "createL2" not in queries()[name].field:
+            assert _quickly(store, queries()[name].text, variables, None) == as_ever, name
+
+
+ODD: tuple[Any, ...] = (
+    None,
+    "x",
+    "2026-01-01T00:00:00",
+    3.0,
+    2.5,
+    2**40,
+    True,
+    [],
+    ["x"],
+    [None],
+    {"med": 1.0},
+    float("nan"),
+    b"",
+)
+
+
+def test_whatever_a_row_holds_it_is_answered_as_graphql_core_executes_it(
+    store: Store, interface: str | None
+) -> None:
+    store.interface = interface
+    (page,) = (query for query in queries().values() if query.field == "datasetInventories")
+    row = next(row for row in store.datasets if row["status"] == "ACTIVE")
+    for column in row:
+        for odd in ODD:
+            store.datasets = [row | {column: odd, "status": "ACTIVE"}]
+            answers = [how(store, page.text, {"filter": {}}) for how in (execute, slowly)]
+            assert len({json.dumps(answer, default=repr) for answer in answers}) == 1, (column, odd, *answers)
+    quick = [_quickly(store, page.text, {"filter": {}}, None) for store.datasets in ([], [row])]
+    assert None not in quick
 
 
 def test_a_question_without_arguments_sends_no_variables(

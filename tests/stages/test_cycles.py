@@ -15,6 +15,7 @@ from tests.helpers.commands import NOW, Commands
 from tests.helpers.publisher_kills import REQUESTS, killed_at
 from tests.helpers.steps import invert, kinds, publish_again, published
 from tests.helpers.waiting import until
+from tests.helpers.warm import Warm
 
 
 @pytest.fixture
@@ -74,11 +75,11 @@ def test_an_op_that_was_not_told_yet_can_be_inverted_again(
 
 @pytest.mark.parametrize("at", ["before request", "after request"])
 def test_reopening_asks_the_store_for_what_a_killed_publisher_named(
-    l2inv: Commands, ready: list[str], store: Store, connection: Connection, at: str
+    l2inv: Commands, ready: list[str], store: Store, connection: Connection, warm: Warm, at: str
 ) -> None:
     op = ready[0]
     invert(l2inv, op)
-    killed_at((at, REQUESTS.index("Create")), l2inv, store, connection)
+    killed_at((at, REQUESTS.index("Create")), l2inv, store, connection, warm)
     if at == "before request":  # the store was never told
         publish_again(l2inv, op)
         assert len(store.inversions) == 1

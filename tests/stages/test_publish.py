@@ -13,6 +13,7 @@ from l2inv.sample.server import Fault, Store
 from tests.helpers.commands import READY_TEXT, Commands
 from tests.helpers.publisher_kills import BORDERS, REQUESTS, SUBSTEPS, Border, killed_at
 from tests.helpers.steps import cause, invert, kinds, published, two_programs
+from tests.helpers.warm import Warm
 
 
 @pytest.fixture
@@ -200,11 +201,11 @@ def test_the_words_of_a_service_that_refuses_with_400_are_kept(
 
 @pytest.mark.parametrize("border", BORDERS, ids=lambda border: f"{border[0]} {border[1]}".replace(" ", "-"))
 def test_killed_between_any_two_substeps_the_next_run_finishes_with_one_inversion_each(
-    l2inv: Commands, ready: list[str], store: Store, connection: Connection, border: Border
+    l2inv: Commands, ready: list[str], store: Store, connection: Connection, warm: Warm, border: Border
 ) -> None:
     op, programs = two_programs(l2inv)
     invert(l2inv, op, *programs)
-    killed_at(border, l2inv, store, connection)
+    killed_at(border, l2inv, store, connection, warm)
     l2inv("publish")
     assert sorted(i["instrumentProgramExecutionId"] for i in store.inversions.values()) == programs
     _is_told_once(op, 2, l2inv, store, connection)
@@ -212,13 +213,13 @@ def test_killed_between_any_two_substeps_the_next_run_finishes_with_one_inversio
 
 @pytest.mark.parametrize("when", ["before request", "after request", "before event"])
 def test_an_op_with_one_instrument_program_survives_a_kill_at_every_substep(
-    l2inv: Commands, ready: list[str], store: Store, connection: Connection, when: str
+    l2inv: Commands, ready: list[str], store: Store, connection: Connection, warm: Warm, when: str
 ) -> None:
     borders = len(REQUESTS) if "request" in when else len(SUBSTEPS) + 2
     assert len(ready) > borders
     for n, op in enumerate(ready[:borders]):
         invert(l2inv, op)
-        killed_at((when, n), l2inv, store, connection)
+        killed_at((when, n), l2inv, store, connection, warm)
         l2inv("publish")
         _is_told_once(op, 1, l2inv, store, connection)
     assert len(store.inversions) == borders
@@ -383,9 +384,9 @@ def test_what_the_ready_event_accepted_as_superseded_is_told(
 
 
 def test_what_the_store_holds_already_is_finished_whatever_its_datasets_have_become(
-    l2inv: Commands, inverted: str, store: Store, connection: Connection
+    l2inv: Commands, inverted: str, store: Store, connection: Connection, warm: Warm
 ) -> None:
-    killed_at(("after request", REQUESTS.index("Create")), l2inv, store, connection)
+    killed_at(("after request", REQUESTS.index("Create")), l2inv, store, connection, warm)
     for dataset in of_used(l2inv, store, inverted):
         dataset |= {"bucket": "elsewhere", "frameCount": 1}
     l2inv("scan")
@@ -399,9 +400,9 @@ def test_what_the_store_holds_already_is_finished_whatever_its_datasets_have_bec
 
 
 def test_what_was_named_but_not_told_is_told_as_its_datasets_are_now_under_the_same_id(
-    l2inv: Commands, inverted: str, store: Store, connection: Connection
+    l2inv: Commands, inverted: str, store: Store, connection: Connection, warm: Warm
 ) -> None:
-    killed_at(("before request", REQUESTS.index("Create")), l2inv, store, connection)
+    killed_at(("before request", REQUESTS.index("Create")), l2inv, store, connection, warm)
     for dataset in of_used(l2inv, store, inverted):
         dataset["bucket"] = "elsewhere"
     l2inv("scan")

@@ -112,7 +112,7 @@ def test_a_new_key_of_the_counts_is_a_sign_of_drift() -> None:
     }  # fmt: skip
     record = inventory.read(json.dumps(raw).encode())
     assert isinstance(record, inventory.Record)
-    profile.count([record])
+    profile.examine(record)
     assert drift.warnings(profile, None, True) == [
         "unknown gos_status key 'ajar' in 1 datasets, such as A",
         "unknown health key 'splendid' in 1 datasets, such as A",

@@ -235,7 +235,7 @@ def test_any_sequence_of_scans_ends_as_one_scan_of_the_last_content_with_nothing
             answer.write_text(json.dumps({"data": {"datasetInventories": rows}}))
             scan.scan(connection, configured, "cron")
             before = connection.execute("select count(*) as n from l2inv.event").fetchone()
-            assert scan.scan(connection, configured, "cron")["ops"]["changed"] == 0
+            assert scan.scan(connection, configured, "cron").ops.changed == 0
             assert connection.execute("select count(*) as n from l2inv.event").fetchone() == before
         now = connection.execute(
             "select dataset_id, op_id, record from l2inv.dataset where not withdrawn"

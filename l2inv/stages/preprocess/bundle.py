@@ -60,9 +60,10 @@ def write(folder: Path, description: dict[str, Any], settings: Settings) -> None
     """
     made = manifest(description, settings.qualification, settings.preprocess, folder)
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-    replace(folder / DESCRIPTION, _as_json(description))
-    replace(folder / MANIFEST, _as_json(made))
-    replace(folder / BATCH, batch(made, settings.preprocess))
+    # No more synced than what the command writes beside them: after a crash of the machine, `files` compares both.
+    replace(folder / DESCRIPTION, _as_json(description), synced=False)
+    replace(folder / MANIFEST, _as_json(made), synced=False)
+    replace(folder / BATCH, batch(made, settings.preprocess), synced=False)
 
 
 def write_inversions(folder: Path, inversions: list[dict[str, Any]]) -> None:

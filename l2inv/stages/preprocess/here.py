@@ -52,17 +52,17 @@ def _start(stage: Stage, start: Start, stop: Flag) -> None:
             stage.count("skipped")
             return
         (op,) = begun
-        with attempts.blaming(stage, op), jobs.start(op.started.as_job):
-            _wait_for(stage, op, stop)
+        with attempts.blaming(stage, op), jobs.start(op.started.as_job) as process:
+            _wait_for(stage, op, stop, process.pid)
 
 
-def _wait_for(stage: Stage, op: Op, stop: Flag) -> None:
+def _wait_for(stage: Stage, op: Op, stop: Flag, pid: int | None = None) -> None:
     """Wait for a job and record how it ended. What is no longer waited for, for whatever reason, is ended."""
     seconds = stage.settings.preprocess.timeout_seconds
     folder, name = op.started.place
     with attempts.blaming(stage, op):
         try:
-            end = jobs.wait(folder, name, seconds, stop)
+            end = jobs.wait(folder, name, seconds, stop, pid)
         except BaseException as problem:
             is_over = jobs.kill(folder, name)
             if isinstance(problem, jobs.TookTooLong):

@@ -1,6 +1,7 @@
-"""The records of the metadata store that cannot be read: kept raw, each once, until they can or are gone."""
+"""The records of the metadata store that cannot be read: kept as received, each once, until they can or are gone."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 from l2inv.database.connection import Connection
@@ -8,9 +9,9 @@ from l2inv.domain.inventory import Unreadable
 from l2inv.errors import Refused
 
 
-def put(connection: Connection, set_aside: list[Unreadable]) -> dict[bytes, str | None]:
-    """Keep records with their reasons, those kept before only as seen again. Return the id of each by its hash."""
-    rows = {hashlib.sha256(u.raw).digest(): u for u in set_aside}
+def put(connection: Connection, unreadable: Sequence[Unreadable]) -> dict[bytes, str | None]:
+    """Keep records with their reasons, those kept before only as seen again. Return the dataset id of each by its hash."""
+    rows = {hashlib.sha256(u.raw).digest(): u for u in unreadable}
     with connection.cursor() as cursor:
         cursor.executemany(
             """
@@ -24,8 +25,8 @@ def put(connection: Connection, set_aside: list[Unreadable]) -> dict[bytes, str 
 
 
 def settle(connection: Connection, run_id: int, readable_ids: list[str], gone_too: bool) -> None:
-    """Mark as resolved what a run did not find unreadable again: its dataset was readable, or (where the whole
-    store was read) it is gone."""
+    """Mark as resolved what a run did not find unreadable again: its dataset was readable or, where the whole store was
+    read, it is gone."""
     connection.execute(
         """
         update l2inv.quarantine set resolved_at = clock_timestamp()
@@ -37,7 +38,7 @@ def settle(connection: Connection, run_id: int, readable_ids: list[str], gone_to
 
 
 def open_records(connection: Connection) -> list[bytes]:
-    """Return each unresolved record as it was received, but for those that another of the same dataset stands for."""
+    """Return each unresolved record as it was received, except those of which another of the same dataset is kept."""
     rows = connection.execute("select raw from l2inv.unresolved where not is_second order by first_seen")
     return [row["raw"] for row in rows]
 
@@ -61,5 +62,5 @@ def shown(connection: Connection, name: str) -> list[dict[str, Any]]:
         [name, name],
     ).fetchall()
     if not rows:
-        raise Refused(f"no record {name!r} was set aside", "see: l2inv quarantine")
+        raise Refused(f"no record {name!r} was quarantined", "see: l2inv quarantine")
     return [row | {"raw": row["raw"].decode("utf-8", "backslashreplace")} for row in rows]

@@ -40,7 +40,7 @@ class Fault(NamedTuple):
         return self.name in ("another type in the ASDF", "a block without a sum")
 
 
-def edited(name: str, edit: Callable[[fits.HDUList], Any]) -> Callable[[Path], object]:
+def edited(name: str, edit: Callable[[fits.HDUList], Any]) -> Callable[[Path], None]:
     """A file whose HDUs were changed by astropy; its checksums are right."""
 
     def apply(folder: Path) -> None:
@@ -55,8 +55,12 @@ def edited(name: str, edit: Callable[[fits.HDUList], Any]) -> Callable[[Path], o
     return apply
 
 
-def each(names: tuple[str, ...], edit: Callable[[fits.HDUList], Any]) -> Callable[[Path], object]:
-    return lambda folder: [edited(name, edit)(folder) for name in names]
+def each(names: tuple[str, ...], edit: Callable[[fits.HDUList], Any]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        for name in names:
+            edited(name, edit)(folder)
+
+    return apply
 
 
 def header(number: int, **cards: Any) -> Callable[[fits.HDUList], None]:
@@ -92,12 +96,16 @@ def put(values: Any, index: Any, value: Any) -> None:
     values[index] = value
 
 
-def raw(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
+def raw(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
     """A file with other bytes."""
-    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
+
+    def apply(folder: Path) -> None:
+        (folder / name).write_bytes(change((folder / name).read_bytes()))
+
+    return apply
 
 
-def text(*pairs: tuple[str, str]) -> Callable[[Path], object]:
+def text(*pairs: tuple[str, str]) -> Callable[[Path], None]:
     """An ASDF whose tree says something else; each pattern must be in it."""
 
     def change(content: bytes) -> bytes:
@@ -111,14 +119,14 @@ def text(*pairs: tuple[str, str]) -> Callable[[Path], object]:
     return raw(ASDF, change)
 
 
-def tree(yaml: bytes) -> Callable[[Path], object]:
+def tree(yaml: bytes) -> Callable[[Path], None]:
     """An ASDF with another tree altogether."""
     return raw(
         ASDF, lambda content: b"#ASDF 1.0.0\n#ASDF_STANDARD 1.5.0\n%YAML 1.1\n--- " + yaml + b"\n...\n"
     )
 
 
-def instead(name: str, make_it: Callable[[Path], Any]) -> Callable[[Path], object]:
+def instead(name: str, make_it: Callable[[Path], Any]) -> Callable[[Path], None]:
     """Something else under the name of a file."""
 
     def apply(folder: Path) -> None:
@@ -128,7 +136,7 @@ def instead(name: str, make_it: Callable[[Path], Any]) -> Callable[[Path], objec
     return apply
 
 
-def linked(name: str) -> Callable[[Path], object]:
+def linked(name: str) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
         (folder / name).rename(folder.parent / "elsewhere")
         (folder / name).symlink_to(folder.parent / "elsewhere")
@@ -144,12 +152,12 @@ def bound(path: Path) -> None:
     os.close(here)
 
 
-def made_anew(**sizes: Any) -> Callable[[Path], object]:
+def made_anew(**sizes: Any) -> Callable[[Path], None]:
     """Science's files with other sizes."""
     return lambda folder: make.science(folder, **({"frames": FRAMES} | sizes))
 
 
-def with_the_observed_of(arms: dict[int, int]) -> Callable[[Path], object]:
+def with_the_observed_of(arms: dict[int, int]) -> Callable[[Path], None]:
     """Science's files, with observed profiles of other wavelengths."""
 
     def apply(folder: Path) -> None:
@@ -195,7 +203,7 @@ def swapped(one: int, other: int) -> Callable[[fits.HDUList], fits.HDUList]:
     return edit
 
 
-def renamed_by_time(change: timedelta) -> Callable[[Path], object]:
+def renamed_by_time(change: timedelta) -> Callable[[Path], None]:
     """A frame of another time, consistent in itself."""
 
     def apply(folder: Path) -> None:
