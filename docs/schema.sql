@@ -590,17 +590,38 @@ create view l2inv.history as
 create view l2inv.runs as
     select run_id, stage, actor, started_at, finished_at, result from l2inv.run;
 
--- Each inversion that was published. Of a void event nothing is read: it may hold anything.
+-- Each inversion that was published, and each that was withdrawn without: of a cycle that ended before, and yet the store
+-- came to hold it. Of a void event nothing is read: it may hold anything.
 create view l2inv.inversion as
-    select h.op_id, h.recorded_at as published_at, i as told, (i ->> 'cycle')::integer as cycle,
-           i ->> 'inversion_id' as inversion_id, i ->> 'instrument_program_id' as instrument_program_id,
+    select h.op_id, t.published_at, t.told, (t.told ->> 'cycle')::integer as cycle,
+           t.told ->> 'inversion_id' as inversion_id, t.told ->> 'instrument_program_id' as instrument_program_id,
            (select case w.kind when 'withdrawn' then w.recorded_at end from l2inv.history w
             where w.op_id = h.op_id and w.kind in ('withdrawn', 'reinstated') and w.voided_by is null
-                and w.detail -> 'inversion_ids' ? (i ->> 'inversion_id')
+                and w.detail -> 'inversion_ids' ? (t.told ->> 'inversion_id')
             order by w.seq desc limit 1) as withdrawn_at
     from l2inv.history h
-    cross join jsonb_array_elements(case when h.voided_by is null then h.detail -> 'inversions' else '[]' end) i
-    where h.kind = 'published';
+    cross join lateral (
+        select h.recorded_at as published_at, i as told
+        from jsonb_array_elements(case when h.kind = 'published' and h.voided_by is null
+                                       then h.detail -> 'inversions' else '[]' end) i
+        union all
+        select null, n.detail
+        from jsonb_array_elements_text(case when h.kind = 'withdrawn' and h.voided_by is null
+                                            then h.detail -> 'inversion_ids' else '[]' end) i (inversion_id)
+        cross join lateral (
+            select detail from l2inv.history
+            where op_id = h.op_id and kind = 'inversion_named' and voided_by is null
+                and detail ->> 'inversion_id' = i.inversion_id
+            order by seq desc limit 1
+        ) n
+        where not exists (
+            select from l2inv.history p
+            where p.op_id = h.op_id and p.voided_by is null
+                and (p.kind = 'published' and p.detail -> 'inversions' @> jsonb_build_array(
+                         jsonb_build_object('inversion_id', i.inversion_id))
+                     or p.kind = 'withdrawn' and p.seq < h.seq and p.detail -> 'inversion_ids' ? i.inversion_id))
+    ) t
+    where h.kind in ('published', 'withdrawn');
 
 -- What the metadata store aggregates: one row for each inversion that it was told of. The event_id is that of the
 -- newest event that told of the OP's inversions: a row that changed is found behind the last one seen, like a new one.

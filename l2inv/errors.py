@@ -12,7 +12,7 @@ EXIT_CODES = {
     2: "wrong usage",
     3: "refused: the OP is unknown, its state does not allow it, or somebody else holds it; nothing was written",
     4: "ran to its end, but some OPs failed and are now in `error`, or some ready files were rejected",
-    5: "`verify` found something wrong",
+    5: "`verify`, or a check of products, found something wrong",
     10: "the configuration is wrong: every mistake is named at once, with its path in the file",
     75: "another run of this stage is at work; nothing was done",
 }
@@ -57,6 +57,12 @@ class Refused(L2invError):
     """The OP is unknown, its state does not allow it, or somebody else holds the claim. Nothing written."""
 
     exit_code = 3
+
+
+class WrongProducts(Refused):
+    """The files of an inversion are not what they must be. Nothing written."""
+
+    exit_code = 5
 
 
 class ConfigError(L2invError):

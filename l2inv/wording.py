@@ -293,18 +293,32 @@ def what_happened(event: dict[str, Any]) -> str:
             outputs = count(detail["outputs"], "output")
             old = detail.get("accepted")
             accepted = f"; accepted {some(old['superseded'])} as superseded: {old['reason']}" if old else ""
-            return f"{outputs}{f' with {with_what}' if with_what else ''} by {detail['inverted_by']}{note}{accepted}"
-        case "inversion_named" | "inversion_created":
-            told = "the store is to be told of" if event["kind"] == "inversion_named" else "the store holds"
-            return f"{told} {detail['inversion_id']} for {detail['instrument_program_id']}"
+            why = f"; corrected: {detail['amended_because']}" if detail.get("amended_because") else ""
+            return f"{outputs}{f' with {with_what}' if with_what else ''} by {detail['inverted_by']}{note}{accepted}{why}"
+        case "inversion_named":
+            return f"{detail['inversion_id']} of {detail['instrument_program_id']}: the metadata store is told next{_reason(detail)}"
+        case "inversion_created":
+            late = f", of cycle {detail['cycle']}, which had ended" if detail.get("abandoned") else ""
+            since = (
+                f" since {moment(str(detail['create_date']))}" if _is_time(detail.get("create_date")) else ""
+            )
+            return f"{detail['inversion_id']} of {detail['instrument_program_id']}: the metadata store holds it{since}{late}"
         case "published":
             return "as " + ", ".join(i["inversion_id"] for i in detail["inversions"])
         case "reopened":
             return f"after cycle {detail['cycle']}{_reason(detail)}"
         case "withdrawn" | "reinstated":
-            return ", ".join(detail["inversion_ids"]) + _reason(detail)
-        case "transfer_started" | "transferred" | "cataloged":
-            return str(detail["inversion_id"])
+            remaining = detail.get("remains")
+            remaining = remaining if isinstance(remaining, list) else []
+            left = [one for one in remaining if isinstance(one, dict) and one.get("record")]
+            stays = "; the metadata store still holds " + ("it" if len(left) == 1 else "them") if left else ""
+            return ", ".join(detail["inversion_ids"]) + _reason(detail) + stays
+        case "transfer_started":
+            return _transfer_started(detail)
+        case "transferred":
+            return _transferred(detail)
+        case "cataloged":
+            return _cataloged(detail)
         case "restored":
             return f"from {detail['file']}"
         case "voided":
@@ -316,6 +330,19 @@ def what_happened(event: dict[str, Any]) -> str:
     import json
 
     return json.dumps(detail, ensure_ascii=False)
+
+
+def remains(one: dict[str, Any]) -> str:
+    """Return what nobody takes back of an inversion that was withdrawn: where its record, its catalog entries and files are."""
+    where = [
+        "the metadata store still holds its record" if one["record"] else "",
+        f"the catalog {plural(one['files'], 'file')} of it" if one["files"] else "",
+        f"its files stay in {one['destination']}" if one["destination"] else "",
+    ]
+    said = ", ".join(filter(None, where))
+    if not said:
+        return f"{one['inversion_id']}: nothing of it was brought anywhere"
+    return f"{one['inversion_id']}: {said}; l2inv cannot remove them"
 
 
 def names(inversions: Iterable[dict[str, Any]]) -> list[str]:
@@ -369,6 +396,54 @@ def changed_value(found: object) -> str:
         return " ".join(f"{name} {value(part)}" for name, part in found.items() if part is not None) or "-"
     text = value(found)
     return text if len(text) <= 60 else text[:59] + "…"
+
+
+def _is_time(text: object) -> bool:
+    try:
+        return datetime.fromisoformat(str(text)) is not None
+    except ValueError:
+        return False
+
+
+# What the database does not hold to a shape may be anything: so the types of it are looked at below.
+
+
+def _transfer_started(detail: dict[str, Any]) -> str:
+    move, attempt = detail.get("move"), detail.get("attempt")
+    to = ""
+    if isinstance(move, dict):
+        to = f" to {move.get('bucket')}/{move.get('destination')}, from {move.get('source')}"
+    by = f", as job {detail['job']} ({detail.get('executor')})" if detail.get("job") else ""
+    again = f", attempt {attempt}" if attempt not in (None, 1) else ""
+    return f"{detail['inversion_id']}{to}{by}{again}"
+
+
+def _transferred(detail: dict[str, Any]) -> str:
+    number, size_bytes = detail.get("files"), detail.get("size_bytes")
+    files = f": {plural(number, 'file')}" if isinstance(number, int) else ""
+    files += f", {size(size_bytes)}" if files and isinstance(size_bytes, int) else ""
+    to = f" in {detail['destination']}" if detail.get("destination") else ""
+    compared = (
+        ", compared there" if detail.get("compared") else ", not compared: the destination is not mounted"
+    )
+    return f"{detail['inversion_id']}{files}{to}{compared if 'compared' in detail else ''}"
+
+
+def _cataloged(detail: dict[str, Any]) -> str:
+    files = detail.get("files")
+    count_ = f": the catalog confirmed {plural(len(files), 'file')}" if isinstance(files, list) else ""
+    of = f" of {detail['of']}" if detail.get("of") else ""
+    last = ", the last of them" if detail.get("whole") else ""
+    by = f" (conversation {detail['conversation_id']})" if detail.get("conversation_id") else ""
+    return f"{detail['inversion_id']}{count_}{of}{last}{by}"
+
+
+def size(size_bytes: int) -> str:
+    """Return a number of bytes in the unit that says enough of it, decimal as disks are sold."""
+    for unit, one in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= one:
+            return f"{size_bytes / one:.3g} {unit}"
+    return f"{size_bytes} bytes"
 
 
 def _reason(detail: dict[str, Any]) -> str:

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 @click.option(
     "--asdf-object-key", type=Words(), metavar="KEY", help="The L2 metadata file's key in its bucket."
 )
-@click.option("--note", type=Words(), help="A word for the record.")
+@click.option("--note", type=Words(), help="A note for the record.")
 @click.option(
     "--accept-superseded",
     is_flag=True,
@@ -84,7 +84,7 @@ def mark_inverted(
     accept_superseded: bool,
     reason: str | None,
 ) -> None:
-    """Say that an OP that you hold is inverted: the ready event."""
+    """Record that an OP that you hold is inverted: the ready event."""
     from msgspec.structs import replace
 
     from l2inv.errors import Refused
@@ -115,7 +115,7 @@ def mark_inverted(
         )
     else:
         raise click.UsageError("name the OP, or a ready file with --from")
-    with app.connected() as (connection, settings):
+    with app.connected() as (connection, settings), app.progress("MB") as progress:
         if not file:
             ready = replace(ready, op_id=event_log.resolve(connection, ready.op_id))
         elif op and event_log.resolve(connection, op) != ready.op_id:
@@ -127,9 +127,11 @@ def mark_inverted(
             ready,
             app.actor,
             datetime.now(UTC),
-            mounts=settings.publish.mounts,
+            publish=settings.publish,
             accepted_because=reason,
             file_sha256=file_sha256,
+            progress=progress,
+            warn=lambda text: app.warn(f"mark-inverted: {text}"),
         )
         found = observing_programs.show(connection, ready.op_id, settings.qualification)
     said = f"marked {ready.op_id} inverted" if marked else f"{ready.op_id} was marked so already"
@@ -174,5 +176,7 @@ def inbox(app: App, folder: Path) -> None:
         files = report["files"]
         counts = ", ".join(f"{files[name]} {name}" for name in ("done", "rejected", "waiting"))
         app.result(report, lambda: app.summary(f"inbox: files: {counts}, {report['seconds']:.1f} s"))
+        for warning in report["warnings"]:
+            app.warn(f"inbox: {warning}")
         if files["rejected"]:
             raise click.exceptions.Exit(4)

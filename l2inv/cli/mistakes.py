@@ -60,11 +60,16 @@ def amend(app: App, op: str, file: Path, reason: str | None) -> None:
         op_id = event_log.resolve(connection, op)
         if ready.op_id != op_id:
             raise Refused(f"{file} is of OP {ready.op_id}, not of {op_id}", "name its OP, or another file")
-        # Either both or none: else the OP would stand without a ready event.
-        with connection.transaction():
-            corrections.unmark(connection, settings, op_id, reason, app.actor)
+        with corrections.correcting(connection, settings, op_id, reason, app.actor) as seen:
             ready_event.mark_inverted(
-                connection, ready, app.actor, datetime.now(UTC), mounts=settings.publish.mounts
+                connection,
+                ready,
+                app.actor,
+                datetime.now(UTC),
+                publish=settings.publish,
+                amends=seen,
+                amended_because=reason,
+                warn=lambda text: app.warn(f"amend: {text}"),
             )
         found = observing_programs.show(connection, op_id, settings.qualification)
     app.result(found, lambda: app.summary(f"corrected the ready event of {op_id}"))

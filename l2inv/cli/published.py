@@ -1,4 +1,4 @@
-"""What was published: invert it again, take it back, hand it to others."""
+"""What was published: invert it again, withdraw it, export it."""
 
 import os
 import stat
@@ -22,7 +22,7 @@ from l2inv.cli.options import json_option
 def reopen(app: App, op: str, reason: str) -> None:
     """Start a new cycle of an OP: it is to be inverted again.
 
-    It must be inverted or published; it is judged anew.
+    It must be inverted or published. It is judged again, and its inversions get new ids.
     """
     from l2inv.queries import observing_programs
     from l2inv.record import event_log
@@ -51,18 +51,23 @@ inversion_option = click.option(
 @inversion_option
 @json_option  # fmt: skip
 def withdraw(app: App, op: str, reason: str, inversion_ids: tuple[str, ...]) -> None:
-    """Mark published inversions of an OP as bad.
+    """Mark inversions of an OP as bad.
 
-    Whoever reads published_op or the export sees it there.
+    Readers of published_op and of the export see it there. The metadata store has no way to change or remove an
+    inversion: its record, the catalog and the files stay, and are named.
     """
+    from l2inv import wording
     from l2inv.record import event_log
     from l2inv.stages.publish import cycles
 
     with app.connected() as (connection, _):
         op_id = event_log.resolve(connection, op)
-        told = cycles.withdraw(connection, op_id, reason, inversion_ids, app.actor)
+        remains = cycles.withdraw(connection, op_id, reason, inversion_ids, app.actor)
+    told = [one["inversion_id"] for one in remains]
+    lines = [f"withdrew {', '.join(told)} of {op_id}, for readers of published_op and the export"]
     app.result(
-        {"op_id": op_id, "withdrawn": told}, lambda: app.summary(f"withdrew {', '.join(told)} of {op_id}")
+        {"op_id": op_id, "withdrawn": told, "remains": remains},
+        lambda: app.summaries(lines + [wording.remains(one) for one in remains]),
     )
 
 
@@ -74,7 +79,7 @@ def withdraw(app: App, op: str, reason: str, inversion_ids: tuple[str, ...]) -> 
 def reinstate(app: App, op: str, reason: str, inversion_ids: tuple[str, ...]) -> None:
     """Undo the withdrawal of inversions of an OP.
 
-    Whoever reads published_op or the export sees it there.
+    Readers of published_op and of the export see it there.
     """
     from l2inv.record import event_log
     from l2inv.stages.publish import cycles
@@ -92,13 +97,13 @@ def reinstate(app: App, op: str, reason: str, inversion_ids: tuple[str, ...]) ->
 @click.argument("inversion_id", metavar="INVERSION", type=Words())
 @click.option("--reason", type=Words(), required=True, help="Why.")
 @click.option(
-    "--beside", is_flag=True, help="It is another inversion of the same data: tell of this one too."
+    "--beside", is_flag=True, help="It is another inversion of the same data: the OP's own is published too."
 )
 @json_option
 def adopt(app: App, op: str, inversion_id: str, reason: str, beside: bool) -> None:
-    """Take an inversion that only the store knows for an OP's.
+    """Count an inversion that only the store holds as an OP's.
 
-    The store holds it and the record does not know of it; the OP must be inverted.
+    It becomes the OP's present one, which must be inverted; or, with --beside, it stands beside that, in any state.
     """
     from l2inv.queries import observing_programs
     from l2inv.record import event_log
@@ -108,10 +113,12 @@ def adopt(app: App, op: str, inversion_id: str, reason: str, beside: bool) -> No
         op_id = event_log.resolve(connection, op)
         cycles.adopt(connection, settings, op_id, inversion_id, beside, reason, app.actor)
         found = observing_programs.show(connection, op_id, app.settings.qualification)
-    said = "stands beside" if beside else "is"
-    app.result(
-        found, lambda: app.summary(f"{inversion_id} {said} the inversion of {op_id}; run: l2inv publish")
+    said = (
+        f"{inversion_id} stands beside the inversions of {op_id}"
+        if beside
+        else f"{inversion_id} is the inversion of {op_id}; run: l2inv publish"
     )
+    app.result(found, lambda: app.summary(said))
 
 
 @command("export")
@@ -128,11 +135,11 @@ def adopt(app: App, op: str, inversion_id: str, reason: str, beside: bool) -> No
     type=click.IntRange(0, 2**63 - 1),
     default=0,
     metavar="EVENT_ID",
-    help="Only what was told after this event (default: all).",
+    help="Only what was recorded after this event (default: all).",
 )
 @json_option  # fmt: skip
 def export(app: App, form: str, after: int) -> None:
-    """Print every inversion that the metadata store was told of.
+    """Print every inversion that was published.
 
     Read on from the last event_id with --after.
     """

@@ -77,7 +77,7 @@ def claim(app: App, op: str, duration: timedelta | None) -> None:
 @for_option
 @json_option
 def mark_working(app: App, op: str, duration: timedelta | None) -> None:
-    """Say that the actor works on an OP: the stage form of claim."""
+    """Record that the actor works on an OP: the stage form of claim."""
     _claim(app, op, duration)
 
 
@@ -181,7 +181,7 @@ def unhold(app: App, op: str, reason: str | None) -> None:
 @click.option("--reason", type=Words(), required=True, help="Why it is to come sooner or later.")
 @json_option
 def prioritize(app: App, op: str, priority: int, reason: str) -> None:
-    """Say how soon an OP is to be worked on.
+    """Set how soon an OP is worked on.
 
     The higher the priority, the earlier next offers it.
     """
@@ -201,7 +201,7 @@ def prioritize(app: App, op: str, priority: int, reason: str) -> None:
 @click.argument("text", type=Words())
 @json_option
 def note(app: App, op: str, text: str) -> None:
-    """Add a word to an OP's history."""
+    """Add a note to an OP's history."""
     from l2inv.record import event_log
     from l2inv.stages.mark_working import claiming
 

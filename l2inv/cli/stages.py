@@ -119,11 +119,13 @@ def preprocess(app: App) -> None:
 
 @command("publish")
 @click.option(
-    "--dry-run", is_flag=True, help="Tell and write nothing: show what would be told, and what is against it."
+    "--dry-run",
+    is_flag=True,
+    help="Send and write nothing: show what would be published, and what is against it.",
 )
 @json_option  # fmt: skip
 def publish(app: App, dry_run: bool) -> None:
-    """Tell the metadata store of each inversion, exactly once."""
+    """Bring each inversion to the portal, recorded in the store once."""
     from l2inv.stages.publish.publish import publish
 
     if dry_run:

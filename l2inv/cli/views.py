@@ -23,12 +23,13 @@ STALE = timedelta(days=2)  # cron scans every night; after two somebody has to l
 @json_option
 def show(app: App, op: str) -> None:
     """Show one OP: its datasets, its verdict, who holds it."""
-    from l2inv.queries import observing_programs, verdicts
+    from l2inv.queries import observing_programs, publication, verdicts
     from l2inv.record import event_log
 
     with app.connected() as (connection, settings):
         op_id = event_log.resolve(connection, op)
         found = observing_programs.show(connection, op_id, app.settings.qualification)
+        found["abandoned"] = publication.abandoned(connection, op_id)
         found["warnings"] = verdicts.warnings(connection, [op_id], settings.qualification)[op_id]
     app.result(found, lambda: _print_op(found))
 
@@ -66,6 +67,7 @@ def _print_op(op: dict[str, Any]) -> None:
         ("inputs", "changed since the verdict; see: l2inv history" if op["inputs_changed"] else None),
         *(("warning", wording.warning(found)) for found in op["warnings"]),
         *(("inversion", _inversion(inversion)) for inversion in op["inversions"]),
+        *(("abandoned", _abandoned(one)) for one in op["abandoned"]),
         *(("output", output["uri"]) for output in op["outputs"] or ()),
         *(("movie", url) for url in op["movie_urls"]),
     ]  # fmt: skip
@@ -124,13 +126,25 @@ def _inversion(told: dict[str, Any]) -> str:
 
     if "published_at" not in told:  # named, and not told to the store yet
         return "; ".join(wording.names([told]))
-    published = f"published {wording.day(told['published_at'])}"
+    published = (
+        f"published {wording.day(told['published_at'])}" if told["published_at"] else "never published"
+    )
     superseded = f", superseded by {told['superseded_by']}" if told["superseded_by"] else ""
     withdrawn = f", withdrawn {wording.day(told['withdrawn_at'])}" if told["withdrawn_at"] else ""
     return (
         f"{told['inversion_id']} of {told['instrument_program_id']}, cycle {told['cycle']}, "
         f"{published}{superseded}{withdrawn}"
     )
+
+
+def _abandoned(one: dict[str, Any]) -> str:
+    from l2inv import wording
+    from l2inv.queries import publication
+
+    said = f"{one['inversion_id']} of {one['instrument_program_id']}, cycle {one['cycle']}, never published; "
+    if one["held_since"] is None:
+        return f"{said}not found in the store; publish goes on asking for it"
+    return f"{said}found in the store {wording.day(one['held_since'])}: {publication.settling(one)}"
 
 
 def _range(low: float | None, high: float | None) -> str:
@@ -212,13 +226,14 @@ def status(app: App, max_ages: tuple[tuple[str, timedelta], ...], form: str) -> 
     How many OPs are in each state, and when each stage last ran. With -q and --max-age, only which stage is late.
     """
     from l2inv import wording
-    from l2inv.queries import deadlines, metrics, observing_programs
+    from l2inv.queries import deadlines, metrics, observing_programs, publication
 
     if app.json and form != "text":
         raise click.UsageError("--json and --format prometheus are two formats: leave one out")
     with app.reading() as (connection, settings):
         found = observing_programs.status(connection)
         found["overdue"] = deadlines.count_overdue(connection, settings.deadlines, found["as_of"])
+        found["abandoned"] = publication.abandoned(connection)
         found["last_success"] = metrics.last_successes(connection)
     found["late"] = metrics.late(found["last_success"], dict(max_ages), found["as_of"])
     if form == "prometheus":
@@ -281,6 +296,10 @@ def _needs(found: dict[str, Any]) -> list[tuple[str, str]]:
             f"{op['op_id']}, {op['state']}, held by {op['assignee']}: its datasets changed since the verdict"
         )
         needs.append((said, f"l2inv history {op['op_id']}"))
+    for one in found["abandoned"]:
+        if one["held_since"]:
+            said = f"{one['op_id']}: the store holds {one['inversion_id']} of cycle {one['cycle']}, never published"
+            needs.append((said, f"l2inv show {one['op_id']}"))
     last = found["last_complete_scan"]
     if last is None or found["as_of"] - last > STALE:
         needs.append((f"last complete scan: {_age(found)}", "l2inv scan"))

@@ -138,7 +138,7 @@ def show(connection: Connection, op_id: str, rules: Qualification) -> dict[str, 
                (select e.detail from l2inv.op_state s join l2inv.event e using (op_id)
                 where s.op_id = o.op_id and e.seq = s.overruled_seq) as overruled_by,
                (select e.detail -> 'outputs' from l2inv.event e
-                where e.op_id = o.op_id and e.kind = 'inverted' and o.state in ('inverted', 'published', 'error')
+                where e.op_id = o.op_id and e.kind in ('inverted', 'amended') and o.state in ('inverted', 'published', 'error')
                 order by e.seq desc limit 1) as outputs,
                (select e.detail ->> 'reason' from l2inv.op_state s join l2inv.event e using (op_id)
                 where s.op_id = o.op_id and e.seq = s.on_hold_seq) as hold_reason

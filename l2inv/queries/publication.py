@@ -1,5 +1,6 @@
 """How far an OP's inversions are on their way to the portal: the four steps of publish, as the record has them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from l2inv import wording
@@ -21,6 +22,74 @@ def events(connection: Connection, op_id: str) -> list[dict[str, Any]]:
         """,
         {"op": op_id},
     ).fetchall()
+
+
+def abandoned(connection: Connection, op_id: str | None = None) -> list[dict[str, Any]]:
+    """Return the inversions that the store may hold of cycles that ended without their publication, of one OP or of all:
+    `op_id`, `cycle`, `inversion_id`, `instrument_program_id`, `dataset_ids`, `named_at`, and `held_since`, when the store
+    was first found to hold it, or null. What was withdrawn, or adopted for a later cycle or beside it, is settled.
+    """
+    return connection.execute(
+        """
+        select n.op_id, (n.detail ->> 'cycle')::integer as cycle, n.detail ->> 'inversion_id' as inversion_id,
+               n.detail ->> 'instrument_program_id' as instrument_program_id, n.detail -> 'dataset_ids' as dataset_ids,
+               n.recorded_at as named_at,
+               (select min(c.recorded_at) from l2inv.history c
+                where c.op_id = n.op_id and c.kind = 'inversion_created' and c.voided_by is null
+                    and c.detail -> 'inversion_id' = n.detail -> 'inversion_id') as held_since
+        from l2inv.op_state s
+        cross join lateral (
+            select distinct on (detail ->> 'inversion_id') op_id, seq, detail, recorded_at from l2inv.history
+            where op_id = s.op_id and kind = 'inversion_named' and voided_by is null
+            order by detail ->> 'inversion_id', seq desc
+        ) n
+        where s.cycle > 1 and (n.detail ->> 'cycle')::integer < s.cycle
+            and (%(op)s::text is null or s.op_id = %(op)s)
+            and not exists (
+                select from l2inv.history p
+                where p.op_id = n.op_id and p.kind = 'published' and p.voided_by is null
+                    and p.detail -> 'inversions' @> jsonb_build_array(
+                        jsonb_build_object('inversion_id', n.detail ->> 'inversion_id')))
+            and not exists (
+                select from l2inv.history b
+                where b.op_id = n.op_id and b.kind = 'noted' and b.seq > n.seq and b.voided_by is null
+                    and b.detail -> 'beside' ? (n.detail ->> 'inversion_id'))
+            and coalesce((select w.kind from l2inv.history w
+                          where w.op_id = n.op_id and w.kind in ('withdrawn', 'reinstated') and w.voided_by is null
+                              and w.detail -> 'inversion_ids' ? (n.detail ->> 'inversion_id')
+                          order by w.seq desc limit 1), '') <> 'withdrawn'
+        order by n.op_id, cycle, inversion_id
+        """,
+        {"op": op_id},
+    ).fetchall()
+
+
+def settling(one: dict[str, Any]) -> str:
+    """Return the command that settles an abandoned inversion."""
+    return (
+        f"l2inv withdraw {one['op_id']} --inversion {one['inversion_id']} --reason WHY, or, if it is good: "
+        f"l2inv adopt {one['op_id']} {one['inversion_id']} --beside --reason WHY"
+    )
+
+
+def brought(connection: Connection, op_id: str, inversion_ids: Sequence[str]) -> list[dict[str, Any]]:
+    """Return how far publish brought inversions of an OP, in whichever cycle: `inversion_id`, whether the store holds its
+    `record`, how many `files` the catalogers were told of, and the `destination` of its files, or null."""
+    rows = connection.execute(
+        """
+        select i.inversion_id,
+               coalesce(bool_or(h.kind = 'inversion_created'), false) as record,
+               coalesce(sum(case when h.kind = 'cataloged' and jsonb_typeof(h.detail -> 'files') = 'array'
+                                 then jsonb_array_length(h.detail -> 'files') end), 0)::integer as files,
+               max(h.detail ->> 'destination') filter (where h.kind = 'transferred') as destination
+        from unnest(%s::text[]) i (inversion_id)
+        left join l2inv.history h on h.op_id = %s and h.detail ->> 'inversion_id' = i.inversion_id and h.voided_by is null
+            and h.kind in ('inversion_created', 'cataloged', 'transferred')
+        group by i.inversion_id order by i.inversion_id
+        """,
+        [list(inversion_ids), op_id],
+    ).fetchall()
+    return [dict(row) for row in rows]
 
 
 def of(found: list[dict[str, Any]], inversion_id: str, kind: str) -> list[dict[str, Any]]:
@@ -62,7 +131,7 @@ def steps(connection: Connection, settings: Publish, op_id: str) -> list[dict[st
             rows.append((inversion_id, name, standing if is_set or is_done else "not configured", words))
         waits = f"waiting for the catalog since {_when(created)}" if created and is_awaited else ""
         standing = "done" if is_published else "waiting" if waits else "to do"
-        if not is_awaited and not is_published:
+        if not is_awaited:
             standing = "not configured"
         rows.append((inversion_id, "available", standing, "" if is_published else waits))
     return [dict(zip(("inversion_id", "step", "standing", "detail"), row, strict=True)) for row in rows]

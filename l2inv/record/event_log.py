@@ -323,14 +323,14 @@ def retry(connection: Connection, op_ids: Sequence[str], actor: str) -> list[tup
     return brought_back
 
 
-def newest(connection: Connection, op_id: str, kind: str) -> dict[str, Any] | None:
-    """Return the detail of an OP's newest event of a kind that is not void, or None."""
+def newest(connection: Connection, op_id: str, *kinds: str) -> dict[str, Any] | None:
+    """Return the detail of an OP's newest event of these kinds that is not void, or None."""
     row = connection.execute(
         """
         select detail from l2inv.history
-        where op_id = %s and kind = %s and voided_by is null order by seq desc limit 1
+        where op_id = %s and kind = any(%s) and voided_by is null order by seq desc limit 1
         """,
-        [op_id, kind],
+        [op_id, list(kinds)],
     ).fetchone()
     return row["detail"] if row else None
 

@@ -21,7 +21,7 @@ from l2inv.database import embedded
 from l2inv.database.access import connected
 from l2inv.database.connection import Connection, open_connection, server_folder, translated
 from l2inv.errors import Busy, DatabaseError, Refused
-from l2inv.queries import observing_programs, verdicts
+from l2inv.queries import observing_programs, publication, verdicts
 from l2inv.queries.filters import Wanted
 from l2inv.record import event_log
 from l2inv.sample import inventory
@@ -34,6 +34,12 @@ from l2inv.stages.publish import publish
 from l2inv.stages.scan import scan
 
 HAN, CRON = "han", "cron"
+FRAME_TIME = "2022_06_03T18_03_43_89"  # in the name of the one frame that is delivered
+NOT_CONFIGURED = {  # of the four steps of publish, by what setting each would be taken
+    "transfer": "(publish.transfer.command: the files would be copied to where they are served)",
+    "catalog": "(publish.catalog.url, a RabbitMQ: the catalogers would be told of each file)",
+    "available": "(with the catalog: the OP would be published only once the store serves every file)",
+}
 LOCK = "demo.lock"  # what tells the demo's folder from any other
 
 # Stands in for the science team's own command: it fails for the OP that a file beside the folders names.
@@ -176,16 +182,24 @@ def _pipeline(
     did("next -n 3", "\n  ".join(lines), HAN)
     chosen = offered[0]["op_id"]
     claiming.claim(connection, chosen, HAN, now + timedelta(days=settings.deadlines.working_days))
-    did(f"claim {chosen}", f"claimed for {HAN}", HAN)
+    shown = observing_programs.show(connection, chosen, settings.qualification)
+    did(f"claim {chosen}", "\n  ".join([f"claimed for {HAN}", *wording.names(shown["inversions"])]), HAN)
     ready = ready_event.Ready(
         op_id=chosen,
         software=ready_event.Software("DeSIRe", "4.1"),
-        outputs=[ready_event.Output("globus://science/l2/" + chosen)],
+        outputs=[
+            ready_event.Output(f"globus://science/{one['folder']}/{name}")
+            for one in shown["inversions"]
+            for name in (one["frame_files"].replace("YYYY_MM_DDThh_mm_ss_ff", FRAME_TIME), one["asdf_file"])
+        ],
         note="sample inversion",
     )
     ready_event.mark_inverted(connection, ready, HAN, datetime.now(UTC))
     did(f"mark-inverted {chosen} --software DeSIRe …", "marked inverted", HAN)
     stages.append(stage(publish.publish(connection, settings, CRON)))
+    for step in publication.steps(connection, settings.publish, chosen):
+        detail = step["detail"] if step["standing"] != "not configured" else NOT_CONFIGURED[step["step"]]
+        say(f"  {step['inversion_id']} {step['step']}: {step['standing']} {detail}".rstrip())
 
     states = observing_programs.status(connection)["states"]
     did("status", ", ".join(f"{count} {state}" for state, count in states.items() if count))

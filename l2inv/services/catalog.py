@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from l2inv.config.settings import Catalog
 from l2inv.errors import CatalogError, ConfigError, L2invError
+from l2inv.services import certificates
 from l2inv.services.graphql import short
 
 FRAME, OBJECT = "catalog.frame.m", "catalog.object.m"
@@ -167,7 +168,7 @@ class _Late(Exception):
 
 
 class _Link:
-    """A connection with one channel in confirm mode. What the broker says is noted, and ends the wait for it.
+    """A connection with one channel in confirm mode. Each answer of the broker is noted, and ends the wait for it.
 
     pika's blocking channel waits for a confirm without a limit, one message at a time; so this one waits itself.
     """
@@ -342,19 +343,12 @@ def _explained(catalog: Catalog, ended: BaseException, blocked: str) -> tuple[st
         case exceptions.StreamLostError():
             return f"the connection broke ({short(cause)})", "the next run goes on; else check the network"
         case ssl.SSLCertVerificationError():
-            return f"its certificate is not accepted: {short(cause)}", _certificate_hint(short(cause))
+            where = _split(catalog)
+            return certificates.refused(cause, (where["host"], where["port"]), "publish.catalog")
         case ssl.SSLError():
             words = f"no TLS comes about: {short(cause)}"
             return words, "check the port in publish.catalog.url, and whether it should begin with amqp"
     return short(cause), "check publish.catalog.url and the network"
-
-
-def _certificate_hint(words: str) -> str:
-    if "match" in words:
-        return "let publish.catalog.url name the host that the certificate is made out to"
-    if "expired" in words or "not yet valid" in words:
-        return "ask who runs RabbitMQ to renew it, and check this machine's clock"
-    return "set publish.catalog.ca_bundle to the PEM file of the authority that signed it"
 
 
 def _innermost(problem: BaseException) -> BaseException:

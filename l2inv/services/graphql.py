@@ -17,6 +17,7 @@ import msgspec
 
 from l2inv.config.settings import MetadataStore
 from l2inv.errors import ConfigError, StoreError, StoreRefused
+from l2inv.services import certificates
 
 if TYPE_CHECKING:
     import requests
@@ -33,7 +34,7 @@ class _Answer(msgspec.Struct):
 
 
 class Query(NamedTuple):
-    """What is asked, the one field of the answer that counts, and as what that is read."""
+    """What is asked, the one field of the answer that counts (none: all of them together), and as what that is read."""
 
     text: str
     field: str
@@ -296,13 +297,12 @@ def _fault(store: MetadataStore, problem: Exception, divisible: bool) -> StoreEr
 
     cause, words = problem.args[0] if problem.args else None, short(problem)
     hint = "check metadata_store.url and the network"
-    if isinstance(problem, SSLError) and isinstance(_innermost(problem), ssl.CertificateError):
-        hint = "set metadata_store.ca_bundle to the PEM file of the authority that signed it"
-        if "match" in words:
-            hint = "set metadata_store.url to the host name that the certificate is made out to"
-        elif "expired" in words or "not yet valid" in words:
-            hint = "ask who runs the metadata store to renew it, and check this machine's clock"
-        return StoreError(f"{named(store)}: its certificate is not accepted: {words}", hint)
+    if isinstance(problem, SSLError) and isinstance(
+        inner := _innermost(problem), ssl.SSLCertVerificationError
+    ):
+        where = urlsplit(store.url or "")
+        words, hint = certificates.refused(inner, (where.hostname or "", where.port or 443), "metadata_store")
+        return StoreError(f"{named(store)}: {words}", hint)
     if isinstance(problem, Timeout) or isinstance(cause, ReadTimeoutError):
         words = f"no answer in {store.timeout_seconds:g} s"
         hint = "try again later, or raise metadata_store.timeout_seconds"
@@ -332,9 +332,12 @@ def read(content: bytes, query: Query, where: str) -> Any:
         answer = _decoded(content)
         if answer.errors:
             raise StoreRefused(f"{where}: {_said(answer.errors)}", "ask who runs the metadata store")
-        if query.field not in (answer.data or {}):
+        data = answer.data or {}
+        if not query.field:
+            return msgspec.json.decode(msgspec.json.encode(data), type=query.kind)
+        if query.field not in data:
             raise StoreError(f"{where}: the answer holds no {query.field}", "ask who runs the metadata store")
-        found = (answer.data or {})[query.field]
+        found = data[query.field]
         if query.kind is Page and isinstance(found, list):
             return [msgspec.Raw(json.dumps(record).encode()) for record in found]
         text = found if isinstance(found, msgspec.Raw) else json.dumps(found)

@@ -84,6 +84,22 @@ FIND_BY_DATASETS = Query(
     "l2Inversions",
     list[dict[str, Any]] | None,
 )
+
+
+class Known(msgspec.Struct, rename="camel"):
+    """What the store has of inversions before one is created: under its id, and of any of its datasets."""
+
+    by_id: list[dict[str, Any]] | None
+    by_datasets: list[dict[str, Any]] | None
+
+
+KNOWN = Query(
+    "query Known($id: String, $ids: [String!]) { "
+    f"byId: l2Inversions(filterParams: {{inversionId: $id}}) {{ {_INVERSION} }} "
+    f"byDatasets: l2Inversions(filterParams: {{datasetIds: $ids}}) {{ {_INVERSION} }} }}",
+    "",
+    Known,
+)
 CANDIDATES = Query(
     "query Candidates { processingCandidates(filterParams: {}) "
     "{ observingProgramExecutionId plannedRecipeCount completeRecipeInstanceCount } }",
@@ -326,7 +342,16 @@ class Service(Client):
 
     def find_inversion(self, inversion_id: str) -> dict[str, Any] | None:
         """Return what the store holds under an inversionId, or None. Raise StoreError, also for one of another id."""
-        found = self.ask(FIND, {"id": inversion_id})
+        return self._of_id(self.ask(FIND, {"id": inversion_id}), inversion_id)
+
+    def known_inversions(
+        self, inversion_id: str, dataset_ids: Sequence[str]
+    ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+        """Return in one request what find_inversion and inversions_of return. Raise StoreError."""
+        known: Known = self.ask(KNOWN, {"id": inversion_id, "ids": list(dataset_ids)})
+        return self._of_id(known.by_id, inversion_id), known.by_datasets or []
+
+    def _of_id(self, found: list[dict[str, Any]] | None, inversion_id: str) -> dict[str, Any] | None:
         for held in found or ():
             if held.get("inversionId") != inversion_id:
                 raise StoreError(

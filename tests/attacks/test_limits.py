@@ -27,40 +27,11 @@ from l2inv.errors import StoreError
 from l2inv.sample.server import Fault, Store
 from l2inv.services import metadata_store
 from tests.helpers.commands import NOW, Answer, Commands
+from tests.helpers.disks import fill, small_disk
 from tests.helpers.events import clock_at
 from tests.helpers.listeners import Listener
 
 # A full disk
-
-
-@contextmanager
-def small_disk(folder: Path, size_mb: int) -> Iterator[Path]:
-    """A file system of that size; skips the test where none can be mounted."""
-    folder.mkdir()
-    mounted = os.geteuid() == 0 and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size_mb}m,mode=755", "l2inv-test", str(folder)],
-        capture_output=True,
-        check=False,
-    )
-    if not mounted or mounted.returncode:
-        pytest.skip("a small file system can be mounted by root alone")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(folder: Path) -> Path:
-    """Take all the room there is, and return the file to remove again."""
-    filler = folder / "filler"
-    with filler.open("wb", buffering=0) as file:
-        for size in (1 << 20, 1 << 12, 1 << 8, 1):
-            try:
-                while file.write(b"\0" * size) == size:
-                    pass
-            except OSError:
-                continue
-    return filler
 
 
 def no_room(answer: Answer) -> None:

@@ -14,7 +14,7 @@ from tests.helpers.waiting import is_zombie, until
 from tests.helpers.warm import Warm
 
 # What one instrument program is told with, in order, and what is recorded of it.
-REQUESTS = ("FindByDatasets", "Find", "Create", "Find")
+REQUESTS = ("Known", "Create", "Find")
 SUBSTEPS = ("inversion_named", "inversion_created")
 BORDERS = [
     *((when, n) for n in range(2 * len(REQUESTS)) for when in ("before request", "after request")),

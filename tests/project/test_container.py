@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -53,6 +54,14 @@ def test_the_image_is_made_of_what_is_there_and_fetches_nothing_by_url() -> None
         assert all((TOP / source).exists() for source in sources), sources
     assert of_kind("FROM") == ["${BASE} AS build", "${BASE}"]
     assert not any(re.search("pass|token|secret|key", rest, re.IGNORECASE) for rest in of_kind("ARG"))
+
+
+def test_the_image_has_the_extras_that_the_build_argument_names(services: dict[str, Any]) -> None:
+    known = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (default,) = (rest.removeprefix("EXTRAS=") for rest in of_kind("ARG") if rest.startswith("EXTRAS="))
+    assert {*default.split(","), "products"} <= known.keys()
+    assert any('".[${EXTRAS}]"' in rest for rest in of_kind("RUN"))
+    assert services["services"]["l2inv"]["build"]["args"] == {"EXTRAS": "${L2INV_EXTRAS:-" + default + "}"}
 
 
 def test_the_image_runs_as_a_numbered_user_who_is_not_root_and_starts_l2inv_itself() -> None:

@@ -313,3 +313,19 @@ def test_whatever_is_changed_in_a_datasets_record_is_refused_or_breaks_nothing(
             stored(found.fetchall()[0]["record"])
             connection.execute("select * from l2inv.dataset where dataset_id = 'NEW'").fetchall()
             connection.execute("select * from l2inv.op where op_id = %s", [ready[0]]).fetchall()
+
+
+@pytest.mark.parametrize(
+    "kind", ["transfer_started", "transferred", "cataloged", "withdrawn", "inversion_created"]
+)
+@pytest.mark.parametrize("junk", ["x", 3, None, [], {}, [1], {"a": 1}, True, 20200101])
+def test_what_no_shape_holds_may_be_anything_and_history_reads_on(kind: str, junk: object) -> None:
+    free = (
+        "move", "attempt", "job", "executor", "files", "size_bytes", "compared", "destination", "of", "whole",
+        "conversation_id", "remains", "create_date", "abandoned",
+    )  # fmt: skip
+    detail = dict.fromkeys(free, junk) | {
+        "cycle": 1, "inversion_id": "inv.7QK2ZD", "instrument_program_id": "id.1.1", "inversion_ids": ["inv.7QK2ZD"],
+        "reason": "bad",
+    }  # fmt: skip
+    assert "inv.7QK2ZD" in wording.what_happened({"kind": kind, "detail": detail})

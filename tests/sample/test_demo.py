@@ -64,6 +64,10 @@ def test_the_demo_runs_every_stage_and_leaves_its_database_for_the_next_command(
             assert f"$ l2inv {command}" in shown
         assert re.search(r"OPs judged \([1-9]\d* invertible, [1-9]\d* not\), [1-9]\d* waiting", shown)
         assert "Fe I 630.3 (narrow)" in shown
+        steps = re.findall(r"^  inv\.\w{6} (\w+): (not configured|done)", shown, re.MULTILINE)
+        assert dict(steps) == {
+            "transfer": "not configured", "catalog": "not configured", "record": "done", "available": "not configured",
+        }  # fmt: skip
         next_steps = shown[shown.index("Try next:") :].splitlines()
         (export,) = [line for line in next_steps if "export L2INV_CONFIG=" in line]
         after = export.split("=", 1)[1].strip("'")

@@ -303,7 +303,8 @@ def test_a_certificate_for_another_host_is_not_accepted(broker: Broker) -> None:
     url = broker.url("amqps", host="127.0.0.2")
     error = told(settings(broker, url=url, ca_bundle=str(broker.folder / "ca.pem")))[1]
     assert "its certificate is not accepted: IP address mismatch" in error.message
-    assert "the host that the certificate is made out to" in error.hint
+    assert "(made out to localhost, 127.0.0.1, by " in error.message
+    assert "the host name that the certificate is made out to" in error.hint
 
 
 def test_a_ca_bundle_that_is_none_is_a_mistake_in_the_settings(broker: Broker, tmp_path: Path) -> None:

@@ -123,14 +123,23 @@ def test_a_bad_inversion_is_withdrawn_and_the_older_one_is_superseded_no_more(
 ) -> None:
     publish_again(l2inv, told)
     first, second = cycle_ids(connection)
+    remains = [{"inversion_id": second, "record": True, "files": 0, "destination": None}]
     assert l2inv.json("withdraw", told, "--reason", "wrong continuum") == {
         "op_id": told,
         "withdrawn": [second],
+        "remains": remains,
     }
     last = events(l2inv, told)[-1]
     assert (last["kind"], last["state"]) == ("withdrawn", None)
-    assert last["detail"] == {"reason": "wrong continuum", "inversion_ids": [second], "cycle": 2}
-    assert f"{second}: wrong continuum" in l2inv("history", told).stdout
+    assert last["detail"] == {
+        "reason": "wrong continuum",
+        "inversion_ids": [second],
+        "cycle": 2,
+        "remains": remains,
+    }
+    assert f"{second}: wrong continuum; the metadata store still holds it" in " ".join(
+        l2inv("history", told).stdout.split()
+    )
     rows = {row["inversion_id"]: row for row in published(connection)}
     assert (rows[first]["superseded_by"], rows[first]["withdrawn_at"]) == (None, None)
     assert rows[second]["withdrawn_at"] is not None

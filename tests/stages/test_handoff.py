@@ -328,7 +328,8 @@ def test_every_wrong_output_is_named_and_the_good_ones_are_noted_as_looked_at(
     refused = l2inv("mark-inverted", op, *argv, expect=3).stderr
     assert f"outputs: {wrong[0]}: is not there; {wrong[1]}: is not there; " in refused
     assert l2inv.json("show", op)["state"] == "working"
-    l2inv("mark-inverted", op, "--output", good, "--output", elsewhere)
+    taken = l2inv("mark-inverted", op, "--output", good, "--output", elsewhere)
+    assert "products are not checked" in taken.stderr and "its outputs lie in 2 folders" in taken.stderr
     assert last(l2inv, op)["outputs_checked"] == [good]
 
 
@@ -413,7 +414,7 @@ def test_every_mistake_of_a_ready_file_is_named_at_once(l2inv: Commands, op: str
     for named in (
         "op_id: missing", "linse: unknown key, the nearest known one is lines", "outputs[0].size_bytes: ",
         "outputs[1].sha256: must be 64 hexadecimal digits", "outputs[2].url: unknown key, the nearest known one is uri",
-        "outputs[2].uri: missing", "software: ", "note: must be text that says something",
+        "outputs[2].uri: missing", "software: ", "note: must be text that is not blank",
         "inverted_at: must be a time between", "datasets[0]: ",
     ):  # fmt: skip
         assert named in said, named

@@ -188,6 +188,21 @@ def test_a_file_of_an_earlier_cycle_that_turns_up_again_says_nothing(
     assert l2inv.json("show", held[0])["state"] == "working"
 
 
+def test_a_file_that_is_dropped_again_after_unmark_is_read_again(
+    l2inv: Commands, held: list[str], folder: Path
+) -> None:
+    text = f"op_id: {held[0]}\n{READY_TEXT}"
+    for times in (1, 2):
+        (folder / "a.yaml").write_text(text)
+        assert run(l2inv, folder)["done"] == 1
+        assert l2inv.json("show", held[0])["state"] == "inverted"
+        assert kinds(l2inv, held[0]).count("inverted") == times
+        (folder / "a.yaml").write_text(text)
+        assert run(l2inv, folder)["done"] == 1
+        assert kinds(l2inv, held[0]).count("inverted") == times, "dropped twice, it says nothing"
+        l2inv("unmark", held[0])
+
+
 def test_a_name_as_long_as_a_file_system_takes_and_one_that_is_no_text_are_filed(
     l2inv: Commands, held: list[str], folder: Path
 ) -> None:

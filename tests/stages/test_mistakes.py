@@ -61,7 +61,7 @@ def test_somebody_else_needs_a_reason_to_unmark_and_the_holder_is_told(
     l2inv: Commands, inverted: str
 ) -> None:
     refusal = l2inv("unmark", inverted, actor="ann", expect=3).stderr
-    assert "was inverted by han, not by ann; say why with --reason" in refusal
+    assert "was inverted by han, not by ann; give a reason with --reason" in refusal
     assert kinds(l2inv, inverted)[-1] == "inverted"
     assert l2inv.json("unmark", inverted, "--reason", "wrong OP", actor="ann")["assignee"] == "han"
     letters = {one["owner"]: one["sections"] for one in l2inv.json("digest")["owners"]}
@@ -121,8 +121,11 @@ def test_a_wrong_ready_event_is_amended_and_both_versions_stay(
         l2inv.json("amend", inverted, "--from", str(file), "--reason", "wrong folder")["state"] == "inverted"
     )
     events = l2inv.json("history", inverted)["events"]
-    uris = [e["detail"]["outputs"][0]["uri"] for e in events if e["kind"] == "inverted"]
-    assert uris == ["globus://a", "globus://b"]
+    assert [e["kind"] for e in events][-2:] == ["inverted", "amended"], "one event, and the state stays"
+    assert [e["detail"]["outputs"][0]["uri"] for e in events[-2:]] == ["globus://a", "globus://b"]
+    assert events[-1]["detail"]["amended_because"] == "wrong folder"
+    assert "globus://b" in l2inv("show", inverted).stdout
+    assert "wrong folder" in " ".join(l2inv("history", inverted).stdout.split())
     l2inv("publish")
     (told,) = l2inv.json("export")["inversions"]
     assert told["outputs"][0]["uri"] == "globus://b"

@@ -1,5 +1,7 @@
 """From a claim to AVAILABLE: files brought, catalogers told, the store asked; no identifier is typed by hand."""
 
+import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,12 @@ from l2inv.products.issued import Dataset, Issued
 from l2inv.sample.cataloger import cataloging
 from l2inv.sample.server import Store
 from tests.helpers.commands import NOW, Commands
+from tests.helpers.disks import fill, small_disk
 from tests.helpers.products import make
+from tests.helpers.publisher_kills import killed_at
 from tests.helpers.rabbitmq import Broker
 from tests.helpers.steps import cause, kinds
+from tests.helpers.warm import Warm
 
 Values = dict[str, Any]
 FRAMES = 3
@@ -48,8 +53,8 @@ def op(l2inv: Commands, store: Store, tmp_path: Path) -> str:
     return str(found["op_id"])
 
 
-def deliver(l2inv: Commands, op: str, folder: Path) -> None:
-    """Make the products of each of the OP's inversions under its names, and the ready event."""
+def produce(l2inv: Commands, op: str, folder: Path) -> Path:
+    """Make the products of each of the OP's inversions under its names, and return the ready file that names them."""
     shown = l2inv.json("show", op)
     inversions = shown["inversions"]
     for one in inversions:
@@ -78,7 +83,16 @@ def deliver(l2inv: Commands, op: str, folder: Path) -> None:
         ],
     }  # fmt: skip
     ready.write_text(yaml.safe_dump(said))
-    l2inv("mark-inverted", "--from", str(ready))
+    return ready
+
+
+def deliver(l2inv: Commands, op: str, folder: Path) -> None:
+    l2inv("mark-inverted", "--from", str(produce(l2inv, op, folder)))
+
+
+def asdf_file(l2inv: Commands, op: str) -> str:
+    (one,) = l2inv.json("show", op)["inversions"]
+    return f"{one['folder']}/{one['asdf_file']}"
 
 
 def standing(l2inv: Commands, op: str) -> dict[str, str]:
@@ -116,6 +130,69 @@ def test_what_is_wrong_with_the_files_is_found_before_anybody_is_told(
     assert store.inversions == {}
 
 
+def test_a_ready_event_is_refused_while_the_files_are_wrong(l2inv: Commands, op: str, tmp_path: Path) -> None:
+    ready = produce(l2inv, op, tmp_path / "science")
+    asdf = tmp_path / "science" / asdf_file(l2inv, op)
+    content = asdf.read_bytes()
+    asdf.unlink()
+    before = kinds(l2inv, op)
+    said = l2inv("mark-inverted", "--from", str(ready), expect=5).stderr
+    assert f"products: {asdf.name}: missing" in said and f"l2inv check {op}" in said
+    assert said.count("\n") == 1
+    error = l2inv("mark-inverted", "--from", str(ready), "--json", expect=5).json["error"]
+    assert error["code"] == 5 and asdf.name in error["message"]
+    assert kinds(l2inv, op) == before
+    asdf.write_bytes(content)
+    assert l2inv("mark-inverted", "--from", str(ready)).stderr == ""
+    detail = l2inv.json("history", op)["events"][-1]["detail"]
+    assert detail["products_checked"] == [one["inversion_id"] for one in detail["inversions"]]
+
+
+def test_the_inbox_rejects_a_ready_file_whose_products_are_wrong_and_names_what_is(
+    l2inv: Commands, op: str, tmp_path: Path
+) -> None:
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    ready = produce(l2inv, op, tmp_path / "science")
+    asdf = tmp_path / "science" / asdf_file(l2inv, op)
+    content = asdf.read_bytes()
+    asdf.unlink()
+    (inbox / "a.yaml").write_bytes(ready.read_bytes())
+    assert f"products: {asdf.name}: missing" in l2inv("inbox", str(inbox), expect=4).stderr
+    assert f"{asdf.name}: missing" in (inbox / "rejected" / "a.yaml.reason.txt").read_text()
+    asdf.write_bytes(content)
+    (inbox / "a.yaml").write_bytes(ready.read_bytes())
+    assert l2inv.json("inbox", str(inbox))["files"]["done"] == 1
+    assert l2inv.json("show", op)["state"] == "inverted"
+
+
+@pytest.mark.parametrize("why", ["no astropy", "nothing mounted", "not asked for"])
+def test_where_products_cannot_be_checked_one_line_says_so_and_nothing_fails(
+    l2inv: Commands, op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    ready = produce(l2inv, op, tmp_path / "science")
+    (tmp_path / "science" / asdf_file(l2inv, op)).unlink()
+    expected = "products are not checked without astropy: pip install 'l2inv[products]'"
+    if why == "no astropy":
+        monkeypatch.setitem(sys.modules, "astropy", None)
+    elif why == "nothing mounted":
+        l2inv.settings["publish"]["mounts"] = []
+        expected = "no folder of theirs with FITS or ASDF files is mounted"
+    else:
+        l2inv.settings["publish"]["check_products"] = False
+        expected = ""
+    l2inv.save()
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    (inbox / "a.yaml").write_bytes(ready.read_bytes())
+    said = l2inv("inbox", str(inbox)).stderr
+    assert expected in said and said.count("\n") == bool(expected)
+    l2inv("unmark", op)
+    said = l2inv("mark-inverted", "--from", str(ready)).stderr
+    assert expected in said and said.count("\n") == bool(expected)
+    assert "products_checked" not in l2inv.json("history", op)["events"][-1]["detail"]
+
+
 def test_a_transfer_that_fails_is_begun_again_after_a_retry(
     l2inv: Commands, op: str, store: Store, tmp_path: Path
 ) -> None:
@@ -136,6 +213,57 @@ def test_a_transfer_that_fails_is_begun_again_after_a_retry(
     l2inv("retry", op)
     assert l2inv.json("publish")["ops"]["done"] == 1
     assert kinds(l2inv, op).count("transfer_started") == 2
+
+
+def stops_and_fails_no_op(l2inv: Commands, op: str, words: str) -> None:
+    before = kinds(l2inv, op)
+    said = l2inv("publish", expect=1).stderr
+    assert words in said and said.count("\n") == 1
+    assert [
+        kind for kind in kinds(l2inv, op)[len(before) :] if kind not in ("transfer_started", "transferred")
+    ] == []
+    assert l2inv.json("show", op)["state"] == "inverted"
+
+
+def test_a_mount_that_is_gone_stops_the_stage_and_fails_no_op(
+    l2inv: Commands, op: str, store: Store, tmp_path: Path
+) -> None:
+    deliver(l2inv, op, tmp_path / "science")
+    (tmp_path / "science").rename(tmp_path / "elsewhere")
+    stops_and_fails_no_op(l2inv, op, f"publish.mounts: {tmp_path}/science is no folder that can be read")
+    (tmp_path / "elsewhere").rename(tmp_path / "science")
+    assert l2inv.json("publish")["ops"]["done"] == 1
+
+
+def test_a_broker_that_is_down_stops_the_stage_and_fails_no_op(
+    l2inv: Commands, op: str, store: Store, tmp_path: Path
+) -> None:
+    deliver(l2inv, op, tmp_path / "science")
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
+    l2inv.settings["publish"]["catalog"] = {"url": f"amqp://127.0.0.1:{port}/", "timeout_seconds": 5}
+    l2inv.save()
+    stops_and_fails_no_op(l2inv, op, f"catalog amqp://127.0.0.1:{port}/: Connection refused")
+    assert store.inversions == {}, "the record comes after the catalog"
+    del l2inv.settings["publish"]["catalog"]
+    l2inv.save()
+    assert l2inv.json("publish")["ops"]["done"] == 1
+    assert kinds(l2inv, op).count("transfer_started") == 1, "the files were brought before"
+
+
+def test_a_full_disk_stops_the_stage_and_fails_no_op(
+    l2inv: Commands, op: str, store: Store, tmp_path: Path
+) -> None:
+    deliver(l2inv, op, tmp_path / "science")
+    with small_disk(tmp_path / "small", 1) as disk:
+        l2inv.settings["preprocess"]["work_dir"] = str(disk / "work")
+        l2inv.save()
+        (disk / "work").mkdir()
+        filler = fill(disk)
+        stops_and_fails_no_op(l2inv, op, "No space left on device")
+        assert store.inversions == {}
+        filler.unlink()
+        assert l2inv.json("publish")["ops"]["done"] == 1
 
 
 @pytest.mark.slow
@@ -162,5 +290,60 @@ def test_from_a_claim_to_available(
     (one,) = l2inv.json("show", op)["inversions"]
     assert [o["groupId"] for o in store.objects] == [one["inversion_id"]] == list(store.inversions)
     assert len(store.frames) == FRAMES, "each file was told of once"
+    told = " ".join(l2inv("history", op).stdout.split())
+    files = len(list((tmp_path / "science" / one["folder"]).iterdir()))
+    place = f"{next(iter(store.inversions.values()))['bucket']}/{one['folder']}"
+    for words in (
+        f"{one['inversion_id']} to {place}, from {tmp_path}/science/{one['folder']}",
+        f"{one['inversion_id']}: {files} files, ",
+        f"in {place}, compared there",
+        f"{one['inversion_id']}: the catalog confirmed 2 files of 4 (conversation l2pub.",
+        "the catalog confirmed 1 file of 4, the last of them",
+        "the metadata store is told next",
+        "the metadata store holds it since 20",
+    ):
+        assert words in told
+    said = l2inv("withdraw", op, "--reason", "wrong continuum").stdout
+    assert (
+        f"the metadata store still holds its record, the catalog {FRAMES + 1} files of it, its files stay in {place}"
+        in " ".join(said.split())
+    )
     assert kinds(l2inv, op).count("cataloged") == 3
     assert l2inv.json("show", op)["state"] == "published"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nth", range(9))
+def test_killed_between_any_two_steps_each_file_is_catalogued_and_the_inversion_recorded_once(
+    l2inv: Commands,
+    op: str,
+    store: Store,
+    tmp_path: Path,
+    connection: Connection,
+    broker: Broker,
+    nth: int,
+    warm: Warm,
+) -> None:
+    """Killed while the n-th event is recorded, so after all that came before it was done."""
+    deliver(l2inv, op, tmp_path / "science")
+    l2inv.settings["publish"]["catalog"] = {"url": broker.url(), "batch_size": 2, "await_seconds": 30}
+    l2inv.save()
+    with broker.connected() as channel:
+        broker.declare(channel)
+        with cataloging(broker.url(), store.objects.append, store.frames.append) as cataloger:
+            killed_at(("before event", nth), l2inv, store, connection, warm)
+            if l2inv.json("show", op)["state"] == "inverted":
+                assert l2inv.json("publish")["ops"]["done"] == 1
+        assert cataloger.refused == []
+    (one,) = l2inv.json("show", op)["inversions"]
+    there = tmp_path / "archive" / str(next(iter(store.inversions.values()))["bucket"]) / one["folder"]
+    sent = {path.name for path in there.iterdir() if path.name.startswith("INV_")}
+    filed = [Path(row["objectKey"]).name for row in (*store.frames, *store.objects)]
+    assert set(filed) == sent and len(sent) == FRAMES + 1
+    assert len(filed) <= len(sent) + 2, "the one batch that was not recorded is sent again"
+    assert list(store.inversions) == [one["inversion_id"]]
+    happened = kinds(l2inv, op)
+    assert [k for k in happened if k.startswith("inversion_") or k == "published"] == [
+        "inversion_named", "inversion_created", "published",
+    ]  # fmt: skip
+    assert (happened.count("transferred"), happened.count("failed")) == (1, 0)

@@ -528,7 +528,7 @@ def test_an_id_that_the_store_holds_for_something_else_is_an_error_that_says_wha
     assert creates(store) == 0
 
 
-@pytest.mark.parametrize("operation", ["FindByDatasets", "Find", "Create"])
+@pytest.mark.parametrize("operation", ["Known", "Create"])
 def test_whoever_puts_an_op_on_hold_while_the_store_is_waited_for_wins(
     l2inv: Commands, inverted: str, store: Store, operation: str
 ) -> None:
@@ -554,7 +554,7 @@ def test_what_is_superseded_while_the_store_is_waited_for_is_not_told(
     l2inv: Commands, inverted: str, store: Store
 ) -> None:
     def fault(asked: str, nth: int) -> Fault | None:
-        if asked == "Find" and not done:
+        if asked == "Known" and not done:
             done.append(reprocess(store, of_used(l2inv, store, inverted)[0]))
             l2inv("scan")
         return None
@@ -592,3 +592,13 @@ def test_a_dataset_without_lines_is_told_with_the_one_it_is_taken_to_hold(
     (held,) = store.inversions.values()
     near = [lines.presumed((d["wavelengthMin"], d["wavelengthMax"])) for d in of_used(l2inv, store, inverted)]
     assert held["spectralLines"] == sorted({line for one in near for line in one}) != []
+
+
+def test_publishing_takes_three_requests_for_each_op_however_many_there_are(
+    l2inv: Commands, ready: list[str], store: Store
+) -> None:
+    for op in ready[:5]:
+        invert(l2inv, op)
+    before = len(store.requests)
+    assert l2inv.json("publish")["ops"]["done"] == 5
+    assert [name for name, _ in store.requests[before:]] == ["Known", "Create", "Find"] * 5

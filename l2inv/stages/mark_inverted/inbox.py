@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from l2inv import wording
-from l2inv.config.settings import Mount, Settings
+from l2inv.config.settings import Publish, Settings
 from l2inv.config.yamlfile import MAX_BYTES
 from l2inv.database.connection import Connection
 from l2inv.database.runs import Run, stage_run
@@ -43,7 +43,7 @@ def inbox(
     now: datetime,
     rejected: Callable[[str, str], None] = lambda file, reason: None,
 ) -> dict[str, Any]:
-    """Take each ready file of the folder, return the report of the stage, and tells of each file as it is rejected.
+    """Take each ready file of the folder, return the report of the stage, and report each file as it is rejected.
 
     A file is rejected with its reason beside it when its ready event is refused. One whose outputs lie on a mount
     that is not there waits, the others are taken, and Unavailable is raised at the end. Raise Busy, DatabaseError,
@@ -54,7 +54,7 @@ def inbox(
         raise L2invError(f"{folder}: no such folder", "name the folder that ready files are dropped into")
     with stage_run(connection, "inbox", actor) as run:
         counts = {"done": 0, "rejected": 0, "waiting": 0}
-        run.report |= {"files": counts, "rejected": []}
+        run.report |= {"files": counts, "rejected": [], "warnings": []}
         for place in ("done", "rejected"):
             (folder / place).mkdir(mode=0o755, exist_ok=True)
             _must_not_be_led_away(folder / place)
@@ -62,7 +62,7 @@ def inbox(
         for path in _ready_files(folder):
             try:
                 was = _identity(path.lstat())
-                reason = _refusal(connection, settings.publish.mounts, run, path, was, now)
+                reason = _refusal(connection, settings.publish, run, path, was, now)
                 if reason:
                     again = shlex.quote(str(folder / "rejected" / path.name))
                     reason = reason.replace("mark-inverted …", f"mark-inverted --from {wording.clean(again)}")
@@ -102,9 +102,9 @@ def _ready_files(folder: Path) -> list[Path]:
 
 
 def _refusal(
-    connection: Connection, mounts: list[Mount], run: Run, path: Path, was: tuple[int, ...], now: datetime
+    connection: Connection, publish: Publish, run: Run, path: Path, was: tuple[int, ...], now: datetime
 ) -> str | None:
-    """Record what a file says, for who holds the OP; return why it is refused, or None."""
+    """Record a file's ready event for the holder of the OP; return why it is refused, or None."""
     try:
         content = _content(path, was)
         ready_event.mark_inverted(
@@ -112,10 +112,11 @@ def _refusal(
             ready_event.read(content, path.name),
             run.actor,
             now,
-            mounts=mounts,
+            publish=publish,
             for_holder=True,
             file_sha256=hashlib.sha256(content).hexdigest(),
             run_id=run.run_id,
+            warn=lambda text: run.report["warnings"].append(f"{path.name}: {text}"),
         )
     except Refused as refusal:
         return wording.clean(f"{refusal.message}; {refusal.hint}")
@@ -144,7 +145,7 @@ def _is_open_for_writing(number: int) -> bool:
     """Return whether some process has the file open for writing, which no read lease is given on (fcntl(2), F_SETLEASE)."""
     fcntl.fcntl(
         number, fcntl.F_SETSIG, signal.SIGURG
-    )  # tells of a writer to come: SIGIO would end this process
+    )  # sent when a writer comes: SIGIO would end this process
     try:
         fcntl.fcntl(number, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except BlockingIOError:

@@ -2,28 +2,29 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from l2inv.config import yamlfile
-from l2inv.config.settings import Mount
+from l2inv.config.settings import Publish
 from l2inv.config.yamlfile import Must, like
 from l2inv.database.connection import Connection
 from l2inv.domain import lines
-from l2inv.domain.criteria import INPUTS
-from l2inv.errors import Refused
+from l2inv.errors import Refused, WrongProducts
+from l2inv.queries import delivered
 from l2inv.record import event_log, issued
 from l2inv.services import outputs
+from l2inv.stages.mark_inverted import used
 
 MOST_MISTAKES = 20  # named of one file
 CLOCKS_DIFFER = timedelta(minutes=5)
 
-Text = Annotated[str, like(r"(?=.*\S)[^\0\ud800-\udfff]*", "text that says something")]
+Text = Annotated[str, like(r"(?=.*\S)[^\0\ud800-\udfff]*", "text that is not blank")]
 _URIS_ONCE = Must(lambda found: len({o.uri for o in found}) == len(found), "names a URI twice")
 _CREDIBLE = Must(lambda time: 2000 <= time.year < 3000, "must be a time between the years 2000 and 3000")
 
@@ -72,14 +73,14 @@ class Ready(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 def read(content: bytes, name: str) -> Ready:
-    """Return what a ready file of that name says. Raise Refused with every mistake in it."""
+    """Return the ready event in the content of a ready file of that name. Raise Refused with every mistake in it."""
     if name.endswith(".json"):
         content = _ESCAPES.sub(_as_yaml, content)
     ready, mistakes = yamlfile.read(Ready, content, Path(), env=None)
     if mistakes:
         more = len(mistakes) - MOST_MISTAKES
         named = mistakes[:MOST_MISTAKES] + ([f"and {more} more"] if more > 0 else [])
-        raise Refused(f"{name}: {'; '.join(named)}", "mend the file")
+        raise Refused(f"{name}: {'; '.join(named)}", "fix the file")
     return ready
 
 
@@ -100,48 +101,75 @@ def mark_inverted(
     actor: str,
     now: datetime,
     *,
-    mounts: Sequence[Mount] = (),
+    publish: Publish | None = None,
+    amends: event_log.Present | None = None,
+    amended_because: str | None = None,
     accepted_because: str | None = None,
     for_holder: bool = False,
     file_sha256: str | None = None,
     run_id: int | None = None,
+    progress: Callable[[int, int], None] = lambda done_mb, of_mb: None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> bool:
-    """Take science's ready event for an OP that the actor holds. False if just this was said before.
+    """Record science's ready event for an OP that the actor holds. Return False if the same was recorded before.
 
-    A ready file is known by its SHA-256, also in a later cycle of the OP: an old one that turns up again says nothing.
+    Outputs that are mounted by the settings of publish are compared, and the products among them checked; a reason why
+    products are not checked is warned of.
 
-    With for_holder the actor only hands on what the holder says: `inverted_by`, or else the OP's assignee. A reason
+    A ready file is known by its SHA-256, also in a later cycle of the OP: one that turns up again is not recorded again,
+    unless the OP was unmarked since.
+
+    `amends` is where an inverted OP was seen whose ready event this one corrects, which may be done of nothing newer.
+
+    With for_holder the actor records on behalf of the holder: `inverted_by`, or else the OP's assignee. A reason
     why superseded datasets are accepted stands in the record beside them. Each inversion has the id that was issued
     when the work began; one of an instrument program that was not to be inverted then gets its id now.
 
     Raise Refused when another holds the OP, its state does not allow it, the event names another inversion id, an
     instrument program or dataset that is not the OP's, a line that its datasets did not observe, a time before the
     observation, no software with a version or no output, when a dataset was superseded without that being accepted,
-    or an output that can be looked at is not as it says. Raise L2invError when a mount is not there.
+    or an output that can be looked at is not as it says; WrongProducts with what is wrong with the files; and L2invError
+    when a mount is not there.
     """
+
+    kind: Literal["amended", "inverted"] = "amended" if amends else "inverted"
+    state: Literal["inverted"] | None = None if amends else "inverted"
 
     def checked() -> tuple[event_log.Present, dict[str, Any]] | None:
         present = event_log.locked(connection, ready.op_id)
-        holder = (ready.inverted_by or present.assignee or actor) if for_holder else actor
+        if amends and present.seq != amends.seq:
+            raise Refused(
+                f"OP {present.op_id} moved on meanwhile", f"see: l2inv history {present.op_id}; try again"
+            )
+        holder = (ready.inverted_by or present.assignee or actor) if for_holder or amends else actor
+        if amends and ready.inverted_by not in (None, present.assignee):
+            raise Refused(
+                f"OP {present.op_id} was inverted by {present.assignee}, not by {ready.inverted_by}",
+                "leave inverted_by out",
+            )
         if present.state == "working" and ready.inverted_by not in (None, present.assignee):
             event_log.must_hold(present, ready.inverted_by or actor)
         given = _given(ready, ready.inverted_by or holder)
         if _is_said(connection, present, given) or _was_read(connection, present.op_id, file_sha256):
             return None
         event_log.must_hold(present, holder)
-        event_log.must_allow(present, "inverted", "inverted")
+        event_log.must_allow(present, kind, state)
         return present, _detail(connection, ready, given, now, accepted_because)
 
-    # Reading the outputs takes long, and is done while no row is locked: so what comes before is looked at twice.
+    publish = publish or Publish(check_products=False)
+    mounts = publish.mounts
+    # Reading the outputs takes long, and is done while no row is locked: so what comes before is checked twice.
     with connection.transaction():
-        if checked() is None:
+        first = checked()
+        if first is None:
             return False
     said = [ready, *(ready.inversions or ())]
     plain = [output for one in said for output in msgspec.to_builtins(one.outputs)]
     if wrong := outputs.problems(plain, mounts):
         raise Refused(
-            f"OP {ready.op_id}: outputs: {'; '.join(wrong)}", "mend what is named, or the ready event"
+            f"OP {ready.op_id}: outputs: {'; '.join(wrong)}", "fix what is named, or the ready event"
         )
+    products_checked = _check_products(connection, publish, ready.op_id, first[1], progress, warn)
     with connection.transaction():
         again = checked()
         if again is None:
@@ -151,12 +179,48 @@ def mark_inverted(
             detail["file_sha256"] = file_sha256
         if looked_at := [o["uri"] for o in plain if outputs.mounted(o["uri"], mounts)]:
             detail["outputs_checked"] = looked_at
-        event_log.add_one(connection, present, "inverted", "inverted", actor, detail, run_id)
+        if products_checked:
+            detail["products_checked"] = products_checked
+        if amended_because:
+            detail["amended_because"] = amended_because
+        event_log.add_one(connection, present, kind, state, actor, detail, run_id)
     return True
 
 
+def _check_products(
+    connection: Connection,
+    publish: Publish,
+    op_id: str,
+    detail: dict[str, Any],
+    progress: Callable[[int, int], None],
+    warn: Callable[[str], None],
+) -> list[str]:
+    """Return the inversions of which the products are good. Raise WrongProducts.
+
+    An inversion that gets its id with this event has no files under that id yet.
+    """
+    named = {one["inversion_id"] for one in issued.of_cycle(connection, op_id)}
+    inversions = [
+        one | {"dataset_ids": one["datasets"]}
+        for one in detail["inversions"]
+        if one["inversion_id"] in named and one["outputs"]
+    ]
+    try:
+        found = delivered.check(connection, publish, op_id, inversions, progress)
+    except delivered.Scattered as problem:
+        warn(f"products are not checked: {problem}")
+        return []
+    if found.wrong:
+        raise WrongProducts(
+            f"OP {op_id}: {found.wrong}", f"fix the files; all that is wrong: l2inv check {op_id}"
+        )
+    if found.why_not:
+        warn(found.why_not)
+    return found.inversion_ids
+
+
 def _given(ready: Ready, inverted_by: str) -> dict[str, Any]:
-    """What a ready event says, as the record keeps it, without what it leaves to its defaults."""
+    """Return a ready event as the record keeps it, without what it leaves to its defaults."""
     each = ready.inversions
     if each is not None:
         _must_stand_alone(ready, each)
@@ -194,13 +258,13 @@ def _must_stand_alone(ready: Ready, each: Sequence[Inverted]) -> None:
     programs = [one.instrument_program_id for one in each]
     if not each or len(set(programs)) < len(programs):
         raise Refused(
-            f"OP {ready.op_id}: inversions must name each instrument program once, not {_named(programs) or 'none'}",
+            f"OP {ready.op_id}: inversions must name each instrument program once, not {used.named(programs) or 'none'}",
             "fix the ready event",
         )
 
 
 def _given_of(one: Inverted) -> dict[str, Any]:
-    """What is said of one instrument program, without what is left to its defaults."""
+    """Return what is given of one instrument program, without what is left to its defaults."""
     given: dict[str, Any] = {
         "instrument_program_id": one.instrument_program_id,
         "outputs": _plain(one.outputs),
@@ -227,8 +291,8 @@ def _software(software: Software | None) -> dict[str, Any] | None:
 
 
 def _is_said(connection: Connection, present: event_log.Present, given: dict[str, Any]) -> bool:
-    """Return whether this cycle's ready event said the same. What is left to its default says nothing else."""
-    said = event_log.newest(connection, present.op_id, "inverted")
+    """Return whether this cycle's ready event is the same. What is left to its default does not differ."""
+    said = event_log.newest(connection, present.op_id, "inverted", "amended")
     if said is None or (present.state_before_error or present.state) not in ("inverted", "published"):
         return False
     each = {one["instrument_program_id"]: one for one in said.get("inversions", ())}
@@ -242,11 +306,18 @@ def _is_said(connection: Connection, present: event_log.Present, given: dict[str
 
 
 def _was_read(connection: Connection, op_id: str, file_sha256: str | None) -> bool:
-    rows = connection.execute(
-        "select detail ->> 'file_sha256' as it from l2inv.event where op_id = %s and kind = 'inverted'",
-        [op_id],
-    )
-    return file_sha256 is not None and any(row["it"] == file_sha256 for row in rows)
+    """Return whether a ready file was read before. One of an OP that was unmarked since is read again."""
+    row = connection.execute(
+        """
+        select exists (select from l2inv.event where op_id = %(op)s and kind = 'inverted'
+                           and detail ->> 'file_sha256' = %(file)s)
+               and (select kind from l2inv.history
+                    where op_id = %(op)s and kind in ('inverted', 'resumed', 'reopened') and voided_by is null
+                    order by seq desc limit 1) <> 'resumed' as was_read
+        """,
+        {"op": op_id, "file": file_sha256},
+    ).fetchone()
+    return bool(row and row["was_read"])
 
 
 def _detail(
@@ -269,10 +340,10 @@ def _detail(
         for criterion in program["criteria"]
     }
     datasets = given.get("datasets", sorted({*qualifying, *own} - {None}))
-    known = _datasets(connection, op_id)
+    known = used.datasets(connection, op_id)
     program_of = {row["dataset_id"]: row["instrument_program_id"] for row in known}
-    _must_be_the_ops(connection, op_id, chosen, datasets, program_of)
-    superseded = _superseded(connection, op_id, [row for row in known if row["dataset_id"] in datasets])
+    used.must_be_the_ops(connection, op_id, chosen, datasets, program_of)
+    superseded = used.superseded(connection, op_id, [row for row in known if row["dataset_id"] in datasets])
     if superseded and accepted_because is None:
         words = "; ".join(f"dataset {dataset}: {why}" for dataset, why in superseded.items())
         raise Refused(
@@ -281,8 +352,8 @@ def _detail(
             "l2inv mark-inverted … --accept-superseded --reason WHY",
         )
     defaults = {"inverted_at": msgspec.to_builtins(now), "criteria_version": judged.get("criteria_version")}
-    used = {"instrument_programs": chosen, "datasets": {d: program_of[d] for d in datasets}}
-    detail = defaults | given | used
+    named_ones = {"instrument_programs": chosen, "datasets": {d: program_of[d] for d in datasets}}
+    detail = defaults | given | named_ones
     rows = {row["dataset_id"]: row for row in known if row["dataset_id"] in datasets}
     _must_be_credible(op_id, detail, rows, now)
     detail["inversions"] = _inversions(connection, ready, detail, rows)
@@ -306,7 +377,7 @@ def _must_be_credible(
     each = detail.get("inversions") or [detail]
     without = [one.get("instrument_program_id", "") for one in each if not one["outputs"]]
     if without:
-        wrong.append(f"no output is named{' of ' * any(without)}{_named(without)}")
+        wrong.append(f"no output is named{' of ' * any(without)}{used.named(without)}")
     if at > now + CLOCKS_DIFFER:
         wrong.append(f"inverted_at {detail['inverted_at']} is yet to come")
     if observed and at < observed:
@@ -366,88 +437,4 @@ def _inversions(
                 or issued.asdf_object_key(proposal, inversion_id),
             }
         )
-    return found
-
-
-def _datasets(connection: Connection, op_id: str) -> list[dict[str, Any]]:
-    """Every dataset that is or was the OP's, as it was last, with the newer one of the same product there is of it."""
-    return connection.execute(
-        """
-        select distinct on (v.dataset_id) v.dataset_id, d.op_id as present_op, d.withdrawn,
-               v.record ->> 'instrumentProgramExecutionId' as instrument_program_id, h.heir,
-               v.record ->> 'primaryProposalId' as proposal_id, v.record -> 'spectralLines' as lines,
-               (v.record ->> 'startTime')::timestamptz as start_time,
-               (v.record ->> 'endTime')::timestamptz as end_time,
-               (v.record ->> 'wavelengthMin')::double precision as wavelength_min_nm,
-               (v.record ->> 'wavelengthMax')::double precision as wavelength_max_nm
-        from l2inv.dataset_version v join l2inv.dataset d using (dataset_id)
-        left join l2inv.heir h using (dataset_id)
-        where v.op_id = %s order by v.dataset_id, v.version desc
-        """,
-        [op_id],
-    ).fetchall()
-
-
-def _must_be_the_ops(
-    connection: Connection,
-    op_id: str,
-    chosen: list[str],
-    datasets: list[str],
-    program_of: dict[str, str | None],
-) -> None:
-    hint = f"see: l2inv show {op_id}"
-    if unknown := set(chosen) - set(program_of.values()):
-        raise Refused(f"OP {op_id} has no instrument program {_named(unknown)}", hint)
-    if unknown := set(datasets) - set(program_of):
-        rows = connection.execute(
-            "select dataset_id, op_id from l2inv.dataset where dataset_id = any(%s)", [list(unknown)]
-        )
-        others = {row["dataset_id"]: f" (it belongs to OP {row['op_id']})" for row in rows}
-        raise Refused(f"OP {op_id} has no dataset {_named(d + others.get(d, '') for d in unknown)}", hint)
-    if stray := [d for d in datasets if program_of[d] not in chosen]:
-        raise Refused(
-            f"OP {op_id}: {_named(stray)} is in none of the instrument programs {_named(chosen)}",
-            "name its instrument program too",
-        )
-    without = set(chosen) - {program_of[d] for d in datasets}
-    if without or not chosen:
-        raise Refused(
-            f"OP {op_id}: no dataset of an instrument program is named: {_named(without) or 'nor a program'}",
-            "name the instrument programs and the datasets used",
-        )
-
-
-def _named(things: Iterable[str | None]) -> str:
-    return ", ".join(sorted(map(str, things)))
-
-
-def _superseded(connection: Connection, op_id: str, used: list[dict[str, Any]]) -> dict[str, str]:
-    """What happened to datasets used that makes what was inverted from them old, by dataset."""
-    since_claim: dict[str, str] = {}
-    for row in connection.execute(
-        """
-        select detail from l2inv.event
-        where op_id = %s and kind = 'datasets_changed' and detail -> 'affects_verdict' = 'true'
-            and seq > (select max(seq) from l2inv.event where op_id = %s and kind = 'claimed')
-        order by seq
-        """,
-        [op_id, op_id],
-    ):
-        detail = row["detail"]
-        changed = [d for d, fields in detail.get("changed", {}).items() if INPUTS.intersection(fields)]
-        since_claim |= dict.fromkeys(changed, "changed since it was claimed")
-        # Also of one that came back: nothing says that it came back as it was.
-        for what in ("left", "withdrawn"):
-            since_claim |= dict.fromkeys(detail.get(what, ()), f"{what} since it was claimed")
-    found = {}
-    for row in used:
-        why = since_claim.get(row["dataset_id"])
-        if row["present_op"] != op_id:
-            why = f"now of OP {row['present_op']}"
-        elif row["withdrawn"]:
-            why = "withdrawn"
-        if row["heir"]:
-            why = ", ".join(filter(None, (why, f"superseded by {row['heir']}")))
-        if why:
-            found[row["dataset_id"]] = why
     return found

@@ -1,1 +1,1 @@
-"""publish: tell the metadata store of each inversion exactly once; reopen and withdraw."""
+"""publish: bring each inversion to the portal, recording it in the metadata store exactly once; reopen and withdraw."""

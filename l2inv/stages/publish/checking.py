@@ -8,13 +8,10 @@ import msgspec
 
 from l2inv.config.settings import Settings
 from l2inv.database.connection import Connection
-from l2inv.database.runs import Run
 from l2inv.errors import Refused
 from l2inv.products import check as check_products
-from l2inv.queries import observing_programs
+from l2inv.queries import delivered, observing_programs
 from l2inv.record import event_log
-from l2inv.stages.publish import steps
-from l2inv.stages.publish.guard import Guard
 
 
 def check(
@@ -38,13 +35,13 @@ def check(
     found = []
     for one in named:
         inversion = told.get(one["inversion_id"]) or _expected(connection, op_id, one)
-        place = _folder(files, one) if files else _mounted(connection, settings, op_id, inversion)
+        place = _folder(files, one) if files else _mounted(settings, inversion)
         if place is None:
             raise Refused(
-                f"OP {op_id}: the files of {one['inversion_id']} cannot be looked at from here",
+                f"OP {op_id}: the files of {one['inversion_id']} cannot be read from here",
                 "name their folder with --files, or set publish.mounts",
             )
-        findings = check_products(place, steps.described(connection, op_id, inversion), progress)
+        findings = check_products(place, delivered.described(connection, op_id, inversion), progress)
         found.append(
             {
                 "inversion_id": one["inversion_id"],
@@ -89,9 +86,10 @@ def _folder(files: Path, one: dict[str, Any]) -> Path:
     return own if own.is_dir() else files
 
 
-def _mounted(
-    connection: Connection, settings: Settings, op_id: str, inversion: dict[str, Any]
-) -> Path | None:
+def _mounted(settings: Settings, inversion: dict[str, Any]) -> Path | None:
     if not inversion["outputs"]:
         return None
-    return steps.mounted_folder(Guard(connection, settings, Run(0, "check", ""), op_id), inversion)
+    try:
+        return delivered.mounted_folder(inversion, settings.publish.mounts)
+    except delivered.Scattered as problem:
+        raise Refused(str(problem), "name the folder with --files") from problem

@@ -1,5 +1,7 @@
-"""The way back from a ready event, before the store was told of it."""
+"""Taking a ready event back, or correcting it, before its inversions are in the store."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from l2inv.config.settings import Settings
@@ -17,22 +19,33 @@ def unmark(connection: Connection, settings: Settings, op_id: str, reason: str |
     Who is not its holder must give a reason. Raise Refused, also where the store holds one of its inversions of
     this cycle; Busy while a publisher runs; StoreError and ConfigError where the store has to be asked.
     """
+    with correcting(connection, settings, op_id, reason, actor) as seen, connection.transaction():
+        present = event_log.locked(connection, op_id)
+        if present.seq != seen.seq:
+            raise Refused(f"OP {op_id} moved on meanwhile", f"see: l2inv history {op_id}; try again")
+        detail: dict[str, Any] = {"assignee": present.assignee, "due_at": _due_at(connection, op_id)}
+        detail |= {"reason": reason} if reason else {}
+        event_log.add_one(connection, present, "resumed", "working", actor, detail)
+
+
+@contextmanager
+def correcting(
+    connection: Connection, settings: Settings, op_id: str, reason: str | None, actor: str
+) -> Iterator[event_log.Present]:
+    """Keep publishers waiting while a ready event is corrected or taken back; lend the OP's present state.
+
+    Raise what unmark does.
+    """
     with stage_lock(connection, "publish", "try again when it has ended"):
         seen = event_log.seen(connection, op_id)
         event_log.must_allow(seen, "resumed", "working")
         if actor != seen.assignee and not reason:
             raise Refused(
                 f"OP {op_id} was inverted by {seen.assignee}, not by {actor}",
-                f"say why with --reason; the digest tells {seen.assignee}",
+                f"give a reason with --reason; the digest informs {seen.assignee}",
             )
         _must_not_be_told(connection, settings, op_id)
-        with connection.transaction():
-            present = event_log.locked(connection, op_id)
-            if present.seq != seen.seq:
-                raise Refused(f"OP {op_id} moved on meanwhile", f"see: l2inv history {op_id}; try again")
-            detail: dict[str, Any] = {"assignee": present.assignee, "due_at": _due_at(connection, op_id)}
-            detail |= {"reason": reason} if reason else {}
-            event_log.add_one(connection, present, "resumed", "working", actor, detail)
+        yield seen
 
 
 def _due_at(connection: Connection, op_id: str) -> str | None:

@@ -1,4 +1,4 @@
-"""A further inversion of an OP, and taking a bad one back: what happens after the store was told, or instead."""
+"""A further inversion of an OP, withdrawing a bad one, and counting one that only the store has."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from l2inv.database.connection import Connection
 from l2inv.database.runs import stage_lock
 from l2inv.domain.states import State
 from l2inv.errors import Refused
+from l2inv.queries import publication
 from l2inv.record import event_log, issued
 from l2inv.services import metadata_store
 from l2inv.stages.publish.guard import one_at_a_time
@@ -53,13 +54,15 @@ def adopt(
     reason: str,
     actor: str,
 ) -> None:
-    """Say of an inversion that the store holds, and the record does not know, that it is this OP's present one; or,
-    `beside`, that it is another, which does not stand against telling of this one.
+    """Record of an inversion that the store holds, and the record does not count, that it is this OP's present one; or,
+    `beside`, that it is another, which does not keep this one from being told: that is possible in any state.
 
     Raise Refused where the store holds no such inversion or another than this, Busy, StoreError and ConfigError.
     """
     with stage_lock(connection, "publish", "try again when it has ended"):
-        seen = _seen(connection, op_id, "inversion_named", None)
+        seen = (
+            event_log.seen(connection, op_id) if beside else _seen(connection, op_id, "inversion_named", None)
+        )
         with metadata_store.service(settings.metadata_store) as store:
             held = store.find_inversion(inversion_id)
         if held is None:
@@ -95,7 +98,7 @@ def _same(connection: Connection, settings: Settings, op_id: str, held: dict[str
 
 
 def _seen(connection: Connection, op_id: str, kind: str, state: State | None) -> event_log.Present:
-    """Return where an OP stands, one in `error` as if it were brought back, without keeping others from moving it:
+    """Return an OP's present state, one in `error` as if it were brought back, without keeping others from moving it:
     nobody is to wait for its row while the store is asked. Raise Refused where it does not allow the event."""
     seen = event_log.seen(connection, op_id)
     if _failed_to_publish(seen):
@@ -105,7 +108,7 @@ def _seen(connection: Connection, op_id: str, kind: str, state: State | None) ->
 
 
 def _as_seen(connection: Connection, seen: event_log.Present, actor: str) -> event_log.Present:
-    """Return where an OP stands, under its lock, brought back from `error`. Raise Refused if it moved on since."""
+    """Return an OP's present state, under its lock, brought back from `error`. Raise Refused if it moved on since."""
     present = event_log.locked(connection, seen.op_id)
     if present.seq != seen.seq:
         raise Refused(f"OP {seen.op_id} moved on while the store was asked", f"{_see(seen.op_id)}; try again")
@@ -131,10 +134,13 @@ def _must_not_be_told(settings: Settings, op_id: str, inversion_ids: Sequence[st
 
 def withdraw(
     connection: Connection, op_id: str, reason: str, inversion_ids: Sequence[str], actor: str
-) -> list[str]:
-    """Mark published inversions of an OP as bad and return their ids: those named, or all of its newest cycle.
+) -> list[dict[str, Any]]:
+    """Mark inversions of an OP as bad: those named, or all that were published in its newest cycle. One named may be
+    of a cycle that ended before it was published.
 
-    Raise Refused when one named is not the OP's, or none is left to withdraw.
+    Return for each what stays where it was brought, since nobody takes it back: `inversion_id`, whether the store holds
+    its `record`, how many `files` the catalogers were told of, and the `destination` of the files, or null. Raise
+    Refused when one named is not the OP's, or none is left to withdraw.
     """
     return _mark(connection, op_id, reason, inversion_ids, actor, "withdrawn")
 
@@ -146,7 +152,9 @@ def reinstate(
 
     Raise Refused when one named is not the OP's, or none of them is withdrawn.
     """
-    return _mark(connection, op_id, reason, inversion_ids, actor, "reinstated")
+    return [
+        one["inversion_id"] for one in _mark(connection, op_id, reason, inversion_ids, actor, "reinstated")
+    ]
 
 
 def _mark(
@@ -156,22 +164,26 @@ def _mark(
     inversion_ids: Sequence[str],
     actor: str,
     kind: Literal["withdrawn", "reinstated"],
-) -> list[str]:
+) -> list[dict[str, Any]]:
     with connection.transaction():
         one_at_a_time(connection)
         present = event_log.locked(connection, op_id)
-        published = connection.execute(
-            "select inversion_id, cycle, withdrawn_at is not null as withdrawn "
+        told = connection.execute(
+            "select inversion_id, cycle, withdrawn_at is not null as withdrawn, published_at is not null as published "
             "from l2inv.published_op where op_id = %s order by inversion_id",
             [op_id],
         ).fetchall()
-        if unknown := sorted(set(inversion_ids) - {i["inversion_id"] for i in published}):
+        found = {i["inversion_id"]: i for i in told}
+        for one in publication.abandoned(connection, op_id):
+            found[one["inversion_id"]] = one | {"withdrawn": False, "published": False}
+        if unknown := sorted(set(inversion_ids) - found.keys()):
             raise Refused(f"OP {op_id} has no published inversion {', '.join(unknown)}", _see(op_id))
-        newest = max((i["cycle"] for i in published), default=0)
+        newest = max((i["cycle"] for i in found.values() if i["published"]), default=0)
         meant = [
             i
-            for i in published
-            if i["inversion_id"] in inversion_ids or (i["cycle"] == newest and not inversion_ids)
+            for i in found.values()
+            if i["inversion_id"] in inversion_ids
+            or (i["cycle"] == newest and i["published"] and not inversion_ids)
         ]
         chosen = [i for i in meant if i["withdrawn"] == (kind == "reinstated")]
         if not chosen:
@@ -179,14 +191,17 @@ def _mark(
             raise Refused(
                 f"OP {op_id}: what is to be {kind} was {already if meant else 'never published'}", _see(op_id)
             )
-        told = [i["inversion_id"] for i in chosen]
+        ids = sorted(i["inversion_id"] for i in chosen)
         detail: dict[str, Any] = {
             "reason": reason,
-            "inversion_ids": told,
+            "inversion_ids": ids,
             "cycle": max(i["cycle"] for i in chosen),
         }
+        remains = publication.brought(connection, op_id, ids)
+        if kind == "withdrawn":
+            detail["remains"] = remains
         event_log.add_one(connection, present, kind, None, actor, detail)
-    return told
+    return remains
 
 
 def _see(op_id: str) -> str:

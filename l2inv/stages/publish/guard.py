@@ -1,14 +1,32 @@
-"""What publish decides on: an OP as a preflight saw it, looked at again before anything that cannot be taken back."""
+"""What publish decides on: an OP as a preflight saw it, compared again before anything that cannot be undone."""
 
 from collections.abc import Callable
 from typing import Any
 
-from l2inv.config.settings import Settings
+import msgspec
+
 from l2inv.database.connection import Connection
-from l2inv.database.runs import Run
 from l2inv.domain import states
 from l2inv.record import event_log
 from l2inv.stages.publish.preflight import preflight
+from l2inv.stages.stage import Outcomes, Report, Stage
+
+
+class Abandoned(msgspec.Struct, frozen=True):
+    """An inversion of a cycle that ended before it was published, and whether the store holds it."""
+
+    op_id: str
+    inversion_id: str
+    cycle: int
+    held: bool
+
+
+class Published(Report, kw_only=True):
+    """The report of publish."""
+
+    stage: str = "publish"
+    ops: Outcomes = msgspec.field(default_factory=Outcomes)
+    abandoned: list[Abandoned] = msgspec.field(default_factory=list)  # those that nobody settled
 
 
 class Changed(Exception):
@@ -16,16 +34,17 @@ class Changed(Exception):
 
 
 class Unpublishable(Exception):
-    """What was inverted cannot be told to the store as it is; the text is the cause."""
+    """The inversions cannot be published as they are; the text is the cause."""
 
 
 class Guard:
     """An inverted OP between its preflight and its publication. `found` is what the newest preflight saw."""
 
-    def __init__(self, connection: Connection, settings: Settings, run: Run, op_id: str) -> None:
-        self.connection, self.settings, self.run, self.op_id = connection, settings, run, op_id
+    def __init__(self, stage: Stage[Published], op_id: str) -> None:
+        self.stage, self.op_id = stage, op_id
+        self.connection, self.settings, self.run = stage.connection, stage.settings, stage.run
         self.found: dict[str, Any] = {}
-        self.inversions: list[dict[str, Any]] = []  # as they are, or were, told
+        self.inversions: list[dict[str, Any]] = []  # as the store has them, or is to have them
         self.seq = 0
 
     def look(self) -> dict[str, Any]:
@@ -39,7 +58,7 @@ class Guard:
         return event_log.seen(self.connection, self.op_id).state == "inverted"
 
     def check(self) -> None:
-        """Raise Changed unless the OP is as it was: before the store, the catalog or a command is told anything."""
+        """Raise Changed unless the OP is as it was: before a request to the store, a message to the catalog, or a command."""
         with self.connection.transaction():
             self._locked()
 
@@ -66,13 +85,11 @@ class Guard:
 
     def fail(self, cause: str) -> bool:
         """Put the OP into `error`; False where it changed since the preflight."""
-        return event_log.fail(
-            self.connection, self.op_id, self.seq, "publish", cause, self.run.actor, self.run.run_id
-        )
+        return self.stage.fail(self.op_id, self.seq, cause)
 
     def warn(self, words: str) -> None:
         """Report something of the OP that is no failure."""
-        self.run.report["warnings"].append(f"OP {self.op_id}: {words}")
+        self.stage.warn(f"OP {self.op_id}: {words}")
 
     def _locked(self) -> event_log.Present:
         present = event_log.locked(self.connection, self.op_id)
@@ -88,7 +105,7 @@ class Guard:
 
 
 def one_at_a_time(connection: Connection) -> None:
-    """Keep other events that tell of inversions waiting until the transaction ends.
+    """Keep other events that readers of inversions see waiting until the transaction ends.
 
     Event ids are given out when events are written, but events are seen when they are committed: without this a
     reader that goes on behind the newest id it saw could miss a smaller one that was committed after it looked.

@@ -1,4 +1,4 @@
-"""What would be told to the metadata store of an inverted OP, and whether it is fit to be told. Reads only."""
+"""What would be published of an inverted OP, and what is against it. Reads only."""
 
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -25,7 +25,7 @@ def inverted_ops(connection: Connection) -> list[str]:
 
 
 def preflight(connection: Connection, settings: Settings, op_id: str, look: bool = True) -> dict[str, Any]:
-    """Return `op_id`, `seq`, `ready`, `on_hold`, the `checks`, the `inversions` as they would be told, and the `steps`.
+    """Return `op_id`, `seq`, `ready`, `on_hold`, the `checks`, the `inversions` as they would be published, and the `steps`.
 
     An inversion has the columns of the view published_op, under the id that was issued when the work began. What the
     record says that the store holds in part is ready: it is to be finished, whatever its datasets have become. The
@@ -108,7 +108,7 @@ def failed(checks: list[Check]) -> list[Check]:
 
 
 def named(connection: Connection, op_id: str, cycle: int, program: str | None) -> dict[str, Any] | None:
-    """Return what the record says that the store was, or was about to be, told of an instrument program in a cycle."""
+    """Return the inversion of an instrument program and cycle as it was recorded before the request to create it."""
     row = connection.execute(
         """
         select detail from l2inv.history
@@ -203,7 +203,7 @@ def _outputs(said: list[dict[str, Any]], settings: Settings) -> Check:
     if not said:
         return _check("outputs", ["science named none"], "", "warn")
     seen = [o for o in said if outputs.mounted(o["uri"], settings.publish.mounts)]
-    good = f"{_counted(said, 'output')}, {len(seen)} of them looked at"
+    good = f"{_counted(said, 'output')}, {len(seen)} of them mounted and compared"
     return _check("outputs", outputs.problems(said, settings.publish.mounts), good)
 
 

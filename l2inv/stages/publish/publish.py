@@ -1,24 +1,24 @@
 """publish: brings each inversion to where the portal serves it, in four recorded steps, and marks the OP published.
 
 transfer, catalog, record, available: each reads on from what the record says was done of it, so that a run that was
-killed anywhere is finished by the next. The store is told of each inversion exactly once: what is to be told is
-recorded before it is told. Before each step the OP is looked at again: whoever put it on hold meanwhile has won.
+killed anywhere is finished by the next. Each inversion is created in the store exactly once: it is recorded before the
+request. Before each step the OP is read again: a hold that came meanwhile is obeyed.
 """
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 from l2inv import wording
 from l2inv.config.settings import Settings
 from l2inv.database.connection import Connection
-from l2inv.database.runs import stage_run
 from l2inv.errors import L2invError, StoreError, StoreRefused
+from l2inv.queries import publication
 from l2inv.services import catalog, metadata_store
-from l2inv.stages.publish import steps, store, transfer
-from l2inv.stages.publish.guard import Changed, Guard, Unpublishable, one_at_a_time
+from l2inv.stages.publish import abandoned, steps, store, transfer
+from l2inv.stages.publish.guard import Changed, Guard, Published, Unpublishable, one_at_a_time
 from l2inv.stages.publish.preflight import failed, inverted_ops
 from l2inv.stages.publish.store import Store, Unfinished
+from l2inv.stages.stage import Progress, opened
 
 _LOOKS = 5  # at one OP in one run: where it changes as often as that, the next run has its turn
 _POLL_SECONDS = 1.0
@@ -28,8 +28,8 @@ def publish(
     connection: Connection,
     settings: Settings,
     actor: str,
-    progress: Callable[[int, int], None] = lambda done, of: None,
-) -> dict[str, Any]:
+    progress: Progress = lambda done, of: None,
+) -> Published:
     """Publish every inverted OP that is not on hold and return the report of the contract.
 
     An OP whose preflight fails, whose files cannot be brought or are not what they must be, or that the store refuses,
@@ -38,18 +38,18 @@ def publish(
     (StoreError, CatalogError, L2invError of a mount or a disk) is raised at once and fails none. Raise ConfigError
     when the settings name no service, Busy, and DatabaseError.
     """
-    with stage_run(connection, "publish", actor) as run:
-        counts = {"done": 0, "failed": 0, "skipped": 0}
-        run.report |= {"ops": counts, "warnings": []}
+    with opened(connection, settings, actor, Published(), progress) as stage:
         unfinished: list[L2invError] = []
         waiting: list[Guard] = []
-        if op_ids := inverted_ops(connection):
+        op_ids, watched = inverted_ops(connection), publication.abandoned(connection)
+        if op_ids:
             transfer.check(settings)
             catalog.check(settings.publish.catalog)
+        if op_ids or watched:
             with metadata_store.service(settings.metadata_store) as service:
                 told = Store(service)
                 for done, op_id in enumerate(op_ids, 1):
-                    guard = Guard(connection, settings, run, op_id)
+                    guard = Guard(stage, op_id)
                     try:
                         outcome = _advance(guard, told)
                     except Unfinished as problem:
@@ -58,13 +58,15 @@ def publish(
                         if outcome == "recorded":
                             waiting.append(guard)
                         else:
-                            counts[outcome] += 1
+                            stage.count(outcome)
                     progress(done, len(op_ids))
-                _finish(waiting, told, counts)
+                _finish(waiting, told)
+                abandoned.ask(stage, told, watched)
+        abandoned.report(stage)
         if unfinished:
-            counts["skipped"] += len(unfinished)
+            stage.count("skipped", len(unfinished))
             raise unfinished[0]
-    return run.report
+    return stage.report
 
 
 def _advance(guard: Guard, told: Store) -> str:
@@ -106,31 +108,31 @@ def _up_to_the_record(guard: Guard, told: Store) -> bool:
     return True
 
 
-def _finish(waiting: list[Guard], told: Store, counts: dict[str, int]) -> None:
+def _finish(waiting: list[Guard], told: Store) -> None:
     """Mark the OPs published of which the store serves every file, and wait for the others for as long as is set."""
     if not waiting:
         return
     until = time.monotonic() + waiting[0].settings.publish.catalog.await_seconds
     while waiting:
-        waiting = [guard for guard in waiting if not _is_over(guard, told, counts)]
+        waiting = [guard for guard in waiting if not _is_over(guard, told)]
         if not waiting or time.monotonic() >= until:
             break
         time.sleep(min(_POLL_SECONDS, max(until - time.monotonic(), 0)))
     for guard in waiting:
         since = wording.moment(steps.recorded_at(guard))
         guard.warn(f"waiting for the catalog since {since}; the next run looks again")
-        counts["skipped"] += 1
+        guard.stage.count("skipped")
 
 
-def _is_over(guard: Guard, told: Store, counts: dict[str, int]) -> bool:
+def _is_over(guard: Guard, told: Store) -> bool:
     if not all(steps.is_available(guard, told, inversion) for inversion in guard.inversions):
         return False
     try:
         guard.add("published", "published", {"inversions": guard.inversions}, before=one_at_a_time)
-        counts["done"] += 1
+        guard.stage.count("done")
     except Changed:  # put on hold, or its datasets changed: the next run sees to it
         guard.warn("changed while the store was waited for; the next run looks again")
-        counts["skipped"] += 1
+        guard.stage.count("skipped")
     return True
 
 

@@ -1,9 +1,6 @@
-"""The steps beside the record: the files are brought, the catalogers are told of them, and the store serves them."""
+"""The steps beside the record: the files are transferred and cataloged, and the store serves them."""
 
-import re
 from collections.abc import Iterator
-from datetime import datetime
-from importlib.util import find_spec
 from pathlib import Path
 from threading import Event as Flag
 from typing import Any
@@ -11,11 +8,8 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from l2inv.database.connection import Connection
 from l2inv.errors import L2invError
-from l2inv.products import check as check_products
-from l2inv.products import issued as products_issued
-from l2inv.queries import publication
+from l2inv.queries import delivered, publication
 from l2inv.record import issued
 from l2inv.services import catalog, outputs, slurm
 from l2inv.services.metadata_store import CatalogedFrame, CatalogObject
@@ -24,32 +18,19 @@ from l2inv.stages.publish.guard import Guard, Unpublishable
 from l2inv.stages.publish.store import Store
 
 AVAILABLE = "AVAILABLE"
-_MOST_NAMED = 3  # findings in a cause; l2inv check names all
 
 
 def folder(guard: Guard, inversion: dict[str, Any]) -> str:
-    """Return the folder of an inversion's files, as a path: where it is mounted, or else as its URI has it.
-
-    Raise Unpublishable where its outputs name none, or several.
-    """
-    mounts = guard.settings.publish.mounts
-    found = set()
-    for output in inversion["outputs"]:
-        uri = output["uri"]
-        path = outputs.mounted(uri, mounts)
-        shown = str(path) if path else unquote(urlsplit(uri).path) or uri
-        is_file = path.is_file() if path and path.exists() else bool(re.search(r"\.\w{1,8}$", shown))
-        found.add(str(Path(shown).parent) if is_file else shown.rstrip("/"))
-    if len(found) != 1:
-        raise Unpublishable(
-            f"{inversion['inversion_id']}: its outputs lie in {len(found)} folders, and the files of an inversion lie in one"
-        )
-    return found.pop()
+    """Return the folder of an inversion's files, as delivered.folder does. Raise Unpublishable where there is not one."""
+    try:
+        return delivered.folder(inversion, guard.settings.publish.mounts)
+    except delivered.Scattered as problem:
+        raise Unpublishable(str(problem)) from problem
 
 
 def _files(guard: Guard, inversion: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the files of an inversion (`path`, `size_bytes`, `sha256`) as they lie in its folder, or, where that
-    cannot be looked at, as the ready event names them."""
+    is not mounted, as the ready event names them."""
     said = {Path(unquote(urlsplit(o["uri"]).path)).name: o for o in inversion["outputs"]}
     place = Path(folder(guard, inversion))
     if (
@@ -70,91 +51,18 @@ def _sum(output: dict[str, Any]) -> dict[str, Any]:
 
 
 def products(guard: Guard) -> str:
-    """Return what is wrong with the inversions' files where they can be looked at; nothing where they are good."""
-    if not guard.settings.publish.check_products:
-        return ""
-    wrong = []
-    for inversion in guard.inversions:
-        place = mounted_folder(guard, inversion)
-        if place is None:
-            continue
-        if find_spec("astropy") is None or find_spec("asdf") is None:
-            words = "publish: products are not checked: pip install 'l2inv[products]', or set publish.check_products"
-            if words not in guard.run.report["warnings"]:
-                guard.run.report["warnings"].append(words)
-            return ""
-        wrong += [
-            f
-            for f in check_products(place, described(guard.connection, guard.op_id, inversion))
-            if f.result == "fail"
-        ]
-    if not wrong:
-        return ""
-    words = "; ".join(
-        f"{f.file or 'folder'}: {f.what}: {f.measured}, required: {f.required}" for f in wrong[:_MOST_NAMED]
-    )
-    more = f"; and {len(wrong) - _MOST_NAMED} more" if len(wrong) > _MOST_NAMED else ""
-    return f"products: {words}{more}"
-
-
-def mounted_folder(guard: Guard, inversion: dict[str, Any]) -> Path | None:
-    """Return the folder of an inversion's files where it can be looked at and holds products; None elsewhere."""
-    if not any(outputs.mounted(o["uri"], guard.settings.publish.mounts) for o in inversion["outputs"]):
-        return None
-    place = Path(folder(guard, inversion))
-    if not place.is_dir() or not any(path.suffix.lower() in (".fits", ".asdf") for path in place.iterdir()):
-        return None
-    return place
-
-
-def described(connection: Connection, op_id: str, inversion: dict[str, Any]) -> products_issued.Issued:
-    """Return an inversion as the check of its files takes it."""
-    rows = connection.execute(
-        "select dataset_id, record from l2inv.dataset where dataset_id = any(%s) order by dataset_id",
-        [inversion["dataset_ids"]],
-    ).fetchall()
-    names = [
-        products_issued.Output(
-            Path(unquote(urlsplit(o["uri"]).path)).name, o.get("size_bytes"), o.get("sha256")
-        )
-        for o in inversion["outputs"]
-        if re.search(r"\.(fits|asdf)$", o["uri"], re.IGNORECASE)
-    ]
-    return products_issued.Issued(
-        inversion["inversion_id"],
-        inversion["proposal_id"],
-        op_id,
-        inversion["instrument_program_id"],
-        tuple(_dataset(row) for row in rows),
-        tuple(names),
-        inversion["asdf_object_key"],
-    )
-
-
-class _Record(msgspec.Struct, rename="camel"):
-    frame_count: int | None = None
-    stokes_parameters: str | None = None
-    wavelength_min: float | None = None
-    wavelength_max: float | None = None
-    start_time: Any = None
-    end_time: Any = None
-
-
-def _dataset(row: dict[str, Any]) -> products_issued.Dataset:
-    r = msgspec.convert(row["record"], _Record, strict=False)
-    return products_issued.Dataset(
-        row["dataset_id"],
-        r.frame_count,
-        r.stokes_parameters,
-        r.wavelength_min,
-        r.wavelength_max,
-        datetime.fromisoformat(r.start_time) if r.start_time else None,
-        datetime.fromisoformat(r.end_time) if r.end_time else None,
-    )
+    """Return what is wrong with the inversions' files where they are mounted; an empty text where they are good."""
+    try:
+        found = delivered.check(guard.connection, guard.settings.publish, guard.op_id, guard.inversions)
+    except delivered.Scattered as problem:
+        raise Unpublishable(str(problem)) from problem
+    if found.lacking:
+        guard.stage.warn(found.why_not)
+    return found.wrong
 
 
 def transfer_files(guard: Guard, inversion: dict[str, Any]) -> bool:
-    """Bring an inversion's files to where they are served, unless that was done; False where a job still runs.
+    """Transfer an inversion's files to where they are served, unless that was done; False where a job still runs.
 
     Raise Unpublishable with the command's cause, or with how what is there differs, and L2invError.
     """
@@ -190,7 +98,7 @@ def transfer_files(guard: Guard, inversion: dict[str, Any]) -> bool:
     files = _files(guard, inversion)
     differs = transfer.differences(settings, move, files)
     if differs:
-        raise Unpublishable(f"transfer: {'; '.join(differs[:_MOST_NAMED])}")
+        raise Unpublishable(f"transfer: {'; '.join(differs[: delivered.MOST_NAMED])}")
     key = {name: inversion[name] for name in ("cycle", "inversion_id")}
     size = sum(file.get("size_bytes") or 0 for file in files)
     detail = {"destination": f"{move.bucket}/{destination}", "files": len(files), "size_bytes": size}
@@ -218,7 +126,7 @@ def _of_event(event: dict[str, Any]) -> transfer.Begun:
 
 
 def tell_catalog(guard: Guard, inversion: dict[str, Any]) -> None:
-    """Tell the catalogers of each file that was not confirmed before, and record which were, batch by batch.
+    """Send the catalogers a message for each file that was not confirmed before, and record which were, batch by batch.
 
     Raise Unpublishable where the files are not known, CatalogError, and Changed before the next batch.
     """
@@ -271,7 +179,7 @@ def frame_keys(guard: Guard, inversion: dict[str, Any]) -> list[str]:
 
 
 def is_available(guard: Guard, told: Store, inversion: dict[str, Any]) -> bool:
-    """Return whether the store serves every file that the catalogers were told of; True where that is not asked."""
+    """Return whether the store serves every cataloged file; True where that is not to be waited for."""
     settings = guard.settings.publish.catalog
     if settings.url is None or not settings.await_available:
         return True
@@ -291,4 +199,6 @@ def is_available(guard: Guard, told: Store, inversion: dict[str, Any]) -> bool:
 def recorded_at(guard: Guard) -> Any:
     """Return when the store's record of the last of an OP's inversions was made."""
     events = publication.events(guard.connection, guard.op_id)
-    return max((e["recorded_at"] for e in events if e["kind"] == "inversion_created"), default=None)
+    own = {inversion["inversion_id"] for inversion in guard.inversions}
+    created = (e for e in events if e["kind"] == "inversion_created" and e["detail"]["inversion_id"] in own)
+    return max((e["recorded_at"] for e in created), default=None)

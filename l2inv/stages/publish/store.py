@@ -1,7 +1,7 @@
-"""The third step, record: the store is told of an inversion exactly once, however often publish runs.
+"""The third step, record: each inversion is created in the store exactly once, however often publish runs.
 
-What is to be told, and its inversionId, are recorded before the store is told. Whatever happens after that, the next
-run knows which id to ask for before it tells the store again.
+The inversion, with its id, is recorded before the request is sent. Whatever happens after that, the next run knows which
+id to ask for before it sends the request again.
 """
 
 from typing import Any, NamedTuple
@@ -15,16 +15,16 @@ from l2inv.stages.publish.preflight import named
 
 
 class Unfinished(Exception):
-    """No good answer came, and the store says that it was not done: the next run goes on, under the same id."""
+    """No good answer came, and the store does not have the inversion: the next run goes on, under the same id."""
 
 
 class Store(NamedTuple):
-    """The store as one run of publish speaks to it."""
+    """The store as one run of publish uses it."""
 
     service: Service
 
     def held(self, inversion_id: str) -> dict[str, Any] | None:
-        """Ask what the store holds. A store that refuses to answer refuses us, not the inversion: raises StoreError."""
+        """Return the inversion that the store has under an id. A refusal is not about the inversion: raise StoreError."""
         try:
             return self.service.find_inversion(inversion_id)
         except StoreRefused as problem:
@@ -34,6 +34,15 @@ class Store(NamedTuple):
         """Return the inversions that the store holds of any of the datasets. Raise StoreError."""
         try:
             return self.service.inversions_of(dataset_ids)
+        except StoreRefused as problem:
+            raise StoreError(problem.message, problem.hint) from problem
+
+    def known(
+        self, inversion_id: str, dataset_ids: list[str]
+    ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+        """Return what the store holds under an id, and of any of the datasets. Raise StoreError."""
+        try:
+            return self.service.known_inversions(inversion_id, dataset_ids)
         except StoreRefused as problem:
             raise StoreError(problem.message, problem.hint) from problem
 
@@ -53,7 +62,7 @@ def begun(
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Return the inversion beside what the store holds of it since a run before this one.
 
-    What is held was told as its datasets were then, whatever they have become since.
+    An inversion that the store has is of the datasets as they were then, whatever they have become since.
     """
     said = named(guard.connection, guard.op_id, inversion["cycle"], inversion["instrument_program_id"])
     held = told.held(said["inversion_id"]) if said else None
@@ -64,7 +73,7 @@ def record(guard: Guard, told: Store, inversion: dict[str, Any], held: dict[str,
     """Tell the store of an inversion unless it holds it, and record that it does.
 
     Raise StoreError when the store cannot be asked, StoreRefused and Unpublishable when it will not have this one,
-    Unfinished when no good answer came, and Changed before anything is told.
+    Unfinished when no good answer came, and Changed before anything is sent.
     """
     if held is None:
         held = _named(guard, told, inversion) or _tell(guard, told, inversion)
@@ -72,12 +81,12 @@ def record(guard: Guard, told: Store, inversion: dict[str, Any], held: dict[str,
 
 
 def _named(guard: Guard, told: Store, inversion: dict[str, Any]) -> dict[str, Any] | None:
-    """Record what the store is about to be told. Return what it holds under that id already: of a restored record."""
+    """Record the inversion before the request. Return what the store has under that id already: of a restored record."""
     before = named(guard.connection, guard.op_id, inversion["cycle"], inversion["instrument_program_id"])
     held = None
     if before is None:
-        _must_not_be_held(guard, told, inversion)
-        held = told.held(inversion["inversion_id"])
+        held, of_datasets = told.known(inversion["inversion_id"], inversion["dataset_ids"])
+        _must_not_be_held(guard, of_datasets, inversion)
         if held and (other := differences(inversion, held)):
             raise Unpublishable(
                 f"the store holds another inversion under {inversion['inversion_id']}: it differs in "
@@ -89,12 +98,12 @@ def _named(guard: Guard, told: Store, inversion: dict[str, Any]) -> dict[str, An
     return held
 
 
-def _must_not_be_held(guard: Guard, told: Store, inversion: dict[str, Any]) -> None:
+def _must_not_be_held(guard: Guard, of_datasets: list[dict[str, Any]], inversion: dict[str, Any]) -> None:
     """Raise Unpublishable when the store holds an inversion of the same that no event named: the record is a copy
-    from before that, restored, and would tell of it a second time. What adopt() called another one does not count."""
+    from before that, restored, and would create it a second time. What adopt() called another one does not count."""
     same = [
         held["inversionId"]
-        for held in told.of_datasets(inversion["dataset_ids"])
+        for held in of_datasets
         if held.get("instrumentProgramExecutionId") == inversion["instrument_program_id"]
         and sorted(held.get("datasetIds") or ()) == inversion["dataset_ids"]
     ]
@@ -127,15 +136,15 @@ def _params(inversion: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tell(guard: Guard, told: Store, inversion: dict[str, Any]) -> dict[str, Any]:
-    """Tell the store of an inversion that it did not hold, and return what it then says it holds of it.
+    """Create an inversion that the store does not have, and return it as the store has it then.
 
-    Telling it once more is safe: it refuses a second of the same id.
+    A second request is safe: the store refuses a second inversion with the same id.
     """
     params = _params(inversion)
     guard.check()
     lost = told.create(params)
     held = told.held(params["inversionId"])
-    if lost and held is None:  # the store is there and says that it was not done
+    if lost and held is None:  # the store is there and does not have it
         guard.check()
         lost = told.create(params)
         held = told.held(params["inversionId"])
@@ -147,7 +156,7 @@ def _tell(guard: Guard, told: Store, inversion: dict[str, Any]) -> dict[str, Any
 
 
 def _recorded(guard: Guard, inversion: dict[str, Any], held: dict[str, Any]) -> None:
-    """Record that the store holds what it was told, unless a run before this one did. Raise Unpublishable."""
+    """Record that the store has the inversion, unless a run before this one did. Raise Unpublishable."""
     if other := differences(inversion, held):
         raise Unpublishable(f"the store holds another {', '.join(other)} under {inversion['inversion_id']}")
     key = {name: inversion[name] for name in ("cycle", "instrument_program_id", "inversion_id")}
@@ -160,7 +169,7 @@ def _recorded(guard: Guard, inversion: dict[str, Any], held: dict[str, Any]) -> 
 
 
 def differences(inversion: dict[str, Any], held: dict[str, Any]) -> list[str]:
-    """Return the store's names of what it holds otherwise than the inversion says."""
+    """Return the store's names of the fields in which it differs from the inversion."""
     params = _params(inversion)
     return [name for name, value in params.items() if _comparable(held.get(name)) != _comparable(value)]
 

@@ -1,0 +1,48 @@
+"""Inversions of cycles that ended before they were published: the store may hold them all the same.
+
+A request to create one may reach the store after the OP was reopened. So the store is asked for each id that such a
+cycle named, in every run, and what it holds is recorded and reported until somebody settles it.
+"""
+
+from typing import Any
+
+from l2inv.queries import publication
+from l2inv.record import event_log
+from l2inv.services.metadata_store import IDS_AT_ONCE
+from l2inv.stages.publish.guard import Abandoned, Published
+from l2inv.stages.publish.store import Store
+from l2inv.stages.stage import Stage
+
+
+def ask(stage: Stage[Published], told: Store, watched: list[dict[str, Any]]) -> None:
+    """Ask the store for the abandoned inversions that it was not found to have yet, and record those that it has.
+
+    Raise StoreError.
+    """
+    unknown = {one["inversion_id"]: one for one in watched if one["held_since"] is None}
+    dataset_ids = sorted({dataset for one in unknown.values() for dataset in one["dataset_ids"]})
+    for start in range(0, len(dataset_ids), IDS_AT_ONCE):
+        for held in told.of_datasets(dataset_ids[start : start + IDS_AT_ONCE]):
+            if one := unknown.pop(held.get("inversionId"), None):
+                _record(stage, one, held)
+
+
+def _record(stage: Stage[Published], one: dict[str, Any], held: dict[str, Any]) -> None:
+    detail = {name: one[name] for name in ("cycle", "instrument_program_id", "inversion_id")}
+    detail |= {"create_date": held.get("createDate"), "abandoned": True}
+    with stage.connection.transaction():
+        present = event_log.locked(stage.connection, one["op_id"])
+        run = stage.run
+        event_log.add_one(stage.connection, present, "inversion_created", None, run.actor, detail, run.run_id)
+
+
+def report(stage: Stage[Published]) -> None:
+    """Put what is watched into the stage's report, with a warning for each inversion that the store holds."""
+    for one in publication.abandoned(stage.connection):
+        is_held = one["held_since"] is not None
+        stage.report.abandoned.append(Abandoned(one["op_id"], one["inversion_id"], one["cycle"], is_held))
+        if is_held:
+            stage.warn(
+                f"OP {one['op_id']}: the store holds {one['inversion_id']} of cycle {one['cycle']}, which ended before "
+                f"it was published; settle it: {publication.settling(one)}"
+            )
