@@ -101,7 +101,7 @@ def drawn(config: Path, argv: list[str]) -> str:
 def as_on_the_day(text: str) -> str:
     """Return a text in which what differs from run to run is as it would be on the sample's day."""
     today = datetime.now(UTC).date().isoformat()
-    text = re.sub(rf"{today}([ T])\d\d:\d\d", rf"{NOW:%Y-%m-%d}\g<1>{NOW:%H:%M}", text)
+    text = re.sub(rf"{today}([T\s]\s*)\d\d:\d\d", rf"{NOW:%Y-%m-%d}\g<1>{NOW:%H:%M}", text)
     text = text.replace(today, f"{NOW:%Y-%m-%d}")
     text = re.sub(r"in \d+\.\d s", "in 0.1 s", text)
     text = re.sub(r"((?i:inv)[._])[A-Z0-9]{6}(?![A-Z0-9])", r"\g<1>7QK2ZD", text)
