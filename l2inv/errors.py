@@ -1,11 +1,11 @@
-"""What can go wrong, each with the exit code that tells a script what happened."""
+"""What can go wrong, each with its exit code."""
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-# What a script can tell by. 2 is Click's own; 4 and 5 are results of a stage and of verify, no errors of the program.
+# 2 is Click's own; 4 and 5 are results of a stage and of verify, no errors of the program.
 EXIT_CODES = {
     0: "done, nothing to do included",
     1: "could not be done: the database, the metadata store or something unexpected; nothing is left half-written",
@@ -19,7 +19,7 @@ EXIT_CODES = {
 
 
 class L2invError(Exception):
-    """Could not be done: one line that says what and where, and a hint that says what to do."""
+    """Could not be done: one line with what and where, and a hint with what to do."""
 
     exit_code = 1
 
@@ -71,7 +71,7 @@ class ConfigError(L2invError):
     exit_code = 10
 
     def __init__(self, where: str, mistakes: list[str]) -> None:
-        super().__init__(f"{where}: {'; '.join(mistakes)}", "mend it, then try: l2inv config check")
+        super().__init__(f"{where}: {'; '.join(mistakes)}", "fix it, then try: l2inv config check")
         self.mistakes = mistakes
 
 

@@ -207,7 +207,7 @@ def summary(report: dict[str, Any]) -> str:
             d = report["datasets"]
             return (
                 f"scan: {d['seen']} records ({d['new']} new, {d['changed']} changed, {d['withdrawn']} withdrawn, "
-                f"{d['quarantined']} set aside), "
+                f"{d['quarantined']} quarantined), "
                 f"{plural(n['seen'], 'OP')} ({n['new']} new, {n['changed']} changed), {seconds}"
             )
         case "qualify":

@@ -53,7 +53,7 @@ def _wanted(*, min_r0_cm: float | None, **filters: Any) -> "Wanted":
     "limit",
     type=click.IntRange(1, 100_000),
     metavar="N",
-    help="How many at most: 10, or with --claim 1, unless said.",
+    help="How many at most (default: 10; with --claim: 1).",
 )
 @click.option("--claim", "claims", is_flag=True, help="Take the first, or the first -n, in one step.")
 @click.option(
@@ -75,7 +75,7 @@ def _wanted(*, min_r0_cm: float | None, **filters: Any) -> "Wanted":
 def next_(
     app: App, limit: int | None, claims: bool, duration: timedelta | None, rank_by: str | None, **filters: Any
 ) -> None:
-    """Show the OPs to invert next, the first to do on top.
+    """List the OPs to invert next, the most urgent first.
 
     By priority, then as --rank-by says. Each says why it stands where it does.
     """
@@ -285,7 +285,7 @@ def _print_list(app: App, ops: Iterable[dict[str, Any]], connection: "Connection
 @command("mine")
 @json_option
 def mine(app: App) -> None:
-    """Show what you hold, what is due first at the top.
+    """List what you hold, the earliest due date first.
 
     Then what failed of what you hold or inverted, and what you inverted last.
     """

@@ -1,4 +1,4 @@
-"""What all commands share: what the common options say, the connection, the result, warnings and progress."""
+"""What all commands share: the common options, the connection, the result, warnings and progress."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class App:
-    """What the common options say."""
+    """One command: its common options, settings, connection and output."""
 
     def __init__(self) -> None:
         self.config: str | None = None
@@ -63,7 +63,7 @@ class App:
                 f"no settings in {looked_at}: the built-in ones hold, with the private database in {folder}"
             )
         elif path.is_file() and (why := settings.exposed(path)):
-            self.warn(f"{path}: {why}; whoever changes it says what runs here")
+            self.warn(f"{path}: {why}; whoever can change it decides what runs here")
 
     @property
     def settings(self) -> "Settings":
@@ -97,7 +97,7 @@ class App:
         return self.connected(self.settings.database.read_url)
 
     def session(self) -> tuple[str, Callable[[str], None]]:
-        """Return what the database server shows of this command's session, and what says on a terminal what it waits for."""
+        """Return the session's application_name, and the function that reports on a terminal what it waits for."""
         from l2inv.database.session import application_name
 
         told = self.warn if self.verbosity >= 0 and sys.stderr.isatty() else lambda line: None
@@ -140,14 +140,14 @@ class App:
             self.summary(line)
 
     def warn(self, line: str) -> None:
-        """Tell on stderr what somebody must look at, also under -q."""
+        """Print a warning on stderr, also under -q."""
         from l2inv.wording import clean
 
         self.warned = clean(line)
         print_on_stderr(f"l2inv: {self.warned}")
 
     def warn_lines(self, text: str) -> None:
-        """Tell several lines on stderr: what -vv asked for."""
+        """Print several lines on stderr: what -vv asked for."""
         from l2inv.wording import clean
 
         for line in text.splitlines():
@@ -155,7 +155,7 @@ class App:
 
     @contextmanager
     def monitored(self, stage: str) -> Iterator[None]:
-        """Tell the monitor of the settings, where there is one, that a stage begins and how it ended."""
+        """Ping the monitor that the settings name, if any, when a stage begins and when it ends."""
         settings = self.settings
         if settings.monitoring.ping_url is None:
             yield

@@ -48,7 +48,7 @@ def overdue(app: App, as_of: datetime | None) -> None:
 @click.option("--dry-run", is_flag=True, help="Show the lists and send nothing, as without --send.")
 @json_option
 def digest(app: App, send: bool, dry_run: bool) -> None:
-    """Show or send each owner's own list of what to know.
+    """Show or send each owner's list of what needs attention.
 
     Overdue, due soon, failed, quarantined, superseded inputs, by others, new.
     """
@@ -77,7 +77,7 @@ def _show(app: App, found: dict[str, Any]) -> None:
             for line in _letter(list_["sections"]).splitlines():
                 render.paragraph(line.lstrip(), len(line) - len(line.lstrip()), hang=2)
         if not found["owners"]:
-            app.summary("digest: nothing to tell anybody")
+            app.summary("digest: nothing to report")
 
     app.result(found, text)
 

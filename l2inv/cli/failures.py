@@ -1,6 +1,6 @@
-"""What cron is told of a failure: that it began, each day that it lasts, and that it is over.
+"""What cron prints of a failure: that it began, each day that it lasts, and that it is over.
 
-A failure is known by what it says, whatever the numbers in it: a database that is down is one failure for every command.
+A failure is identified by its message without the numbers in it: a database that is down is one failure for every command.
 It is over when a command that it kept from its work runs to its end. Kept in a small file of the user's own.
 """
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     "file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="The ready event as YAML, or JSON in *.json; alone says what was inverted.",
+    help="The ready event as YAML, or JSON in *.json; describes what was inverted on its own.",
 )
 @click.option(
     "--output",
@@ -65,9 +65,9 @@ if TYPE_CHECKING:
 @click.option(
     "--accept-superseded",
     is_flag=True,
-    help="Take it although datasets used were superseded; needs --reason.",
+    help="Accept datasets that were superseded; needs --reason.",
 )
-@click.option("--reason", type=Words(), help="Why superseded datasets are good all the same.")
+@click.option("--reason", type=Words(), help="Why superseded datasets are acceptable.")
 @json_option  # fmt: skip
 def mark_inverted(
     app: App,
@@ -94,7 +94,7 @@ def mark_inverted(
 
     described = (outputs, software, software_version, programs, datasets, lines, asdf_object_key, note)
     if file and any(described):
-        raise click.UsageError("--from says what was inverted: leave out what else describes it")
+        raise click.UsageError("--from describes what was inverted: leave out the other options that do")
     if accept_superseded != bool(reason):
         raise click.UsageError("--accept-superseded and --reason go together")
     if software_version and not software:

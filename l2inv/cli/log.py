@@ -26,7 +26,7 @@ since_option = click.option(
 @click.option("--op", type=Op(), metavar="OP", help="Only events of this OP.")
 @json_option
 def log(app: App, since: datetime | None, actor: str | None, kind: str | None, op: str | None) -> None:
-    """Show who did what since when, over all OPs, newest last."""
+    """Show the events of all OPs, newest last."""
     from l2inv.queries import log
     from l2inv.record import event_log
 
@@ -41,7 +41,7 @@ def log(app: App, since: datetime | None, actor: str | None, kind: str | None, o
 @click.option("--stage", type=Words(), metavar="STAGE", help="Only runs of this stage.")
 @json_option
 def runs(app: App, since: datetime | None, stage: str | None) -> None:
-    """Show what ran and how it ended, newest last."""
+    """Show the runs of all stages and how they ended, newest last."""
     from l2inv.queries import log
 
     with app.reading() as (connection, _), closing(log.runs(connection, since, stage)) as found:

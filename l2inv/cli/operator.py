@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Print the SQL that would be run, and run nothing.")
 @json_option
 def migrate(app: App, dry_run: bool) -> None:
-    """Bring the database's schema to what this l2inv expects."""
+    """Migrate the database schema to this version of l2inv."""
     from l2inv.database import migrate
     from l2inv.database.connection import open_connection, translated
 
@@ -132,7 +132,7 @@ def _print_records(records: list[dict[str, Any]]) -> None:
 )
 @json_option
 def verify(app: App, what: str | None, anchor: Path | None, new_anchor: bool, since_anchor: bool) -> None:
-    """Check that the record is what it was.
+    """Verify the event log's integrity.
 
     Its chain of hashes, the present states, every verdict judged again, the dataset versions, that what each run
     reported is there, and that the schema is what the migrations made.
@@ -228,7 +228,7 @@ def server() -> None:
 @json_option
 @click.pass_obj
 def server_status(app: App) -> None:
-    """Say whether the embedded server runs, and where."""
+    """Show whether the embedded server runs, and where."""
     from l2inv.database import embedded
     from l2inv.database.connection import server_folder
 
@@ -297,7 +297,7 @@ def demo(app: App, store: bool, port: int, folder: Path | None) -> None:
 @click.option("--apply", "applies", is_flag=True, help="Run it, all or nothing; else it is printed.")
 @json_option  # fmt: skip
 def roles(app: App, owner: str | None, writer: str | None, reader: str | None, applies: bool) -> None:
-    """Print, or make, the database's roles and their rights.
+    """Print or create the database roles and their privileges.
 
     Run it again after a migration.
     """

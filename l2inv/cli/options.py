@@ -35,9 +35,9 @@ def common_options(command: F, *, from_environment: bool = False) -> F:
     config = click.Path(readable=False)  # the settings say what is wrong with a file
     env = {"actor": "L2INV_ACTOR", "config": "L2INV_CONFIG"} if from_environment else {}
     for option in (
-        click.option("-q", "quiet", count=True, expose_value=False, callback=_less, help="Only what somebody must look at."),
-        click.option("-v", "verbose", count=True, expose_value=False, callback=_common("verbosity"), help="Say more; -vv adds tracebacks."),
-        click.option("--actor", type=Actor(), envvar=env.get("actor"), expose_value=False, callback=_common("given_actor"), help="Who acts (L2INV_ACTOR; default: the OS user)."),
+        click.option("-q", "quiet", count=True, expose_value=False, callback=_less, help="Show only warnings and errors."),
+        click.option("-v", "verbose", count=True, expose_value=False, callback=_common("verbosity"), help="Print more; -vv adds tracebacks."),
+        click.option("--actor", type=Actor(), envvar=env.get("actor"), expose_value=False, callback=_common("given_actor"), help="The actor to record (L2INV_ACTOR; default: the OS user)."),
         click.option("--config", type=config, envvar=env.get("config"), expose_value=False, callback=_common("config"), help="The settings file (L2INV_CONFIG)."),
     ):  # fmt: skip
         command = option(command)

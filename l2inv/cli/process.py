@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 # What a URL in a traceback may hold of secrets: user and password, and the values of its query.
 _IN_URLS = r"(://(?=[^/@\s]*@)|[?&]\w+=)[^@&\s'\"]+"
 
-STOPPED = "stopped"
-LASTING = (1, 10)  # exit codes of what keeps a command from its work until somebody or something mends it
+LASTING = (1, 10)  # exit codes of what keeps a command from its work until it is fixed
 DID_ITS_WORK = (0, 4, 5)  # what was in the way of it is gone
 
 # A group without a command: since click 8.2 its help is an error's message.
@@ -57,7 +56,7 @@ class Group(click.Group):
                 formatter.write_dl([(name.ljust(longest), phrase) for name, (_, phrase) in commands.items()])
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **how: Any) -> Any:
-        """Run a command line; a usage error is told in one harmless text, under --json as a JSON document."""
+        """Run a command line; a usage error is printed as one line, under --json as a JSON document."""
         open_what_is_closed()
         given = sys.argv[1:] if args is None else list(args)
         try:
@@ -73,7 +72,7 @@ class Group(click.Group):
             message, hint = _usage(problem)
             try:
                 if "--json" in given:
-                    _say_json(code, message, hint)
+                    _print_json(code, message, hint)
                 else:
                     print_on_stderr(f"l2inv: {message}; {hint}")
             except OSError:
@@ -81,7 +80,7 @@ class Group(click.Group):
         except OSError as problem:  # of the help
             code = 1
             mute(sys.stdout)
-            print_on_stderr(f"l2inv: stdout: {problem.strerror or problem}; mend that and run it again")
+            print_on_stderr(f"l2inv: stdout: {problem.strerror or problem}; fix that and run it again")
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -116,10 +115,10 @@ class Group(click.Group):
         except (click.ClickException, BrokenPipeError):
             raise
         except (KeyboardInterrupt, click.Abort, _Terminated):
-            _report(app, 1, STOPPED, "run it again: nothing was left half-written")
+            _report(app, 1, "stopped", "run it again: nothing was left half-written", lasts=False)
         except OSError as problem:
             where = f"{problem.filename}: " if problem.filename else ""
-            _report(app, 1, f"{where}{problem.strerror or problem}", "mend that and run it again")
+            _report(app, 1, f"{where}{problem.strerror or problem}", "fix that and run it again")
         except Exception as problem:
             text = " ".join(f"{type(problem).__name__}: {problem}".split())
             _report(app, 1, f"unexpected: {text}", "run again with -vv and report what it prints")
@@ -176,7 +175,7 @@ def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def _report(app: App, code: int, message: str, hint: str) -> NoReturn:
+def _report(app: App, code: int, message: str, hint: str, *, lasts: bool = True) -> NoReturn:
     message, hint = app.unsaid(message), app.unsaid(hint)
     if app.verbosity > 1:
         import traceback
@@ -184,19 +183,19 @@ def _report(app: App, code: int, message: str, hint: str) -> NoReturn:
         app.warn_lines(app.unsaid(re.sub(_IN_URLS, r"\1***", traceback.format_exc())))
     try:
         if app.json:
-            _say_json(code, message, hint)
+            _print_json(code, message, hint)
         sys.stdout.flush()
     except OSError:
         mute(sys.stdout)
         app.json = False
-    if not app.json and (line := _to_be_said(app, code, f"{message}; {hint}" if hint else message)):
+    if not app.json and (line := _line(app, code, f"{message}; {hint}" if hint else message, lasts=lasts)):
         app.warn(line)
     raise click.exceptions.Exit(code)
 
 
-def _to_be_said(app: App, code: int, line: str) -> str | None:
-    """Return the line, or what is to be printed of a failure that lasts; None where nobody is to be told again."""
-    if not app.by_the_clock or code not in LASTING or line.startswith(STOPPED):
+def _line(app: App, code: int, line: str, *, lasts: bool) -> str | None:
+    """Return the line to print; None for a failure that lasts and was printed within a day."""
+    if not app.by_the_clock or code not in LASTING or not lasts:
         return line
     from datetime import UTC, datetime
 
@@ -225,7 +224,7 @@ def _command(ctx: click.Context) -> str:
     return ctx.find_root().invoked_subcommand or ""
 
 
-def _say_json(code: int, message: str, hint: str) -> None:
+def _print_json(code: int, message: str, hint: str) -> None:
     from l2inv.wording import as_json
 
     click.echo(as_json({"error": {"code": code, "message": message, "hint": hint}}))

@@ -32,7 +32,7 @@ from l2inv.cli.options import json_option
 )
 @json_option  # fmt: skip
 def report(app: App, file: Path, lines: int, mode: str) -> None:
-    """Write how everything stands as a page, one HTML FILE.
+    """Write a status report as one HTML FILE.
 
     It is put in place of the last one as a whole, for an internal web server to show; - is stdout.
     """

@@ -83,15 +83,15 @@ def mark_working(app: App, op: str, duration: timedelta | None) -> None:
 
 @command("hand-over")
 @op_argument
-@click.option("--to", type=Actor(), required=True, help="Who is to hold it.")
+@click.option("--to", type=Actor(), required=True, help="The new holder.")
 @click.option("--reason", type=Words(), help="Why.")
-@click.option("--force", is_flag=True, help="Also to a name that nobody had yet.")
+@click.option("--force", is_flag=True, help="Allow a name that is not known yet.")
 @for_option
 @json_option
 def hand_over(
     app: App, op: str, to: str, reason: str | None, force: bool, duration: timedelta | None
 ) -> None:
-    """Give an OP that you hold to somebody else."""
+    """Transfer an OP that you hold to somebody else."""
     from l2inv.queries import observing_programs, people
     from l2inv.record import event_log
     from l2inv.stages.mark_working import claiming
@@ -110,11 +110,11 @@ def hand_over(
 
 @command("take-over")
 @op_argument
-@click.option("--reason", type=Words(), required=True, help="Why it goes on with you.")
+@click.option("--reason", type=Words(), required=True, help="Why you take it over.")
 @for_option
 @json_option
 def take_over(app: App, op: str, reason: str, duration: timedelta | None) -> None:
-    """Take an OP whose holder let it become overdue."""
+    """Take over an OP whose claim is overdue."""
     from l2inv.queries import observing_programs
     from l2inv.record import event_log
     from l2inv.stages.mark_working import claiming
@@ -134,10 +134,10 @@ def _day(op: dict[str, Any]) -> str:
 
 @command("hold")
 @op_argument
-@click.option("--reason", type=Words(), required=True, help="Why it is not to go on.")
+@click.option("--reason", type=Words(), required=True, help="Why it is on hold.")
 @json_option
 def hold(app: App, op: str, reason: str) -> None:
-    """Keep an OP from being prepared, offered and published.
+    """Keep an OP from being preprocessed, offered or published.
 
     Until it is taken off hold: l2inv unhold.
     """
@@ -157,7 +157,7 @@ def hold(app: App, op: str, reason: str) -> None:
 @click.option("--reason", type=Words(), help="Why it may go on.")
 @json_option
 def unhold(app: App, op: str, reason: str | None) -> None:
-    """Take an OP off hold: it goes on from where it is."""
+    """Take an OP off hold; it continues where it stopped."""
     from l2inv.queries import observing_programs
     from l2inv.record import event_log
     from l2inv.stages.mark_working import claiming
@@ -213,10 +213,10 @@ def note(app: App, op: str, text: str) -> None:
 
 @command("release")
 @op_argument
-@click.option("--reason", type=Words(), help="Why it is given back.")
+@click.option("--reason", type=Words(), help="Why it is released.")
 @json_option
 def release(app: App, op: str, reason: str | None) -> None:
-    """Give a claimed OP back for others to take."""
+    """Release a claimed OP for others to claim."""
     from l2inv.queries import observing_programs
     from l2inv.record import event_log
     from l2inv.stages.mark_working import claiming

@@ -15,8 +15,8 @@ from l2inv.cli.options import json_option
 
 
 @command("scan")
-@click.option("--since-last", is_flag=True, help="Only what changed since the last complete scan.")
-@click.option("--allow-withdrawals", is_flag=True, help="Record datasets as gone, however many they are.")
+@click.option("--since-last", is_flag=True, help="Read only what changed since the last complete scan.")
+@click.option("--allow-withdrawals", is_flag=True, help="Record missing datasets as withdrawn, however many.")
 @json_option
 def scan(app: App, since_last: bool, allow_withdrawals: bool) -> None:
     """Read the store's datasets and group them into OPs."""
@@ -42,7 +42,7 @@ def _scan(app: App, since_last: bool, allow_withdrawals: bool) -> None:
     report = msgspec.to_builtins(scanned)
     if not scanned.complete:
         report["error"] = {"code": 1, "message": incomplete, "hint": "scan again"}
-    _tell(app, report)
+    _print(app, report)
     for warning in scanned.warnings:
         app.warn(f"scan: {warning}")
     if quarantined := scanned.datasets.quarantined:
@@ -164,8 +164,8 @@ def _dry_run(app: App) -> None:
 def _readiness(op: dict[str, Any]) -> str:
     if op["on_hold"]:
         return "on hold, will be skipped"
-    told = ", ".join(str(i["inversion_id"]) for i in op["inversions"])
-    return f"ready, as {told}" if op["ready"] else "not ready, will go to error"
+    inversions = ", ".join(str(i["inversion_id"]) for i in op["inversions"])
+    return f"ready, as {inversions}" if op["ready"] else "not ready, will go to error"
 
 
 def _run_stage(app: App, stage: Callable[..., Any]) -> None:
@@ -179,13 +179,13 @@ def _end(app: App, found: Any) -> None:
     import msgspec
 
     report = msgspec.to_builtins(found)
-    _tell(app, report)
+    _print(app, report)
     for warning in report["warnings"]:
         app.warn(f"{report['stage']}: {warning}")
     _exit_with(app, report)
 
 
-def _tell(app: App, report: dict[str, Any]) -> None:
+def _print(app: App, report: dict[str, Any]) -> None:
     from l2inv import wording
 
     app.result(report, lambda: app.summary(wording.summary(report)))

@@ -112,7 +112,7 @@ def _print_near_misses(found: list[dict[str, Any]], tails: dict[str, str]) -> No
 @click.argument("pair", metavar="[OLD NEW]", type=Words(), nargs=-1)
 @json_option
 def criteria(app: App, pair: tuple[str, ...]) -> None:
-    """List the versions of the criteria that judged.
+    """List the versions of the criteria used for verdicts.
 
     With OLD and NEW, show what differs between the two.
     """
@@ -222,7 +222,7 @@ def _percent(share: float) -> str:
 )
 @json_option  # fmt: skip
 def overrule(app: App, op: str, invertible: bool | None, reason: str, programs: tuple[str, ...]) -> None:
-    """Set a verdict aside, until the OP's datasets change."""
+    """Override a verdict until the OP's datasets change."""
     from l2inv.queries import observing_programs
     from l2inv.record import event_log
     from l2inv.stages import qualify

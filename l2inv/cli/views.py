@@ -159,7 +159,7 @@ def _yes(true: bool) -> str:
 @op_argument
 @json_option
 def history(app: App, op: str) -> None:
-    """Show all that ever happened to an OP, oldest first."""
+    """Show every event of an OP, oldest first."""
     from l2inv.queries import observing_programs
     from l2inv.record import event_log
 
@@ -221,7 +221,7 @@ def _print_history(found: dict[str, Any]) -> None:
 )
 @json_option
 def status(app: App, max_ages: tuple[tuple[str, timedelta], ...], form: str) -> None:
-    """Show what needs somebody, and how things stand.
+    """Show what needs attention, and how many OPs are in each state.
 
     How many OPs are in each state, and when each stage last ran. With -q and --max-age, only which stage is late.
     """
@@ -305,7 +305,7 @@ def _needs(found: dict[str, Any]) -> list[tuple[str, str]]:
         needs.append((f"last complete scan: {_age(found)}", "l2inv scan"))
     if found["quarantined"]:
         records = "1 record" if found["quarantined"] == 1 else f"{found['quarantined']} records"
-        needs.append((f"{records} of the metadata store set aside", "l2inv quarantine"))
+        needs.append((f"{records} of the metadata store quarantined", "l2inv quarantine"))
     return needs
 
 

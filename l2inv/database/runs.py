@@ -42,14 +42,19 @@ def stage_lock(connection: Connection, stage: str, hint: str) -> Iterator[None]:
             [stage],
         )
         raise Busy(f"{stage}: another run holds the lock", hint, since)
-    held = True
+    lock: dict[str, Any] | None = {"pid": connection.pid, "held": True}
     try:
         yield
     finally:
         with suppress(psycopg.Error):  # a lost connection has given up its lock
-            unlock = "select pg_advisory_unlock(key) as held from l2inv.lock where name = %s"
-            held = _one(connection, unlock, [stage])
-    if not held:
+            unlock = "select pid, pg_advisory_unlock(key) as held from l2inv.lock where name = %s"
+            lock = connection.execute(unlock, [stage]).fetchone()
+    if lock is None or lock["pid"] != connection.pid:
+        raise DatabaseError(
+            f"{stage}: the schema was replaced while it ran",
+            "what it recorded since is in the new one: l2inv verify; then run it again",
+        )
+    if not lock["held"]:
         raise DatabaseError(*session.POOLED)
 
 

@@ -99,9 +99,9 @@ class Unreadable(msgspec.Struct, frozen=True):
     is_second: bool = False  # it can be read, but differs from the first of its dataset in one scan
 
 
-# People look at these and no verdict rests on them: one that cannot be read is null, and counted.
+# No verdict rests on these: one that cannot be read is null, and counted.
 DISPLAYED = ("fried_parameter", "light_level", "polarimetric_accuracy", "exposure_time", "browse_movie_url")
-# Fields whose old and new values the history says where they change: somebody decides by them.
+# Fields whose old and new values the history shows where they change: people decide by them.
 DECIDED_BY = (
     "instrument_name", "frame_count", "health", "gos_status", "ao_locked", "stokes_parameters", "bounding_box",
     "wavelength_min", "wavelength_max", "exposure_time", "spectral_lines", "fried_parameter", "start_time", "end_time",
@@ -162,7 +162,7 @@ def _read(raw: bytes | msgspec.Raw) -> Record | Unreadable:
         _to_lower_case(dataset)
         text = kept(dataset)
     except (msgspec.DecodeError, UnicodeError, RecursionError, OverflowError) as problem:
-        return Unreadable(id_of(raw), _reason(problem), bytes(raw))
+        return Unreadable(id_of(raw), _reason(raw, problem), bytes(raw))
     if b"\\u0000" in text and _NUL.search(text):
         return Unreadable(_without_nul(dataset.dataset_id), "holds a NUL character", bytes(raw))
     if not _can_name_a_folder(dataset.observing_program_execution_id):
@@ -228,7 +228,7 @@ TIMES = ("create_date", "update_date", "start_time", "end_time", "embargo_end_da
 
 
 def _to_utc(dataset: Dataset) -> None:
-    """The store sends UTC without an offset; an offset, should one come, is honoured."""
+    """Convert the times to UTC: the store sends UTC without an offset; one with an offset is converted."""
     for name in TIMES:
         time = getattr(dataset, name)
         if time is not None and time.tzinfo is not UTC:
@@ -237,7 +237,7 @@ def _to_utc(dataset: Dataset) -> None:
 
 
 def _to_lower_case(dataset: Dataset) -> None:
-    """The store's schema describes the keys of its counts in capitals, and its answers hold others."""
+    """Write the keys of the counts in lower case: the store's schema describes them in capitals, its answers differ."""
     for name, known in COUNT_KEYS.items():
         counts = getattr(dataset, name)
         if counts and not counts.keys() <= known:
@@ -262,7 +262,7 @@ def id_of(raw: bytes | msgspec.Raw) -> str | None:
 
 
 def _object(raw: bytes | msgspec.Raw) -> dict[str, Any]:
-    """What Python reads in a record that strict JSON does not allow. Raise ValueError, also for what is no object."""
+    """Return what Python reads in a record that strict JSON does not allow. Raise ValueError, also where it is no object."""
     values = json.loads(bytes(raw))
     if not isinstance(values, dict):
         raise ValueError("no object")
@@ -294,10 +294,15 @@ class _OnlyId(msgspec.Struct, rename="camel"):
     dataset_id: Id
 
 
-def _reason(problem: Exception) -> str:
-    """The reader's own words, or the domain's for the one field that real records lack."""
-    text = str(problem).split("\n", 1)[0]
-    nameless = "required field `observingProgramExecutionId`" in text or (
-        "got `null`" in text and "$.observingProgramExecutionId" in text
-    )
-    return "no observingProgramExecutionId: it belongs to no OP" if nameless else text
+class _OnlyOp(msgspec.Struct, rename="camel"):
+    observing_program_execution_id: Any = None
+
+
+def _reason(raw: bytes | msgspec.Raw, problem: Exception) -> str:
+    """Return the decoder's message, or the domain's for the one field that real records lack."""
+    try:
+        if msgspec.json.decode(raw, type=_OnlyOp).observing_program_execution_id is None:
+            return "no observingProgramExecutionId: it belongs to no OP"
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        pass  # it is not even an object
+    return str(problem).split("\n", 1)[0]

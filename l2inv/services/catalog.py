@@ -270,7 +270,7 @@ class _Link:
         self.connection.ioloop.stop()
 
     def _on_blocked(self, _: Any, frame: Any) -> None:
-        self.blocked = str(frame.method.reason) or "no word of why"
+        self.blocked = str(frame.method.reason) or "no reason given"
 
     def _on_unblocked(self, *_: Any) -> None:
         self.blocked = ""

@@ -34,7 +34,7 @@ class _Answer(msgspec.Struct):
 
 
 class Query(NamedTuple):
-    """What is asked, the one field of the answer that counts (none: all of them together), and as what that is read."""
+    """The text of a query, the one field of its answer that is read (none: all of them), and the type that it is read as."""
 
     text: str
     field: str
@@ -42,7 +42,7 @@ class Query(NamedTuple):
 
 
 class MayPass(StoreError):
-    """May go well when the same is asked `again`, not before `after_seconds`, or when `less` is asked for."""
+    """May succeed when the same is requested `again`, not before `after_seconds`, or when `less` is requested."""
 
     def __init__(
         self, message: str, hint: str, *, again: bool = True, less: bool = False, after_seconds: float = 0
@@ -68,7 +68,7 @@ class Client:
         self._closed = threading.Event()
 
     def close(self) -> None:
-        """Close the sessions; whoever waits to ask again gives up."""
+        """Close the sessions; requests that wait to be sent again are given up."""
         self._closed.set()
         for http in self._sessions:
             http.close()
@@ -133,7 +133,7 @@ class Client:
 
 
 def _session(store: MetadataStore) -> "requests.Session":
-    """Return an HTTP session with the store's certificate authority, l2inv's name as a service and the token.
+    """Return an HTTP session with the store's certificate authority, the token and the header Service-Name.
 
     Raise ConfigError when no service is set, its token is not in the environment, or the authority's file is none.
     """
@@ -253,7 +253,7 @@ def _content(
 
 
 def _check(store: MetadataStore, answer: "requests.Response") -> None:
-    """Raise what the status says, and StoreError for a compression of which no limit is known here."""
+    """Raise StoreError for a status that is no success, and for a compression whose size cannot be limited here."""
     status, said = answer.status_code, f"{named(store)}: answers {answer.status_code} {answer.reason}"
     if status in (401, 403):
         raise StoreError(
@@ -291,7 +291,7 @@ def _retry_after(answer: "requests.Response") -> float:
 
 
 def _fault(store: MetadataStore, problem: Exception, divisible: bool) -> StoreError:
-    """What a failed request means; a page that takes too long is not asked for again when half of it can be."""
+    """Return the error for a failed request. A page that takes too long is not requested again if half of it can be."""
     from requests.exceptions import ChunkedEncodingError, ConnectionError, SSLError, Timeout
     from urllib3.exceptions import ProtocolError, ReadTimeoutError
 
@@ -327,7 +327,7 @@ def named(store: MetadataStore) -> str:
 
 
 def read(content: bytes, query: Query, where: str) -> Any:
-    """Return what was asked for out of the answer. Raise StoreRefused when the answer tells of errors, and StoreError."""
+    """Return the field of the answer that the query is for. Raise StoreRefused where the answer holds errors, and StoreError."""
     try:
         answer = _decoded(content)
         if answer.errors:
@@ -351,8 +351,8 @@ def read(content: bytes, query: Query, where: str) -> Any:
 
 
 def _decoded(content: bytes) -> _Answer:
-    """The answer with the JSON text of each field asked for; with what Python reads in it where strict JSON does not
-    allow the whole, such as one with a NaN: so its errors are seen, and its good records are read."""
+    """Return the answer with the JSON text of each field; as Python reads it where strict JSON does not allow the whole,
+    such as one with a NaN: then its errors are found, and its good records are read."""
     try:
         return msgspec.json.decode(content, type=_Answer)
     except (msgspec.DecodeError, UnicodeError) as problem:
@@ -367,13 +367,13 @@ def _decoded(content: bytes) -> _Answer:
 
 
 def _said(errors: Any) -> str:
-    """The message of the first error, or what stands in its place."""
+    """Return the message of the first error, or the error itself where it has none."""
     first = errors[0] if isinstance(errors, list) else errors
     return str(first.get("message") if isinstance(first, dict) else first)
 
 
 def short(problem: BaseException) -> str:
-    """The innermost cause: what the layers above it say about it helps nobody."""
+    """Return the message of the innermost cause: the layers above it add nothing that helps."""
     inner = _innermost(problem)
     words = getattr(inner, "verify_message", None) or getattr(inner, "strerror", None) or inner
     return " ".join(str(words).split()) or type(inner).__name__

@@ -215,4 +215,4 @@ def _run(argv: list[str]) -> "subprocess.CompletedProcess[str]":
 def _one_line(words: str) -> str:
     """What a command of Slurm's complained of, in one line that is safe to print."""
     line = " ".join("".join(c if c.isprintable() else " " for c in words).split())
-    return line[:300] or "no word of why"
+    return line[:300] or "no reason given"

@@ -208,7 +208,7 @@ def test_a_full_disk_under_the_output_is_one_line(l2inv: Commands, ready: list[s
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == "l2inv: No space left on device; mend that and run it again\n"
+    assert done.stderr == "l2inv: No space left on device; fix that and run it again\n"
 
 
 STREAMS = {

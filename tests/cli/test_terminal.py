@@ -142,7 +142,7 @@ def test_history_status_and_next_say_what_happened_what_needs_somebody_and_what_
     assert needs == [
         ["1 OP in error", "l2inv list --state error"],
         ["1 OP overdue", "l2inv overdue"],
-        ["3 records of the metadata store set aside", "l2inv quarantine"],
+        ["3 records of the metadata store quarantined", "l2inv quarantine"],
     ]
     assert re.search(r"^not_invertible +\d+  #{20,}$", "\n".join(lines), re.MULTILINE)
     assert "1 of the OPs on hold; last complete scan: 20" in l2inv("status").stdout

@@ -305,7 +305,7 @@ LATER = {
     "promises.md",
     "publishing.md",
     "reference.md",
-    "scale.md",
+    "upgrading.md",
     "science.md",
 }
 

@@ -1,6 +1,5 @@
 """docs/tutorial.md, run from its first line to its last."""
 
-import re
 import shlex
 import shutil
 import subprocess
@@ -16,30 +15,9 @@ from l2inv.database import embedded
 from l2inv.sample import inventory
 from l2inv.sample.server import Store, serving
 from tests.helpers.database import quick_folder
+from tests.helpers.documents import TOP, blocks, same, steps
 
-TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial.md"
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", TUTORIAL.read_text(), re.MULTILINE | re.DOTALL)
-
-
-def steps() -> Iterator[tuple[str, str]]:
-    """Each command of the page with what it is to say."""
-    for block in blocks("console"):
-        for step in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            line, _, said = step.partition("\n")
-            yield line, said
-
-
-def same(said: str, shown: str) -> bool:
-    """Return whether a command said what the page shows; … stands for anything in a line, alone in a line for any lines."""
-    lines = [" ".join(line.split()) for line in shown.splitlines()]
-    pattern = "".join(
-        r"(?:.*\n)*" if line == "…" else re.escape(line).replace("…", ".*") + r"\n" for line in lines
-    )
-    spaced = "".join(" ".join(line.split()) + "\n" for line in said.splitlines())
-    return re.fullmatch(pattern, spaced) is not None
+TUTORIAL = TOP / "docs" / "tutorial.md"
 
 
 class Terminal:
@@ -71,7 +49,7 @@ class Terminal:
 @pytest.fixture
 def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder with the settings that the page gives, and a sample store where they say."""
-    (settings,) = blocks("yaml")
+    (settings,) = blocks(TUTORIAL, "yaml")
     folder = quick_folder()
     with serving(Store(inventory.make(now=datetime.now(UTC)))) as url:
         assert "http://127.0.0.1:8777/graphql" in settings
@@ -84,7 +62,7 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_the_tutorial_says_what_happens(folder: Path) -> None:
     terminal = Terminal()
-    for line, shown in steps():
+    for line, shown in steps(TUTORIAL):
         assert terminal.exit_code == 0 or line == "echo $?", (
             f"before {line!r}: exit code {terminal.exit_code}"
         )
@@ -94,7 +72,7 @@ def test_the_tutorial_says_what_happens(folder: Path) -> None:
 
 
 def test_the_tutorial_shows_every_step_from_scan_to_backup() -> None:
-    shown = {line.removeprefix("l2inv ").removeprefix("-q ").split()[0] for line, _ in steps()}
+    shown = {line.removeprefix("l2inv ").removeprefix("-q ").split()[0] for line, _ in steps(TUTORIAL)}
     assert shown >= {
         "scan", "qualify", "overrule", "preprocess", "retry", "next", "claim", "release", "mark-inverted",
         "publish", "export", "verify", "history", "backup",

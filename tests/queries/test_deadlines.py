@@ -145,7 +145,7 @@ def test_the_digest_without_send_shows_the_lists_and_writes_nothing(
 
 
 def test_an_empty_digest_says_so_unless_quiet(l2inv: Commands) -> None:
-    assert l2inv("digest").stdout == "digest: nothing to tell anybody\n"
+    assert l2inv("digest").stdout == "digest: nothing to report\n"
     assert l2inv("-q", "digest").stdout == ""
 
 

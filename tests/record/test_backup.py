@@ -14,6 +14,7 @@ from l2inv.database import embedded
 from l2inv.database.connection import Connection
 from l2inv.files import replacing
 from l2inv.record import backup
+from l2inv.sample.server import Fault, Store
 from l2inv.stages.mark_working import claiming
 from tests.helpers.commands import Commands
 from tests.helpers.waiting import until
@@ -277,3 +278,27 @@ def test_another_users_link_is_not_followed(l2inv: Commands, lived: str, tmp_pat
     answer = l2inv("backup", str(tmp_path / "b"), "--no-verify", expect=1)
     assert "is a link that another user made" in answer.stderr
     assert not (tmp_path / "victim").exists()
+
+
+@pytest.mark.parametrize("operation", ["FindByDatasets", "Find", "Create"])
+def test_a_restore_while_publish_waits_for_the_store_has_nothing_told_twice(
+    l2inv: Commands, ready: list[str], store: Store, connection: Connection, tmp_path: Path, operation: str
+) -> None:
+    l2inv("claim", ready[0])
+    l2inv("mark-inverted", ready[0])
+    l2inv("backup", str(tmp_path / "dump"))
+
+    def fault(asked: str, nth: int) -> Fault | None:
+        if asked == operation and not restored:
+            connection.execute("alter schema l2inv rename to lost")
+            restored.append(l2inv("restore", str(tmp_path / "dump")).exit_code)
+        return None
+
+    restored: list[int] = []
+    store.fault = fault
+    assert "publish: the schema was replaced while it ran" in l2inv("publish", expect=1).stderr
+    assert restored == [0]
+    l2inv("publish")
+    assert len(store.inversions) == 1
+    assert l2inv.json("show", ready[0])["state"] == "published"
+    assert l2inv.json("verify")["findings"] == []

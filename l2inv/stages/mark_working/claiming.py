@@ -152,7 +152,7 @@ def prioritize(connection: Connection, op_id: str, priority: int, reason: str, a
 
 
 def note(connection: Connection, op_id: str, text: str, actor: str) -> None:
-    """Add a word to an OP's history. Raise Refused."""
+    """Add a note to an OP's history. Raise Refused."""
     with connection.transaction():
         present = event_log.locked(connection, op_id)
         event_log.add_one(connection, present, "noted", None, actor, {"note": text})
