@@ -25,7 +25,7 @@ from l2inv.database.connection import Connection, open_connection
 from l2inv.sample import inventory
 from l2inv.sample.server import Fault, Store
 from tests.helpers.commands import NOW, READY_TEXT, Commands
-from tests.helpers.waiting import is_zombie, until
+from tests.helpers.waiting import has_ended, until
 from tests.helpers.warm import Warm
 
 SEED = int(os.environ.get("L2INV_ATTACKS_SEED", "1"))
@@ -281,7 +281,7 @@ def stopping(folder: Path, draw: Random, times: int) -> Attack:
         until(lambda: not embedded.is_running(folder))
         left[0] -= 1
         # Only once the stage found out may the server be there again.
-        until(lambda: is_zombie(pid))
+        until(lambda: has_ended(pid))
         embedded.start(folder)
         return True
 

@@ -10,7 +10,7 @@ from typing import Literal
 from l2inv.database.connection import Connection
 from l2inv.sample.server import Fault, Store
 from tests.helpers.commands import Commands
-from tests.helpers.waiting import is_zombie, until
+from tests.helpers.waiting import has_ended, until
 from tests.helpers.warm import Warm
 
 # What one instrument program is told with, in order, and what is recorded of it.
@@ -50,7 +50,7 @@ def _killed_while_asking(
         assert started.wait(10)
         asked = operation
         os.kill(publisher[0], signal.SIGKILL)
-        until(lambda: is_zombie(publisher[0]))
+        until(lambda: has_ended(publisher[0]))
         return Fault(drop=drop)
 
     store.fault = fault

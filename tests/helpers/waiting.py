@@ -13,6 +13,9 @@ def until(holds: Callable[[], object], what: str = "", seconds: float = 30) -> N
         time.sleep(0.01)
 
 
-def is_zombie(pid: int) -> bool:
-    """Return whether a process has ended, and its parent not asked how."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")
+def has_ended(pid: int) -> bool:
+    """Return whether a process has ended, and its parent may not have asked how."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")
+    except (FileNotFoundError, ProcessLookupError):
+        return True

@@ -10,11 +10,12 @@ from tests.helpers.commands import Commands
 
 # Starts l2inv by forking: a cold interpreter would spend most of its life on imports, where no kill does harm.
 _WARM = """
-import importlib, json, os, pkgutil, sys, time
+import gc, importlib, json, os, pkgutil, sys, time
 import l2inv, l2inv.cli
 for room in pkgutil.walk_packages(l2inv.__path__, "l2inv."):
     if not room.name.endswith("__main__"):
         importlib.import_module(room.name)
+gc.freeze()  # what a collection touches is copied in each process
 for line in sys.stdin:
     what = json.loads(line)
     if isinstance(what, int):
