@@ -77,7 +77,7 @@ def next_(
 ) -> None:
     """List the OPs to invert next, the most urgent first.
 
-    By priority, then as --rank-by says. Each says why it stands where it does.
+    By priority, then as --rank-by says. Each shows the reason for its place.
     """
     from l2inv import wording
     from l2inv.queries import observing_programs, verdicts
