@@ -45,7 +45,7 @@ def files(app: App, op: str) -> None:
     "folder",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     metavar="DIR",
-    help="Where the files lie (default: where the ready event's outputs are mounted).",
+    help="Where the files are (default: where the ready event's outputs are mounted).",
 )
 @json_option
 def check(app: App, op: str, folder: Path | None) -> None:

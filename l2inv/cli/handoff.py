@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     type=Words(),
     multiple=True,
     metavar="LOCATION",
-    help="Where an output lies; may be repeated.",
+    help="The URI of an output; may be repeated.",
 )
 @click.option("--software", type=Words(), metavar="NAME", help="The inversion code.")
 @click.option("--software-version", type=Words(), metavar="VERSION", help="Its version or commit.")

@@ -103,7 +103,7 @@ def reinstate(app: App, op: str, reason: str, inversion_ids: tuple[str, ...]) ->
 def adopt(app: App, op: str, inversion_id: str, reason: str, beside: bool) -> None:
     """Count an inversion that only the store holds as an OP's.
 
-    It becomes the OP's present one, which must be inverted; or, with --beside, it stands beside that, in any state.
+    It becomes the OP's present one, which must be inverted; or, with --beside, it is kept beside that one, in any state.
     """
     from l2inv.queries import observing_programs
     from l2inv.record import event_log

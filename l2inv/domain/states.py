@@ -80,7 +80,7 @@ MEANINGS: dict[str, str] = {
     "handed_over": "its holder gave it to somebody else",
     "taken_over": "somebody took it from a holder who let it become overdue, with a reason",
     "released": "its holder gave it back",
-    "inverted": "science's ready event: it is inverted, with what, and where the outputs lie",
+    "inverted": "science's ready event: it is inverted, with what, and where the outputs are",
     "amended": "its ready event was corrected before the store was told; this is what holds",
     "resumed": "its ready event was taken back before the store was told: its holder works on it again",
     "transfer_started": "a job begins to transfer the files of one of its inversions",
