@@ -78,7 +78,7 @@ def run(
         settings = Settings(
             database=Database(embedded_folder=str(folder / "server")),
             metadata_store=MetadataStore(url=url),
-            preprocess=Preprocess(command=command, work_dir=str(folder / "work")),
+            preprocess=Preprocess(command=command, work_dir=str(folder / "work"), parallel=1),
         )
         _empty(settings)
         with connected(settings) as connection:
