@@ -165,7 +165,8 @@ def _print_next(
     on_terminal = render.width() is not None
     if held and on_terminal:
         holds = f"{held[0]['op_id']}" if len(held) == 1 else f"{len(held)} OPs"
-        until = f", the first due {wording.due(held[0]['due_at'])}" if held[0]["due_at"] else ""
+        first = "the first " if len(held) > 1 else ""
+        until = f", {first}due {wording.due(held[0]['due_at'])}" if held[0]["due_at"] else ""
         render.paragraph(f"You hold {holds}{until}; see: l2inv mine")
         click.echo()
     if not ops:

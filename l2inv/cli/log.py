@@ -84,7 +84,7 @@ def _print_event(event: dict[str, Any]) -> None:
         click.echo("  ".join(map(wording.clean, cells)).rstrip())
         return
     failed = event["kind"] == "failed"
-    state = f", now {event['state']}" if event["state"] else ""
+    state = f", now {event['state']}" if event["state"] not in (None, event["kind"]) else ""
     said = f"{when}  {event['actor']} {event['kind'].replace('_', ' ')}{state}"
     render.paragraph(said, 0, "bold red" if failed else "bold", hang=18)
     render.paragraph(event["op_id"], 18)

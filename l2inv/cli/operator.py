@@ -98,7 +98,10 @@ def quarantine(app: App, record: str | None, read_again: bool) -> None:
         for r in records
     ]
     columns = ("key", "dataset", "first seen (UTC)", "last seen (UTC)", "reason")
-    app.result({"records": records}, lambda: render.table(columns, rows))
+    nothing = "no record of the metadata store is quarantined"
+    app.result(
+        {"records": records}, lambda: render.table(columns, rows) if rows else render.paragraph(nothing)
+    )
 
 
 def _print_records(records: list[dict[str, Any]]) -> None:

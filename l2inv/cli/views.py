@@ -65,7 +65,6 @@ def _print_op(op: dict[str, Any]) -> None:
         ("verdict", wording.verdict_line(verdict) if verdict else "not judged yet"),
         ("overruled", f"invertible: {_yes(overruled['invertible'])}: {overruled['reason']}" if overruled else None),
         ("inputs", "changed since the verdict; see: l2inv history" if op["inputs_changed"] else None),
-        *(("inversion", line) for line in wording.names(op["inversions"])),
         *(("warning", wording.warning(found)) for found in op["warnings"]),
         *(("inversion", _inversion(inversion)) for inversion in op["inversions"]),
         *(("abandoned", _abandoned(one)) for one in op["abandoned"]),
@@ -126,7 +125,7 @@ def _inversion(told: dict[str, Any]) -> str:
     from l2inv import wording
 
     if "published_at" not in told:  # named, and not told to the store yet
-        return f"{told['inversion_id']} of {told['instrument_program_id']}, to be in {told['folder']}"
+        return "; ".join(wording.names([told]))
     published = (
         f"published {wording.day(told['published_at'])}" if told["published_at"] else "never published"
     )

@@ -53,8 +53,10 @@ if trouble.exists() and trouble.read_text(encoding="utf-8") == op["op_id"]:
 """
 
 
-def run(say: Callable[[str], None], port: int = 0, folder: Path | None = None) -> dict[str, Any]:
-    """Run every stage once on a fresh database in the demo's own folder and print what each did.
+def run(
+    say: Callable[[str], None], port: int = 0, folder: Path | None = None, now: datetime | None = None
+) -> dict[str, Any]:
+    """Run every stage once on a fresh database in the demo's own folder, on the sample of a day, and print what each did.
 
     The database stays for the commands that it ends by naming. Raise Refused for a folder that holds something else,
     Busy while another demo runs in it, and L2invError.
@@ -67,7 +69,7 @@ def run(say: Callable[[str], None], port: int = 0, folder: Path | None = None) -
     own = 0o700 if os.geteuid() else 0o711  # root's server is another user's, who must get there
     folder.mkdir(mode=own, parents=True, exist_ok=True)
     folder.chmod(own)
-    now = datetime.now(UTC)
+    now = now or datetime.now(UTC)
     store = Store(inventory.make(now=now))
     with _alone(folder), serving(store, port) as url:
         say(f"A sample metadata store serves at {url}; everything is kept in {folder}")
@@ -76,7 +78,7 @@ def run(say: Callable[[str], None], port: int = 0, folder: Path | None = None) -
         settings = Settings(
             database=Database(embedded_folder=str(folder / "server")),
             metadata_store=MetadataStore(url=url),
-            preprocess=Preprocess(command=command, work_dir=str(folder / "work")),
+            preprocess=Preprocess(command=command, work_dir=str(folder / "work"), parallel=1),
         )
         _empty(settings)
         with connected(settings) as connection:

@@ -271,7 +271,7 @@ class World(RuleBasedStateMachine):
     @rule(
         number=numbers,
         actor=people,
-        asked=st.sampled_from(["FindByDatasets", "Find", "Create"]),
+        asked=st.sampled_from(["Known", "Find", "Create"]),
         holds=st.booleans(),
     )
     def something_happens_while_publish_waits_for_the_store(

@@ -23,6 +23,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.sql import SQL, Identifier
 from psycopg.types.json import Jsonb
 
+from l2inv import wording
 from l2inv.config.settings import Database, Qualification, Settings
 from l2inv.database.access import connected
 from l2inv.database.connection import Connection, in_schema
@@ -488,13 +489,25 @@ def evil(l2inv: Commands, store: Store, ready: list[str]) -> list[str]:
     return list(TEXTS.values())
 
 
+def test_the_page_has_the_numbers_of_next(l2inv: Commands, ready: list[str]) -> None:
+    """Of each OP: the Fried parameter and its word, the fraction of frames with the AO locked, the minutes."""
+    page = shown(l2inv)
+    for op in l2inv.json("next", "-n", "100")["ops"]:
+        (row,) = [
+            r for r in re.findall(r"<tr id=.*?(?=<tr|</tbody)", page.html, re.DOTALL) if op["op_id"] in r
+        ]
+        cells = [re.sub(r"<svg.*?</svg>|<[^>]+>", " ", cell).split() for cell in row.split("<td>")]
+        assert cells[5][:2] == wording.seeing(op).split()
+        assert (cells[6], cells[7]) == ([wording.percent(op["ao_fraction"])], [wording.number(op["minutes"])])
+
+
 def test_hostile_text_stays_text(l2inv: Commands, evil: list[str]) -> None:
     html = l2inv("report", "-").stdout
     assert not NEVER.search(html)
     page = Page(html)
     tags = {element.tag for element in page.elements}
+    assert len(page.all("script")) == 1  # our own
     assert not tags & {
-        "script",
         "link",
         "img",
         "iframe",
@@ -516,17 +529,21 @@ def test_hostile_text_stays_text(l2inv: Commands, evil: list[str]) -> None:
     assert "javascript:alert('movie')" in page.text
 
 
-def test_the_page_runs_nothing_and_asks_for_nothing(l2inv: Commands, worked: list[str]) -> None:
+def test_the_page_runs_its_own_script_alone_and_asks_for_nothing(l2inv: Commands, worked: list[str]) -> None:
     page = shown(l2inv)
     (policy,) = page.all("meta", **{"http-equiv": "Content-Security-Policy"})
     (style,) = page.all("style")
     (css,) = re.findall(r"<style>(.*?)</style>", page.html, re.DOTALL)
-    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    (script,) = re.findall(r"<script>(.*?)</script>", page.html, re.DOTALL)
+    assert script == (webpage.FOLDER / "report.js").read_text()
+    of_css, of_script = (
+        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (css, script)
+    )
     assert policy.attributes["content"] == (
-        f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; style-src 'sha256-{of_css}'; script-src 'sha256-{of_script}'; base-uri 'none'; form-action 'none'"
     )
     assert page.elements.index(policy) < page.elements.index(style)
-    assert not page.all("script") + page.all("link") + page.all("img")
+    assert not page.all("link") + page.all("img")
     assert not re.search(r"@import|url\((?!#)|expression", css)
     ids = [e.attributes["id"] for e in page.elements if "id" in e.attributes]
     assert len(ids) == len(set(ids))
@@ -692,7 +709,7 @@ def test_the_page_is_given_what_it_shows_and_nothing_else(connection: Connection
 
     source = (webpage.FOLDER / "report.html").read_text()
     used = meta.find_undeclared_variables(webpage.templates().parse(source))
-    assert used == drawn(connection).keys() | {"style", "style_hash"}
+    assert used == drawn(connection).keys() | {"style", "style_hash", "script", "script_hash"}
 
 
 def test_another_schema_is_read_as_well(l2inv: Commands, connection: Connection) -> None:

@@ -280,7 +280,7 @@ def test_another_users_link_is_not_followed(l2inv: Commands, lived: str, tmp_pat
     assert not (tmp_path / "victim").exists()
 
 
-@pytest.mark.parametrize("operation", ["FindByDatasets", "Find", "Create"])
+@pytest.mark.parametrize("operation", ["Known", "Find", "Create"])
 def test_a_restore_while_publish_waits_for_the_store_has_nothing_told_twice(
     l2inv: Commands, ready: list[str], store: Store, connection: Connection, tmp_path: Path, operation: str
 ) -> None:

@@ -403,6 +403,23 @@ def test_a_note_while_the_command_runs_changes_nothing(
     assert l2inv.json("status")["states"]["invertible"] == 0
 
 
+def test_a_database_that_goes_down_stops_the_stage_and_fails_no_op(
+    l2inv: Commands, invertible: list[str], tmp_path: Path, connection: Connection
+) -> None:
+    command(l2inv, WAIT, parallel=2)
+    process = l2inv.start("preprocess")
+    until(lambda: len(runs(tmp_path)) == 2, "two run")
+    connection.execute(
+        "select pg_terminate_backend(pid) from pg_stat_activity "
+        "where pid <> pg_backend_pid() and datname = current_database()"
+    )
+    (tmp_path / "go").touch()
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr.count("\n")) == (1, 1), stderr
+    assert l2inv.json("status")["states"]["error"] == 0
+    assert l2inv.json("preprocess")["ops"] == {"done": len(invertible), "failed": 0, "skipped": 0}
+
+
 @pytest.mark.parametrize("program", ["A=b", "exec", "-n", 'it\'s $(x) "y"', "a b\nc"])
 def test_any_name_of_a_program_is_a_program_to_the_script(tmp_path: Path, program: str) -> None:
     path = tmp_path / "a folder's" / program

@@ -13,6 +13,7 @@ from operator import itemgetter
 from statistics import median
 from typing import Any
 
+from l2inv import wording
 from l2inv.config.settings import Qualification, Settings
 from l2inv.domain.criteria import bands_within, corners, narrow_bands
 from l2inv.domain.measures import FAIR_CM, GOOD_CM
@@ -271,6 +272,8 @@ def line(op: Row, number: int, rules: Qualification, now: datetime) -> Row:
         "observed": day(min((d["start_time"] for d in datasets if d["start_time"]), default=None)),
         "arrived": day(op["arrived"]),
         "since": day(op["since"]),
+        "ao": percent_of([d["ao_fraction"] for d in inverted or datasets]),
+        "minutes": wording.number(_minutes(inverted or datasets)),
         "r0": seeing([d["fried_parameter"] for d in datasets if d["fried_parameter"]]),
         "bands": _bands(inverted, rules),
         "instruments": short(", ".join(present), 60),
@@ -280,6 +283,18 @@ def line(op: Row, number: int, rules: Qualification, now: datetime) -> Row:
         "until": day(until) if until else None,
         **history(op, why, now),
     }
+
+
+def percent_of(fractions: Iterable[float | None]) -> str:
+    """Return the least of the fractions of frames with the adaptive optics locked, as `next` shows it."""
+    return wording.percent(min((min(one, 1.0) for one in fractions if one is not None), default=None))
+
+
+def _minutes(datasets: list[Row]) -> float | None:
+    """How long an OP took, from the first start to the last end, as `next` has it."""
+    starts = [d["start_time"] for d in datasets if d["start_time"]]
+    ends = [d["end_time"] for d in datasets if d["end_time"]]
+    return max((max(ends) - min(starts)).total_seconds(), 0.0) / 60 if starts and ends else None
 
 
 def _why(op: Row) -> str:

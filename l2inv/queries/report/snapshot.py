@@ -220,7 +220,9 @@ def _listed(
             """
             select op_id, dataset_id, instrument, start_time, wavelength_min_nm, wavelength_max_nm,
                    record ->> 'boundingBox' as bounding_box, record -> 'friedParameter' as fried_parameter,
-                   record ->> 'browseMovieUrl' as movie_url
+                   record ->> 'browseMovieUrl' as movie_url, (record ->> 'endTime')::timestamptz as end_time,
+                   (record ->> 'aoLocked')::double precision / nullif((record ->> 'frameCount')::double precision, 0)
+                       as ao_fraction
             from l2inv.dataset where op_id = any(%s) and not withdrawn order by op_id, instrument, dataset_id
             """,
             [list(by_id)],

@@ -70,10 +70,10 @@ def clean(
     now: datetime,
     dry_run: bool = False,
 ) -> dict[str, Any]:
-    """Remove the folders of the OPs that have been published for longer than that, and records it on each.
+    """Remove the folders of the OPs that have been published for longer than that, and record it on each.
 
     A folder is recorded as cleaned in the transaction in which it is moved aside, and removed after that: no event
-    says more than was done, and what a killed run left aside, the next removes. `failed` names the folders that
+    claims more than was done, and what a killed run left there, the next removes. `failed` names the folders that
     could not be removed. Links are not followed.
     """
     work = bundle.work_folder(settings.preprocess)
@@ -82,7 +82,7 @@ def clean(
         select op_id, exists (
             select from l2inv.event c where c.op_id = s.op_id and c.kind = 'cleaned' and not exists (
                 select from l2inv.event p where p.op_id = s.op_id and p.kind = 'preprocessed' and p.seq > c.seq)
-        ) as told
+        ) as recorded
         from l2inv.op_state s where state = 'published' and since <= %s order by op_id
         """,
         [now - older_than],
@@ -97,8 +97,8 @@ def clean(
         try:
             detail = {"folder": str(folder), **_size(places)}
             if not dry_run:
-                if folder in places or not row["told"]:
-                    _set_aside(connection, row["op_id"], folder, aside, actor, detail)
+                if folder in places or not row["recorded"]:
+                    _record_and_move(connection, row["op_id"], folder, aside, actor, detail)
                 shutil.rmtree(aside)
             report["ops"].append({"op_id": row["op_id"], **detail})
         except OSError as problem:
@@ -109,7 +109,7 @@ def clean(
     return report
 
 
-def _set_aside(
+def _record_and_move(
     connection: Connection, op_id: str, folder: Path, aside: Path, actor: str, detail: dict[str, Any]
 ) -> None:
     with connection.transaction():
@@ -123,7 +123,7 @@ def _set_aside(
 
 
 def _size(places: list[Path]) -> dict[str, int]:
-    """How many files are there, what l2inv keeps for itself included, and their bytes."""
+    """Return how many files there are, those that l2inv keeps for itself included, and their bytes."""
     sizes = []
     for place in places:
         if place.is_symlink() or not place.is_dir():
