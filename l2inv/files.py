@@ -89,7 +89,7 @@ def _must_be_no_link_of_another(path: Path) -> None:
 
 
 @contextmanager
-def _beside(path: Path, mode: int, synced: bool = True) -> Iterator[BinaryIO]:
+def _beside(path: Path, mode: int) -> Iterator[BinaryIO]:
     new = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
     number = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
@@ -98,11 +98,9 @@ def _beside(path: Path, mode: int, synced: bool = True) -> Iterator[BinaryIO]:
             os.fchmod(number, mode)
             yield file
             file.flush()
-            if synced:
-                os.fsync(number)
+            os.fsync(number)
             new.replace(path)
-            if synced:
-                _sync(path.parent)
+            _sync(path.parent)
     except BaseException:
         new.unlink(missing_ok=True)
         raise
@@ -130,7 +128,7 @@ def _literally(name: str) -> str:
     return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
-def replace(path: Path, text: str, mode: int = 0o644, *, synced: bool = True) -> None:
-    """Write a text file so that a reader never meets half of it, nor, if synced, a crash of the machine. Raise OSError."""
-    with _beside(path, mode, synced) as file:
+def replace(path: Path, text: str, mode: int = 0o644) -> None:
+    """Write a text file so that nobody ever meets half of it, not even after a crash of the machine. Raise OSError."""
+    with _beside(path, mode) as file:
         file.write(text.encode("utf-8", "surrogateescape"))

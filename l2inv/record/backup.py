@@ -45,8 +45,8 @@ def restore(connection: Connection, settings: Settings, path: Path, actor: str) 
 
     Event ids continue beyond all that any reader can have seen of the database that was lost. What is in the backup is
     restored unchanged: verify it afterwards. The role that restores owns everything; the rights of other roles are set by
-    `l2inv roles`. Raise Refused when the schema is there, L2invError for a file that is no
-    backup of this schema, DatabaseError with pg_restore's words, OSError.
+    `l2inv roles`. Raise Refused when the schema is there, or a stage is at work that would go on in the restored one,
+    L2invError for a file that is no backup of this schema, DatabaseError with pg_restore's words, OSError.
     """
     schema = settings.database.schema
     if connection.execute(
@@ -55,6 +55,11 @@ def restore(connection: Connection, settings: Settings, path: Path, actor: str) 
         raise Refused(
             f"the database has a schema {schema} already",
             "restore into a new database (database.url), or rename or drop that schema",
+        )
+    if stages := [row["application_name"] for row in connection.execute(_AT_WORK)]:
+        raise Refused(
+            f"{', '.join(stages)} is at work in this database, and would go on in the restored schema",
+            "stop cron, wait until it ends (pg_stat_activity), and run it again",
         )
     with path.open("rb") as file:
         if file.read(len(_MAGIC)) != _MAGIC:
@@ -82,6 +87,15 @@ def restore(connection: Connection, settings: Settings, path: Path, actor: str) 
     ) as problem:
         return 0, " ".join(str(problem).split())  # what was tampered with before may let nothing in
 
+
+# Every stage holds an advisory lock while it works. One that began before its schema was dropped or renamed would record
+# in the restored schema under a run that is not there; one that begins now finds no schema.
+_AT_WORK = """
+    select distinct application_name from pg_catalog.pg_locks join pg_catalog.pg_stat_activity using (pid)
+    where locktype = 'advisory' and datname = current_database() and pid <> pg_backend_pid()
+        and application_name like 'l2inv %'
+    order by application_name
+"""
 
 # The clock's microseconds grow faster than events are recorded: ids of a database that was restored before, from the same
 # backup even, are below them. In JavaScript's numbers they are exact until 2255.
