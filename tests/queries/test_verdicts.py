@@ -428,7 +428,7 @@ def test_every_version_of_the_criteria_says_since_when_and_how_much_it_judged(l2
     assert l2inv.json("verify", "verdicts")["findings"] == []
     l2inv.settings["qualification"] = {"min_ao_locked": 0.5}
     l2inv.save()
-    assert "have judged nothing yet" in l2inv("criteria").stdout
+    assert "nothing has been judged yet by the present settings" in l2inv("criteria").stdout
     earlier = (NOW - timedelta(days=60)).isoformat()
     judged_again = l2inv.json("qualify", "--as-of", earlier)["ops"]["judged"]
     assert 0 < judged_again < all_judged
@@ -586,7 +586,7 @@ def test_a_create_date_in_the_future_makes_no_late_arrival(l2inv: Commands, stor
 
 def test_completeness_of_nothing_is_said(l2inv: Commands) -> None:
     assert l2inv.json("completeness") == {"ops": 0, "instruments": []}
-    assert "no dataset is recorded yet" in l2inv("completeness").stdout
+    assert "no datasets yet" in l2inv("completeness").stdout
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the real inventory is not at hand")

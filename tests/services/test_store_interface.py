@@ -269,7 +269,7 @@ def test_config_check_says_what_the_store_answers(l2inv: Commands, store: Store,
     }
     assert l2inv("config", "check").stdout.splitlines() == [
         f"config: {l2inv.config}: good",
-        "metadata store: reachable, authorized, takes variables; status codes: ACTIVE, DEPRECATED, REMOVED",
+        "metadata store: reachable, authorized, accepts variables; status codes: ACTIVE, DEPRECATED, REMOVED",
     ]
     assert [name for name, _ in store.requests] == ["Statuses", "Status"] * 2
     assert l2inv("-q", "config", "check").stdout == ""
@@ -341,7 +341,7 @@ def test_config_check_says_when_the_gateway_does_not_take_variables(
 def test_config_check_claims_no_proof_where_one_code_is_all(l2inv: Commands, store: Store) -> None:
     store.fault = lambda name, nth: Fault(body=statuses("active"))
     assert l2inv.json("config", "check")["store"]["takes_variables"] is None
-    assert "takes variables, unless it passes over them" in l2inv("config", "check").stdout
+    assert "may ignore variables" in l2inv("config", "check").stdout
 
 
 def test_config_check_makes_what_the_store_says_harmless(l2inv: Commands, store: Store) -> None:

@@ -46,7 +46,7 @@ def abandoned(l2inv: Commands, ready: list[str], store: Store) -> tuple[str, str
         {"op_id": op, "inversion_id": next(iter(late.on_its_way)), "cycle": 1, "held": False}
     ]
     assert l2inv("publish").stderr == "", "what the store does not hold needs nobody yet"
-    assert "publish goes on asking for it" in l2inv("show", op).stdout
+    assert "publish keeps looking for it" in l2inv("show", op).stdout
     assert "never published" not in l2inv("status").stdout
     return op, late.let_through()
 
@@ -113,7 +113,7 @@ def test_it_can_be_withdrawn_before_the_store_holds_it(
     l2inv("reopen", op, "--reason", "a better code")
     (inversion_id,) = late.on_its_way
     found = l2inv("withdraw", op, "--inversion", inversion_id, "--reason", "a mistake").stdout
-    assert f"{inversion_id}: nothing of it was brought anywhere" in found
+    assert f"{inversion_id}: nothing remains elsewhere" in found
     late.let_through()
     store.fault = None
     assert unsettled(l2inv) == []

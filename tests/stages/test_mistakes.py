@@ -67,7 +67,7 @@ def test_somebody_else_needs_a_reason_to_unmark_and_the_holder_is_told(
     letters = {one["owner"]: one["sections"] for one in l2inv.json("digest")["owners"]}
     (told,) = letters["han"]["by_others"]
     assert (told["op_id"], told["actor"], told["reason"]) == (inverted, "ann", "wrong OP")
-    assert f"{inverted}  ann took its ready event back: wrong OP" in l2inv("digest").stdout
+    assert f"{inverted}  ann unmarked it: wrong OP" in l2inv("digest").stdout
 
 
 def test_what_the_holder_takes_back_tells_nobody(l2inv: Commands, inverted: str) -> None:

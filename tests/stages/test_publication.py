@@ -299,7 +299,7 @@ def test_from_a_claim_to_available(
         f"in {place}, compared there",
         f"{one['inversion_id']}: the catalog confirmed 2 files of 4 (conversation l2pub.",
         "the catalog confirmed 1 file of 4, the last of them",
-        "the metadata store is told next",
+        "to be created in the metadata store next",
         "the metadata store holds it since 20",
     ):
         assert words in told
