@@ -38,7 +38,7 @@ def drop(name: str) -> None:
     _janitor(name).drop()
 
 
-def _janitor(name: str, **how: str) -> DatabaseJanitor:
+def _janitor(name: str, template_dbname: str | None = None) -> DatabaseJanitor:
     where = conninfo_to_dict(url_of(name))
     return DatabaseJanitor(
         user=str(where.get("user", "")),
@@ -46,7 +46,7 @@ def _janitor(name: str, **how: str) -> DatabaseJanitor:
         port=str(where.get("port", "")),
         password=where.get("password"),
         dbname=name,
-        **how,
+        template_dbname=template_dbname,
     )
 
 
