@@ -39,11 +39,11 @@ def drop(name: str) -> None:
 
 
 def _janitor(name: str, template_dbname: str | None = None) -> DatabaseJanitor:
-    where = conninfo_to_dict(url_of(name))
+    where = {part: str(given) for part, given in conninfo_to_dict(url_of(name)).items()}
     return DatabaseJanitor(
-        user=str(where.get("user", "")),
-        host=str(where.get("host", "")),
-        port=str(where.get("port", "")),
+        user=where.get("user", ""),
+        host=where.get("host", ""),
+        port=where.get("port", ""),
         password=where.get("password"),
         dbname=name,
         template_dbname=template_dbname,
