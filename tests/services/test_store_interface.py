@@ -268,7 +268,7 @@ def test_config_check_says_what_the_store_answers(l2inv: Commands, store: Store,
         "status_codes": ["ACTIVE", "DEPRECATED", "REMOVED"],
     }
     assert l2inv("config", "check").stdout.splitlines() == [
-        f"config: {l2inv.config}: good",
+        f"config: {l2inv.config}: valid",
         "metadata store: reachable, authorized, accepts variables; status codes: ACTIVE, DEPRECATED, REMOVED",
     ]
     assert [name for name, _ in store.requests] == ["Statuses", "Status"] * 2
@@ -279,7 +279,7 @@ def test_config_check_asks_nothing_offline_or_where_there_is_no_service(
     l2inv: Commands, store: Store, tmp_path: Path
 ) -> None:
     assert l2inv.json("config", "check", "--offline")["store"] is None
-    assert l2inv("config", "check", "--offline").stdout == f"config: {l2inv.config}: good\n"
+    assert l2inv("config", "check", "--offline").stdout == f"config: {l2inv.config}: valid\n"
     saved = tmp_path / "answer.json"
     saved.write_text('{"data": {"datasetInventories": []}}')
     for url in (None, str(saved)):

@@ -61,7 +61,7 @@ def test_what_the_store_comes_to_hold_of_an_abandoned_cycle_is_recorded_once_and
     op, inversion_id = abandoned
     for _ in range(2):
         answer = l2inv("publish")
-        assert f"the store holds {inversion_id} of cycle 1" in answer.stderr
+        assert f"the store has {inversion_id} of cycle 1" in answer.stderr
         assert f"l2inv withdraw {op} --inversion {inversion_id}" in answer.stderr
         assert answer.stderr.count("\n") == 1
     assert kinds(l2inv, op).count("inversion_created") == 1
@@ -70,7 +70,7 @@ def test_what_the_store_comes_to_hold_of_an_abandoned_cycle_is_recorded_once_and
     assert report["abandoned"] == [{"op_id": op, "inversion_id": inversion_id, "cycle": 1, "held": True}]
     assert l2inv.json("runs")["runs"][-1]["result"]["abandoned"] == report["abandoned"]
     assert len(store.requests) == asked, "what was found is not asked for again"
-    assert f"the store holds {inversion_id} of cycle 1, never published" in l2inv("status").stdout
+    assert f"the store has {inversion_id} of cycle 1, never published" in l2inv("status").stdout
     assert [one["inversion_id"] for one in l2inv.json("status")["abandoned"]] == [inversion_id]
     assert f"l2inv adopt {op} {inversion_id} --beside" in " ".join(l2inv("show", op).stdout.split())
     assert "of cycle 1, which had ended" in " ".join(l2inv("history", op).stdout.split())

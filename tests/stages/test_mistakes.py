@@ -161,10 +161,7 @@ def test_an_op_is_handed_over_to_nobody_who_is_not_known(
 ) -> None:
     l2inv("note", ready[1], "x", actor="annette")
     refusal = l2inv("hand-over", held, "--to", "anette", expect=3).stderr
-    assert (
-        "nobody is known as anette, the nearest known name is annette; for a new person add: --force"
-        in refusal
-    )
+    assert "anette is unknown, the nearest known name is annette; for a new person add --force" in refusal
     assert l2inv.json("show", held)["assignee"] == "han"
     assert l2inv.json("hand-over", held, "--to", "annette")["assignee"] == "annette"
     assert "zzz is unknown" in l2inv("hand-over", held, "--to", "zzz", actor="annette", expect=3).stderr
