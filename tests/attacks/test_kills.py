@@ -370,7 +370,8 @@ def test_stopped_while_the_store_is_silent_it_ends_at_once_and_lets_go_of_its_lo
     world: World, connection: Connection, stage: str, sign: signal.Signals
 ) -> None:
     argv, before = ready_for(world, stage), world.newest()
-    with silent(world.store, 2) as is_waiting:
+    # Publish records the name of an inversion before its second request, which tells of it.
+    with silent(world.store, 1 if stage == "publish" else 2) as is_waiting:
         pid = world.warm.start(world.l2inv, *argv)
         until(is_waiting)
         os.kill(pid, sign)

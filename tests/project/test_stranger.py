@@ -295,7 +295,9 @@ def upgrades(stranger: Stranger) -> None:
     home = stranger.home
     new = home / "new"
     stranger.runs(f"git clone -q {TOP} {new}")
-    (new / "migrations" / "9000.next.sql").write_text("create index run_by_start on l2inv.run (started_at);\n")
+    (new / "migrations" / "9000.next.sql").write_text(
+        "create index run_by_start on l2inv.run (started_at);\n"
+    )
     made = subprocess.run(
         [sys.executable, "-m", "tests.schema"],
         cwd=new,

@@ -400,7 +400,7 @@ def test_one_op_is_one_op_and_what_is_extended_is_not_already_yours(
     l2inv("claim", ready[0])
     said = l2inv("claim", ready[0], "--for", "40d").stdout
     assert "already" not in said
-    assert re.search(r"is yours for longer, due \d{4}-\d\d-\d\d\n", said)
+    assert re.search(r"is yours, extended, due \d{4}-\d\d-\d\d\n", said)
     said = l2inv("claim", ready[0], "--for", "3h").stdout
     assert re.search(r", due \d{4}-\d\d-\d\d \d\d:\d\d UTC\n", said)
     assert re.search(
