@@ -43,16 +43,10 @@ def restore(connection: Connection, settings: Settings, path: Path, actor: str) 
     """Restore the schema from a backup, all or nothing, into a database without a schema of that name; then add an event
     to each OP. Return the number of OPs, and why the events could not be added (empty if they were).
 
-    Event ids continue beyond all that any reader can have seen of the database that was lost. What is in the backup is
-    restored unchanged: verify it afterwards. The role that restores owns everything; the rights of other roles are set by
-    `l2inv roles`. Raise Refused when the schema is there, or a stage is at work that would go on in the restored one,
-    L2invError for a file that is no backup of this schema, DatabaseError with pg_restore's words, OSError.
-=======
     Event ids continue beyond any that readers of the lost database can have seen. The backup's content is restored
     unchanged: verify it afterward. The role that restores owns everything; the privileges of other roles are granted by
-    `l2inv roles`. Raise Refused if the schema exists, L2invError for a file that is not a backup of this schema,
-    DatabaseError with pg_restore's message, OSError.
->>>>>>> main
+    `l2inv roles`. Raise Refused if the schema exists or a stage is at work, which would go on in the restored schema,
+    L2invError for a file that is not a backup of this schema, DatabaseError with pg_restore's message, OSError.
     """
     schema = settings.database.schema
     if connection.execute(
