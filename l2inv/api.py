@@ -1,4 +1,4 @@
-"""What l2inv knows, for Python: functions that take a connection and return plain structs. Reads only.
+"""The Python interface: functions that take a connection and return plain structs. It only reads.
 
     from l2inv import api
 
@@ -7,7 +7,7 @@
             print(op.op_id, op.r0_class, op.mu)
 
 The fields are those of `l2inv list --json`, with the same units in their names; times are datetimes in UTC. Functions and
-fields are added, never renamed or removed. Whoever acts, such as by claiming an OP, uses the commands.
+fields are added, never renamed or removed. To change something, such as to claim an OP, use the commands.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ from l2inv.stages.mark_working import offers
 
 
 class Op(Measures, frozen=True, kw_only=True):
-    """An observing program: where it stands, and what is measured of it."""
+    """An observing program: its state and its measured quantities."""
 
     op_id: str
     proposal_id: str | None
@@ -53,7 +53,7 @@ class Op(Measures, frozen=True, kw_only=True):
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """One event of an OP's history; `state` is null where the state stayed."""
+    """One event of an OP's history; `state` is null where the state did not change."""
 
     seq: int
     kind: str
@@ -66,9 +66,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 @contextmanager
 def connected(config: str | Path | None = None) -> Iterator[tuple[Connection, Settings]]:
-    """Lend a connection and the settings of a file, or else of the one that the commands use.
+    """Yield a connection and the settings, from `config` or else from the file that the commands use.
 
-    It is one to the standby that the settings name for reading, if there is one. Raise ConfigError, DatabaseError.
+    The connection is to the read-only standby if the settings name one. Raise ConfigError, DatabaseError.
     """
     settings = load(None if config is None else Path(config)).settings
     with access.connected(settings, settings.database.read_url) as connection:
@@ -87,7 +87,7 @@ def ops(
     min_fried_parameter_m: float | None = None,
     embargoed: bool | None = None,
 ) -> Iterator[Op]:
-    """Yield the OPs that fit, in the order of their ids, each as soon as it is read."""
+    """Yield the OPs that match, sorted by id, each as soon as it is read."""
     wanted = Wanted(proposal, band, instrument, min_fried_parameter_m, embargoed, line, state)
     for row in observing_programs.list_ops(connection, wanted, settings.qualification):
         yield _op(row)
@@ -96,20 +96,20 @@ def ops(
 def next_ops(
     connection: Connection, settings: Settings, limit: int = 10, rank_by: RankBy | None = None
 ) -> list[Op]:
-    """Return the OPs that can be claimed, the one to do first at the top; ranked as the settings say, unless said."""
+    """Return the OPs that can be claimed, the first to do first; ranked by `rank_by`, or else by next.rank_by."""
     by = rank_by or settings.next.rank_by
     rows, _ = offers.offered(connection, by, limit, settings.qualification)
     return [_op(row) for row in rows]
 
 
 def op(connection: Connection, settings: Settings, name: str) -> Op:
-    """Return the OP that an id, a part of it, or the id of something that it holds names. Raise Refused."""
+    """Return the OP with that id, a part of it, or the id of one of its datasets or inversions. Raise Refused."""
     op_id = event_log.resolve(connection, name)
     return _op(observing_programs.show(connection, op_id, settings.qualification))
 
 
 def datasets(connection: Connection, name: str) -> list[Dataset]:
-    """Return an OP's present datasets in full, in the order of their ids. Raise Refused."""
+    """Return an OP's present datasets in full, sorted by id. Raise Refused."""
     return observing_programs.present(connection, event_log.resolve(connection, name))
 
 

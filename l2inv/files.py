@@ -1,7 +1,8 @@
-"""A file written whole or not at all: beside its place, under a name that nobody can have planted, then renamed."""
+"""Atomic file writes: to a temporary file with an unguessable name in the same folder, then renamed."""
 
 import errno
 import fcntl
+import glob
 import os
 import secrets
 import stat
@@ -15,24 +16,24 @@ from l2inv.errors import L2invError
 
 @contextmanager
 def replacing(path: Path, mode: int = 0o600) -> Iterator[BinaryIO]:
-    """Lend the file that takes the place of `path` once all went well; a link stays, and leads to the new file.
+    """Yield a new file that replaces `path` on success; a symbolic link stays, and leads to the new file.
 
-    Its permissions are `mode`, whatever the umask. What a killed writer left beside it is removed. Raise L2invError
-    where a device, a pipe, a folder or another user's link is there, and OSError.
+    Its permissions are `mode`, whatever the umask. Leftovers of killed writers are removed. Raise L2invError if `path`
+    is a device, a pipe, a folder or another user's link, and OSError.
     """
     _must_be_no_link_of_another(path)
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():  # root would put a file in place of /dev/null
-        raise L2invError(f"{path}: is no regular file", "name a file, new or to be replaced")
+        raise L2invError(f"{path}: is not a regular file", "name a file, new or to be replaced")
     _remove_leftovers(path)
     with _beside(path, mode) as file:
         yield file
 
 
 def private_folder(path: Path) -> None:
-    """Make a folder of one's own where there is none, and have it of mode 0700, whatever the umask.
+    """Create a folder if it is missing, and set its mode to 0700, whatever the umask.
 
-    Raise OSError where it cannot be: also where another user made it, or a link stands for it.
+    Raise OSError if that fails, if another user owns it, or if it is a symbolic link.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
@@ -48,7 +49,7 @@ def private_folder(path: Path) -> None:
 
 @contextmanager
 def reading(path: Path) -> Iterator[BinaryIO]:
-    """Lend a file to be read. Raise L2invError where it is no regular one, which might keep one waiting, and OSError."""
+    """Yield a file opened for reading. Raise OSError, and L2invError for anything that could block, such as a pipe."""
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(number, "rb") as file:
         _must_be_regular(number, path)
@@ -57,7 +58,7 @@ def reading(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def appending(path: Path, mode: int = 0o600) -> Iterator[BinaryIO]:
-    """Lend a file to be appended to, one writer at a time; made with `mode` where it is not there.
+    """Yield a file opened for appending, one writer at a time; create it with `mode` if it is missing.
 
     A line that a killed writer left unfinished is ended first. Raise L2invError as replacing() does, and OSError.
     """
@@ -80,7 +81,7 @@ def appending(path: Path, mode: int = 0o600) -> Iterator[BinaryIO]:
 
 def _must_be_regular(number: int, path: Path) -> None:
     if not stat.S_ISREG(os.fstat(number).st_mode):
-        raise L2invError(f"{path}: is no regular file", "name a file, new or to be replaced")
+        raise L2invError(f"{path}: is not a regular file", "name a file, new or to be replaced")
 
 
 def _must_be_no_link_of_another(path: Path) -> None:
@@ -94,7 +95,7 @@ def _beside(path: Path, mode: int, synced: bool = True) -> Iterator[BinaryIO]:
     number = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(number, "wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # tells other writers that this is no leftover
+            fcntl.flock(file, fcntl.LOCK_EX)  # other writers see that this is not a leftover
             os.fchmod(number, mode)
             yield file
             file.flush()
@@ -109,7 +110,7 @@ def _beside(path: Path, mode: int, synced: bool = True) -> Iterator[BinaryIO]:
 
 
 def _remove_leftovers(path: Path) -> None:
-    for left in path.parent.glob(f".{_literally(path.name)}.{'[0-9a-f]' * 16}.new"):
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 16}.new"):
         with suppress(OSError):  # of another user, or written at this moment
             number = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             with os.fdopen(number, "rb") as file:
@@ -126,11 +127,7 @@ def _sync(folder: Path) -> None:
         os.close(number)
 
 
-def _literally(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
-
-
 def replace(path: Path, text: str, mode: int = 0o644, *, synced: bool = True) -> None:
-    """Write a text file so that a reader never meets half of it, nor, if synced, a crash of the machine. Raise OSError."""
+    """Write a text file atomically; if synced, it also survives a crash of the machine. Raise OSError."""
     with _beside(path, mode, synced) as file:
         file.write(text.encode("utf-8", "surrogateescape"))

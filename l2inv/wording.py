@@ -1,26 +1,26 @@
-"""How values, times and events read in text: one line each, and nothing in it that a terminal would obey."""
+"""Format values, times and events as one line of text each, without terminal control characters."""
 
 import re
 from collections.abc import Iterable, Sized
 from datetime import UTC, datetime
 from typing import Any
 
-# Control characters, and those that hide or reorder what stands beside them. None of them is printable.
+# Control characters, and characters that hide or reorder their neighbors. None of them is printable.
 _UNSAFE = r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
 
 
 def clean(value: object) -> str:
-    """Return a value as one line of text without characters that a terminal would obey."""
+    """Return a value as one line of text, control characters escaped."""
     text = str(value)
     return text if text.isprintable() else re.sub(_UNSAFE, lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-# Some descriptions hold a backslash and n where a paragraph ends; these are no such ends, but commands of TeX.
+# Some descriptions have a literal backslash and n where a paragraph ends. \nu, \nabla, \ne and \not are TeX instead.
 _PARAGRAPH_END = re.compile(r"\\n(?!(?:u|abla|eq?|ot)\b)|[\r\n]")
 
 
 def paragraphs(text: str | None) -> list[str]:
-    """Return the paragraphs of a text from outside, each in a line, none empty."""
+    """Return the nonempty paragraphs of a text, each as one line."""
     return [words for part in _PARAGRAPH_END.split(text or "") if (words := " ".join(part.split()))]
 
 
@@ -36,7 +36,7 @@ def _plain(value: object) -> object:
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
     if isinstance(value, (set, frozenset, tuple)):
         return sorted(value)
-    raise TypeError(f"{type(value).__name__} has no place in JSON")
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
 def moment(value: datetime | str | None) -> str:
@@ -47,12 +47,12 @@ def moment(value: datetime | str | None) -> str:
 
 
 def day(value: datetime | str | None) -> str:
-    """Return the day alone, in UTC, of what needs no time."""
+    """Return the date of a time, in UTC."""
     return moment(value)[:10]
 
 
 def due(value: datetime | str | None, now: datetime | None = None) -> str:
-    """Return when something is due: the day, and within a day of now (default: the clock's) the hour, too."""
+    """Return a due date; with its time where it is less than a day from now."""
     if isinstance(value, str):
         value = datetime.fromisoformat(value)
     if value is None:
@@ -62,20 +62,20 @@ def due(value: datetime | str | None, now: datetime | None = None) -> str:
 
 
 def length(seconds: float) -> str:
-    """Return a length of time in one unit, which says enough of it."""
+    """Return a duration rounded to one unit."""
     for unit, one, least in (("days", 86_400, 2), ("h", 3600, 2), ("min", 60, 1)):
         if seconds >= least * one:
             return f"{seconds / one:.0f} {unit}"
     return f"{seconds:.0f} s"
 
 
-def bar(share: float, columns: int) -> str:
-    """Return a share of 1 as a bar; what is not nothing is seen."""
-    return "#" * max(round(share * columns), share > 0)
+def bar(fraction: float, columns: int) -> str:
+    """Return a fraction as a bar; any fraction above 0 has at least one character."""
+    return "#" * max(round(fraction * columns), fraction > 0)
 
 
 def value(measured: object) -> str:
-    """Return what a criterion measured or required, numbers short enough to read."""
+    """Return a criterion's measured or required value, numbers with at most 6 digits."""
     if measured is None:
         return "-"
     if isinstance(measured, float):
@@ -94,7 +94,7 @@ UNITS = {"fraction of frames": "of frames"}
 
 
 def measured(criterion: dict[str, Any]) -> str:
-    """Return what a criterion measured, with its unit unless that is a fraction's."""
+    """Return a criterion's measured value; with its unit, except for fractions."""
     from l2inv.domain.criteria import comparison
 
     _, unit = comparison(criterion["name"])
@@ -104,7 +104,7 @@ def measured(criterion: dict[str, Any]) -> str:
 
 
 def required(criterion: dict[str, Any]) -> str:
-    """Return what a criterion requires: how the measured value must compare, with which value, in which unit."""
+    """Return a criterion's requirement: comparison, value and unit."""
     from l2inv.domain.criteria import comparison
 
     sign, unit = comparison(criterion["name"])
@@ -115,7 +115,7 @@ def required(criterion: dict[str, Any]) -> str:
 
 
 def margin(name: str, by: float | None) -> str:
-    """Return by how much a criterion of that name passes (+) or fails (-), with its unit unless that is a fraction's."""
+    """Return by how much a criterion passes (+) or fails (-); with its unit, except for fractions."""
     from l2inv.domain.criteria import comparison
 
     _, unit = comparison(name)
@@ -134,7 +134,7 @@ def warning(found: dict[str, Any]) -> str:
             f"{found['above_nm']:.3g} nm above its center, less than {found['narrow_nm']:g} nm on a side"
         )
     return (
-        f"createDate of {found['dataset_id']} lies in the future: {moment(found['create_date'])} UTC; "
+        f"createDate of {found['dataset_id']} is in the future: {moment(found['create_date'])} UTC; "
         f"it counts as arrived when it was first seen, {moment(found['first_seen'])} UTC"
     )
 
@@ -146,25 +146,25 @@ def bands(op: dict[str, Any]) -> str:
 
 
 def number(value: float | None, decimals: int = 0) -> str:
-    """Return a number of so many decimals, or of three digits where it is small."""
+    """Return a number with that many decimals; with three digits where it is small."""
     if value is None:
         return "-"
     return f"{value:.{decimals}f}" if decimals or abs(value) >= 100 or value == int(value) else f"{value:.3g}"
 
 
 def percent(fraction: float | None) -> str:
-    """Return a fraction in percent, rounded down, so that only all is 100 %."""
+    """Return a fraction in percent, rounded down: 100% means all."""
     return "-" if fraction is None else f"{int(fraction * 100)}%"
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """Return a range of numbers, one number where both read the same."""
+    """Return a range of numbers; one number where both are formatted alike."""
     ends = dict.fromkeys(number(end) for end in (low, high) if end is not None)
     return "-".join(ends) or "-"
 
 
 def spectral_line(name: str) -> str:
-    """Return a spectral line's name in short: its wavelength only where nothing else tells it from others of its ion."""
+    """Return a spectral line's short name, with the wavelength only where the ion has no other name for the line."""
     words, _, wavelength = name.partition(" (")
     named = len(words.split()) != 2 or not wavelength  # such as "Na I D1", "H alpha"
     return (
@@ -178,9 +178,9 @@ def plural(number: int, noun: str) -> str:
 
 
 def seeing(op: dict[str, Any]) -> str:
-    """Return the median Fried parameter of an OP in cm, and its word."""
-    metres = op["fried_parameter_med_m"]
-    return "unknown" if metres is None else f"{metres * 100:.1f} {op['r0_class']}"
+    """Return the median Fried parameter of an OP in cm, and its class."""
+    median_m = op["fried_parameter_med_m"]
+    return "unknown" if median_m is None else f"{median_m * 100:.1f} {op['r0_class']}"
 
 
 def quartiles(op: dict[str, Any]) -> str:
@@ -190,17 +190,17 @@ def quartiles(op: dict[str, Any]) -> str:
 
 
 def field(op: dict[str, Any]) -> str:
-    """Return the size of an OP's field in arcsec, to a decimal where it is thin."""
+    """Return the size of an OP's field in arcsec; sides below 10 arcsec with one decimal."""
     x, y = op["field_x_arcsec"], op["field_y_arcsec"]
     return "-" if x is None or y is None else "x".join(f"{side:.{1 if side < 10 else 0}f}" for side in (x, y))
 
 
-def centimetres(metres: float | None) -> str:
-    return f"{metres * 100:.1f} cm" if metres is not None else "unknown"
+def centimeters(length_m: float | None) -> str:
+    return f"{length_m * 100:.1f} cm" if length_m is not None else "unknown"
 
 
 def summary(report: dict[str, Any]) -> str:
-    """Return a stage's report as the line that it ends with."""
+    """Return a stage's closing line."""
     n, stage, seconds = report["ops"], report["stage"], f"{report['seconds']:.1f} s"
     match stage:
         case "scan":
@@ -218,15 +218,15 @@ def summary(report: dict[str, Any]) -> str:
                 f"{n['waiting']} waiting{more}, {n['unchanged']} unchanged, {n['failed']} failed, {seconds}"
             )
     jobs = report.get("jobs")
-    more = f" ({jobs['submitted']} submitted, {jobs['running']} on the cluster already)" if jobs else ""
+    more = f" ({jobs['submitted']} submitted, {jobs['running']} already on the cluster)" if jobs else ""
     return f"{stage}: {plural(n['done'], 'OP')} done, {n['failed']} failed, {n['skipped']} skipped{more}, {seconds}"
 
 
 def run_ended(run: dict[str, Any]) -> str:
-    """Return how a run of a stage ended: why it failed, or how long it took and what it counted."""
+    """Return how a run of a stage ended: why it failed, or its duration and counts."""
     result = run["result"] or {}
     if run["finished_at"] is None:
-        return "runs, or was killed"
+        return "running, or killed"
     if result.get("failed"):
         return f"failed: {result['failed']}"
     took = length((run["finished_at"] - run["started_at"]).total_seconds())
@@ -247,7 +247,7 @@ COUNTED = ("datasets", "ops", "jobs", "files")  # in a stage's report, each with
 def what_happened(event: dict[str, Any]) -> str:
     """Return one event as a phrase."""
     detail: dict[str, Any] = event["detail"]
-    if event.get("voided_by"):  # it may say anything
+    if event.get("voided_by"):  # its detail may be anything
         return f"void by event {event['voided_by']}"
     match event["kind"]:
         case "discovered":
@@ -263,7 +263,7 @@ def what_happened(event: dict[str, Any]) -> str:
             return f"{verdict_line(detail['verdict'])} (criteria {detail['criteria_version']})"
         case "overruled":
             is_now = "invertible" if detail["invertible"] else "not invertible"
-            return f"{is_now} all the same: {detail['reason']}"
+            return f"{is_now}, by decision: {detail['reason']}"
         case "prioritized":
             return f"priority {detail['priority']}: {detail['reason']}"
         case "noted":
@@ -296,13 +296,13 @@ def what_happened(event: dict[str, Any]) -> str:
             why = f"; corrected: {detail['amended_because']}" if detail.get("amended_because") else ""
             return f"{outputs}{f' with {with_what}' if with_what else ''} by {detail['inverted_by']}{note}{accepted}{why}"
         case "inversion_named":
-            return f"{detail['inversion_id']} of {detail['instrument_program_id']}: the metadata store is told next{_reason(detail)}"
+            return f"{detail['inversion_id']} of {detail['instrument_program_id']}: to be created in the metadata store next{_reason(detail)}"
         case "inversion_created":
             late = f", of cycle {detail['cycle']}, which had ended" if detail.get("abandoned") else ""
             since = (
                 f" since {moment(str(detail['create_date']))}" if _is_time(detail.get("create_date")) else ""
             )
-            return f"{detail['inversion_id']} of {detail['instrument_program_id']}: the metadata store holds it{since}{late}"
+            return f"{detail['inversion_id']} of {detail['instrument_program_id']}: in the metadata store{since}{late}"
         case "published":
             return "as " + ", ".join(i["inversion_id"] for i in detail["inversions"])
         case "reopened":
@@ -333,16 +333,16 @@ def what_happened(event: dict[str, Any]) -> str:
 
 
 def remains(one: dict[str, Any]) -> str:
-    """Return what nobody takes back of an inversion that was withdrawn: where its record, its catalog entries and files are."""
+    """Return what remains of a withdrawn inversion: its record, its catalog entries and its files."""
     where = [
         "the metadata store still holds its record" if one["record"] else "",
-        f"the catalog {plural(one['files'], 'file')} of it" if one["files"] else "",
+        f"the catalog still lists {plural(one['files'], 'file')}" if one["files"] else "",
         f"its files stay in {one['destination']}" if one["destination"] else "",
     ]
-    said = ", ".join(filter(None, where))
-    if not said:
-        return f"{one['inversion_id']}: nothing of it was brought anywhere"
-    return f"{one['inversion_id']}: {said}; l2inv cannot remove them"
+    remaining = ", ".join(filter(None, where))
+    if not remaining:
+        return f"{one['inversion_id']}: nothing remains elsewhere"
+    return f"{one['inversion_id']}: {remaining}; l2inv cannot remove them"
 
 
 def names(inversions: Iterable[dict[str, Any]]) -> list[str]:
@@ -356,16 +356,16 @@ def names(inversions: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def _due(event: dict[str, Any]) -> str:
-    """When a claim is due, with the hour where that is within a day of the event."""
+    """Return when a claim is due; with the time where that is less than a day from the event."""
     due_at = event["detail"].get("due_at")
     return f", due {due(due_at, event.get('recorded_at'))}" if due_at else ""
 
 
-MOST_CHANGES = 6  # of one event, that are told in its line
+MOST_CHANGES = 6  # printed in the line of one event
 
 
 def _changes(detail: dict[str, Any]) -> list[str]:
-    """What became of the fields that somebody decides by, once for the datasets in which it is the same."""
+    """Return the changes of fields that matter to a decision; datasets with the same change share a phrase."""
     alike: dict[tuple[str, str, str], list[str]] = {}
     for dataset_id, fields in _items(detail.get("values")):
         for name, pair in _items(fields):
@@ -379,14 +379,13 @@ def _changes(detail: dict[str, Any]) -> list[str]:
                 else ""
             )
             alike.setdefault((name, old, new + of), []).append(dataset_id)
-    told = [f"{name} {old} -> {new} in {some(ids)}" for (name, old, new), ids in alike.items()]
-    return told[:MOST_CHANGES] + (
-        [f"{len(told) - MOST_CHANGES} more fields"] if len(told) > MOST_CHANGES else []
-    )
+    changes = [f"{name} {old} -> {new} in {some(ids)}" for (name, old, new), ids in alike.items()]
+    more = len(changes) - MOST_CHANGES
+    return changes[:MOST_CHANGES] + ([f"{more} more fields"] if more > 0 else [])
 
 
 def _items(found: object) -> Iterable[tuple[str, Any]]:
-    """The items of what should be an object: the database does not look at what is in it."""
+    """Return the items of an object, none if it is something else: the database does not check what a detail holds."""
     return found.items() if isinstance(found, dict) else ()
 
 
@@ -405,7 +404,7 @@ def _is_time(text: object) -> bool:
         return False
 
 
-# What the database does not hold to a shape may be anything: so the types of it are looked at below.
+# The database does not check the shape of these details, so their types are checked here.
 
 
 def _transfer_started(detail: dict[str, Any]) -> str:
@@ -439,7 +438,7 @@ def _cataloged(detail: dict[str, Any]) -> str:
 
 
 def size(size_bytes: int) -> str:
-    """Return a number of bytes in the unit that says enough of it, decimal as disks are sold."""
+    """Return a size in decimal units."""
     for unit, one in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size_bytes >= one:
             return f"{size_bytes / one:.3g} {unit}"
@@ -451,7 +450,7 @@ def _reason(detail: dict[str, Any]) -> str:
 
 
 def verdict_line(verdict: dict[str, Any]) -> str:
-    """Return a verdict in a line: which instrument programs, or which criteria stand against it."""
+    """Return a verdict as a line: the invertible instrument programs, or the criteria that did not pass."""
     programs = verdict["instrument_programs"]
     good = [str(p["instrument_program_id"]) for p in programs if p["invertible"]]
     if good:

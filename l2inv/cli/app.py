@@ -1,4 +1,4 @@
-"""The command line: its group of commands, and how a function becomes one of them."""
+"""The command line: the group of commands, and the decorator that adds one."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +21,7 @@ def main() -> None:
 
 
 def command(*names: str) -> Callable[[Callable[..., None]], click.Command]:
-    """Make a function a command of l2inv that takes the common options and is passed the App."""
+    """Return a decorator that makes a function a command: it takes the common options, and is passed the App."""
 
     def make(function: Callable[..., None]) -> click.Command:
         return main.command(*names)(common_options(click.pass_obj(function)))

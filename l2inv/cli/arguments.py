@@ -1,4 +1,4 @@
-"""What may be typed for an argument, and what a shell is told of it."""
+"""Types of arguments, and their completion in a shell."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Actor(click.ParamType):  # type: ignore[type-arg]
-    """A name that can stand in the record: printable, of one line."""
+    """A person's or a role's name: printable, one line."""
 
     name = "name"
 
@@ -24,7 +24,7 @@ class Actor(click.ParamType):  # type: ignore[type-arg]
 
 
 class Words(click.ParamType):  # type: ignore[type-arg]
-    """Text that says something, in characters that can be kept."""
+    """Nonempty UTF-8 text."""
 
     name = "text"
 
@@ -32,7 +32,7 @@ class Words(click.ParamType):  # type: ignore[type-arg]
         try:
             value.encode()
         except UnicodeEncodeError:
-            self.fail("is no UTF-8 text", param, ctx)
+            self.fail("is not UTF-8 text", param, ctx)
         if not value.strip():
             self.fail("is empty", param, ctx)
         return value
@@ -48,7 +48,7 @@ class Duration(click.ParamType):  # type: ignore[type-arg]
             return value
         found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([mhdw]?)", value, re.ASCII)
         if not found or float(found[1]) == 0:
-            self.fail(f"{value!r} is no length of time, such as 21d, 12h or 2w", param, ctx)
+            self.fail(f"{value!r} is not a length of time, such as 21d, 12h or 2w", param, ctx)
         minutes = {"m": 1, "h": 60, "d": 1440, "w": 10_080, "": 1440}[found[2]]
         length = timedelta(minutes=float(found[1]) * minutes)
         if length > timedelta(days=36_525):
@@ -57,7 +57,7 @@ class Duration(click.ParamType):  # type: ignore[type-arg]
 
 
 class RankBy(Words):
-    """What OPs of the same priority are ranked by: a choice of the setting next.rank_by, in any case."""
+    """A ranking of OPs with the same priority: a value of the setting next.rank_by, upper or lower case."""
 
     name = "what"
 
@@ -97,7 +97,7 @@ class Time(click.ParamType):  # type: ignore[type-arg]
             return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
         except (ValueError, OverflowError):
             self.fail(
-                f"{value!r} is no ISO 8601 time, such as 2026-11-23 or 2026-11-23T08:00:00Z", param, ctx
+                f"{value!r} is not an ISO 8601 time, such as 2026-11-23 or 2026-11-23T08:00:00Z", param, ctx
             )
 
 
@@ -111,7 +111,7 @@ class Since(Time):
 
 
 class MaxAge(click.ParamType):  # type: ignore[type-arg]
-    """A stage and how old its last good run may be: scan=26h."""
+    """A stage and the maximum age of its last good run: scan=26h."""
 
     name = "stage=duration"
 
@@ -129,7 +129,7 @@ class MaxAge(click.ParamType):  # type: ignore[type-arg]
 
 
 class Op(Words):
-    """What names an OP, such as a part of its id, of which a shell completes the beginning."""
+    """An OP's id or what else identifies it, such as a part of the id; a shell completes its beginning."""
 
     name = "op"
 

@@ -1,4 +1,4 @@
-"""What one chooses OPs by: what is next, what there is, what is one's own."""
+"""Choosing OPs: next, list, mine."""
 
 import math
 import sys
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from l2inv.queries.filters import Wanted
 
 NOTHING = "nothing is ready to be claimed; see: l2inv status"
-NOTHING_FITS = "nothing that is ready fits; see: l2inv next"
+NOTHING_FITS = "nothing that is ready matches; see: l2inv next"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def filter_options(command: F) -> F:
-    """Add the options that say which OPs are looked for."""
+    """Add the options that select OPs."""
     for option in (
         click.option("--embargoed/--not-embargoed", default=None, help="Only with, or only without, data under embargo."),
-        click.option("--min-r0-cm", type=click.FloatRange(0, 1000), metavar="CM", help="Only with a Fried parameter of at least so many cm."),
+        click.option("--min-r0-cm", type=click.FloatRange(0, 1000), metavar="CM", help="Only with a Fried parameter of at least this many cm."),
         click.option("--instrument", type=Words(), metavar="NAME", help="Only with datasets of this instrument, such as VBI."),
         click.option("--line", type=Words(), metavar="NAME", help='Only with this spectral line observed, such as "Na I".'),
         click.option("--band", type=Words(), metavar="NAME", help="Only with this band observed; a part of its name is enough."),
@@ -43,7 +43,7 @@ def _wanted(*, min_r0_cm: float | None, **filters: Any) -> "Wanted":
     from l2inv.queries.filters import Wanted
 
     if min_r0_cm is not None and math.isnan(min_r0_cm):
-        raise click.UsageError("--min-r0-cm is no number")
+        raise click.UsageError("--min-r0-cm is not a number")
     return Wanted(min_fried_parameter_m=None if min_r0_cm is None else min_r0_cm / 100, **filters)
 
 
@@ -53,9 +53,9 @@ def _wanted(*, min_r0_cm: float | None, **filters: Any) -> "Wanted":
     "limit",
     type=click.IntRange(1, 100_000),
     metavar="N",
-    help="How many at most (default: 10; with --claim: 1).",
+    help="At most this many (default: 10; with --claim: 1).",
 )
-@click.option("--claim", "claims", is_flag=True, help="Take the first, or the first -n, in one step.")
+@click.option("--claim", "claims", is_flag=True, help="Claim the first, or the first N.")
 @click.option(
     "--for",
     "duration",
@@ -77,7 +77,7 @@ def next_(
 ) -> None:
     """List the OPs to invert next, the most urgent first.
 
-    By priority, then as --rank-by says. Each shows the reason for its place.
+    By priority, then by --rank-by. Each is shown with the reason for its rank.
     """
     from l2inv import wording
     from l2inv.queries import observing_programs, verdicts
@@ -101,7 +101,7 @@ def next_(
                 put_names(app, connection, op)
             _add_warnings(found, verdicts.warnings(connection, op_ids, rules))
             unknown = [] if found else unmatched(connection, wanted, rules)
-            said = [
+            lines = [
                 line
                 for op in found
                 for line in (
@@ -114,7 +114,7 @@ def next_(
                 "ops": found,
                 "unmatched": unknown,
             }
-            app.result(claimed, lambda: app.summaries(said or [*unknown, nothing]))
+            app.result(claimed, lambda: app.summaries(lines or [*unknown, nothing]))
             for op in found:
                 for one in op["warnings"]:
                     app.warn(f"{op['op_id']}: {wording.warning(one)}")
@@ -254,7 +254,7 @@ def list_(app: App, state: str | None, form: str, **filters: Any) -> None:
 
 
 def _print_document(ops: Iterable[dict[str, Any]]) -> None:
-    """Print one JSON document without ever holding it."""
+    """Print one JSON document, in bounded memory."""
     from l2inv.queries.export import row_as_json
 
     total = 0
@@ -287,7 +287,7 @@ def _print_list(app: App, ops: Iterable[dict[str, Any]], connection: "Connection
 def mine(app: App) -> None:
     """List what you hold, the earliest due date first.
 
-    Then what failed of what you hold or inverted, and what you inverted last.
+    Then which of them, or of those that you inverted, failed; and what you inverted last.
     """
     from l2inv.queries import observing_programs
 

@@ -1,4 +1,4 @@
-"""What a shell completes: the ids of the OPs that a command could act on."""
+"""Shell completion: the ids of the OPs that a command could act on."""
 
 import os
 import re
@@ -9,9 +9,9 @@ from l2inv.domain.states import JUDGED, State
 
 MOST = 50
 GIVE_UP_SECONDS = 2.0
-# What no shell reads as anything but itself, nor takes for the end of a word.
+# Characters that no shell interprets or takes for the end of a word.
 _PLAIN = re.compile(r"[A-Za-z0-9_.+/][A-Za-z0-9_.+/-]*")
-# The states in which a command has something to do; any, for one that is not named.
+# The states on which a command acts; those not listed act on any.
 ACTS_ON: dict[str, tuple[State, ...]] = {
     "claim": ("preprocessed",),
     "mark-working": ("preprocessed",),
@@ -26,17 +26,17 @@ ACTS_ON: dict[str, tuple[State, ...]] = {
     "adopt": ("inverted",),
     "retry": ("error",),
 }
-HOLDERS = ("release", "hand-over", "mark-inverted")  # commands of who holds the OP
+HOLDERS = ("release", "hand-over", "mark-inverted")  # commands for the OP's holder
 
 
 def ops(app: App, command_name: str | None, beginning: str) -> list[str]:
-    """Return the OPs whose ids begin so and that the command can act on; none where the database does not answer at once.
+    """Return the OPs with that beginning on which the command can act; none if the database does not answer in time.
 
-    Says nothing of why, and starts no server: who presses a key waits for neither.
+    Errors are dropped and no server is started, because a person has pressed Tab and waits.
     """
     from threading import Timer
 
-    # Ends the process: what looks up a host's name heeds neither a time limit nor a signal.
+    # Ends the process: a lookup of a host name heeds neither a time limit nor a signal.
     watch = Timer(GIVE_UP_SECONDS, os._exit, [0])
     watch.daemon = True
     watch.start()

@@ -1,4 +1,4 @@
-"""What all commands share: the common options, the connection, the result, warnings and progress."""
+"""What all commands share: common options, connection, result, warnings and progress."""
 
 import os
 import sys
@@ -26,13 +26,13 @@ class App:
         self.given_actor: str | None = None
         self.verbosity = 0
         self.json = False
-        self.warned = ""  # the newest warning: what a stage that ends with an exit code says of it
+        self.last_warning = ""  # sent to the monitor when a stage ends with an exit code
         self.read: Loaded | None = None
-        self.acts = False  # a command that records something has asked for the actor
+        self.acts = False  # the command records something, so it asked for the actor
 
     @property
     def actor(self) -> str:
-        """Return who acts, for what is recorded: as given, or else the user that the operating system knows."""
+        """Return the actor to record: as given, or else the operating system's user."""
         self.acts = True
         return self._actor
 
@@ -41,7 +41,7 @@ class App:
         return self.given_actor or _os_user()
 
     def loaded(self) -> "Loaded":
-        """The settings, read once; warn of what somebody must know of where they come from."""
+        """Return the settings, read once, and warn if they come from nowhere or from a file that others may change."""
         if self.read is None:
             from pathlib import Path
 
@@ -52,7 +52,7 @@ class App:
         return self.read
 
     def _warn_of(self, path: "Path | None") -> None:
-        """Warn where no settings were found, and where another user may change those that were named."""
+        """Warn if there is no settings file, or if another user may change it."""
         from l2inv.config import settings
 
         if path is None:
@@ -60,10 +60,10 @@ class App:
 
             looked_at, folder = ", ".join(map(str, settings.places())), embedded.default_folder()
             self.warn(
-                f"no settings in {looked_at}: the built-in ones hold, with the private database in {folder}"
+                f"no settings in {looked_at}: using the defaults, with the private database in {folder}"
             )
         elif path.is_file() and (why := settings.exposed(path)):
-            self.warn(f"{path}: {why}; whoever can change it decides what runs here")
+            self.warn(f"{path}: {why}; anyone who can change it decides what runs here")
 
     @property
     def settings(self) -> "Settings":
@@ -71,17 +71,17 @@ class App:
 
     @property
     def settings_file(self) -> str:
-        """The settings file that was read, or that was named."""
+        """Return the settings file that was read, or that was named."""
         return str(self.read.path if self.read else self.config)
 
     @property
     def by_the_clock(self) -> bool:
-        """Return whether cron, or what is like it, runs this: -q, and nobody watches."""
+        """Return whether this runs from cron or the like: -q, and stderr is not a terminal."""
         return self.verbosity < 0 and not self.json and not sys.stderr.isatty()
 
     @contextmanager
     def connected(self, url: str | None = None) -> Iterator[tuple["Connection", "Settings"]]:
-        """Lend a connection to the database that the settings name, or to another server of theirs."""
+        """Yield a connection to the settings' database or to another server, and the settings."""
         from l2inv.database.access import connected
 
         with connected(self.settings, url, *self.session()) as connection:
@@ -93,25 +93,25 @@ class App:
                     self.warn(why)
 
     def reading(self) -> AbstractContextManager[tuple["Connection", "Settings"]]:
-        """Lend a connection to the standby that the settings name for what only reads, else to the database."""
+        """Yield a connection to database.read_url if it is set, else to the database; and the settings."""
         return self.connected(self.settings.database.read_url)
 
     def session(self) -> tuple[str, Callable[[str], None]]:
-        """Return the session's application_name, and the function that reports on a terminal what it waits for."""
+        """Return the session's application_name, and the function that reports what it waits for on a terminal."""
         from l2inv.database.session import application_name
 
-        told = self.warn if self.verbosity >= 0 and sys.stderr.isatty() else lambda line: None
-        return application_name(click.get_current_context().info_name or "", self._actor), told
+        report = self.warn if self.verbosity >= 0 and sys.stderr.isatty() else lambda line: None
+        return application_name(click.get_current_context().info_name or "", self._actor), report
 
     def tails(self, connection: "Connection", op_ids: Iterable[str]) -> dict[str, str]:
-        """Return what stands for the OPs' ids on a terminal that is too narrow for them; nothing where there is none."""
+        """Return short forms of OP ids for a narrow terminal; empty where stdout is not a terminal."""
         from l2inv.cli import render
         from l2inv.record import event_log
 
         return event_log.tails(connection, op_ids) if render.width() is not None else {}
 
     def result(self, document: object, text: Callable[[], None]) -> None:
-        """Print the result on stdout: the JSON document where --json asked for it, else what text() prints."""
+        """Print the result on stdout: with --json the document, else what text() prints."""
         if self.json:
             from l2inv.wording import as_json
 
@@ -119,8 +119,8 @@ class App:
         else:
             text()
 
-    def unsaid(self, text: str) -> str:
-        """Return the text without the secrets that the settings name, where they were read."""
+    def redacted(self, text: str) -> str:
+        """Return the text with the settings' secrets replaced, if the settings were read."""
         if self.read is None:
             return text
         from l2inv.config.settings import redact
@@ -143,11 +143,11 @@ class App:
         """Print a warning on stderr, also under -q."""
         from l2inv.wording import clean
 
-        self.warned = clean(line)
-        print_on_stderr(f"l2inv: {self.warned}")
+        self.last_warning = clean(line)
+        print_on_stderr(f"l2inv: {self.last_warning}")
 
     def warn_lines(self, text: str) -> None:
-        """Print several lines on stderr: what -vv asked for."""
+        """Print several lines on stderr, such as a traceback."""
         from l2inv.wording import clean
 
         for line in text.splitlines():
@@ -155,7 +155,7 @@ class App:
 
     @contextmanager
     def monitored(self, stage: str) -> Iterator[None]:
-        """Ping the monitor that the settings name, if any, when a stage begins and when it ends."""
+        """Ping the monitor of the settings, if any, when a stage begins and when it ends."""
         settings = self.settings
         if settings.monitoring.ping_url is None:
             yield
@@ -166,36 +166,37 @@ class App:
         from l2inv.services import monitoring
 
         run_id = str(uuid.uuid4())
-        silent = monitoring.ping(settings.monitoring, stage, run_id, "start")
-        code, said = 1, "stopped"
+        problem_of_ping = monitoring.ping(settings.monitoring, stage, run_id, "start")
+        code, reason = 1, "stopped"
         try:
             yield
-            code, said = 0, ""
+            code, reason = 0, ""
         except click.exceptions.Exit as end:
-            code, said = end.exit_code, self.warned
+            code, reason = end.exit_code, self.last_warning
             raise
         except L2invError as problem:
-            code, said = problem.exit_code, problem.message
+            code, reason = problem.exit_code, problem.message
             raise
         except Exception as problem:
-            said = f"unexpected: {type(problem).__name__}"
+            reason = f"unexpected: {type(problem).__name__}"
             raise
         finally:
             word = monitoring.word_for(code)
-            silent = (
-                monitoring.ping(settings.monitoring, stage, run_id, word, redact(said, settings)) or silent
+            problem_of_ping = (
+                monitoring.ping(settings.monitoring, stage, run_id, word, redact(reason, settings))
+                or problem_of_ping
             )
-            if silent:
-                self.warn(silent)
+            if problem_of_ping:
+                self.warn(problem_of_ping)
 
     @property
     def shows_progress(self) -> bool:
-        """Return whether somebody watches: only a terminal shows it, and only beside text."""
+        """Return whether to show progress: only on a terminal, and only beside text."""
         return self.verbosity >= 0 and not self.json and sys.stderr.isatty()
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Callable[[int, int | None], None]]:
-        """Lend a function that shows how many of what are done, and of how many."""
+        """Yield a function that shows how many are done, and of how many."""
         if not self.shows_progress:
             yield lambda done, of: None
             return
@@ -213,5 +214,5 @@ def _os_user() -> str:
 
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:  # a container may run as a number alone
+    except KeyError:  # a container's user may have no name
         return f"uid-{os.geteuid()}"

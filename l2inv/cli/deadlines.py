@@ -1,4 +1,4 @@
-"""What is overdue, and each owner's own list of what to know."""
+"""What is overdue, and each owner's digest."""
 
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -44,13 +44,13 @@ def overdue(app: App, as_of: datetime | None) -> None:
 
 
 @command("digest")
-@click.option("--send", is_flag=True, help="Send each owner's list to the addresses of the settings.")
-@click.option("--dry-run", is_flag=True, help="Show the lists and send nothing, as without --send.")
+@click.option("--send", is_flag=True, help="Send each owner's list to the owner's addresses in the settings.")
+@click.option("--dry-run", is_flag=True, help="Show the lists and send nothing, the same as without --send.")
 @json_option
 def digest(app: App, send: bool, dry_run: bool) -> None:
     """Show or send each owner's list of what needs attention.
 
-    Overdue, due soon, failed, quarantined, superseded inputs, by others, new.
+    Overdue, due soon, failed, quarantined, superseded inputs, changed by others, new.
     """
     if not send or dry_run:
         with app.connected() as (connection, settings):
@@ -74,7 +74,7 @@ def _show(app: App, found: dict[str, Any]) -> None:
     def text() -> None:
         for list_ in found["owners"]:
             render.paragraph(f"{list_['owner']}:")
-            for line in _letter(list_["sections"]).splitlines():
+            for line in _text_of(list_["sections"]).splitlines():
                 render.paragraph(line.lstrip(), len(line) - len(line.lstrip()), hang=2)
         if not found["owners"]:
             app.summary("digest: nothing to report")
@@ -96,7 +96,7 @@ def _send(app: App) -> None:
                 if not addresses.get(owner):
                     unreached.append(owner)
                     continue
-                why = notify.send(addresses[owner], _title(owner, sections), _letter(sections))
+                why = notify.send(addresses[owner], _title(owner, sections), _text_of(sections))
                 problems += [f"digest: {owner}: {reason}" for reason in why]
                 list_["sent"] = not why
             run.report["sent"] = {list_["owner"]: list_["sent"] for list_ in found["owners"]}
@@ -105,7 +105,7 @@ def _send(app: App) -> None:
     for problem in problems:
         app.warn(problem)
     if unreached:
-        app.warn(f"digest: notifications.people has no address of {', '.join(unreached)}; see: l2inv digest")
+        app.warn(f"digest: notifications.people has no address for {', '.join(unreached)}; see: l2inv digest")
 
 
 def _title(owner: str, sections: Sections) -> str:
@@ -113,7 +113,7 @@ def _title(owner: str, sections: Sections) -> str:
     return wording.clean(f"l2inv: {counts} ({owner})")
 
 
-def _letter(sections: Sections) -> str:
+def _text_of(sections: Sections) -> str:
     lines = []
     for name, items in sections.items():
         if items:
@@ -138,7 +138,7 @@ def _failed(op: dict[str, Any]) -> str:
     return wording.clean(f"{op['op_id']}  {op['stage']}: {op['cause']}")
 
 
-def _set_aside(record: dict[str, Any]) -> str:
+def _quarantined(record: dict[str, Any]) -> str:
     return wording.clean(f"{record['dataset_id'] or '(no dataset id)'}  {record['reason']}")
 
 
@@ -146,16 +146,16 @@ def _op(op: dict[str, Any]) -> str:
     return wording.clean(f"{op['op_id']}  {op['state']}")
 
 
-def _taken_back(op: dict[str, Any]) -> str:
-    return wording.clean(f"{op['op_id']}  {op['actor']} took its ready event back: {op['reason']}")
+def _unmarked(op: dict[str, Any]) -> str:
+    return wording.clean(f"{op['op_id']}  {op['actor']} unmarked it: {op['reason']}")
 
 
 _LINES = {
     "overdue": _due,
     "due_soon": _due,
     "failed": _failed,
-    "quarantined": _set_aside,
+    "quarantined": _quarantined,
     "superseded_inputs": _op,
-    "by_others": _taken_back,
+    "by_others": _unmarked,
     "new": _op,
 }

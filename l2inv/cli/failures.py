@@ -1,56 +1,54 @@
-"""What cron prints of a failure: that it began, each day that it lasts, and that it is over.
+"""What cron prints of a failure: that it began, once a day while it lasts, and that it is over.
 
-A failure is identified by its message without the numbers in it: a database that is down is one failure for every command.
-It is over when a command that it kept from its work runs to its end. Kept in a small file of the user's own.
+A failure is identified by its key (L2invError.key): a database that is down is one failure for every command. It is over
+when a command that failed by it runs to its end. Failures are kept in a small file of the user's.
 """
 
 import fcntl
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-AGAIN = timedelta(hours=23.5)  # a day, but for what cron's minutes differ by
-FORGOTTEN = timedelta(days=8)  # what has not come again in more than the longest time between two runs
+AGAIN = timedelta(hours=23.5)  # a day, less what the minutes of cron jobs differ by
+FORGOTTEN = timedelta(days=8)  # longer than the longest time between two runs of a cron job
 
 Failures = dict[str, dict[str, Any]]
 
 
 def file() -> Path:
-    """Return the file that keeps the failures that last."""
+    """Return the file of lasting failures."""
     from platformdirs import user_state_path
 
     return user_state_path("l2inv") / "failures.json"
 
 
-def told(config: str, command: str, line: str, now: datetime) -> str | None:
-    """Note that a command failed; return what is to be printed of it, None where that was printed within a day.
+def to_print(config: str, command: str, key: str, line: str, now: datetime) -> str | None:
+    """Record that a command failed; return what to print, None if the failure was printed within a day.
 
-    Where the file cannot be kept, that is the whole line each time.
+    If the file cannot be written, return the line each time.
     """
-    sign = re.sub(r"\d+", "#", line)
     try:
         with _kept(config) as failures:
-            _ended(failures, command, but=sign)
+            _ended(failures, command, other=key)
             known = failures.setdefault(
-                sign, {"line": line, "since": now.isoformat(), "told": None, "times": 0, "commands": []}
+                key, {"line": line, "since": now.isoformat(), "printed": None, "times": 0, "commands": []}
             )
             known["times"] += 1
             known["last"] = now.isoformat()
             known["commands"] = sorted({*known["commands"], command})
-            if known["told"] and now - datetime.fromisoformat(known["told"]) < AGAIN:
+            if known["printed"] and now - datetime.fromisoformat(known["printed"]) < AGAIN:
                 return None
-            is_first, known["told"] = known["told"] is None, now.isoformat()
+            is_first, known["printed"] = known["printed"] is None, now.isoformat()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return line
     return line if is_first else f"{line} ({_how_long(known)})"
 
 
 def over(config: str, command: str) -> list[str]:
-    """Note that a command did its work; return a line for each failure that is over by that."""
+    """Record that a command ran to its end; return a line for each failure that is over by that."""
     try:
         if not file().exists():
             return []
@@ -60,16 +58,16 @@ def over(config: str, command: str) -> list[str]:
         return []
 
 
-def _ended(failures: Failures, command: str, but: str = "") -> list[dict[str, Any]]:
-    """Take the failures out that kept a command from its work; where it failed by another one, only from what these hit."""
+def _ended(failures: Failures, command: str, other: str = "") -> list[dict[str, Any]]:
+    """Remove and return the failures of a command; if it now failed by `other`, only those that no other command has."""
     ended = []
-    for sign, known in list(failures.items()):
-        if sign == but or command not in known["commands"]:
+    for key, known in list(failures.items()):
+        if key == other or command not in known["commands"]:
             continue
-        if but:
+        if other:
             known["commands"].remove(command)
-        if not but or not known["commands"]:
-            ended.append(failures.pop(sign))
+        if not other or not known["commands"]:
+            ended.append(failures.pop(key))
     return ended
 
 
@@ -81,7 +79,7 @@ def _how_long(known: dict[str, Any]) -> str:
 
 @contextmanager
 def _kept(config: str) -> Iterator[Failures]:
-    """Lend the failures under a settings file, alone, and keep what becomes of them."""
+    """Yield the failures under a settings file, locked; write them back if they changed."""
     from l2inv.files import replacing
 
     path = file()
@@ -102,12 +100,12 @@ def _kept(config: str) -> Iterator[Failures]:
 
 
 def _read(path: Path) -> dict[str, Failures]:
-    """What the file keeps; one that cannot be read keeps nothing: all is printed anew."""
+    """Return the file's content; empty if it cannot be read, so that every failure is printed again."""
     try:
         found = json.loads(path.read_text())
         entries = [known for some in found.values() for known in some.values()]
         is_whole = all(
-            {"line", "since", "told", "times", "commands", "last"} <= set(known) for known in entries
+            {"line", "since", "printed", "times", "commands", "last"} <= set(known) for known in entries
         )
         return found if is_whole else {}
     except (FileNotFoundError, ValueError, AttributeError, TypeError):

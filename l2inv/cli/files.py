@@ -1,4 +1,4 @@
-"""The intermediate files of preprocess: listed, and swept."""
+"""Files: preprocess's intermediate files listed and removed, and an inversion's files checked."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,7 +17,7 @@ from l2inv.cli.options import json_option
 def files(app: App, op: str) -> None:
     """List an OP's intermediate files.
 
-    Each is compared with what was recorded of it.
+    Each is compared with its recorded size and checksum.
     """
     from l2inv import wording
     from l2inv.cli import render
@@ -45,13 +45,13 @@ def files(app: App, op: str) -> None:
     "folder",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     metavar="DIR",
-    help="Where the files are (default: where the ready event's outputs are mounted).",
+    help="Where the files are (default: where the ready event's outputs are mounted here).",
 )
 @json_option
 def check(app: App, op: str, folder: Path | None) -> None:
     """Check the files of an OP's inversions.
 
-    What science delivers, and the Level 2 made from it: exit code 5 where something is wrong.
+    What science delivered, and the Level 2 made from it; exit code 5 if something is wrong.
     """
     from l2inv.cli import render
     from l2inv.record import event_log
@@ -76,7 +76,7 @@ def check(app: App, op: str, folder: Path | None) -> None:
             ]
             if rows:
                 render.table(columns, rows)
-        app.summary(f"check: {op_id}: {wrong} wrong, {len(findings) - wrong} to be looked at")
+        app.summary(f"check: {op_id}: {wrong} wrong, {len(findings) - wrong} to review")
 
     app.result({"op_id": op_id, "inversions": found}, text)
     if wrong:
@@ -85,9 +85,12 @@ def check(app: App, op: str, folder: Path | None) -> None:
 
 @command("clean")
 @click.option(
-    "--older-than", type=Duration(), required=True, help="Since when an OP must be published, such as 90d."
+    "--older-than",
+    type=Duration(),
+    required=True,
+    help="How long ago an OP must have been published, such as 90d.",
 )
-@click.option("--dry-run", is_flag=True, help="Remove and write nothing: show what would go.")
+@click.option("--dry-run", is_flag=True, help="Show what would be removed; remove and write nothing.")
 @json_option  # fmt: skip
 def clean(app: App, older_than: timedelta, dry_run: bool) -> None:
     """Remove the intermediate files of OPs published long ago."""

@@ -1,4 +1,4 @@
-"""Science's hand-off: the ready event as a command, and as files in a folder."""
+"""The ready event: as a command, and as files in a folder."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     "file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="The ready event as YAML, or JSON in *.json; describes what was inverted on its own.",
+    help="The ready event as YAML, or JSON in *.json, in place of the options that describe it.",
 )
 @click.option(
     "--output",
@@ -94,7 +94,9 @@ def mark_inverted(
 
     described = (outputs, software, software_version, programs, datasets, lines, asdf_object_key, note)
     if file and any(described):
-        raise click.UsageError("--from describes what was inverted: leave out the other options that do")
+        raise click.UsageError(
+            "--from describes what was inverted: leave out the other options that describe it"
+        )
     if accept_superseded != bool(reason):
         raise click.UsageError("--accept-superseded and --reason go together")
     if software_version and not software:
@@ -134,8 +136,8 @@ def mark_inverted(
             warn=lambda text: app.warn(f"mark-inverted: {text}"),
         )
         found = observing_programs.show(connection, ready.op_id, settings.qualification)
-    said = f"marked {ready.op_id} inverted" if marked else f"{ready.op_id} was marked so already"
-    app.result(found, lambda: app.summary(said))
+    line = f"marked {ready.op_id} inverted" if marked else f"{ready.op_id} was marked inverted already"
+    app.result(found, lambda: app.summary(line))
 
 
 def _from_file(file: Path) -> tuple["Ready", str]:
@@ -157,9 +159,9 @@ def _from_file(file: Path) -> tuple["Ready", str]:
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @json_option
 def inbox(app: App, folder: Path) -> None:
-    """Take the ready files that science drops into a folder.
+    """Record the ready files that science puts into a folder.
 
-    They are *.yaml, *.yml and *.json. Each is filed under done/, or under rejected/ with the reason beside it. One that is still being written waits for the next run.
+    They are *.yaml, *.yml and *.json. Each is moved to done/, or to rejected/ with the reason in a file beside it. A file that is still being written waits for the next run.
     """
     from l2inv.stages.mark_inverted.inbox import inbox
 

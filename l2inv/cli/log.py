@@ -1,4 +1,4 @@
-"""What happened over all OPs, and what ran: row by row, however much that is."""
+"""The events of all OPs and the runs of all stages, printed row by row in bounded memory."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -85,8 +85,8 @@ def _print_event(event: dict[str, Any]) -> None:
         return
     failed = event["kind"] == "failed"
     state = f", now {event['state']}" if event["state"] not in (None, event["kind"]) else ""
-    said = f"{when}  {event['actor']} {event['kind'].replace('_', ' ')}{state}"
-    render.paragraph(said, 0, "bold red" if failed else "bold", hang=18)
+    heading = f"{when}  {event['actor']} {event['kind'].replace('_', ' ')}{state}"
+    render.paragraph(heading, 0, "bold red" if failed else "bold", hang=18)
     render.paragraph(event["op_id"], 18)
     if what:
         render.paragraph(what, 18, "red" if failed else "")
@@ -103,5 +103,5 @@ def _print_run(run: dict[str, Any]) -> None:
         click.echo("  ".join(map(wording.clean, cells)))
         return
     failed = bool((run["result"] or {}).get("failed"))
-    said = f"{when}  {run['stage']} {run['run_id']} by {run['actor']}"
-    render.paragraph(f"{said}: {ended}", 0, "red" if failed else "", hang=18)
+    heading = f"{when}  {run['stage']} {run['run_id']} by {run['actor']}"
+    render.paragraph(f"{heading}: {ended}", 0, "red" if failed else "", hang=18)

@@ -1,4 +1,4 @@
-"""The way back from a ready event that was a mistake."""
+"""Canceling and correcting a ready event."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,12 +13,12 @@ from l2inv.cli.options import json_option
 
 @command("unmark")
 @op_argument
-@click.option("--reason", type=Words(), help="Why; needed where somebody else inverted it.")
+@click.option("--reason", type=Words(), help="Why; required if somebody else inverted it.")
 @json_option
 def unmark(app: App, op: str, reason: str | None) -> None:
-    """Take a ready event back: its holder works on it again.
+    """Cancel a ready event: the holder works on the OP again.
 
-    Claim, verdict and prepared files stay. Only before the metadata store was told; after that: withdraw, reopen.
+    Claim, verdict and prepared files stay. Possible only until its inversions are sent to the metadata store; after that, use withdraw and reopen.
     """
     from l2inv.queries import observing_programs
     from l2inv.record import event_log
@@ -46,7 +46,7 @@ def unmark(app: App, op: str, reason: str | None) -> None:
 def amend(app: App, op: str, file: Path, reason: str | None) -> None:
     """Correct the ready event of an OP that you inverted.
 
-    All or nothing, and only before the metadata store was told. Both versions stay in the history.
+    All or nothing, and only until its inversions are sent to the metadata store. Both versions stay in the history.
     """
     from l2inv.cli.handoff import _from_file
     from l2inv.errors import Refused

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @command("migrate")
-@click.option("--dry-run", is_flag=True, help="Print the SQL that would be run, and run nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the SQL that would run, and run nothing.")
 @json_option
 def migrate(app: App, dry_run: bool) -> None:
     """Migrate the database schema to this version of l2inv."""
@@ -32,8 +32,8 @@ def migrate(app: App, dry_run: bool) -> None:
             )
             return
         applied = migrate.apply(connection, settings.database.schema)
-    said = f"migrate: applied {', '.join(applied)}" if applied else "migrate: nothing to do"
-    app.result({"applied": applied}, lambda: app.summary(said))
+    line = f"migrate: applied {', '.join(applied)}" if applied else "migrate: nothing to do"
+    app.result({"applied": applied}, lambda: app.summary(line))
 
 
 @command("retry")
@@ -42,7 +42,7 @@ def migrate(app: App, dry_run: bool) -> None:
 def retry(app: App, ops: tuple[str, ...]) -> None:
     """Bring OPs back from error to the state before it.
 
-    Those named, or all that are in error.
+    Those named, or all OPs in error.
     """
     from l2inv.record import event_log
 
@@ -62,12 +62,12 @@ def retry(app: App, ops: tuple[str, ...]) -> None:
 
 @command("quarantine")
 @click.argument("record", type=Words(), required=False)
-@click.option("--read-again", is_flag=True, help="Read them with this l2inv, as after an upgrade.")
+@click.option("--read-again", is_flag=True, help="Try to read them again, such as after an upgrade.")
 @json_option
 def quarantine(app: App, record: str | None, read_again: bool) -> None:
     """List the records of the store that could not be read.
 
-    With a RECORD's key or dataset id, show it as it was received.
+    With a RECORD's key or dataset id, show it as received.
     """
     import msgspec
 
@@ -76,7 +76,7 @@ def quarantine(app: App, record: str | None, read_again: bool) -> None:
     from l2inv.stages.scan import quarantine, scan
 
     if record and read_again:
-        raise click.UsageError("--read-again reads them all: name no record")
+        raise click.UsageError("--read-again reads all records: name none")
     with app.connected() as (connection, settings):
         if record:
             shown = quarantine.shown(connection, record)
@@ -124,26 +124,26 @@ def _print_records(records: list[dict[str, Any]]) -> None:
     "--anchor",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Check against what earlier runs wrote there; when nothing is wrong, append what is new.",
+    help="Compare with what earlier runs wrote there; if nothing is wrong, append what is new.",
 )
-@click.option("--new-anchor", is_flag=True, help="With --anchor: there is none yet, make it.")
+@click.option("--new-anchor", is_flag=True, help="With --anchor: create the file.")
 @click.option(
-    "--since-anchor", is_flag=True, help="With --anchor: check only what it names and what came after."
+    "--since-anchor", is_flag=True, help="With --anchor: check only what it lists and what came after."
 )
 @json_option
 def verify(app: App, what: str | None, anchor: Path | None, new_anchor: bool, since_anchor: bool) -> None:
     """Verify the event log's integrity.
 
-    Its chain of hashes, the present states, every verdict judged again, the dataset versions, that what each run
-    reported is there, and that the schema is what the migrations made.
+    Checks the hash chains, the present states, every verdict by judging again, the dataset versions, the runs' reports
+    against what is recorded, and the schema against what the migrations create.
     """
     from l2inv.record import anchor as anchors
     from l2inv.record import verify
 
     if (new_anchor or since_anchor) and not anchor:
-        raise click.UsageError("--new-anchor and --since-anchor go with --anchor FILE")
+        raise click.UsageError("--new-anchor and --since-anchor need --anchor FILE")
     if new_anchor and since_anchor:
-        raise click.UsageError("since a new anchor there is nothing: leave --since-anchor out")
+        raise click.UsageError("a new anchor has nothing to start from: leave --since-anchor out")
     if what and (new_anchor or since_anchor):
         raise click.UsageError(f"--new-anchor and --since-anchor concern all checks: leave {what} out")
     with app.connected() as (connection, _), app.progress("rows") as progress:
@@ -153,7 +153,7 @@ def verify(app: App, what: str | None, anchor: Path | None, new_anchor: bool, si
 
 
 def _end_with_findings(app: App, found: dict[str, Any], document: dict[str, Any]) -> None:
-    """Print what verify found, and end with 5 where that is anything."""
+    """Print what verify found; exit with 5 if that is anything."""
 
     def text() -> None:
         for finding in found["findings"]:
@@ -164,7 +164,7 @@ def _end_with_findings(app: App, found: dict[str, Any], document: dict[str, Any]
         app.summary(f"verify: {checked} checked, {found['found']} findings")
         if schema := found.get("schema"):
             app.summary(
-                f"the schema is that of {schema['migrations'][-1]}, its fingerprint {schema['fingerprint']}"
+                f"the schema is at migration {schema['migrations'][-1]}, fingerprint {schema['fingerprint']}"
             )
 
     app.result(document, text)
@@ -178,14 +178,14 @@ def config() -> None:
 
 
 @config.command("check")
-@click.option("--offline", is_flag=True, help="Ask the metadata store nothing.")
+@click.option("--offline", is_flag=True, help="Do not contact the metadata store.")
 @common_options
 @json_option
 @click.pass_obj
 def check(app: App, offline: bool) -> None:
-    """Check the settings, and ask the metadata store one cheap question.
+    """Check the settings, and send the metadata store one cheap query.
 
-    Every mistake is named at once, each with its path in the file.
+    All mistakes are printed at once, each with its path in the file.
     """
     import msgspec
 
@@ -207,13 +207,11 @@ def check(app: App, offline: bool) -> None:
     }
 
     def text() -> None:
-        app.summary(f"config: {loaded.path or 'no file: the built-in defaults'}: good")
+        app.summary(f"config: {loaded.path or 'no file: the built-in defaults'}: valid")
         if found:
-            takes = (
-                "takes variables" if found.takes_variables else "takes variables, unless it passes over them"
-            )
+            variables = "accepts variables" if found.takes_variables else "may ignore variables"
             codes = ", ".join(found.status_codes) or "none"
-            app.summary(f"metadata store: reachable, authorized, {takes}; status codes: {codes}")
+            app.summary(f"metadata store: reachable, authorized, {variables}; status codes: {codes}")
 
     app.result(document, text)
 
@@ -235,8 +233,8 @@ def server_status(app: App) -> None:
     folder = server_folder(app.settings)
     url = embedded.address(folder) if embedded.is_running(folder) and embedded.start(folder) else None
     document = {"folder": str(folder), "running": url is not None, "url": url}
-    said = f"running, for psql: {url}" if url else "not running"
-    app.result(document, lambda: app.summary(f"embedded server: {said}; data in {folder}"))
+    line = f"running, for psql: {url}" if url else "not running"
+    app.result(document, lambda: app.summary(f"embedded server: {line}; data in {folder}"))
 
 
 @server.command("stop")
@@ -259,7 +257,7 @@ def server_stop(app: App) -> None:
 
 
 @command("demo")
-@click.option("--store", is_flag=True, help="Only run the sample metadata store, until Ctrl-C.")
+@click.option("--store", is_flag=True, help="Run only the sample metadata store, until Ctrl-C.")
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
@@ -271,13 +269,13 @@ def server_stop(app: App) -> None:
     "--folder",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="FOLDER",
-    help="Where all is kept (default: a folder of the user's own).",
+    help="Where its files are kept (default: a folder of the user's own).",
 )
 @json_option
 def demo(app: App, store: bool, port: int, folder: Path | None) -> None:
     """Run the whole pipeline on a sample store of its own.
 
-    The database stays, for the commands that it names at the end.
+    The database stays, to try the commands that it prints at the end.
     """
     from l2inv.sample import demo
 
@@ -290,11 +288,19 @@ def demo(app: App, store: bool, port: int, folder: Path | None) -> None:
 
 @command("roles")
 @click.option(
-    "--owner", type=Actor(), help="Who owns and migrates the schema (default: SCHEMA_DATABASE_owner)."
+    "--owner",
+    type=Actor(),
+    help="The role that owns and migrates the schema (default: SCHEMA_DATABASE_owner).",
 )
-@click.option("--writer", type=Actor(), help="Who cron and science are (default: SCHEMA_DATABASE_writer).")
-@click.option("--reader", type=Actor(), help="Who reads the views alone (default: SCHEMA_DATABASE_reader).")
-@click.option("--apply", "applies", is_flag=True, help="Run it, all or nothing; else it is printed.")
+@click.option(
+    "--writer", type=Actor(), help="The role of cron and science (default: SCHEMA_DATABASE_writer)."
+)
+@click.option(
+    "--reader", type=Actor(), help="The role that only reads the views (default: SCHEMA_DATABASE_reader)."
+)
+@click.option(
+    "--apply", "applies", is_flag=True, help="Run the statements, all or nothing, instead of printing them."
+)
 @json_option  # fmt: skip
 def roles(app: App, owner: str | None, writer: str | None, reader: str | None, applies: bool) -> None:
     """Print or create the database roles and their privileges.
@@ -306,17 +312,19 @@ def roles(app: App, owner: str | None, writer: str | None, reader: str | None, a
     with app.connected() as (connection, _):
         names = named(connection, owner, writer, reader)
         if len(set(names)) < len(names):
-            raise click.UsageError("owner, writer and reader are three roles")
+            raise click.UsageError("owner, writer and reader must be three different roles")
         done = apply(connection, names) if applies else statements(connection, names)
-    said = f"roles: {names.owner} owns, {names.writer} writes, {names.reader} reads; grant them to those who log in"
+    line = (
+        f"roles: {names.owner} owns, {names.writer} writes, {names.reader} reads; grant them to login roles"
+    )
     app.result(
         {"statements": done, "applied": applies},
-        lambda: app.summary(said) if applies else click.echo("\n".join(done)),
+        lambda: app.summary(line) if applies else click.echo("\n".join(done)),
     )
 
 
 _verifies = click.option(
-    "--verify/--no-verify", "verifies", default=True, help="Verify the database afterwards."
+    "--verify/--no-verify", "verifies", default=True, help="Verify the database afterward."
 )
 
 
@@ -327,7 +335,7 @@ _verifies = click.option(
 def backup(app: App, file: Path, verifies: bool) -> None:
     """Back up the schema to a FILE with pg_dump, and verify.
 
-    FILE is in pg_dump's custom format, for its owner alone to read.
+    FILE is in pg_dump's custom format, and only its owner can read it.
     """
     from l2inv.record import backup
 
@@ -345,7 +353,7 @@ def backup(app: App, file: Path, verifies: bool) -> None:
 def restore(app: App, file: Path, verifies: bool) -> None:
     """Restore a backup FILE with pg_restore, and verify.
 
-    All or nothing, into a database that has no schema of that name. Each OP gets an event that says so.
+    All or nothing, into a database without a schema of that name. Each OP gets an event that records it.
     """
     from l2inv.database.connection import open_connection, translated
     from l2inv.record import backup
@@ -359,7 +367,7 @@ def restore(app: App, file: Path, verifies: bool) -> None:
             f"restore: schema {settings.database.schema} from {file}; for the roles run: l2inv roles --apply"
         )
     if unrecorded:
-        app.warn(f"restore: that it was restored could not be recorded: {unrecorded}")
+        app.warn(f"restore: the restore could not be recorded: {unrecorded}")
     with app.connected() as (connection, _):
         _verified(app, connection, done, verifies)
     if unrecorded:

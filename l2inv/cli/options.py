@@ -25,14 +25,14 @@ def _less(ctx: click.Context, param: click.Parameter, value: int) -> None:
 
 
 def common_options(command: F, *, from_environment: bool = False) -> F:
-    """Add the options that every command takes, before or after its name; an option of its own goes before one of them.
+    """Add the options that every command takes, before or after its name; a command's own option of the same name wins.
 
-    They stand last in its help. Only those before it may come from the environment: there, they must not outvote what
-    was typed.
+    They are last in its help. Only those before the command's name are read from the environment, so that what was typed
+    takes precedence.
     """
     own: list[click.Parameter] = getattr(command, "__click_params__", [])
     vars(command)["__click_params__"] = []
-    config = click.Path(readable=False)  # the settings say what is wrong with a file
+    config = click.Path(readable=False)  # loading reports what is wrong with a file
     env = {"actor": "L2INV_ACTOR", "config": "L2INV_CONFIG"} if from_environment else {}
     for option in (
         click.option("-q", "quiet", count=True, expose_value=False, callback=_less, help="Show only warnings and errors."),
@@ -49,7 +49,7 @@ def common_options(command: F, *, from_environment: bool = False) -> F:
 
 
 def json_option(command: F) -> F:
-    """Add --json to a command that reports."""
+    """Add --json to a command."""
     return click.option(
-        "--json", "as_json", is_flag=True, expose_value=False, callback=_common("json"), help="One JSON document on stdout."
+        "--json", "as_json", is_flag=True, expose_value=False, callback=_common("json"), help="Print one JSON document on stdout."
     )(command)  # fmt: skip

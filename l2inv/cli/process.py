@@ -1,4 +1,4 @@
-"""The process: commands found and run, signals unwound, every error on one line with its exit code."""
+"""The process: find and run commands, turn signals into exceptions, print every error on one line, set the exit code."""
 
 import io
 import re
@@ -17,20 +17,20 @@ from l2inv.errors import Busy, L2invError
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-# What a URL in a traceback may hold of secrets: user and password, and the values of its query.
+# Where a URL in a traceback may have secrets: user and password, and the values of its query.
 _IN_URLS = r"(://(?=[^/@\s]*@)|[?&]\w+=)[^@&\s'\"]+"
 
-LASTING = (1, 10)  # exit codes of what keeps a command from its work until it is fixed
-DID_ITS_WORK = (0, 4, 5)  # what was in the way of it is gone
+LASTING = (1, 10)  # exit codes of failures that last until somebody fixes them
+DID_ITS_WORK = (0, 4, 5)  # exit codes by which such a failure is over
 
-# A group without a command: since click 8.2 its help is an error's message.
+# A group without a command: since click 8.2, its help is the message of an error.
 _HELP = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 
 class Group(click.Group):
-    """The commands of l2inv in their sections, each imported when it is asked for.
+    """The commands of l2inv in their sections, each imported when it is needed.
 
-    Errors come out as the contract says: one line, or JSON, and the exit code of what happened.
+    Errors are printed as one line, or as JSON, and determine the exit code.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -56,7 +56,7 @@ class Group(click.Group):
                 formatter.write_dl([(name.ljust(longest), phrase) for name, (_, phrase) in commands.items()])
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **how: Any) -> Any:
-        """Run a command line; a usage error is printed as one line, under --json as a JSON document."""
+        """Run a command line; print a usage error as one line, or with --json as a JSON document."""
         open_what_is_closed()
         given = sys.argv[1:] if args is None else list(args)
         try:
@@ -77,7 +77,7 @@ class Group(click.Group):
                     print_on_stderr(f"l2inv: {message}; {hint}")
             except OSError:
                 mute(sys.stdout)
-        except OSError as problem:  # of the help
+        except OSError as problem:  # while printing help
             code = 1
             mute(sys.stdout)
             print_on_stderr(f"l2inv: stdout: {problem.strerror or problem}; fix that and run it again")
@@ -88,7 +88,7 @@ class Group(click.Group):
             return super().invoke(ctx)
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")  # a poor terminal shows what it can
+                stream.reconfigure(errors="backslashreplace")  # for terminals that are not UTF-8
         import signal
 
         app = ctx.ensure_object(App)
@@ -100,55 +100,57 @@ class Group(click.Group):
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
-            _tell_what_is_over(app, ctx)
+            _print_what_is_over(app, ctx)
             return result
         except Busy as problem:
             if app.by_the_clock and _is_within_limit(app, problem):
                 raise click.exceptions.Exit(problem.exit_code) from None
             _report(app, problem.exit_code, problem.message, problem.hint)
         except L2invError as problem:
-            _report(app, problem.exit_code, problem.message, problem.hint)
+            _report(app, problem.exit_code, problem.message, problem.hint, key=problem.key)
         except click.exceptions.Exit as end:
             if end.exit_code in DID_ITS_WORK:
-                _tell_what_is_over(app, ctx)
+                _print_what_is_over(app, ctx)
             raise
         except (click.ClickException, BrokenPipeError):
             raise
         except (KeyboardInterrupt, click.Abort, _Terminated):
-            _report(app, 1, "stopped", "run it again: nothing was left half-written", lasts=False)
+            _report(app, 1, "stopped", "run it again: nothing was left half-written")
         except OSError as problem:
             where = f"{problem.filename}: " if problem.filename else ""
-            _report(app, 1, f"{where}{problem.strerror or problem}", "fix that and run it again")
+            text = f"{where}{problem.strerror or problem}"
+            _report(app, 1, text, "fix that and run it again", key=text)
         except Exception as problem:
             text = " ".join(f"{type(problem).__name__}: {problem}".split())
-            _report(app, 1, f"unexpected: {text}", "run again with -vv and report what it prints")
+            key = f"unexpected: {type(problem).__name__}"
+            _report(app, 1, f"unexpected: {text}", "run again with -vv and report what it prints", key=key)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
 
 def _usage(problem: click.ClickException) -> tuple[str, str]:
-    """Return what is wrong with a command line, with the nearest name that there is, and where to read on."""
+    """Return what is wrong with a command line, with the nearest known name, and the help to read."""
     from l2inv.wording import clean
 
     ctx = getattr(problem, "ctx", None)
-    said = clean(" ".join(problem.message.split())).rstrip(".")  # it repeats what was typed
+    text = clean(" ".join(problem.message.split())).rstrip(".")  # may repeat what was typed
     if isinstance(problem, click.BadParameter):
-        vars(problem)["message"] = said
-        said = problem.format_message().rstrip(".")
+        vars(problem)["message"] = text
+        text = problem.format_message().rstrip(".")
     known = _known(problem, ctx)
-    typed = re.search(r"No such (?:command|option):? '?(.*?)'?$|'([^']*)' is not one of", said)
+    typed = re.search(r"No such (?:command|option):? '?(.*?)'?$|'([^']*)' is not one of", text)
     if known and typed:
         from difflib import get_close_matches
 
         near = get_close_matches(typed[1] or typed[2] or "", known, n=1, cutoff=0.5)
-        said += f", the nearest is {near[0]}" if near else ""
+        text += f", the nearest is {near[0]}" if near else ""
     command = ctx.command_path if ctx else "l2inv"
-    return said[:1].lower() + said[1:], f"see: {re.sub(r'^main', 'l2inv', command)} --help"
+    return text[:1].lower() + text[1:], f"see: {re.sub(r'^main', 'l2inv', command)} --help"
 
 
 def _known(problem: click.ClickException, ctx: click.Context | None) -> list[str]:
-    """Return the names among which the one that was mistyped is to be looked for."""
+    """Return the valid names in place of a mistyped one."""
     if isinstance(problem, click.NoSuchOption) and ctx:
         return [name for parameter in ctx.command.params for name in parameter.opts]
     param = getattr(problem, "param", None)
@@ -160,7 +162,7 @@ def _known(problem: click.ClickException, ctx: click.Context | None) -> list[str
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP, made to unwind like Ctrl-C, at which psycopg cancels the statement that runs."""
+    """SIGTERM or SIGHUP, handled like Ctrl-C: psycopg then cancels the running statement."""
 
 
 def _terminated(number: int, _: object) -> NoReturn:
@@ -175,12 +177,13 @@ def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def _report(app: App, code: int, message: str, hint: str, *, lasts: bool = True) -> NoReturn:
-    message, hint = app.unsaid(message), app.unsaid(hint)
+def _report(app: App, code: int, message: str, hint: str, key: str = "") -> NoReturn:
+    """Print an error and exit. Without a key, it is printed each time, also under cron."""
+    message, hint = app.redacted(message), app.redacted(hint)
     if app.verbosity > 1:
         import traceback
 
-        app.warn_lines(app.unsaid(re.sub(_IN_URLS, r"\1***", traceback.format_exc())))
+        app.warn_lines(app.redacted(re.sub(_IN_URLS, r"\1***", traceback.format_exc())))
     try:
         if app.json:
             _print_json(code, message, hint)
@@ -188,23 +191,25 @@ def _report(app: App, code: int, message: str, hint: str, *, lasts: bool = True)
     except OSError:
         mute(sys.stdout)
         app.json = False
-    if not app.json and (line := _line(app, code, f"{message}; {hint}" if hint else message, lasts=lasts)):
-        app.warn(line)
+    line = f"{message}; {hint}" if hint else message
+    if not app.json and (to_print := _to_print(app, code, app.redacted(key), line)):
+        app.warn(to_print)
     raise click.exceptions.Exit(code)
 
 
-def _line(app: App, code: int, line: str, *, lasts: bool) -> str | None:
-    """Return the line to print; None for a failure that lasts and was printed within a day."""
-    if not app.by_the_clock or code not in LASTING or not lasts:
+def _to_print(app: App, code: int, key: str, line: str) -> str | None:
+    """Return the line to print; None for a lasting failure that was already printed within a day."""
+    if not app.by_the_clock or code not in LASTING or not key:
         return line
     from datetime import UTC, datetime
 
     from l2inv.cli import failures
 
-    return failures.told(app.settings_file, _command(click.get_current_context()), line, datetime.now(UTC))
+    command = _command(click.get_current_context())
+    return failures.to_print(app.settings_file, command, key, line, datetime.now(UTC))
 
 
-def _tell_what_is_over(app: App, ctx: click.Context) -> None:
+def _print_what_is_over(app: App, ctx: click.Context) -> None:
     if app.by_the_clock:
         from l2inv.cli import failures
 
@@ -213,7 +218,7 @@ def _tell_what_is_over(app: App, ctx: click.Context) -> None:
 
 
 def _is_within_limit(app: App, busy: Busy) -> bool:
-    """Return whether the run that is at work has not been so for longer than the settings' limit."""
+    """Return whether the running run began less than monitoring.run_limit_hours ago."""
     from datetime import UTC, datetime, timedelta
 
     limit = timedelta(hours=app.settings.monitoring.run_limit_hours)

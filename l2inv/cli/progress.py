@@ -1,4 +1,4 @@
-"""How far long work has come: one line on a terminal's stderr, gone when the work is done; and what it waits for."""
+"""Progress of long work: one line on a terminal's stderr, removed when the work is done."""
 
 import time
 from typing import TYPE_CHECKING
@@ -7,13 +7,13 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
-FIRST_SECONDS = 0.5  # work that is done by then shows nothing, and does not wait for rich
+FIRST_SECONDS = 0.5  # shorter work shows nothing, and does not import rich
 EVERY_SECONDS = 0.1
-RATE_SECONDS = 3600  # over which the rate is taken at most: a single OP may take minutes
+RATE_SECONDS = 3600  # over which the rate is averaged: a single OP may take minutes
 
 
 class Line:
-    """Shows how much of what is done, at which rate, and how long the rest will take."""
+    """The progress line: how many are done, at which rate, and the time remaining."""
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -21,7 +21,7 @@ class Line:
         self.shown: Progress | None = None
 
     def __call__(self, done: int, of: int | None = None) -> None:
-        """Take note that so many are done, of so many where that is known. Fewer than before: another pass began."""
+        """Show that so many are done, of so many if known. Fewer than before mean that another pass began."""
         now = time.monotonic()
         if now < self.next:
             return
@@ -35,7 +35,7 @@ class Line:
         self.shown.start()
 
     def end(self) -> None:
-        """Take the line away."""
+        """Remove the line."""
         if self.shown and not self.shown.disable:
             self.shown.stop()
 
@@ -52,7 +52,7 @@ def _progress(what: str) -> "Progress":
             return Text("-/s" if speed is None else f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.1f}/s")
 
     console = Console(stderr=True)
-    whole = Column(no_wrap=True)  # on a narrow terminal, the bar alone gives way
+    whole = Column(no_wrap=True)  # on a narrow terminal, only the bar shrinks
     shown = progress.Progress(
         progress.BarColumn(bar_width=None),
         progress.TaskProgressColumn(),

@@ -1,4 +1,4 @@
-"""What was published: invert it again, withdraw it, export it."""
+"""Published inversions: reopen, withdraw, reinstate, adopt, export."""
 
 import os
 import stat
@@ -13,6 +13,7 @@ from l2inv.cli.app import command
 from l2inv.cli.arguments import Words, op_argument
 from l2inv.cli.context import App
 from l2inv.cli.options import json_option
+from l2inv.cli.streams import mute
 
 
 @command("reopen")
@@ -54,7 +55,7 @@ def withdraw(app: App, op: str, reason: str, inversion_ids: tuple[str, ...]) -> 
     """Mark inversions of an OP as bad.
 
     Readers of published_op and of the export see it there. The metadata store has no way to change or remove an
-    inversion: its record, the catalog and the files stay, and are named.
+    inversion: its record, its catalog entries and its files stay, and are listed.
     """
     from l2inv import wording
     from l2inv.record import event_log
@@ -63,10 +64,10 @@ def withdraw(app: App, op: str, reason: str, inversion_ids: tuple[str, ...]) -> 
     with app.connected() as (connection, _):
         op_id = event_log.resolve(connection, op)
         remains = cycles.withdraw(connection, op_id, reason, inversion_ids, app.actor)
-    told = [one["inversion_id"] for one in remains]
-    lines = [f"withdrew {', '.join(told)} of {op_id}, for readers of published_op and the export"]
+    withdrawn = [one["inversion_id"] for one in remains]
+    lines = [f"withdrew {', '.join(withdrawn)} of {op_id}, for readers of published_op and the export"]
     app.result(
-        {"op_id": op_id, "withdrawn": told, "remains": remains},
+        {"op_id": op_id, "withdrawn": withdrawn, "remains": remains},
         lambda: app.summaries(lines + [wording.remains(one) for one in remains]),
     )
 
@@ -86,9 +87,10 @@ def reinstate(app: App, op: str, reason: str, inversion_ids: tuple[str, ...]) ->
 
     with app.connected() as (connection, _):
         op_id = event_log.resolve(connection, op)
-        told = cycles.reinstate(connection, op_id, reason, inversion_ids, app.actor)
+        reinstated = cycles.reinstate(connection, op_id, reason, inversion_ids, app.actor)
     app.result(
-        {"op_id": op_id, "reinstated": told}, lambda: app.summary(f"reinstated {', '.join(told)} of {op_id}")
+        {"op_id": op_id, "reinstated": reinstated},
+        lambda: app.summary(f"reinstated {', '.join(reinstated)} of {op_id}"),
     )
 
 
@@ -96,14 +98,12 @@ def reinstate(app: App, op: str, reason: str, inversion_ids: tuple[str, ...]) ->
 @op_argument
 @click.argument("inversion_id", metavar="INVERSION", type=Words())
 @click.option("--reason", type=Words(), required=True, help="Why.")
-@click.option(
-    "--beside", is_flag=True, help="It is another inversion of the same data: the OP's own is published too."
-)
+@click.option("--beside", is_flag=True, help="Keep it beside the OP's own inversion, which is published too.")
 @json_option
 def adopt(app: App, op: str, inversion_id: str, reason: str, beside: bool) -> None:
-    """Count an inversion that only the store holds as an OP's.
+    """Record an inversion that only the store has as an OP's.
 
-    It becomes the OP's present one, which must be inverted; or, with --beside, it is kept beside that one, in any state.
+    It becomes the OP's present inversion; the OP must be inverted. With --beside, it is recorded in addition to the OP's own, in any state.
     """
     from l2inv.queries import observing_programs
     from l2inv.record import event_log
@@ -113,12 +113,12 @@ def adopt(app: App, op: str, inversion_id: str, reason: str, beside: bool) -> No
         op_id = event_log.resolve(connection, op)
         cycles.adopt(connection, settings, op_id, inversion_id, beside, reason, app.actor)
         found = observing_programs.show(connection, op_id, app.settings.qualification)
-    said = (
-        f"{inversion_id} stands beside the inversions of {op_id}"
+    line = (
+        f"{inversion_id} is recorded beside the inversions of {op_id}"
         if beside
         else f"{inversion_id} is the inversion of {op_id}; run: l2inv publish"
     )
-    app.result(found, lambda: app.summary(said))
+    app.result(found, lambda: app.summary(line))
 
 
 @command("export")
@@ -141,7 +141,7 @@ def adopt(app: App, op: str, inversion_id: str, reason: str, beside: bool) -> No
 def export(app: App, form: str, after: int) -> None:
     """Print every inversion that was published.
 
-    Read on from the last event_id with --after.
+    To continue from an earlier export, pass its last event_id to --after.
     """
     from l2inv.queries import export
 
@@ -153,19 +153,17 @@ def export(app: App, form: str, after: int) -> None:
             return
         try:
             with app.progress("inversions") as progress:
-                told: Iterable[dict[str, Any]] = rows
+                printed: Iterable[dict[str, Any]] = rows
                 if app.shows_progress and _into_a_file():
-                    told = _counted(rows, progress, export.count(connection, after))
-                export.FORMATS[form](told, sys.stdout)
+                    printed = _counted(rows, progress, export.count(connection, after))
+                export.FORMATS[form](printed, sys.stdout)
             sys.stdout.flush()
-        except (
-            BrokenPipeError
-        ):  # the reader has seen enough; tried again at exit, it would end in a traceback
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except BrokenPipeError:  # the reader has seen enough
+            mute(sys.stdout)
 
 
 def _into_a_file() -> bool:
-    """Return whether stdout is a file: a program that reads it may write to the same terminal itself."""
+    """Return whether stdout is a file: a program in a pipe may write to the same terminal."""
     return stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode)
 
 

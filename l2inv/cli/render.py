@@ -1,4 +1,4 @@
-"""How results are laid out: plain columns in a pipe; on a terminal, `terminal` does it."""
+"""Layout of results: plain columns in a pipe; on a terminal, by the module `terminal`."""
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -6,12 +6,12 @@ from itertools import islice
 
 from l2inv import wording
 
-AT_ONCE = 500  # rows that are laid out together while they come
-NOTHING = ("", "-")  # cells that say nothing
+AT_ONCE = 500  # rows of a stream laid out together
+NOTHING = ("", "-")  # cells without a value
 
 
 def width() -> int | None:
-    """Return how many columns the terminal has that stdout is; None where it is none."""
+    """Return the terminal's width in columns; None where stdout is not a terminal."""
     if sys.stdout is None or not sys.stdout.isatty():  # None where it was closed: l2inv … >&-
         return None
     from l2inv.cli import terminal
@@ -20,7 +20,7 @@ def width() -> int | None:
 
 
 def paragraph(text: str, indent: int = 0, style: str = "", hang: int = 0) -> None:
-    """Print a text so far to the right; on a terminal, the lines after the first `hang` further, and in that style."""
+    """Print a text indented by so many columns; on a terminal, in a style, its lines after the first by `hang` more."""
     text = wording.clean(text).rstrip()
     if width() is None:
         print(" " * indent + text, flush=True)  # noqa: T201 - stdout is where the result goes, before a warning
@@ -39,8 +39,8 @@ def table(
     title: int = 0,
     short: Mapping[str, str] | None = None,
 ) -> None:
-    """Print rows under headings, the numbers of the columns in `right` under each other; a terminal that is too narrow
-    for them gets what is `short` for a first cell, then a card for each row, under the cell that is its title."""
+    """Print rows under headings, the columns in `right` aligned to the right. On a terminal that is too narrow, first
+    cells are replaced by their `short` form, then each row becomes a card under its cell number `title`."""
     texts = _texts(rows)
     if width() is None:
         _print_plain([columns, *texts], [name in right for name in columns])
@@ -56,9 +56,9 @@ def stream(
     right: Sequence[str],
     short_of: Callable[[list[str]], Mapping[str, str]],
 ) -> None:
-    """Print rows as a table while they come, in bounded memory; `short_of` returns what is short for first cells.
+    """Print rows as a table as they arrive, in bounded memory; `short_of` returns the short forms of first cells.
 
-    In a pipe, the columns are as wide as the first rows need. On a terminal, the headings come again now and then.
+    In a pipe, the columns are as wide as the first rows need. On a terminal, the headings are repeated.
     """
     coming = iter(rows)
     widths: list[int] | None = None
@@ -75,15 +75,15 @@ def stream(
 def listing(
     columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str], short: Mapping[str, str]
 ) -> None:
-    """Print rows as a table in which what is the same in every row is said once, above it.
+    """Print rows as a table; a column with one value in every row is printed once, above it.
 
-    A terminal that is too narrow for a column gets it below each row.
+    On a narrow terminal, the columns that do not fit are printed below each row.
     """
     texts = _texts(rows)
     same = [i for i in range(1, len(columns)) if len(texts) > 1 and len({row[i] for row in texts}) == 1]
-    told = [f"{columns[i]} {texts[0][i]}" for i in same if texts[0][i] not in NOTHING]
-    if told:
-        paragraph(f"in all: {'; '.join(told)}")
+    common = [f"{columns[i]} {texts[0][i]}" for i in same if texts[0][i] not in NOTHING]
+    if common:
+        paragraph(f"in all: {'; '.join(common)}")
     left = [i for i in range(len(columns)) if i not in same]
     names, texts = [columns[i] for i in left], [[row[i] for i in left] for row in texts]
     if width() is None:
@@ -101,7 +101,7 @@ def _texts(rows: Iterable[Sequence[object]]) -> list[list[str]]:
 def _print_plain(
     rows: Sequence[Sequence[str]], to_the_right: Sequence[bool], widths: list[int] | None = None
 ) -> list[int]:
-    """Print rows in columns of these widths, or else as wide as they need; return the widths."""
+    """Print rows in columns of these widths, or else as wide as needed; return the widths."""
     widths = widths or [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = zip(row, widths, to_the_right, strict=True)
@@ -111,7 +111,7 @@ def _print_plain(
 
 
 def fields(pairs: Iterable[tuple[str, object]]) -> None:
-    """Print names and values under each other."""
+    """Print names and values in two columns."""
     texts = [(name, wording.clean(value).strip()) for name, value in pairs]
     if width() is None:
         _print_plain(texts, [False, False])

@@ -1,6 +1,5 @@
-"""The page that people look at instead of asking."""
+"""The status report as an HTML page."""
 
-import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +9,7 @@ import click
 from l2inv.cli.app import command
 from l2inv.cli.context import App
 from l2inv.cli.options import json_option
+from l2inv.cli.streams import mute
 
 
 @command("report")
@@ -21,34 +21,34 @@ from l2inv.cli.options import json_option
     default=5000,
     show_default=True,
     metavar="N",
-    help="A line for each of the N OPs observed last; all are counted.",
+    help="List the N OPs observed last; the counts are of all.",
 )
 @click.option(
     "--mode",
     type=click.Choice(["600", "640", "604", "644"]),
     default="600",
     show_default=True,
-    help="The FILE's permissions: 644 where a web server of another user's shows it.",
+    help="The FILE's permissions: 644 if a web server of another user serves it.",
 )
 @json_option  # fmt: skip
 def report(app: App, file: Path, lines: int, mode: str) -> None:
     """Write a status report as one HTML FILE.
 
-    It is put in place of the last one as a whole, for an internal web server to show; - is stdout.
+    It replaces an earlier one atomically, for an internal web server to serve; - is stdout.
     """
     from l2inv import wording
-    from l2inv.queries.report import snapshot as room
+    from l2inv.queries.report import snapshot
 
     now = datetime.now(UTC)
     if str(file) == "-":
         if app.json:
-            raise click.UsageError("--json tells of a FILE that was written; name one")
+            raise click.UsageError("--json describes a FILE that was written; name one")
         with app.reading() as (connection, settings):
-            html, _ = room.report(connection, settings, now, lines)
+            html, _ = snapshot.report(connection, settings, now, lines)
         _print(html)
         return
     with app.reading() as (connection, settings):
-        done = room.written(connection, settings, now, lines, file, int(mode, 8))
+        done = snapshot.written(connection, settings, now, lines, file, int(mode, 8))
     app.result(
         done,
         lambda: app.summary(f"report: {wording.plural(done['ops'], 'OP')}, {done['bytes']} bytes in {file}"),
@@ -59,5 +59,5 @@ def _print(html: str) -> None:
     try:
         sys.stdout.buffer.write(html.encode())
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough; tried again at exit, it would end in a traceback
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader has seen enough
+        mute(sys.stdout)

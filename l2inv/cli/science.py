@@ -1,4 +1,4 @@
-"""Science's commands: what is next, who holds it, when it is due."""
+"""Science's commands: claim, hand over, take over, hold, prioritize, note, release."""
 
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def due(settings: "Settings", duration: timedelta | None) -> datetime:
-    """Return when a claim of that length is due; the settings say how long one is that names none."""
+    """Return when a claim of that length, or else of deadlines.working_days, is due."""
     length = duration or timedelta(days=settings.deadlines.working_days)
     return datetime.now(UTC).replace(microsecond=0) + length
 
@@ -33,26 +33,28 @@ def _claim(app: App, op: str, duration: timedelta | None) -> None:
         claimed = claiming.claim(connection, op_id, app.actor, due_at, extend=duration is not None)
         found = observing_programs.show(connection, op_id, app.settings.qualification)
         put_names(app, connection, found)
-    said = (
+    line = (
         f"claimed {op_id} for {app.actor}"
         if claimed
-        else f"{op_id} is yours for longer"
+        else f"{op_id} is yours, extended"
         if duration
         else f"{op_id} is yours already"
     )
     until = f", due {wording.due(found['due_at'])}" if found["due_at"] else ""
-    app.result(found, lambda: app.summaries([said + until, *wording.names(found["inversions"])]))
+    app.result(found, lambda: app.summaries([line + until, *wording.names(found["inversions"])]))
 
 
 def put_names(app: App, connection: "Connection", op: dict[str, Any]) -> None:
-    """Put the names of the inversions into the OP's input bundle, where its folder is at hand."""
+    """Write the names of the inversions into the OP's input bundle, if its folder is mounted here."""
     from l2inv.stages.preprocess import clean
 
     try:
         named = [one for one in op["inversions"] if "published_at" not in one]
         clean.write_names(connection, op["op_id"], named)
     except OSError as problem:
-        app.warn(f"{op['op_id']}: its bundle lacks the inversions' names: {problem.strerror or problem}")
+        app.warn(
+            f"{op['op_id']}: the inversions' names could not be written to its bundle: {problem.strerror or problem}"
+        )
 
 
 for_option = click.option(
@@ -85,7 +87,7 @@ def mark_working(app: App, op: str, duration: timedelta | None) -> None:
 @op_argument
 @click.option("--to", type=Actor(), required=True, help="The new holder.")
 @click.option("--reason", type=Words(), help="Why.")
-@click.option("--force", is_flag=True, help="Allow a name that is not known yet.")
+@click.option("--force", is_flag=True, help="Allow a person without earlier events.")
 @for_option
 @json_option
 def hand_over(
@@ -176,9 +178,9 @@ def unhold(app: App, op: str, reason: str | None) -> None:
     type=click.IntRange(-1000, 1000),
     metavar="N",
     required=True,
-    help="Higher is sooner; 0 is usual.",
+    help="Higher is sooner; 0 is the default.",
 )
-@click.option("--reason", type=Words(), required=True, help="Why it is to come sooner or later.")
+@click.option("--reason", type=Words(), required=True, help="Why it has this priority.")
 @json_option
 def prioritize(app: App, op: str, priority: int, reason: str) -> None:
     """Set how soon an OP is worked on.

@@ -1,7 +1,7 @@
 """Every command by who uses it, as `l2inv --help` and docs/reference.md show them: the module of l2inv.cli that holds it,
 and the first sentence of its docstring.
 
-A process imports the module of the command that it runs, and no other; help alone imports none.
+A process imports only the module of the command that it runs; help imports none.
 """
 
 SECTIONS = {
@@ -11,10 +11,10 @@ SECTIONS = {
         "preprocess": ("stages", "Run the configured command for each invertible OP."),
         "mark-working": ("science", "Record that the actor works on an OP: the stage form of claim."),
         "mark-inverted": ("handoff", "Record that an OP that you hold is inverted: the ready event."),
-        "inbox": ("handoff", "Take the ready files that science drops into a folder."),
-        "publish": ("stages", "Bring each inversion to the portal, recorded in the store once."),
+        "inbox": ("handoff", "Record the ready files that science puts into a folder."),
+        "publish": ("stages", "Publish each inversion, recorded in the store exactly once."),
     },
-    "Science: what to invert, and whose it is": {
+    "Science: what to invert, and who does it": {
         "next": ("choosing", "List the OPs to invert next, the most urgent first."),
         "claim": ("science", "Take an OP to work on: exactly one person gets it."),
         "release": ("science", "Release a claimed OP for others to claim."),
@@ -27,7 +27,7 @@ SECTIONS = {
         "unhold": ("science", "Take an OP off hold; it continues where it stopped."),
         "overrule": ("verdicts", "Override a verdict until the OP's datasets change."),
         "files": ("files", "List an OP's intermediate files."),
-        "unmark": ("mistakes", "Take a ready event back: its holder works on it again."),
+        "unmark": ("mistakes", "Cancel a ready event: the holder works on the OP again."),
         "amend": ("mistakes", "Correct the ready event of an OP that you inverted."),
         "check": ("files", "Check the files of an OP's inversions."),
         "reopen": ("published", "Start a new cycle of an OP: it is to be inverted again."),
@@ -42,7 +42,7 @@ SECTIONS = {
         "log": ("log", "Show the events of all OPs, newest last."),
         "runs": ("log", "Show the runs of all stages and how they ended, newest last."),
         "explain": ("verdicts", "Explain an OP's verdict, criterion by criterion."),
-        "near-misses": ("verdicts", "List the OPs that fail on one criterion alone."),
+        "near-misses": ("verdicts", "List the OPs that fail on exactly one criterion."),
         "completeness": ("verdicts", "Show after how many quiet days no further dataset came."),
         "criteria": ("verdicts", "List the versions of the criteria used for verdicts."),
         "overdue": ("deadlines", "Show the OPs past their deadline, by owner."),
@@ -56,7 +56,7 @@ SECTIONS = {
         "server": ("operator", "The embedded PostgreSQL server (database.url: embedded)."),
         "retry": ("operator", "Bring OPs back from error to the state before it."),
         "quarantine": ("operator", "List the records of the store that could not be read."),
-        "adopt": ("published", "Count an inversion that only the store holds as an OP's."),
+        "adopt": ("published", "Record an inversion that only the store has as an OP's."),
         "digest": ("deadlines", "Show or send each owner's list of what needs attention."),
         "clean": ("files", "Remove the intermediate files of OPs published long ago."),
         "verify": ("operator", "Verify the event log's integrity."),

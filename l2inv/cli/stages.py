@@ -60,14 +60,14 @@ def _scan(app: App, since_last: bool, allow_withdrawals: bool) -> None:
     "--what-if",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write nothing: show what the criteria of another settings file would change.",
+    help="Show what the criteria of another settings file would change; write nothing.",
 )
 @json_option  # fmt: skip
 def qualify(app: App, as_of: datetime | None, what_if: Path | None) -> None:
     """Judge each quiet OP by the criteria of invertibility."""
     if what_if is not None:
         if as_of is not None:
-            raise click.UsageError("--what-if judges complete OPs and others alike: leave out --as-of")
+            raise click.UsageError("--what-if judges all OPs, complete or not: leave out --as-of")
         _what_if(app, what_if)
         return
     with app.monitored("qualify"):
@@ -121,11 +121,11 @@ def preprocess(app: App) -> None:
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Send and write nothing: show what would be published, and what is against it.",
+    help="Show what would be published, and what prevents it; send and write nothing.",
 )
 @json_option  # fmt: skip
 def publish(app: App, dry_run: bool) -> None:
-    """Bring each inversion to the portal, recorded in the store once."""
+    """Publish each inversion, recorded in the store exactly once."""
     from l2inv.stages.publish.publish import publish
 
     if dry_run:
@@ -175,7 +175,7 @@ def _run_stage(app: App, stage: Callable[..., Any]) -> None:
 
 
 def _end(app: App, found: Any) -> None:
-    """Print a stage's report and its warnings, and exit with 4 where OPs failed."""
+    """Print a stage's report and its warnings, and exit with 4 if OPs failed."""
     import msgspec
 
     report = msgspec.to_builtins(found)

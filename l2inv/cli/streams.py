@@ -1,4 +1,4 @@
-"""The standard streams: what is closed is opened, what takes nothing more is muted."""
+"""The standard streams: open those that are closed, mute those that cannot be written."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ import click
 
 
 def print_on_stderr(line: str) -> None:
-    """What stderr does not take, as on a full disk, nobody can be told; the exit code still says how it ended."""
+    """Print a line on stderr; if that fails, as on a full disk, only the exit code remains."""
     try:
         click.echo(line, err=True)
     except OSError:
@@ -16,18 +16,18 @@ def print_on_stderr(line: str) -> None:
 
 
 def mute(*streams: TextIO) -> None:
-    """Let streams that take nothing more take all: tried again at exit, it would end in a traceback and in 120."""
+    """Redirect streams that cannot be written to /dev/null: Python's flush at exit would end in a traceback and 120."""
     for stream in streams:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def open_what_is_closed() -> None:
-    """Where l2inv was started with a standard stream closed, a connection would get its number, and what is printed."""
+    """Open closed standard streams on /dev/null: else a connection would get the number, and the output."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "w"))

@@ -1,6 +1,6 @@
-"""How things look on a terminal, by rich: as wide as it is at most, in colour where nobody objects.
+"""Layout on a terminal, with rich: at most as wide as the terminal, in color unless NO_COLOR is set.
 
-What may be copied, such as an OP's id, is never broken: a word that is longer than a line stands alone on its own.
+Words that a reader may copy, such as an OP's id, are never broken: one longer than the line gets a line of its own.
 """
 
 import os
@@ -19,31 +19,31 @@ from rich.text import Text
 STYLE = {"error": "red", "working": "yellow", "preprocessed": "cyan", "published": "green"}  # of states
 STYLE |= {"pass": "green", "fail": "red", "warn": "yellow", "unknown": "yellow"}  # of criteria
 GAP = 2  # between columns
-NARROWEST = 16  # a column is not folded into less
+NARROWEST = 16  # columns; none is folded to less
 
 
 def console() -> Console:
-    """Return rich's console of stdout, which interprets nothing that it prints."""
+    """Return rich's console for stdout, with markup, highlighting and emoji off."""
     return _console(sys.stdout, bool(os.environ.get("NO_COLOR")))
 
 
 @lru_cache(maxsize=1)
 def _console(stream: TextIO, plain: bool) -> Console:
-    # Left to itself, rich would leave out the colours, but neither bold nor dim.
+    # By itself, rich would drop the colors, but keep bold and dim.
     system: Literal["auto"] | None = None if plain else "auto"
     return Console(file=stream, color_system=system, markup=False, highlight=False, emoji=False)
 
 
 def paragraph(text: Text, indent: int = 0, hang: int = 0) -> None:
-    """Print a text so far to the right, and the lines after the first `hang` further."""
+    """Print a text indented by so many columns, and its lines after the first by `hang` more."""
     first, *others = folded(text, console().width - indent - hang)
     _print([first], indent)
     _print(others, indent + hang)
 
 
 def folded(text: Text, columns: int) -> list[Text]:
-    """Return a text in lines of so many columns, broken at blanks alone."""
-    text.overflow = "ignore"  # leaves a word whole that is too long
+    """Return a text wrapped to so many columns, at spaces only."""
+    text.overflow = "ignore"  # keeps a word whole that is too long
     return list(text.wrap(console(), columns))
 
 
@@ -51,7 +51,7 @@ def _print(lines: Iterable[Text], indent: int = 0) -> None:
     out = console()
     for line in lines:
         indented = Text.assemble(" " * indent, line)
-        indented.rstrip()  # else the blanks would be copied with the text
+        indented.rstrip()  # else the spaces would be copied with the text
         out.print(indented, soft_wrap=True)
 
 
@@ -62,8 +62,8 @@ def table(
     title: int,
     short: Mapping[str, str],
 ) -> None:
-    """Print rows under headings; where the terminal is too narrow for that, what is `short` for their first cells, and
-    where it still is, each as its title and the rest below it."""
+    """Print rows under headings. If the terminal is too narrow, replace first cells by their `short` form; if it still
+    is, print each row as its title with the other cells below."""
     if short and sum(_widths([columns, *rows])) + GAP * (len(columns) - 1) > console().width:
         rows = [[short.get(first, first), *others] for first, *others in rows]
     headings = [Text(name, "bold") for name in columns]
@@ -77,29 +77,29 @@ def table(
         named = list(zip(columns, row, strict=True))
         _, heading = named.pop(title)
         paragraph(Text(heading, f"bold {_style(heading)}"))
-        said = [
+        others = [
             Text.assemble(f"{name} " if name else "", _styled(text))
             for name, text in named
             if text not in ("", "-")
         ]
-        if said:
-            paragraph(Text("; ").join(said), GAP)
+        if others:
+            paragraph(Text("; ").join(others), GAP)
 
 
 def listing(
     columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str], short: Mapping[str, str]
 ) -> None:
-    """Print rows under headings, as many columns as there is room for, and below each row what the others hold.
+    """Print rows under headings, as many columns as fit the terminal, and below each row its other cells.
 
-    What is `short` for the first cells stands there where not every column has room beside them.
+    Where not every column fits, the first cells are replaced by their `short` form.
     """
-    room = console().width
-    if sum(_widths([columns, *rows])) + GAP * (len(columns) - 1) > room:
+    width = console().width
+    if sum(_widths([columns, *rows])) + GAP * (len(columns) - 1) > width:
         rows = [[short.get(first, first), *others] for first, *others in rows]
     widths = _widths([columns, *rows])
     beside, taken = [0], widths[0]
     for i in range(1, len(columns)):
-        if taken + GAP + widths[i] <= room:
+        if taken + GAP + widths[i] <= width:
             beside.append(i)
             taken += GAP + widths[i]
 
@@ -129,7 +129,7 @@ def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
 
 
 def fields(pairs: Sequence[tuple[str, str]]) -> None:
-    """Print names and values, each value beside its name, or below it where one of its words needs the whole line."""
+    """Print names and values, each value beside its name, or below it if one of its words needs the whole line."""
     longest = max(len(name) for name, _ in pairs)
     for name, text in pairs:
         lines = _columns([[Text(name.ljust(longest), "dim"), _styled(text)]], [False, False])
@@ -137,9 +137,9 @@ def fields(pairs: Sequence[tuple[str, str]]) -> None:
 
 
 def _columns(rows: Sequence[Sequence[Text]], to_the_right: Sequence[bool]) -> list[Text]:
-    """The lines of rows whose cells stand under each other, folded at blanks; none where there is no room for that.
+    """Return rows as lines of aligned columns, wrapped at spaces; no lines if the terminal is too narrow for that.
 
-    Left to itself, rich would make the widest column narrower, whatever words it holds.
+    The widths are computed here, because rich would narrow the widest column and break its words.
     """
     out = console()
     measured = [measure_renderables(out, out.options, cells) for cells in zip(*rows, strict=True)]
@@ -150,12 +150,12 @@ def _columns(rows: Sequence[Sequence[Text]], to_the_right: Sequence[bool]) -> li
         return []
     grid = Table.grid(padding=(0, GAP, 0, 0), pad_edge=True)
     for low, (_, whole), right in zip(least, measured, to_the_right, strict=True):
-        share = (whole - low) * spare // max(wanted, 1)
-        grid.add_column(width=low + share, justify="right" if right else "default", overflow="fold")
+        more = (whole - low) * spare // max(wanted, 1)
+        grid.add_column(width=low + more, justify="right" if right else "default", overflow="fold")
     for row in rows:
         grid.add_row(*row)
-    room = out.options.update_width(out.width + GAP)  # for the gap behind the last column, too
-    lines = Segment.split_lines(out.render(grid, room))
+    options = out.options.update_width(out.width + GAP)  # the gap after the last column included
+    lines = Segment.split_lines(out.render(grid, options))
     return [Text.assemble(*((part.text, part.style or "") for part in line)) for line in lines]
 
 

@@ -1,4 +1,4 @@
-"""Why an OP is what it was judged to be, what would change it, and how long to wait before judging."""
+"""Verdicts: explained, overruled, missed by one criterion; and when OPs are complete."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ BAR_COLUMNS = 40
 def explain(app: App, op: str) -> None:
     """Explain an OP's verdict, criterion by criterion.
 
-    What was measured, what is required, and by how much it passes or fails; and what to be warned of.
+    What was measured, what is required, and by how much it passes or fails; and warnings.
     """
     from l2inv.queries import verdicts
     from l2inv.record import event_log
@@ -71,9 +71,9 @@ def _print_verdict(found: dict[str, Any]) -> None:
 @command("near-misses")
 @json_option
 def near_misses(app: App) -> None:
-    """List the OPs that fail on one criterion alone.
+    """List the OPs that fail on exactly one criterion.
 
-    With what was measured and by how much it missed.
+    With the measured value and by how much it failed.
     """
     from l2inv.queries import verdicts
 
@@ -89,7 +89,9 @@ def _print_near_misses(found: list[dict[str, Any]], tails: dict[str, str]) -> No
 
     if not found:
         click.echo("no OP fails on exactly one criterion")
-    for criterion in found:
+    for number, criterion in enumerate(found):
+        if number:
+            click.echo()
         ops = criterion["ops"]
         render.paragraph(f"{criterion['name']}: {wording.count(ops, 'OP')}")
         rows = [
@@ -105,7 +107,6 @@ def _print_near_misses(found: list[dict[str, Any]], tails: dict[str, str]) -> No
         render.table(
             ("OP", "program", "measured", "required", "margin"), rows, right=("margin",), short=tails
         )
-        click.echo()
 
 
 @command("criteria")
@@ -114,7 +115,7 @@ def _print_near_misses(found: list[dict[str, Any]], tails: dict[str, str]) -> No
 def criteria(app: App, pair: tuple[str, ...]) -> None:
     """List the versions of the criteria used for verdicts.
 
-    With OLD and NEW, show what differs between the two.
+    With OLD and NEW, show how the two differ.
     """
     from l2inv.domain import criteria
     from l2inv.queries import verdicts
@@ -164,7 +165,7 @@ def _print_versions(versions: list[dict[str, Any]], present: str) -> None:
     columns = ("version", "first used (UTC)", "verdicts", "newest of OPs", "")
     render.table(columns, rows, right=("verdicts", "newest of OPs"))
     if all(v["criteria_version"] != present for v in versions):
-        render.paragraph(f"the present settings ({present}) have judged nothing yet")
+        render.paragraph(f"nothing has been judged yet by the present settings ({present})")
 
 
 @command("completeness")
@@ -172,7 +173,7 @@ def _print_versions(versions: list[dict[str, Any]], present: str) -> None:
 def completeness(app: App) -> None:
     """Show after how many quiet days no further dataset came.
 
-    To choose completeness.quiet_days by.
+    Use it to choose completeness.quiet_days.
     """
     from l2inv.queries import verdicts
 
@@ -187,31 +188,31 @@ def _print_completeness(found: dict[str, Any], quiet_days: float) -> None:
     from l2inv.cli import render
 
     if not found["ops"]:
-        click.echo("no dataset is recorded yet; run: l2inv scan")
+        click.echo("no datasets yet; run: l2inv scan")
         return
     render.paragraph("OPs without a late dataset after so many quiet days:")
     click.echo()
-    days = [f"{share['quiet_days']:g}" for share in found["instruments"][0]["shares"]]
+    days = [f"{s['quiet_days']:g}" for s in found["instruments"][0]["shares"]]
     rows = [(i["name"], i["ops"], *(_percent(s["share"]) for s in i["shares"])) for i in found["instruments"]]
     render.table(("", "OPs", *days), rows, right=("OPs", *days))
-    room = min(BAR_COLUMNS, (render.width() or 80) - 32)
+    columns = min(BAR_COLUMNS, (render.width() or 80) - 32)
     for group in found["instruments"][:2]:
         click.echo()
         render.paragraph(f"{group['name']}, {wording.plural(group['ops'], 'OP')}:")
         for day, s in zip(days, group["shares"], strict=True):
-            bar = wording.bar(s["share"], room)
+            bar = wording.bar(s["share"], columns)
             mark = "  <- quiet_days" if s["quiet_days"] == quiet_days else ""
-            click.echo(f"{day:>8} {bar.ljust(room)} {_percent(s['share']):>6}{mark}")
+            click.echo(f"{day:>8} {bar.ljust(columns)} {_percent(s['share']):>6}{mark}")
 
 
-def _percent(share: float) -> str:
-    return f"{share:.0%}" if share in (0, 1) else f"{share:.1%}"
+def _percent(fraction: float) -> str:
+    return f"{fraction:.0%}" if fraction in (0, 1) else f"{fraction:.1%}"
 
 
 @command("overrule")
 @op_argument
-@click.option("--invertible/--not-invertible", default=None, help="What the OP is to count as.")
-@click.option("--reason", type=Words(), required=True, help="Why the verdict does not hold.")
+@click.option("--invertible/--not-invertible", default=None, help="What to treat the OP as.")
+@click.option("--reason", type=Words(), required=True, help="Why the verdict is wrong.")
 @click.option(
     "--instrument-program",
     "programs",
@@ -228,7 +229,7 @@ def overrule(app: App, op: str, invertible: bool | None, reason: str, programs: 
     from l2inv.stages import qualify
 
     if invertible is None:
-        raise click.UsageError("say which: --invertible or --not-invertible")
+        raise click.UsageError("choose one: --invertible or --not-invertible")
     with app.connected() as (connection, _):
         op_id = event_log.resolve(connection, op)
         qualify.overrule(connection, op_id, invertible, reason, programs, app.actor)

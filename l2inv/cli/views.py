@@ -1,4 +1,4 @@
-"""What people look at: lists, one OP, its history, how things stand."""
+"""One OP, its history, and the status of all."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,12 +10,12 @@ from l2inv.cli.arguments import MaxAge, op_argument
 from l2inv.cli.context import App
 from l2inv.cli.options import json_option
 
-# How a stage is run again that needs more than its name.
+# The commands that run a stage again where they need more than its name.
 AGAIN = {
     "inbox": "l2inv inbox DIR",
     "digest": "l2inv digest --send",
 }
-STALE = timedelta(days=2)  # cron scans every night; after two somebody has to look
+STALE = timedelta(days=2)  # cron scans every night; two missed nights need attention
 
 
 @command("show")
@@ -55,7 +55,7 @@ def _print_op(op: dict[str, Any]) -> None:
         ("experiment", op["experiment_id"] or "-"),
         ("priority", op["priority"]),
         ("observed", wording.moment(op["start_time"])),
-        ("r0", f"{wording.centimetres(op['fried_parameter_med_m'])}, {op['r0_class']}; p25-p75 {wording.quartiles(op)} cm" if op["r0_class"] != "unknown" else "unknown"),
+        ("r0", f"{wording.centimeters(op['fried_parameter_med_m'])}, {op['r0_class']}; p25-p75 {wording.quartiles(op)} cm" if op["r0_class"] != "unknown" else "unknown"),
         ("AO locked", wording.percent(op["ao_fraction"])),
         ("length", f"{wording.number(op['minutes'])} minutes, {wording.number(op['frame_count'])} frames"),
         ("exposure", f"{wording.interval(op['exposure_min_ms'], op['exposure_max_ms'])} ms"),
@@ -121,18 +121,20 @@ def _print_op(op: dict[str, Any]) -> None:
         render.paragraph(first + (f" (… {wording.count(more, 'more paragraph')}: --json)" if more else ""))
 
 
-def _inversion(told: dict[str, Any]) -> str:
+def _inversion(inversion: dict[str, Any]) -> str:
     from l2inv import wording
 
-    if "published_at" not in told:  # named, and not told to the store yet
-        return "; ".join(wording.names([told]))
+    if "published_at" not in inversion:  # named, and not inversion to the store yet
+        return "; ".join(wording.names([inversion]))
     published = (
-        f"published {wording.day(told['published_at'])}" if told["published_at"] else "never published"
+        f"published {wording.day(inversion['published_at'])}"
+        if inversion["published_at"]
+        else "never published"
     )
-    superseded = f", superseded by {told['superseded_by']}" if told["superseded_by"] else ""
-    withdrawn = f", withdrawn {wording.day(told['withdrawn_at'])}" if told["withdrawn_at"] else ""
+    superseded = f", superseded by {inversion['superseded_by']}" if inversion["superseded_by"] else ""
+    withdrawn = f", withdrawn {wording.day(inversion['withdrawn_at'])}" if inversion["withdrawn_at"] else ""
     return (
-        f"{told['inversion_id']} of {told['instrument_program_id']}, cycle {told['cycle']}, "
+        f"{inversion['inversion_id']} of {inversion['instrument_program_id']}, cycle {inversion['cycle']}, "
         f"{published}{superseded}{withdrawn}"
     )
 
@@ -141,10 +143,12 @@ def _abandoned(one: dict[str, Any]) -> str:
     from l2inv import wording
     from l2inv.queries import publication
 
-    said = f"{one['inversion_id']} of {one['instrument_program_id']}, cycle {one['cycle']}, never published; "
+    named = (
+        f"{one['inversion_id']} of {one['instrument_program_id']}, cycle {one['cycle']}, never published; "
+    )
     if one["held_since"] is None:
-        return f"{said}not found in the store; publish goes on asking for it"
-    return f"{said}found in the store {wording.day(one['held_since'])}: {publication.settling(one)}"
+        return f"{named}not found in the store; publish keeps looking for it"
+    return f"{named}found in the store {wording.day(one['held_since'])}: {publication.settling(one)}"
 
 
 def _range(low: float | None, high: float | None) -> str:
@@ -190,16 +194,18 @@ def _print_history(found: dict[str, Any]) -> None:
         if before and (days := (event["recorded_at"] - before).days):
             render.paragraph(f"{days} {'day' if days == 1 else 'days'} later", 5, "dim")
         before = event["recorded_at"]
-        # What failed is found by its mark also where there is no colour.
-        mark, colour = ("!", "red") if event["kind"] == "failed" else (" ", "")
-        said = f"{event['actor']} {event['kind'].replace('_', ' ')}"
+        # The mark shows a failure also where there is no color.
+        mark, color = ("!", "red") if event["kind"] == "failed" else (" ", "")
+        what_and_state = f"{event['actor']} {event['kind'].replace('_', ' ')}"
         if event["state"] and event["state"] != state:
-            said += f"  {state} {arrow} {event['state']}" if state else f"  {arrow} {event['state']}"
+            what_and_state += (
+                f"  {state} {arrow} {event['state']}" if state else f"  {arrow} {event['state']}"
+            )
             state = event["state"]
-        heading = f"{mark}{event['seq']:>3} {wording.moment(before)}  {said}"
-        render.paragraph(heading, 0, f"bold {colour}")
+        heading = f"{mark}{event['seq']:>3} {wording.moment(before)}  {what_and_state}"
+        render.paragraph(heading, 0, f"bold {color}")
         if what := wording.what_happened(event):
-            render.paragraph(what, 5, colour)
+            render.paragraph(what, 5, color)
 
 
 @command("status")
@@ -209,7 +215,7 @@ def _print_history(found: dict[str, Any]) -> None:
     type=MaxAge(),
     multiple=True,
     metavar="STAGE=DURATION",
-    help="End with 1 and a line where the stage's last good run is older, such as scan=26h; may be repeated.",
+    help="Exit with 1 and a line if the stage's last good run is older, such as scan=26h; may be repeated.",
 )
 @click.option(
     "--format",
@@ -223,7 +229,7 @@ def _print_history(found: dict[str, Any]) -> None:
 def status(app: App, max_ages: tuple[tuple[str, timedelta], ...], form: str) -> None:
     """Show what needs attention, and how many OPs are in each state.
 
-    How many OPs are in each state, and when each stage last ran. With -q and --max-age, only which stage is late.
+    Also when each stage last ran. With -q and --max-age, show only which stage is late.
     """
     from l2inv import wording
     from l2inv.queries import deadlines, metrics, observing_programs, publication
@@ -243,7 +249,9 @@ def status(app: App, max_ages: tuple[tuple[str, timedelta], ...], form: str) -> 
     for stage in found["late"]:
         last, at_most = stage["last_success"], wording.length(stage["max_age_seconds"])
         began = (
-            f"began {wording.length((found['as_of'] - last).total_seconds())} ago" if last else "is none yet"
+            f"began {wording.length((found['as_of'] - last).total_seconds())} ago"
+            if last
+            else "never happened"
         )
         app.warn(f"{stage['stage']} is late: its last good run {began}, limit {at_most}; see: l2inv runs")
     if found["late"]:
@@ -255,14 +263,14 @@ def _print_status(found: dict[str, Any]) -> None:
     from l2inv.cli import render
 
     if needs := _needs(found):
-        render.table(("what needs somebody", "command"), needs)
+        render.table(("needs attention", "command"), needs)
         click.echo()
     counts = found["states"]
-    # In a pipe, there are columns of numbers and no picture of them.
-    room = min((render.width() or 0) - 28, 60)
-    bars = {state: wording.bar(count / max(found["ops"], 1), room) for state, count in counts.items()}
-    rows = [(state, count, *([bars[state]] if room > 0 else [])) for state, count in counts.items()]
-    columns = ("state", "OPs", *([""] if room > 0 else []))
+    # In a pipe, there are only numbers, no bars.
+    bar_columns = min((render.width() or 0) - 28, 60)
+    bars = {state: wording.bar(count / max(found["ops"], 1), bar_columns) for state, count in counts.items()}
+    rows = [(state, count, *([bars[state]] if bar_columns > 0 else [])) for state, count in counts.items()]
+    columns = ("state", "OPs", *([""] if bar_columns > 0 else []))
     render.table(columns, [*rows, ("all", found["ops"], "")[: len(columns)]], right=("OPs",))
     on_hold = f", {found['on_hold']} of the OPs on hold" if found["on_hold"] else ""
     click.echo()
@@ -274,7 +282,7 @@ def _print_status(found: dict[str, Any]) -> None:
 
 
 def _needs(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """What somebody must look at, the worst first, each with the command that shows or mends it."""
+    """Return what needs attention, the worst first, each with the command that shows or fixes it."""
     from l2inv import wording
 
     needs = []
@@ -292,14 +300,14 @@ def _needs(found: dict[str, Any]) -> list[tuple[str, str]]:
     if found["overdue"]:
         needs.append((f"{wording.plural(found['overdue'], 'OP')} overdue", "l2inv overdue"))
     for op in found["inputs_changed"]:
-        said = (
+        what = (
             f"{op['op_id']}, {op['state']}, held by {op['assignee']}: its datasets changed since the verdict"
         )
-        needs.append((said, f"l2inv history {op['op_id']}"))
+        needs.append((what, f"l2inv history {op['op_id']}"))
     for one in found["abandoned"]:
         if one["held_since"]:
-            said = f"{one['op_id']}: the store holds {one['inversion_id']} of cycle {one['cycle']}, never published"
-            needs.append((said, f"l2inv show {one['op_id']}"))
+            what = f"{one['op_id']}: the store has {one['inversion_id']} of cycle {one['cycle']}, never published"
+            needs.append((what, f"l2inv show {one['op_id']}"))
     last = found["last_complete_scan"]
     if last is None or found["as_of"] - last > STALE:
         needs.append((f"last complete scan: {_age(found)}", "l2inv scan"))
@@ -323,7 +331,7 @@ def _age(found: dict[str, Any]) -> str:
 def _run_row(run: dict[str, Any]) -> tuple[object, ...]:
     from l2inv import wording
 
-    ended = "runs, or was killed"
+    ended = "running, or killed"
     if run["finished_at"]:
         took = f"in {(run['finished_at'] - run['started_at']).total_seconds():.1f} s"
         ended = "failed" if (run["result"] or {}).get("failed") else took

@@ -146,4 +146,5 @@ def _lock_not_had(problem: psycopg.Error, settings: Settings) -> DatabaseError:
     return DatabaseError(
         f"database: waited {settings.database.lock_timeout_seconds:g} s in vain for a lock held by {holders}",
         "run it again when that has ended; an administrator of the database can end it: select pg_terminate_backend(PID)",
+        key="database: lock",  # the message names a process
     )

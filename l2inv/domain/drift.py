@@ -123,7 +123,7 @@ def warnings(now: Profile, earlier: Earlier | None, whole: bool) -> list[str]:
     ]
     if (first := now.first_future) is not None:
         lines.append(
-            f"createDate lies in the future in {now.future} datasets, such as {first.dataset_id} "
+            f"createDate is in the future in {now.future} datasets, such as {first.dataset_id} "
             f"({first.create_date:%Y-%m-%d %H:%M} UTC); they count as arrived when they were first seen"
         )
     if earlier is None:

@@ -1,4 +1,4 @@
-"""What stays longer in a state than it may, and what else each owner should know of. Reads only."""
+"""What is past its deadline, and each owner's digest. Reads only."""
 
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -7,11 +7,11 @@ from l2inv.config.settings import Deadlines, Owners
 from l2inv.database.connection import Connection
 from l2inv.queries import observing_programs
 
-FIRST = timedelta(days=1)  # what the first digest looks back on
+FIRST = timedelta(days=1)  # that the first digest looks back
 SECTIONS = ("overdue", "due_soon", "failed", "quarantined", "superseded_inputs", "by_others", "new")
 
 
-# Every OP with its deadline; due_at is null where there is none, and on hold. With limits() for its parameters.
+# Every OP with its deadline; due_at is null without one, and on hold. The parameters are limits().
 DUE = """
     select s.op_id, s.state, s.state_before_error, s.since, s.priority, s.assignee, s.due_at as claimed_until,
            s.on_hold_seq is not null as on_hold, limits.days,
@@ -26,7 +26,7 @@ DUE = """
 
 
 def limits(deadlines: Deadlines) -> dict[str, list[Any]]:
-    """Return the states that have a deadline, each with its days and who sees to it: what DUE asks for."""
+    """Return the parameters of DUE: the states with a deadline, with their days and owners."""
     days = {state: getattr(deadlines, f"{state}_days") for state in (*Owners.__struct_fields__, "working")}
     limited = [state for state, limit in days.items() if limit is not None]
     return {
@@ -39,9 +39,9 @@ def limits(deadlines: Deadlines) -> dict[str, list[Any]]:
 def overdue(
     connection: Connection, deadlines: Deadlines, now: datetime, most: int | None = None
 ) -> list[dict[str, Any]]:
-    """Return the OPs past their deadline, or `most` of them, the one longest over first; `days_over` is in days.
+    """Return the OPs past their deadline, at most `most`, the longest overdue first; `days_over` is in days.
 
-    A claim is due when it says, and belongs to its assignee. What is on hold is not overdue.
+    A claim is due at its own date, and its owner is its assignee. An OP on hold is not overdue.
     """
     return [op for op in _due(connection, deadlines, now, 0.0, most) if op["days_over"] > 0]
 
@@ -60,8 +60,8 @@ def count_overdue(connection: Connection, deadlines: Deadlines, now: datetime) -
 def _due(
     connection: Connection, deadlines: Deadlines, now: datetime, soon_days: float, most: int | None = None
 ) -> list[dict[str, Any]]:
-    """The OPs that are overdue or will be within `soon_days`. A deadline no longer than that has no "soon": else
-    whatever enters the state would be due soon at once."""
+    """Return the OPs that are overdue or will be within `soon_days`. A deadline that is not longer has no "soon": else
+    every OP would be due soon as it enters the state."""
     return connection.execute(
         f"""
         select op_id, state, owner, since, due_at, priority,
@@ -76,7 +76,7 @@ def _due(
 
 
 class Digest(NamedTuple):
-    """A digest that was sent: to each owner with something to be told true, false (not arrived) or null (no address)."""
+    """A digest that was sent: for each owner with items, true, false (could not be sent) or null (no address)."""
 
     started_at: datetime
     sent: dict[str, bool | None]
@@ -90,7 +90,7 @@ def by_owner(ops: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 
 def earlier_digests(connection: Connection) -> list[Digest]:
-    """Return when digests were sent, the newest first, and whom their letters reached."""
+    """Return when digests were sent, the newest first, and to whom."""
     rows = connection.execute(
         """
         select started_at, coalesce(result -> 'sent', '{}') as sent from l2inv.run
@@ -101,41 +101,41 @@ def earlier_digests(connection: Connection) -> list[Digest]:
 
 
 def since(owner: str, earlier: list[Digest], now: datetime) -> datetime:
-    """Return since when something is new to an owner: the last digest of which no letter to him failed to arrive."""
+    """Return since when something is new to an owner: the last digest whose mail to them did not fail."""
     return next((d.started_at for d in earlier if d.sent.get(owner) is not False), now - FIRST)
 
 
 def digest(
     connection: Connection, deadlines: Deadlines, earlier: list[Digest], now: datetime
 ) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Return each owner's own list as sections, by owner; whom nothing concerns is not among them.
+    """Return each owner's list as sections, by owner, without owners that have nothing.
 
     The sections: `overdue`, `due_soon`, `failed` (with stage and cause), `quarantined` (records of the metadata
-    store), `superseded_inputs` (held OPs whose datasets changed), `by_others` (ready events of theirs that somebody else
-    took back since the owner's last digest) and `new` (since the owner's last digest).
+    store), `superseded_inputs` (held OPs whose datasets changed), `by_others` (their ready events that somebody else
+    canceled since the owner's last digest) and `new` (since the owner's last digest).
     """
     owners = deadlines.owners
     lists: dict[str, dict[str, list[dict[str, Any]]]] = {}
 
-    def give(section: str, owner: str, item: dict[str, Any]) -> None:
+    def add(section: str, owner: str, item: dict[str, Any]) -> None:
         lists.setdefault(owner, {name: [] for name in SECTIONS})[section].append(item)
 
     for op in _due(connection, deadlines, now, deadlines.due_soon_days):
-        give("overdue" if op["days_over"] > 0 else "due_soon", op["owner"], op)
+        add("overdue" if op["days_over"] > 0 else "due_soon", op["owner"], op)
     for op in _failed(connection):
-        give("failed", owners.error, op)
-    for record in _set_aside(connection):
-        give("quarantined", owners.error, record)
+        add("failed", owners.error, op)
+    for record in _quarantined(connection):
+        add("quarantined", owners.error, record)
     for op in observing_programs.held_with_changed_inputs(connection, None):
-        give("superseded_inputs", op["assignee"], op)
+        add("superseded_inputs", op["assignee"], op)
     for op in _by_others(connection, min([now - FIRST, *(d.started_at for d in earlier)])):
         if op["since"] >= since(op["assignee"], earlier, now):
-            give("by_others", op["assignee"], op)
+            add("by_others", op["assignee"], op)
     start = {owner: since(owner, earlier, now) for owner in (owners.discovered, owners.preprocessed)}
     for op in _new(connection, min(start.values())):
         owner = owners.discovered if op["state"] == "discovered" else owners.preprocessed
         if op["since"] >= start[owner]:
-            give("new", owner, op)
+            add("new", owner, op)
     return dict(sorted(lists.items()))
 
 
@@ -145,14 +145,14 @@ def _failed(connection: Connection) -> list[dict[str, Any]]:
     ).fetchall()
 
 
-def _set_aside(connection: Connection) -> list[dict[str, Any]]:
+def _quarantined(connection: Connection) -> list[dict[str, Any]]:
     return connection.execute(
         "select dataset_id, reason, first_seen from l2inv.unresolved order by first_seen desc, raw_hash"
     ).fetchall()
 
 
 def _by_others(connection: Connection, since: datetime) -> list[dict[str, Any]]:
-    """Ready events that somebody else than the holder took back."""
+    """Return the ready events that somebody other than the holder canceled."""
     return connection.execute(
         """
         select op_id, detail ->> 'assignee' as assignee, actor, recorded_at as since, detail ->> 'reason' as reason
@@ -165,7 +165,7 @@ def _by_others(connection: Connection, since: datetime) -> list[dict[str, Any]]:
 
 
 def _new(connection: Connection, since: datetime) -> list[dict[str, Any]]:
-    """OPs that were discovered, each with that event's state, and those that became ready to be claimed and are."""
+    """Return newly discovered OPs, with that event's state, and OPs that became ready to be claimed and still are."""
     return connection.execute(
         """
         select s.op_id, e.state, e.recorded_at as since from l2inv.op_state s

@@ -1,4 +1,4 @@
-"""The files of an inversion as they were delivered: the folder they lie in, and what the check of products finds there."""
+"""The files of an inversion as delivered: their folder, and what the check of products finds there."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,18 +17,18 @@ from l2inv.products import check as check_products
 from l2inv.products import issued
 from l2inv.services import outputs
 
-MOST_NAMED = 3  # findings in a line; l2inv check names all
+MOST_NAMED = 3  # findings in a line; l2inv check lists all
 Inversion = Mapping[str, Any]
 
 
 class Scattered(Exception):
-    """The outputs of an inversion lie in several folders, and its files are to lie in one; the text names it."""
+    """The outputs of an inversion are in several folders; its files must be in one. The message names the inversion."""
 
 
 def folder(inversion: Inversion, mounts: Sequence[Mount]) -> str:
-    """Return the folder of an inversion's files, as a path: where it is mounted, or else as its URI has it.
+    """Return the path of the folder of an inversion's files: where it is mounted, or else the path of its URI.
 
-    Raise Scattered where its outputs name none, or several.
+    Raise Scattered if its outputs are in none, or in several.
     """
     found = set()
     for output in inversion["outputs"]:
@@ -39,14 +39,14 @@ def folder(inversion: Inversion, mounts: Sequence[Mount]) -> str:
         found.add(str(Path(shown).parent) if is_file else shown.rstrip("/"))
     if len(found) != 1:
         raise Scattered(
-            f"{inversion['inversion_id']}: its outputs lie in {wording.plural(len(found), 'folder')}, "
-            "and the files of an inversion lie in one"
+            f"{inversion['inversion_id']}: its outputs are in {wording.plural(len(found), 'folder')}, "
+            "but the files of an inversion must be in one"
         )
     return found.pop()
 
 
 def mounted_folder(inversion: Inversion, mounts: Sequence[Mount]) -> Path | None:
-    """Return the folder of an inversion's files where it can be looked at and holds products; None elsewhere.
+    """Return the folder of an inversion's files if it is mounted and has products; else None.
 
     Raise Scattered.
     """
@@ -59,7 +59,7 @@ def mounted_folder(inversion: Inversion, mounts: Sequence[Mount]) -> Path | None
 
 
 def described(connection: Connection, op_id: str, inversion: Inversion) -> issued.Issued:
-    """Return an inversion as the check of its files takes it."""
+    """Return an inversion as the check of its files needs it."""
     rows = connection.execute(
         "select dataset_id, proposal_id, record from l2inv.dataset where dataset_id = any(%s) order by dataset_id",
         [inversion["dataset_ids"]],
@@ -103,16 +103,16 @@ def _dataset(row: Mapping[str, Any]) -> issued.Dataset:
 
 
 class Checked(msgspec.Struct, frozen=True):
-    """What a check of products came to: the inversions looked at, those that could not be, and what is `wrong` in a line."""
+    """The result of a check of products: the inversions checked, those that could not be, and what is `wrong`, as a line."""
 
     inversion_ids: list[str] = []
-    elsewhere: list[str] = []  # no folder of these with FITS or ASDF files is mounted
-    lacking: list[str] = []  # packages, without which nothing was checked
+    elsewhere: list[str] = []  # no folder of theirs with FITS or ASDF files is mounted
+    lacking: list[str] = []  # missing packages, without which nothing was checked
     wrong: str = ""
 
     @property
     def why_not(self) -> str:
-        """Why products were not checked, in a line; nothing where all were."""
+        """Return why products were not checked, as a line; empty if all were."""
         if self.lacking:
             words = f"products are not checked without {' and '.join(self.lacking)}"
             return f"{words}: pip install 'l2inv[products]', or set publish.check_products: false"
@@ -129,9 +129,9 @@ def check(
     inversions: Iterable[Inversion],
     progress: Callable[[int, int], None] = lambda done_mb, of_mb: None,
 ) -> Checked:
-    """Check the products of inversions where they can be looked at, as publish.check_products has it.
+    """Check the products of inversions whose folders are mounted, if publish.check_products is true.
 
-    Raise Scattered, and L2invError where a folder cannot be read: that says nothing of the products.
+    Raise Scattered, and L2invError if a folder cannot be read, which is no finding about the products.
     """
     if not settings.check_products:
         return Checked()
@@ -146,9 +146,9 @@ def check(
         for finding in check_products(place, described(connection, op_id, one), progress)
         if finding.result == "fail"
     ]
-    said = "; ".join(
+    lines = "; ".join(
         f"{f.file or 'folder'}: {f.what}: {f.measured}, required: {f.required}" for f in wrong[:MOST_NAMED]
     )
     more = f"; and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else ""
     ids = [one["inversion_id"] for one, _ in here]
-    return Checked(ids, elsewhere, wrong=f"products: {said}{more}" if wrong else "")
+    return Checked(ids, elsewhere, wrong=f"products: {lines}{more}" if wrong else "")

@@ -1,4 +1,4 @@
-"""export: the view published_op as NDJSON or CSV, row by row, for whoever does not read the database."""
+"""export: the view published_op as NDJSON or CSV, row by row."""
 
 import csv
 import re
@@ -17,23 +17,27 @@ COLUMNS = (
     "is_embargoed", "embargo_end_date", "criteria_version", "inverted_by", "inverted_at", "published_at",
     "superseded_by", "withdrawn_at",
 )  # fmt: skip
-_TOLD_AFTER = """op_id in (select op_id from l2inv.history where event_id > %s
+_CHANGED_AFTER = """op_id in (select op_id from l2inv.history where event_id > %s
                            and kind in ('published', 'withdrawn', 'reinstated', 'restored', 'voided'))"""
-_FORMULA = re.compile(r"[=+\-@\t\r]")  # what spreadsheets run, or pass over to run what follows
+_FORMULA = re.compile(
+    r"[=+\-@\t\r]"
+)  # spreadsheets take a cell that begins so for a formula, or skip the character
 
 
 def inversions(connection: Connection, after: int = 0) -> Generator[dict[str, Any], None, None]:
-    """Return the inversions of each OP of which something was told after an event, in the order of that.
+    """Yield the inversions of each OP with a publication, withdrawal or the like after an event, in the order of these.
 
-    One snapshot is read, in bounded memory. The OPs are looked up first: the view would work out its event_id for
-    each inversion there is.
+    Read one snapshot, in bounded memory. The OPs are looked up first: else the view would compute its event_id for
+    every inversion.
     """
     with connection.transaction(), connection.cursor(name="l2inv_export") as cursor:
-        connection.execute("set local timezone to 'UTC'")  # the last day that Python knows is later elsewhere
+        connection.execute(
+            "set local timezone to 'UTC'"
+        )  # elsewhere, the last times could be beyond Python's year 9999
         cursor.itersize = 500
         yield from cursor.execute(
             f"""
-            select {", ".join(COLUMNS)} from l2inv.published_op where {_TOLD_AFTER}
+            select {", ".join(COLUMNS)} from l2inv.published_op where {_CHANGED_AFTER}
             order by event_id, inversion_id
             """,  # noqa: S608 - columns of our own
             [after],
@@ -41,9 +45,9 @@ def inversions(connection: Connection, after: int = 0) -> Generator[dict[str, An
 
 
 def count(connection: Connection, after: int = 0) -> int:
-    """Return how many inversions there are to be given."""
+    """Return how many inversions inversions() yields."""
     row = connection.execute(
-        f"select count(*) as inversions from l2inv.published_op where {_TOLD_AFTER}",  # noqa: S608
+        f"select count(*) as inversions from l2inv.published_op where {_CHANGED_AFTER}",  # noqa: S608
         [after],
     ).fetchone()
     assert row is not None
@@ -52,22 +56,22 @@ def count(connection: Connection, after: int = 0) -> int:
 
 
 def as_ndjson(rows: Iterable[dict[str, Any]], out: TextIO) -> None:
-    """Write one JSON object a line."""
+    """Write one JSON object per line."""
     for row in rows:
         out.write(row_as_json(row) + "\n")
 
 
 def row_as_json(row: dict[str, Any]) -> str:
-    """Return a row as as_json does, in a tenth of its time; times are in UTC, as a session's are.
+    """Return the same JSON as as_json, in a tenth of the time. Its times are in UTC, since a session's are.
 
-    What is not ASCII is left to as_json, which escapes it.
+    Text that is not ASCII goes through as_json, which escapes it.
     """
     text = msgspec.json.encode(row)
     return text.decode() if text.isascii() else as_json(row)
 
 
 def as_csv(rows: Iterable[dict[str, Any]], out: TextIO, columns: Sequence[str] = COLUMNS) -> None:
-    """Write a heading and a row for each, as RFC 4180 has it, in cells that no spreadsheet takes for a formula."""
+    """Write CSV after RFC 4180 with a header, in cells that no spreadsheet takes for a formula."""
     writer = csv.writer(out)
     writer.writerow(columns)
     for row in rows:

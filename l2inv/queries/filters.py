@@ -1,4 +1,4 @@
-"""Which OPs somebody looks for, and what to say of a value that no OP has. Reads only."""
+"""Filters on OPs, and hints for values that no OP has. Reads only."""
 
 import difflib
 import re
@@ -10,7 +10,7 @@ from l2inv.config.settings import Qualification
 from l2inv.database.connection import Connection
 from l2inv.domain.measures import BESIDE_NM, UNNAMED_LINES_NM
 
-# The lines that the datasets to be inverted observe; of those that name none, as measures.observed_lines says.
+# The lines that the datasets to be inverted observe; where a dataset names none, as in measures.observed_lines.
 _UNNAMED = " ".join(
     f"when {nm} between d.wavelength_min_nm - {BESIDE_NM} and d.wavelength_max_nm + {BESIDE_NM} then '{name}'"
     for name, nm in UNNAMED_LINES_NM.items()
@@ -34,10 +34,10 @@ FILTERS = {
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """What somebody looks for; null is whatever there is. A band is found by a part of its name, an instrument in any case.
+    """A filter; null matches everything. A band matches by a part of its name, an instrument ignoring case.
 
-    A spectral line is one that the datasets to be inverted observe, whether or not a rule names its band; it is found
-    by its first words: "Na I" finds "Na I D1 (589.59 nm)", and "Ca I" finds no "Ca II".
+    A spectral line is one that the datasets to be inverted observe, whether or not a rule names its band. It matches
+    by its first words: "Na I" matches "Na I D1 (589.59 nm)", and "Ca I" does not match "Ca II".
     """
 
     proposal: str | None = None
@@ -50,7 +50,7 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 def conditions(wanted: Wanted, rules: Qualification) -> tuple[str, dict[str, Any]]:
-    """Return the SQL condition on an OP of the overview `o`, empty where all fit, and its values."""
+    """Return the SQL condition on a row `o` of the view op, empty if there is none, and its values."""
     values = {name: value for name, value in msgspec.structs.asdict(wanted).items() if value is not None}
     condition = " and ".join(FILTERS[name] for name in values)
     if wanted.line is not None:
@@ -59,31 +59,33 @@ def conditions(wanted: Wanted, rules: Qualification) -> tuple[str, dict[str, Any
 
 
 def _pattern(line: str) -> str:
-    """A regular expression for the beginning of a line's words, wherever they stand in its name."""
+    """Return a regular expression that matches these words, in this order, anywhere in a line's name."""
     words = [re.sub(r"([^\w])", r"\\\1", word) for word in line.replace("(", " ").replace(")", " ").split()]
     return r"(^|\s)" + r"\s+".join(words) + (r"(?![[:alpha:]])" if words and words[-1].isalpha() else "")
 
 
 def unmatched(connection: Connection, wanted: Wanted, rules: Qualification) -> list[str]:
-    """Return a sentence for each value that no OP has, in whatever state it is, with the nearest that one has."""
-    said = []
+    """Return a sentence for each value that no OP has, in whatever state, with the nearest known value."""
+    problems = []
     if wanted.proposal is not None:
         known = _known(
             connection, "select distinct proposal_id from l2inv.dataset where proposal_id is not null"
         )
         if wanted.proposal not in known:
-            said.append(f"proposal {wanted.proposal!r} is unknown{_nearest(wanted.proposal, known)}")
+            problems.append(f"proposal {wanted.proposal!r} is unknown{_nearest(wanted.proposal, known)}")
     if wanted.instrument is not None:
         known = _known(
             connection, "select distinct instrument from l2inv.dataset where instrument is not null"
         )
         if wanted.instrument.upper() not in map(str.upper, known):
-            said.append(
+            problems.append(
                 f"no dataset is of instrument {wanted.instrument!r}{_nearest(wanted.instrument.upper(), known)}"
             )
     lines = _known(connection, f"select distinct line from {_LINES}", {"instruments": rules.instruments})  # noqa: S608
     if wanted.line is not None and not _fitting(wanted.line, lines):
-        said.append(f"no dataset to be inverted observes line {wanted.line!r}{_nearest(wanted.line, lines)}")
+        problems.append(
+            f"no dataset to be inverted observes line {wanted.line!r}{_nearest(wanted.line, lines)}"
+        )
     if wanted.band is not None:
         own = [band for one in rules.per_instrument for band in one.bands or ()]
         names = sorted({band.name for band in (*rules.bands, *own)})
@@ -94,8 +96,8 @@ def unmatched(connection: Connection, wanted: Wanted, rules: Qualification) -> l
                 if observed
                 else f"known: {', '.join(names)}"
             )
-            said.append(f"no rule names a band {wanted.band!r} ({instead})")
-    return said
+            problems.append(f"no rule names a band {wanted.band!r} ({instead})")
+    return problems
 
 
 def _fitting(line: str, lines: list[str]) -> list[str]:

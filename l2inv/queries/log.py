@@ -1,4 +1,4 @@
-"""log and runs: what was recorded over all OPs, and what ran, from the views that the reader's role may read."""
+"""The events of all OPs and the runs of all stages, from the views that the reader's role may read."""
 
 from collections.abc import Generator
 from datetime import datetime
@@ -14,9 +14,9 @@ def events(
     kind: str | None = None,
     op_id: str | None = None,
 ) -> Generator[dict[str, Any], None, None]:
-    """Return the events since a time, of one actor, of one kind, of one OP, where given; the newest last.
+    """Yield the events, newest last, filtered by time, actor, kind and OP.
 
-    One snapshot is read, in bounded memory.
+    Read one snapshot, in bounded memory.
     """
     with connection.transaction(), connection.cursor(name="l2inv_log") as cursor:
         cursor.itersize = 500
@@ -36,7 +36,7 @@ def events(
 def runs(
     connection: Connection, since: datetime | None = None, stage: str | None = None
 ) -> Generator[dict[str, Any], None, None]:
-    """Return the runs that started since a time, of one stage, where given; the newest last, in bounded memory."""
+    """Yield the runs, newest last, filtered by start time and stage. Read one snapshot, in bounded memory."""
     with connection.transaction(), connection.cursor(name="l2inv_runs") as cursor:
         cursor.itersize = 500
         yield from cursor.execute(

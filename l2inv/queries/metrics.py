@@ -1,4 +1,4 @@
-"""How things stand for those who watch: which stage is late, and the metrics that a Prometheus textfile collector reads.
+"""Monitoring: which stage is late, and metrics for a Prometheus textfile collector.
 
 The format: https://prometheus.io/docs/instrumenting/exposition_formats/
 """
@@ -10,11 +10,11 @@ from typing import Any
 from l2inv import __version__
 from l2inv.database.connection import Connection
 
-STAGES = ("scan", "qualify", "preprocess", "inbox", "publish", "digest")  # those that leave a run
+STAGES = ("scan", "qualify", "preprocess", "inbox", "publish", "digest")  # those that record runs
 
 
 def last_successes(connection: Connection) -> dict[str, datetime]:
-    """Return when the newest good run of each stage began: one that ended, did not fail and, of scan, was complete."""
+    """Return when the newest good run of each stage began: one that ended without failing and, for scan, was complete."""
     rows = connection.execute(
         """
         select stage, max(started_at) as started_at from l2inv.runs
@@ -29,7 +29,7 @@ def last_successes(connection: Connection) -> dict[str, datetime]:
 def late(
     successes: Mapping[str, datetime], max_ages: Mapping[str, timedelta], now: datetime
 ) -> list[dict[str, Any]]:
-    """Return the stages whose last good run began longer ago than they may be old, or never."""
+    """Return the stages whose last good run began longer ago than their maximum age, or never."""
     return [
         {"stage": stage, "last_success": last, "max_age_seconds": max_age.total_seconds()}
         for stage, max_age in max_ages.items()
@@ -38,19 +38,17 @@ def late(
 
 
 def prometheus(status: Mapping[str, Any]) -> str:
-    """Return what status found as metrics. Their names and labels are others' interface: added to, never changed."""
+    """Return the status as metrics. Names and labels are an interface: they are added to, never changed."""
     return "\n".join(_lines(status)) + "\n"
 
 
 def _lines(status: Mapping[str, Any]) -> Iterator[str]:
     runs = status["runs"]
-    yield from _metric(
-        "l2inv_info", "gauge", "Which version of l2inv reports.", [({"version": __version__}, 1)]
-    )
+    yield from _metric("l2inv_info", "gauge", "The version of l2inv.", [({"version": __version__}, 1)])
     yield from _metric(
         "l2inv_ops", "gauge", "OPs in each state.", [({"state": s}, n) for s, n in status["states"].items()]
     )
-    for name, said, number in (
+    for name, meaning, number in (
         ("l2inv_ops_on_hold", "OPs on hold.", status["on_hold"]),
         ("l2inv_ops_overdue", "OPs past their deadline.", status["overdue"]),
         (
@@ -64,8 +62,8 @@ def _lines(status: Mapping[str, Any]) -> Iterator[str]:
             status["quarantined"],
         ),
     ):
-        yield from _metric(name, "gauge", said, [({}, number)])
-    yield from _metric("l2inv_events_total", "counter", "Events of the record.", [({}, status["events"])])
+        yield from _metric(name, "gauge", meaning, [({}, number)])
+    yield from _metric("l2inv_events_total", "counter", "Events in the event log.", [({}, status["events"])])
     yield from _metric(
         "l2inv_stage_last_start_timestamp_seconds",
         "gauge",
@@ -81,13 +79,13 @@ def _lines(status: Mapping[str, Any]) -> Iterator[str]:
     yield from _metric(
         "l2inv_stage_last_failed",
         "gauge",
-        "1 where the newest run of a stage failed.",
+        "1 if the newest run of a stage failed.",
         [({"stage": run["stage"]}, int(bool((run["result"] or {}).get("failed")))) for run in runs],
     )
     yield from _metric(
         "l2inv_stage_unfinished",
         "gauge",
-        "1 where the newest run of a stage is at work, or was killed.",
+        "1 if the newest run of a stage is running, or was killed.",
         [({"stage": run["stage"]}, int(run["finished_at"] is None)) for run in runs],
     )
     yield from _metric(
@@ -103,13 +101,13 @@ def _lines(status: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _metric(
-    name: str, kind: str, said: str, samples: Iterable[tuple[Mapping[str, str], float]]
+    name: str, kind: str, meaning: str, samples: Iterable[tuple[Mapping[str, str], float]]
 ) -> Iterator[str]:
-    yield f"# HELP {name} {_escaped(said)}"
+    yield f"# HELP {name} {_escaped(meaning)}"
     yield f"# TYPE {name} {kind}"
     for labels, number in samples:
-        told = ",".join(f'{label}="{_quoted(text)}"' for label, text in labels.items())
-        yield f"{name}{{{told}}} {number}" if told else f"{name} {number}"
+        pairs = ",".join(f'{label}="{_quoted(text)}"' for label, text in labels.items())
+        yield f"{name}{{{pairs}}} {number}" if pairs else f"{name} {number}"
 
 
 def _escaped(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What people ask of the record: what is next, what there is, what happened. Reads only."""
+"""OPs: lists, one OP, its history, the status of all. Reads only."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +20,7 @@ from l2inv.record import issued
 COLUMNS = """op_id, proposal_id, experiment_id, state, since, priority, assignee, instruments, dataset_count,
               start_time, fried_parameter_med_m, bands, instrument_programs, inputs_changed,
               overruled, due_at, on_hold, is_embargoed"""
-# What an OP's measures are computed from: without what is measured by nobody, since PostgreSQL takes long to print it.
+# Fields that no measure is computed from: PostgreSQL takes long to print them.
 UNREAD = (
     "experimentDescription", "lightLevel", "polarimetricAccuracy", "health", "gosStatus", "asdfObjectKey", "productId",
     "updateDate", "bucket", "status", "instrumentProgramExecutionId",
@@ -30,7 +30,7 @@ PRESENT = f"""
     (select array_agg({RECORD} order by d.dataset_id)
      from l2inv.dataset d where d.op_id = o.op_id and not d.withdrawn) as present
 """  # noqa: S608 - text of our own
-# The same of many OPs: each record is read once, those of present datasets first, and all else is taken from it.
+# The same for many OPs: each record is read once, present datasets first, and everything else is taken from it.
 READ = f"""
     select o.op_id, o.state, o.since, o.priority, o.assignee, o.bands, o.instrument_programs, o.inputs_changed,
            o.overruled, o.due_at, o.on_hold, d.present, d.dataset_count
@@ -63,15 +63,15 @@ LISTED = (
     *(name for name in measures.Measures.__struct_fields__ if name != "fried_parameter_med_m"),
 )
 DAMAGED = "a record is damaged; see: l2inv verify datasets"
-L1_COLLECTION = "d26bd00b-62dc-40d2-9179-7aece2b8c437"  # Globus's name for where the Level 1 data are served
+L1_COLLECTION = "d26bd00b-62dc-40d2-9179-7aece2b8c437"  # the Globus collection of the Level 1 data
 AT_ONCE = 500  # OPs
-MOST_INVERTED = 20  # OPs that one person inverted, of which a list is shown
+MOST_INVERTED = 20  # OPs that one person inverted, in a list
 
 
 def add_measures(row: dict[str, Any], rules: Qualification) -> dict[str, Any]:
-    """Replace `present`, the texts of an OP's present datasets, by what is measured of them; return the row.
+    """Replace `present`, the texts of an OP's present datasets, by their measures; return the row.
 
-    Of an OP with a text that is no dataset's, only that is reported: it keeps no other OP from being shown.
+    If a text is not a dataset, its OP is reported as damaged, so that other OPs are still shown.
     """
     texts = row.pop("present") or ()
     try:
@@ -85,9 +85,9 @@ def add_measures(row: dict[str, Any], rules: Qualification) -> dict[str, Any]:
 def list_ops(
     connection: Connection, wanted: Wanted, rules: Qualification, what: Literal["all", "table", "ids"] = "all"
 ) -> Iterator[dict[str, Any]]:
-    """Yield the OPs that fit in the order of their ids, each as soon as it is read: memory does not grow with them.
+    """Yield the OPs that match, sorted by id, each as soon as it is read, in bounded memory.
 
-    Of each, what `what` names: all that is known, what a table shows (state, `since`, holder, number of datasets), or its id.
+    `what` selects all columns, those of a table (state, `since`, assignee, number of datasets), or the ids.
     """
     condition, values = conditions(wanted, rules)
     select = {"all": READ, "table": SHOWN, "ids": "select o.op_id from l2inv.op o"}[what]
@@ -100,7 +100,7 @@ def list_ops(
 
 
 def _read_ahead(fetch: Callable[[], list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
-    """Yield rows while the server is at the next ones: it takes about as long for them as they take here."""
+    """Yield rows while the server reads the next ones: both take about the same time."""
     with ThreadPoolExecutor(1) as reader:
         coming = reader.submit(fetch)
         while rows := coming.result():
@@ -109,7 +109,7 @@ def _read_ahead(fetch: Callable[[], list[dict[str, Any]]]) -> Iterator[dict[str,
 
 
 def _in_full(row: dict[str, Any], rules: Qualification) -> dict[str, Any]:
-    """A line of the list from a row of READ; a record that is damaged counts for nothing but its line's `odd`."""
+    """Return a row of READ as an OP of the list; a damaged record only shows in its `odd`."""
     known, damaged = [], False
     for place, text in enumerate(row["present"] or ()):
         try:
@@ -128,7 +128,7 @@ def _in_full(row: dict[str, Any], rules: Qualification) -> dict[str, Any]:
 
 
 def show(connection: Connection, op_id: str, rules: Qualification) -> dict[str, Any]:
-    """Return all that is known of one OP: its line of the list, its datasets in full, its newest verdict, its inversions."""
+    """Return one OP: what the list has of it, its datasets in full, its newest verdict, its inversions."""
     row = connection.execute(
         f"""
         select {COLUMNS}, {PRESENT},
@@ -168,14 +168,14 @@ def show(connection: Connection, op_id: str, rules: Qualification) -> dict[str, 
     for dataset in row["datasets"]:
         dataset["record"] = {snake.get(name, name): value for name, value in dataset["record"].items()}
         dataset["files_url"] = files_url(dataset["bucket"], dataset.pop("proposal_id"), dataset["dataset_id"])
-    told = {one["inversion_id"]: one for one in row["inversions"]}
+    created = {one["inversion_id"]: one for one in row["inversions"]}
     named = inversions(connection, op_id, row["proposal_id"])
-    row["inversions"] = [one | told.pop(one["inversion_id"], {}) for one in named] + list(told.values())
+    row["inversions"] = [one | created.pop(one["inversion_id"], {}) for one in named] + list(created.values())
     return row
 
 
 def present(connection: Connection, op_id: str) -> list[Dataset]:
-    """Return an OP's present datasets in the order of their ids."""
+    """Return an OP's present datasets, sorted by id."""
     rows = connection.execute(
         "select record::text as text from l2inv.dataset where op_id = %s and not withdrawn order by dataset_id",
         [op_id],
@@ -184,7 +184,7 @@ def present(connection: Connection, op_id: str) -> list[Dataset]:
 
 
 def files_url(bucket: str | None, proposal_id: str | None, dataset_id: str) -> str | None:
-    """Return where a person opens a dataset's files in Globus, None where it is not known where they lie."""
+    """Return the URL of a dataset's files in the Globus file manager; None if bucket or proposal is unknown."""
     if bucket is None or proposal_id is None:
         return None
     path = quote(f"/{bucket}/{proposal_id}/{dataset_id}/")
@@ -192,12 +192,12 @@ def files_url(bucket: str | None, proposal_id: str | None, dataset_id: str) -> s
 
 
 def inversions(connection: Connection, op_id: str, proposal_id: str | None) -> list[dict[str, Any]]:
-    """Return the inversions named in an OP's present cycle, with the names that follow from their ids."""
+    """Return the inversions of an OP's present cycle, with the names derived from their ids."""
     return issued.with_names(issued.of_cycle(connection, op_id), proposal_id)
 
 
 def held_by(connection: Connection, actor: str) -> list[dict[str, Any]]:
-    """Return the OPs that somebody holds, the one that is due first at the top; one in error comes back to him."""
+    """Return the OPs that somebody holds, the first due first; those in error included, since a retry returns them."""
     rows = connection.execute(
         f"""
         select {COLUMNS} from l2inv.op o
@@ -213,7 +213,7 @@ def held_by(connection: Connection, actor: str) -> list[dict[str, Any]]:
 
 
 def inverted_by(connection: Connection, actor: str) -> list[dict[str, Any]]:
-    """Return the OPs that somebody inverted, published or not, the last first; MOST_INVERTED at most."""
+    """Return the OPs that somebody inverted, published or not, newest first; at most MOST_INVERTED."""
     return connection.execute(
         f"""
         select {COLUMNS} from l2inv.op o
@@ -241,7 +241,7 @@ def failed_of(connection: Connection, actor: str) -> list[dict[str, Any]]:
 
 
 def held_with_changed_inputs(connection: Connection, actor: str | None) -> list[dict[str, Any]]:
-    """Return the OPs in science's hands, or one person's, whose datasets changed since the verdict they go by."""
+    """Return the OPs that science, or one person, works on or inverted and whose datasets changed since the verdict."""
     return connection.execute(
         """
         select op_id, state, assignee from l2inv.op_state
@@ -254,7 +254,7 @@ def held_with_changed_inputs(connection: Connection, actor: str | None) -> list[
 
 
 def history(connection: Connection, op_id: str) -> dict[str, Any]:
-    """Return every event of one OP, oldest first; hash and detail_text are what canonical.digest goes by."""
+    """Return every event of one OP, oldest first, with hash and detail_text as canonical.digest needs them."""
     events = connection.execute(
         """
         select seq, kind, state, actor, recorded_at, run_id, detail, event_id, recorded_by, voided_by, hash,

@@ -1,4 +1,4 @@
-"""Who there is: who held or did something, and who the settings name."""
+"""Known people: actors, holders, and those in the settings."""
 
 from l2inv.config.settings import Settings
 from l2inv.database.connection import Connection
@@ -6,7 +6,7 @@ from l2inv.errors import Refused
 
 
 def known(connection: Connection, settings: Settings) -> list[str]:
-    """Return the names of those who acted or held an OP, and those of the settings."""
+    """Return the names of everyone who acted or held an OP, and of the people in the settings."""
     rows = connection.execute(
         """
         select actor as name from l2inv.history
@@ -17,11 +17,11 @@ def known(connection: Connection, settings: Settings) -> list[str]:
 
 
 def must_be_among(names: list[str], name: str) -> None:
-    """Raise Refused, with the nearest name that is known, where nobody of that name is."""
+    """Raise Refused if the name is unknown, with the nearest known name."""
     from difflib import get_close_matches
 
     if name in names:
         return
     near = get_close_matches(name, names, n=1, cutoff=0.5)
-    offered = f", the nearest known name is {near[0]}" if near else ""
-    raise Refused(f"nobody is known as {name}{offered}", "for somebody new: --force")
+    nearest = f", the nearest known name is {near[0]}" if near else ""
+    raise Refused(f"{name} is unknown{nearest}", "for a new person add --force")

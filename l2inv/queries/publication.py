@@ -1,4 +1,4 @@
-"""How far an OP's inversions are on their way to the portal: the four steps of publish, as the record has them."""
+"""How far an OP's inversions are published: the four steps of publish, from the event log."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from l2inv.database.connection import Connection
 
 
 def events(connection: Connection, op_id: str) -> list[dict[str, Any]]:
-    """Return what publish recorded of an OP since the ready event that holds, in order; none before there is one."""
+    """Return what publish recorded of an OP since its newest ready event, in order; nothing if it has none."""
     return connection.execute(
         """
         select seq, kind, recorded_at, detail from l2inv.history
@@ -25,9 +25,9 @@ def events(connection: Connection, op_id: str) -> list[dict[str, Any]]:
 
 
 def abandoned(connection: Connection, op_id: str | None = None) -> list[dict[str, Any]]:
-    """Return the inversions that the store may hold of cycles that ended without their publication, of one OP or of all:
-    `op_id`, `cycle`, `inversion_id`, `instrument_program_id`, `dataset_ids`, `named_at`, and `held_since`, when the store
-    was first found to hold it, or null. What was withdrawn, or adopted for a later cycle or beside it, is settled.
+    """Return the inversions, of one OP or of all, that the store may have from cycles that ended before their publication:
+    `op_id`, `cycle`, `inversion_id`, `instrument_program_id`, `dataset_ids`, `named_at`, and `held_since`, when it was
+    first found in the store, or null. What was withdrawn, or adopted for a later cycle or beside it, is settled.
     """
     return connection.execute(
         """
@@ -73,8 +73,8 @@ def settling(one: dict[str, Any]) -> str:
 
 
 def brought(connection: Connection, op_id: str, inversion_ids: Sequence[str]) -> list[dict[str, Any]]:
-    """Return how far publish brought inversions of an OP, in whichever cycle: `inversion_id`, whether the store holds its
-    `record`, how many `files` the catalogers were told of, and the `destination` of its files, or null."""
+    """Return how far inversions of an OP were published, in whichever cycle: `inversion_id`, whether the store has its
+    `record`, how many `files` were sent to the catalog, and the `destination` of its files, or null."""
     rows = connection.execute(
         """
         select i.inversion_id,
@@ -93,13 +93,13 @@ def brought(connection: Connection, op_id: str, inversion_ids: Sequence[str]) ->
 
 
 def of(found: list[dict[str, Any]], inversion_id: str, kind: str) -> list[dict[str, Any]]:
-    """Return the events of a kind that are of one inversion."""
+    """Return the events of one kind of one inversion."""
     return [e for e in found if e["kind"] == kind and e["detail"].get("inversion_id") == inversion_id]
 
 
 def steps(connection: Connection, settings: Publish, op_id: str) -> list[dict[str, Any]]:
-    """Return, for each inversion that was issued in this cycle, the four steps: `inversion_id`, `step`, `standing`
-    (done, to do, begun, waiting, or not configured) and a word on it."""
+    """Return the four steps of each inversion issued in this cycle: `inversion_id`, `step`, `standing`
+    (done, to do, started, waiting, or not configured) and `detail`, a phrase about it."""
     from l2inv.record import issued
 
     found = events(connection, op_id)
@@ -126,8 +126,8 @@ def steps(connection: Connection, settings: Publish, op_id: str) -> list[dict[st
             ),
             ("record", True, bool(created), bool(of(found, inversion_id, "inversion_named")), _when(created)),
         )
-        for name, is_set, is_done, is_begun, words in step:
-            standing = "done" if is_done else "begun" if is_begun else "to do"
+        for name, is_set, is_done, is_started, words in step:
+            standing = "done" if is_done else "started" if is_started else "to do"
             rows.append((inversion_id, name, standing if is_set or is_done else "not configured", words))
         waits = f"waiting for the catalog since {_when(created)}" if created and is_awaited else ""
         standing = "done" if is_published else "waiting" if waits else "to do"

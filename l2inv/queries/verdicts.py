@@ -1,5 +1,5 @@
-"""What the recorded verdicts say: of one OP, of those that nearly passed, of each version of the criteria; what to
-warn of beside them; and the recorded arrivals, of how long to wait before one judges. Reads only."""
+"""Verdicts: one OP's explained, near misses, versions of the criteria, warnings; and how long to wait for an OP to be
+complete. Reads only."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,10 +16,10 @@ QUIET_DAYS = (1, 3, 7, 14, 30, 60, 90, 180)
 
 
 def explain(connection: Connection, op_id: str, rules: Qualification) -> dict[str, Any]:
-    """Return an OP's newest verdict with each criterion's comparison, unit and margin, and what became of it since.
+    """Return an OP's newest verdict with each criterion's comparison, unit and margin, and whether it was overruled since.
 
-    `warnings` are those of the present datasets by the present rules. Of an OP that was never judged, whether it is
-    invertible is null, and there is no instrument program.
+    `warnings` are of the present datasets, by the present rules. If the OP was never judged, `invertible` is null and
+    there are no instrument programs.
     """
     row = connection.execute(
         """
@@ -47,10 +47,10 @@ def explain(connection: Connection, op_id: str, rules: Qualification) -> dict[st
 def warnings(
     connection: Connection, op_ids: Sequence[str], rules: Qualification
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return what a scientist should know of each OP's present datasets of the qualifying instruments.
+    """Return warnings about each OP's present datasets of the qualifying instruments.
 
-    `narrow`: a dataset has little on a side of a band's center. `future_create_date`: a dataset's createDate was yet to
-    come when it was first seen; for being quiet it counts as arrived then. No verdict depends on either.
+    `narrow`: a dataset extends little to one side of a band's center. `future_create_date`: a dataset's createDate was
+    in the future when it was first seen, so it counts as arrived then. No verdict depends on either.
     """
     found: dict[str, list[dict[str, Any]]] = {op_id: [] for op_id in op_ids}
     rows = connection.execute(
@@ -73,10 +73,10 @@ def warnings(
 
 
 def near_misses(connection: Connection) -> list[dict[str, Any]]:
-    """Return the criteria that alone keep an instrument program from passing, those of most OPs first, and these OPs,
-    the nearest first: with the worst of their datasets, and of several such programs the nearest.
+    """Return the criteria that are the only one an instrument program fails, the most frequent first, each with its OPs,
+    the nearest first: with the worst of their datasets, and the nearest of several such programs.
 
-    An OP that fails in each of two programs by another criterion stands under both.
+    An OP whose two programs fail by different criteria is listed under both.
     """
     rows = connection.execute(
         """
@@ -96,45 +96,45 @@ def near_misses(connection: Connection) -> list[dict[str, Any]]:
 
 
 def versions(connection: Connection) -> list[dict[str, Any]]:
-    """Return each version of the criteria, the first used at the top: its rules, since when it is used, how many verdicts
-    it gave, and of how many OPs it gave the newest."""
+    """Return the versions of the criteria in order of first use: rules, first use, number of verdicts, and number of OPs
+    whose newest verdict is by it."""
     return connection.execute(
         """
-        with given as (
+        with judged as (
             select detail ->> 'criteria_version' as criteria_version, count(*) as verdicts
             from l2inv.event where kind = 'judged' group by 1
         ), newest as (
             select criteria_version, count(*) as ops from l2inv.op_state group by 1
         )
         select criteria_version, first_used_at, coalesce(verdicts, 0) as verdicts, coalesce(ops, 0) as ops, rules
-        from l2inv.criteria left join given using (criteria_version) left join newest using (criteria_version)
+        from l2inv.criteria left join judged using (criteria_version) left join newest using (criteria_version)
         order by first_used_at, criteria_version
         """
     ).fetchall()
 
 
 def version(connection: Connection, prefix: str) -> dict[str, Any]:
-    """Return the id of the version that begins so, and its rules with every key that there is today.
+    """Return the version with that prefix and its rules, with every key that exists today.
 
-    Raise Refused where none or several begin so.
+    Raise Refused if no version or several have it.
     """
     found = connection.execute(
         "select criteria_version, rules from l2inv.criteria where starts_with(criteria_version, %s) order by 1",
         [prefix],
     ).fetchall()
     if not found:
-        raise Refused(f"criteria {prefix!r} are unknown: they judged nothing", "see: l2inv criteria")
+        raise Refused(f"criteria {prefix!r} are unknown: nothing was judged by them", "see: l2inv criteria")
     if len(found) > 1:
         fitting = ", ".join(row["criteria_version"] for row in found)
-        raise Refused(f"{prefix!r} fits several criteria: {fitting}", "give more of the version")
+        raise Refused(f"{prefix!r} matches several criteria: {fitting}", "type more of the version")
     rules = msgspec.convert(found[0]["rules"], Qualification)
     return {"criteria_version": found[0]["criteria_version"], "rules": deciding(rules)}
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[dict[str, Any]]:
-    """Return what differs between two rule sets, each with its dotted path; null is what one of them lacks.
+    """Return the differences between two rule sets, each with its dotted path; null where one of them lacks it.
 
-    Bands and instruments are told apart by their names: their order makes no difference.
+    Bands and instruments are compared by name: their order makes no difference.
     """
     old, new = _unordered(old), _unordered(new)
     if not (isinstance(old, dict) and isinstance(new, dict)):
@@ -156,11 +156,11 @@ def _unordered(value: Any) -> Any:
 
 
 def completeness(connection: Connection, instruments: list[str], quiet_days: float) -> dict[str, Any]:
-    """Return which share of the OPs had no dataset that came after N quiet days, for several N and the one set: over all
-    instruments, over the qualifying ones and for each. An OP counts where it has a dataset of them.
+    """Return the fraction of OPs without a dataset that arrived after N quiet days, for several N and `quiet_days`: over all
+    instruments, over the qualifying ones, and for each. An OP counts if it has a dataset of them.
 
     Arrivals are the createDates of the datasets' first versions, withdrawn ones included, or when l2inv first saw them
-    where the createDate is later. An OP is late at N where two that follow each other lie more than N days apart.
+    if the createDate is later. An OP is late at N if two consecutive arrivals are more than N days apart.
     """
     rows = connection.execute(
         """
@@ -189,9 +189,9 @@ def completeness(connection: Connection, instruments: list[str], quiet_days: flo
     groups: dict[tuple[int, str], dict[str, Any]] = {}
     for row in rows:
         empty = {"name": row["name"], "ops": row["ops"], "shares": []}
-        share = round(1 - row["late"] / row["ops"], 4)
+        fraction = round(1 - row["late"] / row["ops"], 4)
         groups.setdefault((row["place"], row["name"]), empty)["shares"].append(
-            {"quiet_days": row["quiet_days"], "share": share, "late": row["late"]}
+            {"quiet_days": row["quiet_days"], "share": fraction, "late": row["late"]}
         )
     found = list(groups.values())
     return {"ops": found[0]["ops"] if found else 0, "instruments": found}

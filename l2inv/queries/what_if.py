@@ -1,4 +1,4 @@
-"""What if other criteria held: every OP judged by two rule sets side by side, and nothing written."""
+"""What if other criteria applied: every OP is judged by two rule sets, and nothing is written."""
 
 from collections.abc import Callable, Iterator
 from itertools import groupby
@@ -16,7 +16,7 @@ def what_if(
     other: Qualification,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict[str, Any]:
-    """Return the OPs that would be gained and lost under other criteria, and how many would stay what they are.
+    """Return the OPs that would become invertible or cease to be under other criteria, and how many would not change.
 
     Both rule sets judge the present datasets of every OP that has one, whatever its state and complete or not.
     `failed` names the OPs that cannot be judged. PostgreSQL itself refuses any write meanwhile.
@@ -31,7 +31,7 @@ def what_if(
             try:
                 datasets = [inventory.stored(record) for record in records]
                 now, then = (criteria.judge(datasets, rules)["invertible"] for rules in (present, other))
-            except Exception:  # whatever it is, it is this OP's alone: the others are judged
+            except Exception:  # of this OP alone: the others are judged
                 found["failed"].append(op_id)
                 continue
             if now != then:
@@ -50,7 +50,7 @@ def _count(connection: Connection) -> int:
 
 
 def _ops(connection: Connection, instruments: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """Stream the OPs with a dataset of these instruments, and its records. The others are invertible by no rule."""
+    """Yield the OPs with a dataset of these instruments, and their records. The others are invertible by no rule."""
     with connection.cursor("what_if") as cursor:
         cursor.itersize = 5000
         cursor.execute(

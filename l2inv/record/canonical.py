@@ -1,4 +1,4 @@
-"""The canonical form of an event: the text of which its hash is taken, as docs/audit.md has it for any language. Pure."""
+"""The canonical form of an event: the text that its hash is computed from (docs/audit.md). Pure."""
 
 import hashlib
 import json
@@ -20,11 +20,11 @@ FIELDS = (
 
 
 def text(previous_hash: str | None, event: Mapping[str, Any]) -> str:
-    """Return the canonical form of an event as `history --json` shows it: a JSON array, ending in its detail_text."""
+    """Return the canonical form of an event of `history --json`: a JSON array that ends in its detail_text."""
     values = [previous_hash, *(event[name] for name in FIELDS)]
     return f"{json.dumps(values, ensure_ascii=False)[:-1]}, {event['detail_text']}]"
 
 
 def digest(previous_hash: str | None, event: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of an event's canonical form, as hexadecimal digits: the hash that it must have."""
+    """Return the hash that an event must have: the SHA-256 of its canonical form, as hexadecimal digits."""
     return hashlib.sha256(text(previous_hash, event).encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""The event log's chains of hashes and what they add up to, recomputed from the rows. No function, view or trigger of the
-database is asked: who changed the rows may have changed these, too.
+"""The event log's hash chains and the present states, recomputed from the rows. No function, view or trigger of the
+database is used: someone who changed the rows may have changed these, too.
 
-Rows come in a stream, in the order of OPs and of their events, so that memory stays flat.
+Rows are streamed, sorted by OP and event, in bounded memory.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,12 +19,12 @@ from l2inv.database.connection import Connection
 from l2inv.domain import states
 from l2inv.record import canonical
 
-BATCH = 1000  # rows at a time; how many pass between two words of how far it is
-MOST = 1000  # findings named one by one
+BATCH = 1000  # rows at a time, and between two reports of progress
+MOST = 1000  # findings listed; more are counted
 
 
 class Findings:
-    """How many faults were found, and the first of them."""
+    """The number of faults found, and the first of them."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -44,8 +44,8 @@ class Findings:
 
 @contextmanager
 def streamed(connection: Connection, name: str, query: str) -> Iterator[Iterable[TupleRow]]:
-    """Lend the rows of a query, timestamps and JSON as the text that PostgreSQL prints: what was tampered with may be
-    none that Python knows. The server is asked for the plain rows alone."""
+    """Yield the rows of a query, with timestamps and JSON as the text that PostgreSQL prints: tampered values may be
+    invalid in Python."""
     connection.execute("set local timezone = 'UTC'; set local datestyle = 'ISO'")
     with connection.cursor(name, row_factory=tuple_row) as cursor:
         for kind in ("timestamptz", "jsonb"):
@@ -57,9 +57,9 @@ def streamed(connection: Connection, name: str, query: str) -> Iterator[Iterable
 def events(
     connection: Connection, findings: Findings, progress: Callable[[int], None], since: bool = False
 ) -> None:
-    """Check every OP's chain: seq without holes, and each hash that of the content and of the hash before it.
+    """Check every OP's chain: seq without gaps, and each hash computed from the content and the hash before it.
 
-    Since an anchor that is loaded: each chain from the anchored event on.
+    With `since`, each chain from the event in the loaded anchor.
     """
     columns = (
         "e.event_id, e.op_id, e.seq, e.kind, state, actor, recorded_by, recorded_at, run_id, detail, e.hash"
@@ -89,55 +89,59 @@ def events(
 
 
 def _in_iso(moment: str) -> str:
-    """The canonical form of a time that PostgreSQL prints as 2026-11-24 20:09:50.76+00."""
+    """Return the canonical form of a time that PostgreSQL prints as 2026-11-24 20:09:50.76+00."""
     seconds, _, fraction = moment.removesuffix("+00").replace(" ", "T").partition(".")
     return f"{seconds}.{fraction:0<6}Z" if fraction else f"{seconds}Z"
 
 
 def state(connection: Connection, findings: Findings, _: Callable[[int], None], since: bool = False) -> None:
-    """Compare each OP's present state with what its events say, the hash of the newest among it.
+    """Compare each OP's present state, with its newest hash, with the state that follows from its events.
 
-    Since an anchor that is loaded: of the OPs that have events after it.
+    With `since`, only the OPs that have events after the loaded anchor.
     """
     columns = ", ".join(states.Op.__struct_fields__)
     of = "where op_id in (select op_id from pg_temp.fresh)" if since else ""
     kept_query = f"select {columns} from l2inv.op_state {of} order by op_id"  # noqa: S608 - columns of our own
-    told_query = f"""
+    events_query = f"""
         select op_id, seq, kind, state, recorded_at, hash, detail from l2inv.event {of} order by op_id, seq
     """  # noqa: S608
     with (
         streamed(connection, "verify_kept", kept_query) as rows,
-        streamed(connection, "verify_told", told_query) as events,
+        streamed(connection, "verify_events_of_state", events_query) as events,
     ):
         kept_ops = (_kept_op(row) for row in rows)
-        told_ops = (_told_op(op_id, of_op) for op_id, of_op in groupby(events, key=itemgetter(0)))
-        for kept, told in _side_by_side(kept_ops, told_ops):
-            if told is None:
+        computed_ops = (_computed_op(op_id, of_op) for op_id, of_op in groupby(events, key=itemgetter(0)))
+        for kept, computed in _side_by_side(kept_ops, computed_ops):
+            if computed is None:
                 findings.add("state", msgspec.structs.asdict(kept), "there are no events of it")
             elif kept is None:
-                findings.add("state", msgspec.structs.asdict(told), "it has events and no state")
-            elif kept != told:
-                names = sorted(n for n in states.Op.__struct_fields__ if getattr(kept, n) != getattr(told, n))
-                words = f"{', '.join(names)} differ from what the events say: l2inv verify events says more"
+                findings.add("state", msgspec.structs.asdict(computed), "it has events and no state")
+            elif kept != computed:
+                names = sorted(
+                    n for n in states.Op.__struct_fields__ if getattr(kept, n) != getattr(computed, n)
+                )
+                words = f"{', '.join(names)} differ from what follows from the events; for details: l2inv verify events"
                 findings.add("state", {"op_id": kept.op_id}, words)
 
 
-def _side_by_side(kept_ops: Iterator[states.Op], told_ops: Iterator[states.Op]) -> Iterator[tuple[Any, Any]]:
-    """What is kept and what is told of each OP, None where there is no such thing. Both come in the order of ids."""
-    kept, told = next(kept_ops, None), next(told_ops, None)
-    while kept or told:
+def _side_by_side(
+    kept_ops: Iterator[states.Op], computed_ops: Iterator[states.Op]
+) -> Iterator[tuple[Any, Any]]:
+    """Yield for each OP its stored and its computed state, None if there is none. Both are sorted by id."""
+    kept, computed = next(kept_ops, None), next(computed_ops, None)
+    while kept or computed:
         before = (
             -1
-            if told is None
+            if computed is None
             else 1
             if kept is None
-            else (kept.op_id > told.op_id) - (kept.op_id < told.op_id)
+            else (kept.op_id > computed.op_id) - (kept.op_id < computed.op_id)
         )
-        yield kept if before <= 0 else None, told if before >= 0 else None
+        yield kept if before <= 0 else None, computed if before >= 0 else None
         if before <= 0:
             kept = next(kept_ops, None)
         if before >= 0:
-            told = next(told_ops, None)
+            computed = next(computed_ops, None)
 
 
 def _kept_op(row: TupleRow) -> states.Op:
@@ -147,14 +151,14 @@ def _kept_op(row: TupleRow) -> states.Op:
 
 
 def _moment(printed: str | None) -> Any:
-    """A time that PostgreSQL printed; what Python takes for none stays text, and differs from every time."""
+    """Return a time that PostgreSQL printed; if Python cannot read it, as text, which equals no time."""
     try:
         return datetime.fromisoformat(printed) if printed else None
     except ValueError:
         return printed
 
 
-def _told_op(op_id: str, rows: Iterable[TupleRow]) -> states.Op:
+def _computed_op(op_id: str, rows: Iterable[TupleRow]) -> states.Op:
     op = states.Op(op_id)
     for _, seq, kind, state, recorded_at, hash_, detail in rows:
         states.follow(op, seq, kind, state, recorded_at, hash_, _detail(kind, detail))
@@ -165,7 +169,7 @@ _detail_decoder = msgspec.json.Decoder(states.Detail)
 
 
 def _detail(kind: str, detail: str) -> states.Detail:
-    """What of a detail the state follows; nothing where it makes no sense, as the event's hash then says."""
+    """Return the part of a detail that changes the state; nothing if it is invalid, which the hash check reports."""
     try:
         return _detail_decoder.decode(detail) if kind in states.FOLLOWED else states.Detail()
     except msgspec.DecodeError:

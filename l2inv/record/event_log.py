@@ -1,7 +1,7 @@
-"""Adding to the record: every event of every stage goes through here, and only ever gets added.
+"""The event log: all events are added here, and none is ever changed.
 
-An event is written against the sequence number that its writer saw. The second writer with the same number adds
-nothing; the database refuses what the states do not allow.
+An event is written with the OP's sequence number that its writer saw. Of two writers with the same number, the second
+adds nothing. The database refuses what the states do not allow.
 """
 
 import json
@@ -19,11 +19,11 @@ from l2inv.database.connection import Connection
 from l2inv.domain import states
 from l2inv.errors import Refused
 
-LEAST_TAIL, LONGEST_NUMBER = 6, 8  # characters of an id's end, which in real ids is a number after a point
+LEAST_TAIL, LONGEST_NUMBER = 6, 8  # characters of an id's end, which is a number after a period
 
 
 class Event(msgspec.Struct, frozen=True):
-    """What happened to an OP. `after` is the OP's sequence number that it follows, 0 for a new OP."""
+    """What happened to an OP. `after` is the sequence number of the OP's event before it, 0 for a new OP."""
 
     op_id: str
     after: int
@@ -33,7 +33,7 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Present(msgspec.Struct, frozen=True):
-    """The present state of an OP, as far as commands decide by it."""
+    """The present state of an OP, as far as commands depend on it."""
 
     op_id: str
     seq: int
@@ -48,10 +48,10 @@ class Present(msgspec.Struct, frozen=True):
 
 
 def add(connection: Connection, events: Sequence[Event], actor: str, run_id: int | None) -> set[str]:
-    """Add one event for each of many OPs, all or none, and return the OPs that got theirs.
+    """Add one event to each of many OPs in one transaction, and return the OPs that got theirs.
 
-    An OP that moved on since its writer looked is left alone: the writer looks again in its next run.
-    The OPs are locked in the order of their ids, so that two writers never wait for each other.
+    An OP that changed since its writer read it gets none: the writer reads it again in its next run.
+    The OPs are locked in the order of their ids, so that two writers never deadlock.
     """
     with connection.transaction():
         rows = connection.execute(
@@ -70,8 +70,8 @@ _COLUMNS = "l2inv.event (op_id, seq, kind, state, actor, run_id, detail)"
 
 
 def detail_text(detail: dict[str, Any]) -> str:
-    """Return the text of a detail that PostgreSQL's jsonb takes: NUL and halves of surrogate pairs are shown, not stored."""
-    with suppress(UnicodeEncodeError, OverflowError):  # an integer of any size is left to json
+    """Return a detail as text for PostgreSQL's jsonb: NUL and lone surrogates are escaped."""
+    with suppress(UnicodeEncodeError, OverflowError):  # json takes integers of any size
         text = msgspec.json.encode(detail).decode()
         if "\\u0000" not in text:
             return text
@@ -87,7 +87,7 @@ def _storable(value: Any) -> Any:
 
 
 def append(connection: Connection, event: Event, actor: str, run_id: int | None) -> bool:
-    """Add one event to an OP that is known, in one statement; False if the OP moved on since its writer looked."""
+    """Add one event to an OP in one statement; return False if the OP changed since its writer read it."""
     added = connection.execute(
         f"""
         insert into {_COLUMNS}
@@ -108,14 +108,14 @@ def add_one(
     detail: dict[str, Any],
     run_id: int | None = None,
 ) -> None:
-    """Add one event to an OP whose row locked() holds. Raise Refused when its state does not allow it."""
+    """Add one event to an OP that is locked by locked(). Raise Refused if its state does not allow it."""
     must_allow(present, kind, state)
     added = append(connection, Event(present.op_id, present.seq, kind, state, detail), actor, run_id)
     assert added, "the row is locked"
 
 
 def must_allow(present: Present, kind: str, state: states.State | None) -> None:
-    """Raise Refused when an OP's state does not allow an event."""
+    """Raise Refused if an OP's state does not allow an event."""
     if not states.is_allowed(kind, present.state, state, present.state_before_error):
         raise Refused(
             f"OP {present.op_id} is {present.state}: it cannot be {kind}",
@@ -124,7 +124,7 @@ def must_allow(present: Present, kind: str, state: states.State | None) -> None:
 
 
 def must_hold(present: Present, actor: str) -> None:
-    """Raise Refused when another holds the OP."""
+    """Raise Refused if somebody else holds the OP."""
     if present.state == "working" and present.assignee != actor:
         raise Refused(
             f"OP {present.op_id} is held by {present.assignee} since {present.since}, not by {actor}",
@@ -138,7 +138,7 @@ def locked(connection: Connection, op_id: str) -> Present:
 
 
 def seen(connection: Connection, op_id: str, lock: str = "") -> Present:
-    """Return the present state of an OP, which may change at once: compare it under its lock. Raise Refused."""
+    """Return the present state of an OP, unlocked unless `lock` is "for update". Raise Refused."""
     row = connection.execute(
         f"""
         select op_id, seq, state, to_char(since at time zone 'UTC', 'YYYY-MM-DD HH24:MI "UTC"') as since,
@@ -153,12 +153,12 @@ def seen(connection: Connection, op_id: str, lock: str = "") -> Present:
 
 
 def resolve(connection: Connection, op: str) -> str:
-    """Return the full id of the OP that a text names. Raise Refused where it names none, or several.
+    """Return the full id of the OP that a text identifies. Raise Refused if none or several match.
 
-    It may be the OP's id; or the beginning, the end or any other part of it; or the id of one of its datasets, products,
-    instrument programs or inversions. A beginning is looked up in an index, and decides before an end, an end before
-    other parts: the ends that tails() returns always name their OP. Ends and parts are found by reading op_state
-    once; products, instrument programs and inversions are looked for only where the text has the form of theirs.
+    The text may be the OP's id; or the beginning, the end or any other part of it; or the id of one of its datasets,
+    products, instrument programs or inversions. A beginning takes precedence over an end, an end over other parts, so
+    that what tails() returns always identifies its OP. A beginning is looked up in an index; ends and parts read
+    op_state once; products, instrument programs and inversions are looked up only if the text has the form of their ids.
     """
     candidates = _ids(
         connection,
@@ -182,12 +182,12 @@ def resolve(connection: Connection, op: str) -> str:
         return candidates[0]
     if candidates:
         more = ", …" if len(candidates) > 5 else ""
-        raise Refused(f"{op!r} fits several OPs: {', '.join(candidates[:5])}{more}", "give more of the id")
+        raise Refused(f"{op!r} matches several OPs: {', '.join(candidates[:5])}{more}", "type more of the id")
     raise Refused(f"OP {op!r} is unknown", "see: l2inv list")
 
 
 def _holding(connection: Connection, thing: str) -> list[str]:
-    """The OPs that hold a dataset, a product, an instrument program or an inversion of that id."""
+    """Return the OPs with a dataset, a product, an instrument program or an inversion of that id."""
     found = _ids(connection, "select op_id from l2inv.dataset where dataset_id = %s", [thing])
     if thing.startswith(("L1-", "id.")):
         found += _ids(
@@ -217,10 +217,9 @@ def _ids(connection: Connection, statement: LiteralString, values: Any) -> list[
 
 
 def tails(connection: Connection, op_ids: Iterable[str]) -> dict[str, str]:
-    """Return for each OP the shortest end of its id that resolve() takes for it.
+    """Return for each OP the shortest end of its id by which resolve() finds it.
 
-    That is its last number where no other OP's id ends so, else more of it, and the whole id where another begins so.
-    Read every id once.
+    That is the last number if no other OP's id ends so, else more, and the whole id if another OP's id begins so.
     """
     wanted = set(op_ids)
     rows = _ids(
@@ -246,9 +245,9 @@ def tails(connection: Connection, op_ids: Iterable[str]) -> dict[str, str]:
 
 
 def _tail(op_id: str, alike: list[str]) -> str:
-    """The shortest end that no other id has, of those sorted back to front that share LEAST_TAIL characters.
+    """Return the shortest end that no other id has. `alike` are the reversed ids, sorted, that share LEAST_TAIL characters.
 
-    It begins like a word: else a shell or an option parser would read it as something else.
+    It begins with a letter or a digit: else a shell or an option parser would misread it.
     """
     backwards = op_id[::-1]
     at = bisect(alike, backwards)
@@ -261,14 +260,14 @@ def _tail(op_id: str, alike: list[str]) -> str:
 
 
 def _alike(one: str, other: str) -> int:
-    """How many characters two texts begin with alike."""
+    """Return how many characters two texts have in common at their beginning."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def beginning_with(
     connection: Connection, prefix: str, among: Sequence[states.State] | None, holder: str | None, most: int
 ) -> list[str]:
-    """Return the first OPs in the order of their ids that begin so: in these states, held by that person, where given."""
+    """Return the first OPs, sorted by id, with that beginning; if given, in these states and held by that person."""
     rows = connection.execute(
         """
         select op_id from l2inv.op
@@ -281,14 +280,14 @@ def beginning_with(
 
 
 def _pattern(prefix: str) -> str:
-    """What `like` takes for whatever begins so."""
+    """Return a LIKE pattern for texts with that beginning."""
     return prefix.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
 
 
 def fail(
     connection: Connection, op_id: str, seq: int, stage: str, cause: str, actor: str, run_id: int
 ) -> bool:
-    """Put an OP into `error` with stage, cause and the number of this attempt. False if it moved on meanwhile."""
+    """Put an OP into `error` with stage, cause and the number of this attempt. Return False if it changed meanwhile."""
     row = connection.execute(
         """
         select count(*) as earlier from l2inv.event
@@ -303,9 +302,9 @@ def fail(
 
 
 def retry(connection: Connection, op_ids: Sequence[str], actor: str) -> list[tuple[str, states.State]]:
-    """Bring OPs back from `error` to the state before it, all of them when none is named: return (OP, state).
+    """Bring OPs back from `error` to the state before it, all of them if none is given: return (OP, state).
 
-    Raise Refused when a named OP is not in `error`; then none is brought back.
+    Raise Refused if an OP is not in `error`; then none is changed.
     """
     with connection.transaction():
         if not op_ids:
@@ -336,7 +335,7 @@ def newest(connection: Connection, op_id: str, *kinds: str) -> dict[str, Any] | 
 
 
 def invertible_programs(connection: Connection, op_id: str) -> list[str]:
-    """Return the instrument programs that are invertible by the newest verdict, or by what overrules it."""
+    """Return the invertible instrument programs by the newest verdict, or by the decision that overrules it."""
     row = connection.execute(
         """
         select o.detail -> 'instrument_programs' as overruled,
@@ -360,9 +359,9 @@ def _held(present: Present) -> str:
 
 
 def way_on(op_id: str, state: states.State, held: str, *, on_hold: bool = False) -> str:
-    """Return what is to be done with an OP that is in a state; `held` is what to say of one that somebody works on."""
+    """Return the next step for an OP in a state; `held` is the text for one that somebody works on."""
     if on_hold and state in ("invertible", "preprocessed", "inverted"):
-        return f"to let it go on: l2inv unhold {op_id}"
+        return f"to continue: l2inv unhold {op_id}"
     return {
         "discovered": "qualify judges it when it is quiet",
         "invertible": "run: l2inv preprocess",

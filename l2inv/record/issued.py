@@ -1,4 +1,4 @@
-"""The id of each inversion, issued once, when work on it begins, and the names that follow from it."""
+"""Inversion ids, issued when work on an inversion begins, and the names derived from them."""
 
 import secrets
 import string
@@ -19,10 +19,10 @@ def new_inversion_id() -> str:
 
 
 def issue(connection: Connection, op_id: str, programs: Iterable[str | None]) -> list[dict[str, str]]:
-    """Return an id for each instrument program: the one that it has in this cycle, or a new one.
+    """Return an inversion id for each instrument program: its id in this cycle, or a new one.
 
-    Each is to be recorded in the transaction of the call, which keeps others from drawing the same until it ends. The
-    OP must be locked before: no other lock is taken after this one. One without an id gets none.
+    Record them in the same transaction: until it ends, nobody else can draw the same id. The OP must be locked
+    before: no other lock may be taken after this one. A program without an id of its own gets none.
     """
     present = {one["instrument_program_id"]: one["inversion_id"] for one in of_cycle(connection, op_id)}
     wanted = [program for program in programs if program]
@@ -44,9 +44,9 @@ def _unused(connection: Connection, drawn: set[str]) -> str:
 
 
 def of_cycle(connection: Connection, op_id: str) -> list[dict[str, str]]:
-    """Return the ids issued in an OP's present cycle: `inversion_id` and `instrument_program_id`, in order of these.
+    """Return the ids issued in an OP's present cycle: `inversion_id` and `instrument_program_id`, sorted by the latter.
 
-    A release keeps them; what was told under another id, which `adopt` recorded, has that one.
+    A release keeps them. An inversion that `adopt` recorded under another id has that id.
     """
     rows = connection.execute(
         """
@@ -87,22 +87,22 @@ def owner(connection: Connection, inversion_id: str) -> str | None:
 
 
 def asdf_object_key(proposal_id: str | None, inversion_id: str) -> str | None:
-    """Return the key of an inversion's ASDF by the convention, None without a proposal."""
+    """Return the conventional object key of an inversion's ASDF file; None without a proposal."""
     return proposal_id and f"{folder(proposal_id, inversion_id)}/{stem(inversion_id)}_L2_metadata.asdf"
 
 
 def folder(proposal_id: str, inversion_id: str) -> str:
-    """Return the folder of an inversion's files below the bucket: PROPOSAL/inv_XXXXXX."""
+    """Return the folder of an inversion's files in its bucket: PROPOSAL/inv_XXXXXX."""
     return f"{proposal_id}/{inversion_id.replace('.', '_')}"
 
 
 def stem(inversion_id: str) -> str:
-    """Return what every file's name begins with: INV_XXXXXX."""
+    """Return the beginning of the names of an inversion's files: INV_XXXXXX."""
     return inversion_id.upper().replace(".", "_")
 
 
 def with_names(inversions: Sequence[dict[str, str]], proposal_id: str | None) -> list[dict[str, Any]]:
-    """Return the inversions with the folder, the names of their files and the asdfObjectKey that follow."""
+    """Return the inversions with their folder, file names and asdfObjectKey."""
     return [
         {
             **one,
@@ -115,10 +115,10 @@ def with_names(inversions: Sequence[dict[str, str]], proposal_id: str | None) ->
     ]
 
 
-def must_be_issued(op_id: str, said: str, issued: str) -> None:
-    """Raise Refused where somebody names another id than the one that was issued."""
-    if said != issued:
+def must_be_issued(op_id: str, given: str, issued: str) -> None:
+    """Raise Refused if the given id is not the one that was issued."""
+    if given != issued:
         raise Refused(
-            f"OP {op_id}: inversion_id {said} is not the one that was issued, {issued}",
+            f"OP {op_id}: inversion_id {given} is not the one that was issued, {issued}",
             "leave it out, and name the files after the id that was issued (see: l2inv show OP)",
         )

@@ -1,9 +1,9 @@
-"""The schema's structure, read from PostgreSQL's catalogs and compared with what this version's migrations make.
+"""The schema's structure, read from PostgreSQL's catalogs and compared with what this version's migrations create.
 
-What it should be is in structure.json, the same for every major version of PostgreSQL: NOT NULL constraints, which are in
-pg_constraint since 18, are compared as columns. Views are not in it, since each version keeps their queries differently:
-each view is created again under a temporary name, from the text of the migrations, and the server's two copies are
-compared. No function of the schema is called.
+The expected structure is in structure.json, the same for every major version of PostgreSQL: NOT NULL constraints, which
+are in pg_constraint since 18, are compared as columns. Views are not in it, since each version stores their queries
+differently: each view is created again under a temporary name, from the text of the migrations, and the server's two
+copies are compared. No function of the schema is called.
 """
 
 import json
@@ -20,8 +20,8 @@ from l2inv.record.chains import Findings
 
 SHIPPED = Path(__file__).with_name("structure.json")
 
-# What is in the schema, or at something in it: its name, and what of it matters. yoyo's own tables are made by yoyo, each
-# of whose versions may make them otherwise; what guards them and who may reach them is compared anyway.
+# The objects of the schema: name and relevant attributes. yoyo's own tables differ between versions of yoyo and are left
+# out; their triggers and privileges are compared anyway.
 _QUERIES = {
     "relation": """
         select c.relname as name, c.relkind::text, c.relpersistence::text, c.relrowsecurity, c.relforcerowsecurity,
@@ -103,7 +103,7 @@ _QUERIES = {
         select e.evtname as name, e.evtevent, e.evtfoid::regproc::text as function from pg_event_trigger e
         where e.evtenabled <> 'D'
     """,
-    # What the schema's own functions and verify call must be PostgreSQL's.
+    # The functions that the schema and verify call must be PostgreSQL's own.
     "function of PostgreSQL's": """
         select p.oid::regprocedure::text as name, l.lanname as language
         from pg_proc p join pg_language l on l.oid = p.prolang
@@ -118,7 +118,7 @@ _CALLED = [
     "pg_get_function_arguments", "pg_get_function_identity_arguments", "aclexplode", "acldefault", "to_jsonb",
 ]  # fmt: skip
 
-# Who owns what, and who else may do what with it.
+# Owners and privileges.
 _OWNERS = """
     select 'schema' as name, nspowner::regrole::text as owner from pg_namespace where oid = %(schema)s
     union all
@@ -150,9 +150,9 @@ _PRIVILEGES = """
 
 
 def check(connection: Connection, findings: Findings) -> int:
-    """Compare the schema with what the migrations make of it, and name each difference. Return how many objects it has.
+    """Compare the schema with what the migrations create, and add a finding for each difference. Return the number of objects.
 
-    It makes views under temporary names, in a transaction that is rolled back.
+    Creates views under temporary names, in a transaction that is rolled back.
     """
     should = json.loads(SHIPPED.read_text())
     with connection.transaction(force_rollback=True):
@@ -161,7 +161,7 @@ def check(connection: Connection, findings: Findings) -> int:
             findings.add("schema", {}, difference)
         for role, difference in _unexpected(connection, should["privileges"]):
             findings.add("schema", {}, f"{role} {difference}")
-        # Who made an event trigger would have a say in what is made here.
+        # An event trigger could interfere with what is created here.
         if not any(name.startswith("event trigger ") for name in structure):
             for difference in _views(connection):
                 findings.add("schema", {}, difference)
@@ -169,7 +169,7 @@ def check(connection: Connection, findings: Findings) -> int:
 
 
 def found(connection: Connection) -> dict[str, dict[str, Any]]:
-    """Return what matters of each object of the schema, by its kind and name, as it is in a schema named l2inv."""
+    """Return the attributes of each object of the schema, by its kind and name, as if the schema were named l2inv."""
     connection.execute("set local search_path = pg_catalog")
     values = _values(connection)
     return {
@@ -181,7 +181,7 @@ def found(connection: Connection) -> dict[str, dict[str, Any]]:
 
 
 def privileges(connection: Connection) -> dict[str, list[str]]:
-    """Return what each role but the owner may do, by the role's name: each as `PRIVILEGE on OBJECT`."""
+    """Return the privileges of each role except the owner, by its name, each as `PRIVILEGE on OBJECT`."""
     connection.execute("set local search_path = pg_catalog")
     found: dict[str, list[str]] = {}
     for row in connection.execute(_PRIVILEGES, _values(connection)).fetchall():
@@ -192,7 +192,7 @@ def privileges(connection: Connection) -> dict[str, list[str]]:
 
 
 def digest_of(connection: Connection) -> str:
-    """Return the SHA-256 of the structure as it is, as hexadecimal digits."""
+    """Return the SHA-256 of the present structure, as hexadecimal digits."""
     import hashlib
 
     with connection.transaction(force_rollback=True):
@@ -200,7 +200,7 @@ def digest_of(connection: Connection) -> str:
 
 
 def schema_of(connection: Connection) -> str:
-    """Return the name of the schema that `l2inv.` means on the connection."""
+    """Return the name of the schema that `l2inv.` refers to on the connection."""
     return str(getattr(connection.cursor_factory, "schema", "l2inv"))
 
 
@@ -230,17 +230,17 @@ def _differences(should: dict[str, Any], structure: dict[str, Any]) -> Iterator[
         if name not in structure:
             yield f"{name} is missing"
         elif name not in should:
-            yield f"{name} is none of l2inv's"
+            yield f"{name} is not part of l2inv"
         else:
             parts = sorted(p for p in structure[name] if structure[name][p] != should[name].get(p))
             if parts:
-                yield f"{name} is not what the migrations made: {', '.join(parts)} differ"
+                yield f"{name} is not what the migrations create: {', '.join(parts)} differ"
 
 
 def _unexpected(connection: Connection, expected: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
-    """Yield role and words for each right that `l2inv roles` did not give, and for each owner that is another's.
+    """Yield role and problem for each privilege that `l2inv roles` does not grant, and each object with another owner.
 
-    One role may have the writer's rights, one the reader's: of several, the one that is named so.
+    One role may have the writer's privileges, and one the reader's: of several, the one with that name.
     """
     owners = connection.execute(_OWNERS, _values(connection)).fetchall()
     owner = next(row["owner"] for row in owners if row["name"] == "schema")
@@ -257,34 +257,34 @@ def _unexpected(connection: Connection, expected: dict[str, list[str]]) -> Itera
     for role, rights in left.items():
         for right in rights:
             if right not in allowed.get(role, ()):
-                yield role, f"has the right to {right}, which l2inv roles does not give"
+                yield role, f"has the privilege {right}, which l2inv roles does not grant"
 
 
 _VIEW = re.compile(r"^create (?:or replace )?view l2inv\.(\w+)( as\n(?:.|\n)*?;)$", re.MULTILINE)
-# In what the server keeps of a view: where in the statement a word was, and the view's own number.
+# Positions in the statement's text, in what the server stores of a view.
 _PLACES = re.compile(r" :(?:\w*location|stmt_len|list_start|list_end) -?\d+")
 
 
 def _views(connection: Connection) -> Iterator[str]:
     schema = schema_of(connection)
     source = "\n".join(path.read_text() for path in sorted(migrations_folder().glob("*.sql")))
-    for name, query in dict(_VIEW.findall(source)).items():  # as the last migration that names it makes it
+    for name, query in dict(_VIEW.findall(source)).items():  # as in the last migration that creates it
         kept = _kept_view(connection, f'"{schema}"."{name}"')
         if kept is None:
-            continue  # it is named as missing already
+            continue  # reported as missing already
         try:
             made = _made_views(connection, name, in_schema(query, schema))
         except psycopg.errors.InsufficientPrivilege:
             raise
         except psycopg.ProgrammingError as problem:
-            yield f"view {name} cannot be made as the migrations say: {' '.join(str(problem).split())}"
+            yield f"view {name} cannot be created as in the migrations: {' '.join(str(problem).split())}"
             continue
         if kept not in made:
-            yield f"view {name} is not what the migrations made"
+            yield f"view {name} is not what the migrations create"
 
 
 def _made_views(connection: Connection, name: str, query: str) -> list[str | None]:
-    """Return what the server keeps of a view as the migrations make it, and as pg_restore makes it of what pg_dump prints."""
+    """Return what the server stores of a view created by the migrations, and of one created by pg_restore from pg_dump's output."""
     made = []
     with connection.transaction(force_rollback=True):
         for _ in range(2):

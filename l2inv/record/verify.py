@@ -1,6 +1,6 @@
-"""verify: whether the event log is intact, and whether all that is derived from it agrees.
+"""verify: is the event log intact, and does everything derived from it agree?
 
-Every check reads one snapshot in a stream, so that memory stays flat and nobody is kept waiting.
+All checks stream from one snapshot, in bounded memory and without blocking writers.
 """
 
 import hashlib
@@ -30,10 +30,10 @@ def verify(
     anchor: Anchor | None = None,
     since: bool = False,
 ) -> dict[str, Any]:
-    """Make every check, or the one that is named: how many of each, and one finding for each fault.
+    """Run all checks, or the one that is named; return how many rows each checked, and a finding for each fault.
 
-    Against an anchor, where one is loaded, which takes what is new where everything was checked and nothing found; since
-    it: only what came after, and what it names.
+    With an anchor, also compare with it, and append what is new if everything was checked and nothing was found. With
+    `since`, check only what the anchor lists and what came after.
     """
     findings = Findings()
     names = [*CHECKS, "schema"] if what is None else [what]
@@ -71,7 +71,7 @@ def run_checks(
     progress: Callable[[int, int], None],
     since: bool = False,
 ) -> dict[str, int]:
-    """Make the named checks in the transaction that is open, and return how many rows each checked."""
+    """Run the named checks in the open transaction, and return how many rows each checked."""
     checks, of_checks = (SINCE, CHECKED_SINCE) if since else (CHECKS, CHECKED)
     rows = {name: _count(connection, of_checks[name]) for name in names}
     checked, of, before = {}, sum(rows.values()), 0
@@ -96,31 +96,31 @@ def _check(
     findings: Findings,
     progress: Callable[[int], None],
 ) -> bool:
-    """Make one of the checks; False where it cannot be made to its end.
+    """Run one check; return False if it could not be completed.
 
-    What cannot even be read is a finding: a tampered row may hold anything.
+    A row that cannot be read is a finding: tampered rows may contain anything.
     """
     try:
         with connection.transaction():
             check(connection, findings, progress)
     except psycopg.DataError as problem:
         words = " ".join(str(problem).split("\n", 1)[0].split())
-        findings.add(name, {}, f"{name} cannot be read to their end: {words}; l2inv verify events says more")
+        findings.add(name, {}, f"{name} cannot be read to the end: {words}; for details: l2inv verify events")
         return False
     return True
 
 
 def _count(connection: Connection, table: LiteralString, what: LiteralString = "count(*)") -> int:
-    counted = connection.execute(f"select {what} as rows from {table}").fetchone()  # noqa: S608 - one of ours
+    counted = connection.execute(f"select {what} as rows from {table}").fetchone()  # noqa: S608 - text of our own
     assert counted is not None
     rows: int = counted["rows"]
     return rows
 
 
 def datasets(connection: Connection, findings: Findings, progress: Callable[[int], None]) -> None:
-    """Hash every kept dataset version again, and compares the versions there are with those that events name.
+    """Hash every dataset version again, and compare the versions with those that events name.
 
-    Do the same with quarantined records, which no event names.
+    Hash the quarantined records, too, which no event names.
     """
     with connection.cursor("verify_datasets") as cursor:
         cursor.execute(
@@ -142,15 +142,15 @@ def datasets(connection: Connection, findings: Findings, progress: Callable[[int
         cursor.execute(_PINS)
         for row in cursor:
             findings.add(
-                "dataset", row, f"dataset {row['dataset_id']} version {row['version']} {row['said']}"
+                "dataset", row, f"dataset {row['dataset_id']} version {row['version']} {row['problem']}"
             )
     with connection.cursor("verify_ranks") as cursor:
         cursor.execute(_RANKS)
         for row in cursor:
-            known = [metres for metres in row["medians_m"] if metres is not None]
+            known = [median_m for median_m in row["medians_m"] if median_m is not None]
             word = measures.r0_class(median(known) if known else None)
             if row["r0_class"] != 1 + measures.R0_CLASSES.index(word):
-                findings.add("state", row, f"r0_class differs from what its datasets say: {word}")
+                findings.add("state", row, f"r0_class differs from that of its datasets: {word}")
     with connection.cursor("verify_quarantine") as cursor:
         cursor.execute(
             "select left(encode(raw_hash, 'hex'), 12) as key from l2inv.quarantine where sha256(raw) <> raw_hash"
@@ -159,7 +159,7 @@ def datasets(connection: Connection, findings: Findings, progress: Callable[[int
             findings.add("quarantine", row, f"record {row['key']} is not what was received")
 
 
-# What the OPs that science is offered are ranked by, beside what it is computed from.
+# The r0 class that offered OPs are ranked by, and the medians that it is computed from.
 _RANKS = """
     select s.op_id, s.r0_class, array(
         select (v.record -> 'friedParameter' ->> 'med')::double precision from l2inv.dataset_version v
@@ -169,8 +169,8 @@ _RANKS = """
     from l2inv.op_state s where s.state = 'preprocessed'
 """
 
-# Where the versions that are kept and those that the events name are not the same. An event names the last of the
-# versions that its scan read of a dataset.
+# Differences between the versions and what the events say of them. An event names the last version of a dataset that
+# its scan read.
 _PINS = """
     with pin as materialized (
         select e.event_id, e.op_id, e.run_id, p.key as dataset_id, split_part(p.value, ':', 1)::integer as version,
@@ -179,12 +179,12 @@ _PINS = """
         where e.kind in ('discovered', 'datasets_changed')
     )
     select p.event_id, p.op_id, p.dataset_id, p.version,
-           case when v.version is null then 'is missing' else 'is not what its event names' end as said
+           case when v.version is null then 'is missing' else 'is not what its event names' end as problem
     from pin p left join l2inv.dataset_version v using (dataset_id, version)
     where v.version is null or left(encode(v.content_hash, 'hex'), 16) <> p.hash
        or v.op_id <> p.op_id or v.run_id <> p.run_id or v.withdrawn <> p.withdrawn
     union all
-    select null, v.op_id, v.dataset_id, v.version, 'is told of by no event'
+    select null, v.op_id, v.dataset_id, v.version, 'is named by no event'
     from l2inv.dataset_version v left join pin p using (dataset_id, version)
     where p.version is null
         and not exists (select from pin later where later.dataset_id = v.dataset_id and later.run_id = v.run_id
@@ -193,7 +193,7 @@ _PINS = """
 
 
 class _Kept(inventory.Dataset, frozen=True, forbid_unknown_fields=True):
-    """A dataset as it was kept: what the reader did not know, it left out."""
+    """A dataset as kept: without the fields that the reader did not know."""
 
 
 _kept = msgspec.json.Decoder(_Kept)
@@ -207,12 +207,12 @@ def _hash_of(record: str) -> bytes | None:
 
 
 def runs(connection: Connection, findings: Findings, _: Callable[[int], None]) -> None:
-    """Compare what each run reported with the events and dataset versions that name it: an OP that is gone with all
-    its events is missed by the run that discovered it."""
+    """Compare what each run reported with the events and dataset versions that name it: this finds an OP that was
+    removed with all its events."""
     with connection.cursor("verify_runs") as cursor:
         cursor.execute(
             """
-            with told as materialized (
+            with recorded as materialized (
                 select run_id, kind, actor, count(*) as rows, min(event_id) as event_id from l2inv.event
                 where run_id is not null group by run_id, kind, actor
             ), reported as (
@@ -224,13 +224,13 @@ def runs(connection: Connection, findings: Findings, _: Callable[[int], None]) -
                     ('preprocess', 'preprocessed', (r.result -> 'ops' ->> 'done')::bigint),
                     ('publish', 'published', (r.result -> 'ops' ->> 'done')::bigint)
                 ) s (stage, kind, rows)
-                where s.stage = r.stage and r.result ? 'seconds'  -- it ended well: what it reports was committed
+                where s.stage = r.stage and r.result ? 'seconds'  -- it ended without failing, so what it reports was committed
             )
             select null::bigint as event_id, run_id,
-                   format('run %s recorded %s events %s, %s are there', run_id, rows, kind, found) as said
+                   format('run %s recorded %s events %s, %s are there', run_id, rows, kind, found) as problem
             from (select p.*, coalesce(t.found, 0) as found
                   from reported p
-                  left join (select run_id, kind, sum(rows) as found from told group by run_id, kind) t using (run_id, kind)) p
+                  left join (select run_id, kind, sum(rows) as found from recorded group by run_id, kind) t using (run_id, kind)) p
             where found < rows
             union all
             select null, run_id, format('run %s read %s dataset versions, %s are there', run_id, rows, found)
@@ -246,7 +246,7 @@ def runs(connection: Connection, findings: Findings, _: Callable[[int], None]) -
                    case when r.run_id is null then format('run %s, which recorded it, is missing', t.run_id)
                         else format('run %s is of %s by %s, which records no event %s by %s', t.run_id, r.stage, r.actor, t.kind, t.actor)
                    end
-            from told t left join l2inv.run r using (run_id)
+            from recorded t left join l2inv.run r using (run_id)
             where r.run_id is null or r.actor <> t.actor or (r.stage, t.kind) not in (
                 ('scan', 'discovered'), ('scan', 'datasets_changed'), ('qualify', 'judged'), ('qualify', 'failed'),
                 ('preprocess', 'preprocess_started'), ('preprocess', 'preprocessed'), ('preprocess', 'failed'),
@@ -256,11 +256,11 @@ def runs(connection: Connection, findings: Findings, _: Callable[[int], None]) -
             """
         )
         for row in cursor:
-            findings.add("run", row, row["said"])
+            findings.add("run", row, row["problem"])
 
 
 class _Judged(msgspec.Struct):
-    """What of a verdict's event says on what and by what it was judged."""
+    """The part of a verdict's event that says which datasets and criteria it was judged by."""
 
     datasets: dict[str, Annotated[int, msgspec.Meta(ge=1, lt=2**31)]]  # id -> version
     verdict: dict[str, Any]
@@ -270,9 +270,9 @@ class _Judged(msgspec.Struct):
 def verdicts(
     connection: Connection, findings: Findings, progress: Callable[[int], None], since: bool = False
 ) -> None:
-    """Judge every recorded verdict again, on the dataset versions and by the criteria that it names.
+    """Judge every recorded verdict again, with the dataset versions and the criteria that it names.
 
-    Since an anchor that is loaded: from the first event on that came after it.
+    With `since`, only those after the loaded anchor.
     """
     rules = {}
     for row in connection.execute(
@@ -301,12 +301,12 @@ _BEFORE: LiteralString = "coalesce(min(event_id) - 1, 9223372036854775807)"
 
 
 def _rules(kept: Any, version: str) -> Qualification | None:
-    """The rules that were kept under a version; None where they are not those."""
+    """Return the rules kept under a version; None if they are not the rules of that version."""
     try:
         rules = msgspec.convert(kept, Qualification)
     except msgspec.ValidationError:
         return None
-    # What could be set only later is missing in rules from before.
+    # Older rules lack the settings that were added later.
     later = criteria.deciding(Qualification())
     same = {name: later[name] for name in criteria.ADDED} | kept == criteria.deciding(rules)
     return rules if same and criteria.version(rules) == version else None
@@ -336,7 +336,7 @@ def _batch(connection: Connection, after: int) -> list[dict[str, Any]]:
 def _records(
     connection: Connection, versions: list[tuple[str, int]]
 ) -> dict[tuple[str, int], inventory.Dataset | None]:
-    """The dataset versions that are kept; None for one that cannot be read."""
+    """Return the dataset versions by id and number; None for one that cannot be read."""
     rows = connection.execute(
         """
         select v.dataset_id, v.version, v.record::text as record
@@ -378,12 +378,12 @@ def _differs(
     if again == recorded or _numbers_as_floats(again) == _numbers_as_floats(recorded):
         return None
     parts = sorted(name for name in again | recorded if again.get(name) != recorded.get(name))
-    said = f"recorded invertible={recorded.get('invertible')}, now {judged['invertible']}"
-    return f"judged again, {', '.join(parts)} differ: {said}"
+    both = f"recorded invertible={recorded.get('invertible')}, now {judged['invertible']}"
+    return f"judged again, {', '.join(parts)} differ: {both}"
 
 
 def _numbers_as_floats(value: Any) -> Any:
-    """jsonb gives a large float back as the integer with the same digits."""
+    """Return the value with all numbers as floats: jsonb returns a large float as the integer with the same digits."""
     if isinstance(value, dict):
         return {key: _numbers_as_floats(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -405,7 +405,7 @@ CHECKED: dict[str, LiteralString] = {
     "datasets": "l2inv.dataset_version",
     "runs": "l2inv.run",
 }
-# What can be checked of what came after an anchor alone.
+# The checks that can be limited to what came after an anchor.
 SINCE: dict[str, Callable[..., None]] = {
     "events": partial(events, since=True),
     "state": partial(state, since=True),

@@ -175,7 +175,7 @@ def _pipeline(
     offered, _ = offers.offered(connection, settings.next.rank_by, 3, settings.qualification)
     warned = verdicts.warnings(connection, [op["op_id"] for op in offered], settings.qualification)
     lines = [
-        f"{op['op_id']}  r0 {wording.centimetres(op['fried_parameter_med_m'])}, "
+        f"{op['op_id']}  r0 {wording.centimeters(op['fried_parameter_med_m'])}, "
         f"{wording.bands(op | {'warnings': warned[op['op_id']]})}"
         for op in offered
     ]

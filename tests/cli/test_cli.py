@@ -162,7 +162,7 @@ def test_every_mistake_of_the_settings_is_named_at_once_with_exit_code_10(l2inv:
 
 def test_settings_that_are_good_say_where_they_are_from(l2inv: Commands) -> None:
     assert l2inv.json("config", "check")["path"] == str(l2inv.config)
-    assert l2inv("config", "check").stdout.splitlines()[0] == f"config: {l2inv.config}: good"
+    assert l2inv("config", "check").stdout.splitlines()[0] == f"config: {l2inv.config}: valid"
 
 
 def test_common_options_stand_before_or_after_the_command(l2inv: Commands, ready: list[str]) -> None:

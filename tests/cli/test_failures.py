@@ -39,7 +39,8 @@ def test_a_day_without_the_database_is_a_handful_of_lines_however_many_commands_
         now = NOW + timedelta(minutes=minute)
         commands = ["inbox"] + ["preprocess", "publish", "report"] * (minute % 60 == 5)
         lines = [
-            failures.told("config", command, DOWN.replace("5432", str(minute)), now) for command in commands
+            failures.to_print("config", command, "down", DOWN.replace("5432", str(minute)), now)
+            for command in commands
         ]
         printed += [line for line in lines if line]
     assert [DOWN.replace("5432", "0")] == printed[:1]
@@ -51,17 +52,18 @@ def test_a_day_without_the_database_is_a_handful_of_lines_however_many_commands_
     assert failures.over("config", "report") == failures.over("config", "inbox") == []
 
 
-def test_another_failure_is_told_at_once_and_ends_the_one_before() -> None:
-    assert failures.told("config", "publish", DOWN, NOW) == DOWN
-    assert failures.told("config", "publish", "the disk is full", NOW) == "the disk is full"
+def test_another_failure_is_printed_at_once_and_ends_the_one_before() -> None:
+    assert failures.to_print("config", "publish", DOWN, DOWN, NOW) == DOWN
+    full = "the disk is full"
+    assert failures.to_print("config", "publish", full, full, NOW) == full
     assert [line[:22] for line in failures.over("config", "publish")] == ["over: the disk is full"]
 
 
 def test_what_another_command_or_other_settings_do_ends_nothing() -> None:
-    failures.told("config", "publish", DOWN, NOW)
+    failures.to_print("config", "publish", DOWN, DOWN, NOW)
     assert failures.over("config", "report") == []
     assert failures.over("other", "publish") == []
-    assert failures.told("other", "publish", DOWN, NOW) == DOWN
+    assert failures.to_print("other", "publish", DOWN, DOWN, NOW) == DOWN
     assert len(failures.over("config", "publish")) == 1
 
 
@@ -83,7 +85,7 @@ def test_the_commands_print_it_once_and_that_it_is_over_with_the_same_exit_codes
     assert l2inv("-q", "preprocess").stderr == ""
 
 
-def test_a_mistake_in_the_settings_is_told_once_too(l2inv: Commands) -> None:
+def test_a_mistake_in_the_settings_is_printed_once_too(l2inv: Commands) -> None:
     good = l2inv.settings
     l2inv.settings = {"databse": {}}
     l2inv.save()
@@ -94,7 +96,7 @@ def test_a_mistake_in_the_settings_is_told_once_too(l2inv: Commands) -> None:
     assert "over: " in l2inv("-q", "publish").stderr
 
 
-def test_without_q_under_json_and_on_a_terminal_everything_is_told_each_time(
+def test_without_q_under_json_and_on_a_terminal_everything_is_printed_each_time(
     l2inv: Commands, down: dict[str, Any], state: Path
 ) -> None:
     for _ in range(2):
@@ -116,15 +118,15 @@ def test_without_q_under_json_and_on_a_terminal_everything_is_told_each_time(
 def test_a_file_that_cannot_be_read_keeps_nothing_back(state: Path, kept: str) -> None:
     state.mkdir(parents=True)
     (state / "failures.json").write_text(kept)
-    assert failures.told("config", "publish", DOWN, NOW) == DOWN
-    assert failures.told("config", "publish", DOWN, NOW) is None
+    assert failures.to_print("config", "publish", DOWN, DOWN, NOW) == DOWN
+    assert failures.to_print("config", "publish", DOWN, DOWN, NOW) is None
 
 
-def test_where_nothing_can_be_kept_each_failure_is_told(state: Path) -> None:
+def test_where_nothing_can_be_kept_each_failure_is_printed(state: Path) -> None:
     state.parent.mkdir()
     state.write_text("a file where the folder should be")
-    assert failures.told("config", "publish", DOWN, NOW) == DOWN
-    assert failures.told("config", "publish", DOWN, NOW) == DOWN
+    assert failures.to_print("config", "publish", DOWN, DOWN, NOW) == DOWN
+    assert failures.to_print("config", "publish", DOWN, DOWN, NOW) == DOWN
     assert failures.over("config", "publish") == []
 
 

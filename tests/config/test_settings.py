@@ -157,7 +157,7 @@ def test_without_settings_one_line_says_so_where_was_looked_and_which_database_i
         assert answer.exit_code == 0
         assert answer.stderr == (
             f"l2inv: no settings in {places['here']}, {places['user/l2inv']}, /etc/l2inv/config.yaml:"
-            f" the built-in ones hold, with the private database in {tmp_path / 'server'}\n"
+            f" using the defaults, with the private database in {tmp_path / 'server'}\n"
         )
 
 

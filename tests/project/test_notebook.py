@@ -54,7 +54,7 @@ def test_the_functions_return_what_the_commands_print(l2inv: Commands, ready: li
         offered = api.next_ops(connection, settings, 100, "mu")
         one = api.op(connection, settings, ready[0].rpartition(".")[2])
         story = api.history(connection, ready[0])
-        with pytest.raises(Refused, match="fits several OPs"):
+        with pytest.raises(Refused, match="matches several OPs"):
             api.datasets(connection, "eid_")
     printed = l2inv.json("list")["ops"]
     assert msgspec.to_builtins(listed) == [

@@ -157,7 +157,7 @@ def test_reading_on_does_not_work_out_what_is_behind_the_cursor(connection: Conn
     with connection.transaction():
         connection.execute("set local enable_seqscan to off")
         plan = connection.execute(
-            f"explain (format json) select * from l2inv.published_op where {export._TOLD_AFTER}",
+            f"explain (format json) select * from l2inv.published_op where {export._CHANGED_AFTER}",
             [row["after"]],
         ).fetchone()
     assert "event_told_after" in json.dumps(plan)

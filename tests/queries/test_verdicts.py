@@ -233,7 +233,7 @@ def test_a_create_date_in_the_future_is_warned_about_and_keeps_no_op_waiting_for
     said = l2inv("scan", "--json")
     (warning,) = said.json["warnings"]
     assert warning == (
-        "createDate lies in the future in 1 datasets, such as FUTURE (2199-01-01 00:00 UTC); "
+        "createDate is in the future in 1 datasets, such as FUTURE (2199-01-01 00:00 UTC); "
         "they count as arrived when they were first seen"
     )
     assert warning in said.stderr
@@ -246,8 +246,8 @@ def test_a_create_date_in_the_future_is_warned_about_and_keeps_no_op_waiting_for
     (told,) = [w for w in l2inv.json("explain", op)["warnings"] if w["warning"] == "future_create_date"]
     assert (told["dataset_id"], told["create_date"]) == ("FUTURE", "2199-01-01T00:00:00Z")
     assert datetime.fromisoformat(told["first_seen"]) == seen
-    assert "createDate of FUTURE lies in the future: 2199-01-01 00:00 UTC" in l2inv("explain", op).stdout
-    assert "createDate of FUTURE lies in the future" in l2inv("show", op).stdout
+    assert "createDate of FUTURE is in the future: 2199-01-01 00:00 UTC" in l2inv("explain", op).stdout
+    assert "createDate of FUTURE is in the future" in l2inv("show", op).stdout
 
     def state_after(days: float) -> str:
         l2inv("qualify", "--as-of", (seen + timedelta(days=days)).isoformat())
@@ -428,7 +428,7 @@ def test_every_version_of_the_criteria_says_since_when_and_how_much_it_judged(l2
     assert l2inv.json("verify", "verdicts")["findings"] == []
     l2inv.settings["qualification"] = {"min_ao_locked": 0.5}
     l2inv.save()
-    assert "have judged nothing yet" in l2inv("criteria").stdout
+    assert "nothing has been judged yet by the present settings" in l2inv("criteria").stdout
     earlier = (NOW - timedelta(days=60)).isoformat()
     judged_again = l2inv.json("qualify", "--as-of", earlier)["ops"]["judged"]
     assert 0 < judged_again < all_judged
@@ -586,7 +586,7 @@ def test_a_create_date_in_the_future_makes_no_late_arrival(l2inv: Commands, stor
 
 def test_completeness_of_nothing_is_said(l2inv: Commands) -> None:
     assert l2inv.json("completeness") == {"ops": 0, "instruments": []}
-    assert "no dataset is recorded yet" in l2inv("completeness").stdout
+    assert "no datasets yet" in l2inv("completeness").stdout
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the real inventory is not at hand")

@@ -132,7 +132,7 @@ def test_a_backup_of_another_schema_is_refused_by_name(
     l2inv.settings["database"]["schema"] = "other"
     l2inv.save()
     answer = l2inv("restore", str(tmp_path / "b"), expect=1)
-    assert "holds the schema l2inv, not other; set database.schema to l2inv" in answer.stderr
+    assert "contains the schema l2inv, not other; set database.schema to l2inv" in answer.stderr
 
 
 def test_what_was_tampered_with_before_the_backup_is_found_after_the_restoration(
@@ -173,7 +173,7 @@ def test_without_a_program_of_the_servers_version_it_says_what_to_install(
     monkeypatch.setattr(embedded, "candidates", lambda: iter([]))
     monkeypatch.setenv("PATH", str(tmp_path))
     answer = l2inv("backup", str(tmp_path / "b"), expect=1)
-    assert "no pg_dump of PostgreSQL" in answer.stderr
+    assert "pg_dump of PostgreSQL" in answer.stderr and "is not installed" in answer.stderr
     assert "install postgresql-client-" in answer.stderr
     assert not (tmp_path / "b").exists()
 

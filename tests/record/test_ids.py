@@ -59,7 +59,7 @@ def test_a_part_that_fits_one_op_alone_names_it(connection: Connection, text: st
     op_ids = ["eid_1_118_opAvoq.13964206", "eid_1_118_opBvoq.13964207"]
     with known(connection, op_ids):
         if which is None:
-            with pytest.raises(Refused, match=f"fits several OPs: {op_ids[0]}, {op_ids[1]}"):
+            with pytest.raises(Refused, match=f"matches several OPs: {op_ids[0]}, {op_ids[1]}"):
                 event_log.resolve(connection, text)
         else:
             assert event_log.resolve(connection, text) == op_ids[which]
@@ -89,5 +89,5 @@ def test_what_several_ops_hold_is_refused_with_the_candidates(
             dataset["productId"] = "L1-SHARED"
     l2inv("scan")
     said = l2inv("claim", "L1-SHARED", expect=3).stderr
-    assert "fits several OPs" in said
+    assert "matches several OPs" in said
     assert all(op in said for op in ready[:2])

@@ -131,7 +131,7 @@ def test_an_upgrade_and_the_way_back_go_as_the_document_says(
     assert printed["migrate --dry-run"] == (versions.new / f"{NEXT}.sql").read_text() + "\n"
     assert printed["migrate"] == f"migrate: applied {NEXT}\n"
     name, fingerprint = re.findall(
-        r"schema is that of (\S+), its fingerprint (\w+)", printed["verify schema"]
+        r"schema is at migration (\S+), fingerprint (\w+)", printed["verify schema"]
     )[0]
     assert name == NEXT
     assert f'"schema":"{fingerprint}"' in (tmp_path / "heads").read_text()

@@ -217,9 +217,9 @@ def test_a_present_state_that_is_gone_or_invented_is_found(
         ("delete from l2inv.dataset_version", "is missing"),
         ("update l2inv.dataset_version set version = 2", "is missing"),
         ("insert into l2inv.dataset_version select dataset_id, version + 1, op_id, content_hash, record, run_id, now(), true "
-         "from l2inv.dataset_version", "is told of by no event"),
+         "from l2inv.dataset_version", "is named by no event"),
         ("insert into l2inv.dataset_version select 'invented', 1, op_id, content_hash, record, run_id, now(), false "
-         "from l2inv.dataset_version", "is told of by no event"),
+         "from l2inv.dataset_version", "is named by no event"),
         ("update l2inv.dataset_version set op_id = 'another'", "is not what its event names"),
         ("update l2inv.dataset_version set withdrawn = true", "is not what its event names"),
         ("update l2inv.dataset_version set run_id = 2", "is not what its event names"),
@@ -249,9 +249,7 @@ def test_an_op_that_is_gone_with_all_its_events_and_datasets_is_missed_by_its_ru
     ops = l2inv.json("status")["ops"]
     assert f"run 1 recorded {ops + 1} events discovered, {ops} are there" in said
     assert len(said) >= 4  # those that judged, prepared and published it too
-    assert bool([f for f in findings(l2inv, "datasets") if "told of by no event" in f["detail"]]) == bool(
-        kept
-    )
+    assert bool([f for f in findings(l2inv, "datasets") if "named by no event" in f["detail"]]) == bool(kept)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +259,7 @@ def test_an_op_that_is_gone_with_all_its_events_and_datasets_is_missed_by_its_ru
         ("update l2inv.run set actor = 'eve' where run_id = 2", "run 2 is of qualify by eve, which records no event judged by han"),
         ("update l2inv.run set stage = 'scan' where run_id = 2", "run 2 is of scan by han"),
         ("update l2inv.run set result = jsonb_set(result, '{ops,judged}', '99') where run_id = 2", "run 2 recorded 99 events judged"),
-        ("update l2inv.run set result = jsonb_set(result, '{ops,judged}', '\"x\"') where run_id = 2", "cannot be read to their end"),
+        ("update l2inv.run set result = jsonb_set(result, '{ops,judged}', '\"x\"') where run_id = 2", "cannot be read to the end"),
         ("update l2inv.run set result = jsonb_set(result, '{datasets,new}', '999') where run_id = 1", "run 1 read 999 dataset versions"),
         ("update l2inv.criteria set rules = rules || '{\"min_ao_locked\": 0.5}'", "are not those that were kept"),
         ("update l2inv.criteria set rules = '{\"nonsense\": 0.5}'", "are not those that were kept"),

@@ -61,7 +61,7 @@ def test_each_owner_gets_their_own_list_and_nobody_elses(
     answer = l2inv("digest", "--send")
     assert answer.stdout == "digest: sent to ann, science\n"
     assert answer.stderr == (
-        "l2inv: digest: notifications.people has no address of operator; see: l2inv digest\n"
+        "l2inv: digest: notifications.people has no address for operator; see: l2inv digest\n"
     )
     told = {path: json.loads(body) for _, path, body in listener.heard}
     assert set(told) == {"/ann", "/science"}

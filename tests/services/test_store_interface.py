@@ -268,8 +268,8 @@ def test_config_check_says_what_the_store_answers(l2inv: Commands, store: Store,
         "status_codes": ["ACTIVE", "DEPRECATED", "REMOVED"],
     }
     assert l2inv("config", "check").stdout.splitlines() == [
-        f"config: {l2inv.config}: good",
-        "metadata store: reachable, authorized, takes variables; status codes: ACTIVE, DEPRECATED, REMOVED",
+        f"config: {l2inv.config}: valid",
+        "metadata store: reachable, authorized, accepts variables; status codes: ACTIVE, DEPRECATED, REMOVED",
     ]
     assert [name for name, _ in store.requests] == ["Statuses", "Status"] * 2
     assert l2inv("-q", "config", "check").stdout == ""
@@ -279,7 +279,7 @@ def test_config_check_asks_nothing_offline_or_where_there_is_no_service(
     l2inv: Commands, store: Store, tmp_path: Path
 ) -> None:
     assert l2inv.json("config", "check", "--offline")["store"] is None
-    assert l2inv("config", "check", "--offline").stdout == f"config: {l2inv.config}: good\n"
+    assert l2inv("config", "check", "--offline").stdout == f"config: {l2inv.config}: valid\n"
     saved = tmp_path / "answer.json"
     saved.write_text('{"data": {"datasetInventories": []}}')
     for url in (None, str(saved)):
@@ -341,7 +341,7 @@ def test_config_check_says_when_the_gateway_does_not_take_variables(
 def test_config_check_claims_no_proof_where_one_code_is_all(l2inv: Commands, store: Store) -> None:
     store.fault = lambda name, nth: Fault(body=statuses("active"))
     assert l2inv.json("config", "check")["store"]["takes_variables"] is None
-    assert "takes variables, unless it passes over them" in l2inv("config", "check").stdout
+    assert "may ignore variables" in l2inv("config", "check").stdout
 
 
 def test_config_check_makes_what_the_store_says_harmless(l2inv: Commands, store: Store) -> None:

@@ -46,7 +46,7 @@ def abandoned(l2inv: Commands, ready: list[str], store: Store) -> tuple[str, str
         {"op_id": op, "inversion_id": next(iter(late.on_its_way)), "cycle": 1, "held": False}
     ]
     assert l2inv("publish").stderr == "", "what the store does not hold needs nobody yet"
-    assert "publish goes on asking for it" in l2inv("show", op).stdout
+    assert "publish keeps looking for it" in l2inv("show", op).stdout
     assert "never published" not in l2inv("status").stdout
     return op, late.let_through()
 
@@ -61,7 +61,7 @@ def test_what_the_store_comes_to_hold_of_an_abandoned_cycle_is_recorded_once_and
     op, inversion_id = abandoned
     for _ in range(2):
         answer = l2inv("publish")
-        assert f"the store holds {inversion_id} of cycle 1" in answer.stderr
+        assert f"the store has {inversion_id} of cycle 1" in answer.stderr
         assert f"l2inv withdraw {op} --inversion {inversion_id}" in answer.stderr
         assert answer.stderr.count("\n") == 1
     assert kinds(l2inv, op).count("inversion_created") == 1
@@ -70,7 +70,7 @@ def test_what_the_store_comes_to_hold_of_an_abandoned_cycle_is_recorded_once_and
     assert report["abandoned"] == [{"op_id": op, "inversion_id": inversion_id, "cycle": 1, "held": True}]
     assert l2inv.json("runs")["runs"][-1]["result"]["abandoned"] == report["abandoned"]
     assert len(store.requests) == asked, "what was found is not asked for again"
-    assert f"the store holds {inversion_id} of cycle 1, never published" in l2inv("status").stdout
+    assert f"the store has {inversion_id} of cycle 1, never published" in l2inv("status").stdout
     assert [one["inversion_id"] for one in l2inv.json("status")["abandoned"]] == [inversion_id]
     assert f"l2inv adopt {op} {inversion_id} --beside" in " ".join(l2inv("show", op).stdout.split())
     assert "of cycle 1, which had ended" in " ".join(l2inv("history", op).stdout.split())
@@ -113,7 +113,7 @@ def test_it_can_be_withdrawn_before_the_store_holds_it(
     l2inv("reopen", op, "--reason", "a better code")
     (inversion_id,) = late.on_its_way
     found = l2inv("withdraw", op, "--inversion", inversion_id, "--reason", "a mistake").stdout
-    assert f"{inversion_id}: nothing of it was brought anywhere" in found
+    assert f"{inversion_id}: nothing remains elsewhere" in found
     late.let_through()
     store.fault = None
     assert unsettled(l2inv) == []

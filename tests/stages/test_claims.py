@@ -85,7 +85,7 @@ def test_next_claim_takes_the_one_that_next_shows_first(l2inv: Commands, ready: 
     assert timedelta(days=13.9) < due < timedelta(days=14.1)
     assert l2inv.json("next")["ops"][0]["op_id"] == ready[1]
     assert l2inv.json("next", "--claim", "--proposal", "no-such")["claimed"] is None
-    assert "nothing that is ready fits" in l2inv("next", "--claim", "--proposal", "no-such").stdout
+    assert "nothing that is ready matches" in l2inv("next", "--claim", "--proposal", "no-such").stdout
     l2inv("next", "--min-r0-cm", "nan", expect=2)
     l2inv("next", "--for", "2w", expect=2)
 

@@ -329,7 +329,7 @@ def test_every_wrong_output_is_named_and_the_good_ones_are_noted_as_looked_at(
     assert f"outputs: {wrong[0]}: is not there; {wrong[1]}: is not there; " in refused
     assert l2inv.json("show", op)["state"] == "working"
     taken = l2inv("mark-inverted", op, "--output", good, "--output", elsewhere)
-    assert "products are not checked" in taken.stderr and "its outputs lie in 2 folders" in taken.stderr
+    assert "products are not checked" in taken.stderr and "its outputs are in 2 folders" in taken.stderr
     assert last(l2inv, op)["outputs_checked"] == [good]
 
 

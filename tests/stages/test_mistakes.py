@@ -67,7 +67,7 @@ def test_somebody_else_needs_a_reason_to_unmark_and_the_holder_is_told(
     letters = {one["owner"]: one["sections"] for one in l2inv.json("digest")["owners"]}
     (told,) = letters["han"]["by_others"]
     assert (told["op_id"], told["actor"], told["reason"]) == (inverted, "ann", "wrong OP")
-    assert f"{inverted}  ann took its ready event back: wrong OP" in l2inv("digest").stdout
+    assert f"{inverted}  ann unmarked it: wrong OP" in l2inv("digest").stdout
 
 
 def test_what_the_holder_takes_back_tells_nobody(l2inv: Commands, inverted: str) -> None:
@@ -161,12 +161,10 @@ def test_an_op_is_handed_over_to_nobody_who_is_not_known(
 ) -> None:
     l2inv("note", ready[1], "x", actor="annette")
     refusal = l2inv("hand-over", held, "--to", "anette", expect=3).stderr
-    assert (
-        "nobody is known as anette, the nearest known name is annette; for somebody new: --force" in refusal
-    )
+    assert "anette is unknown, the nearest known name is annette; for a new person add --force" in refusal
     assert l2inv.json("show", held)["assignee"] == "han"
     assert l2inv.json("hand-over", held, "--to", "annette")["assignee"] == "annette"
-    assert "nobody is known" in l2inv("hand-over", held, "--to", "zzz", actor="annette", expect=3).stderr
+    assert "zzz is unknown" in l2inv("hand-over", held, "--to", "zzz", actor="annette", expect=3).stderr
     assert l2inv.json("hand-over", held, "--to", "zzz", "--force", actor="annette")["assignee"] == "zzz"
 
 

@@ -299,13 +299,13 @@ def test_from_a_claim_to_available(
         f"in {place}, compared there",
         f"{one['inversion_id']}: the catalog confirmed 2 files of 4 (conversation l2pub.",
         "the catalog confirmed 1 file of 4, the last of them",
-        "the metadata store is told next",
-        "the metadata store holds it since 20",
+        "to be created in the metadata store next",
+        "in the metadata store since 20",
     ):
         assert words in told
     said = l2inv("withdraw", op, "--reason", "wrong continuum").stdout
     assert (
-        f"the metadata store still holds its record, the catalog {FRAMES + 1} files of it, its files stay in {place}"
+        f"the metadata store still holds its record, the catalog still lists {FRAMES + 1} files, its files stay in {place}"
         in " ".join(said.split())
     )
     assert kinds(l2inv, op).count("cataloged") == 3

@@ -140,7 +140,7 @@ def test_an_unknown_or_ambiguous_op_is_refused_with_the_candidates(
     unknown = l2inv(command, "no-such-op", expect=3)
     assert unknown.stderr == "l2inv: OP 'no-such-op' is unknown; see: l2inv list\n"
     ambiguous = l2inv(command, ready[0][:4], expect=3)
-    assert "fits several OPs: eid_" in ambiguous.stderr
+    assert "matches several OPs: eid_" in ambiguous.stderr
 
 
 @pytest.mark.parametrize("state", ["discovered", "not_invertible"])

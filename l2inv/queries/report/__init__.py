@@ -1,1 +1,1 @@
-"""The report on one web page: read in one snapshot, drawn, written as HTML."""
+"""The status report: read in one snapshot, drawn, written as one HTML page."""

@@ -1,6 +1,6 @@
-"""From what was read for the report to what is drawn: numbers, words and coordinates. Pure; draws nothing itself.
+"""Computes what the report shows from what was read: numbers, phrases and coordinates. Pure.
 
-Text from outside is passed on cut to a length, as it is: the page escapes it.
+Text from outside is shortened but not escaped: the template escapes it.
 """
 
 import re
@@ -28,19 +28,19 @@ STEPS: tuple[tuple[State, str], ...] = (
     ("preprocessed", "prepared for science"),
     ("working", "claimed by somebody"),
     ("inverted", "science is done"),
-    ("published", "the metadata store knows"),
+    ("published", "in the metadata store"),
 )
-AGES_DAYS = (7, 28, 91, 365)  # where one class of ages ends and the next begins
+AGES_DAYS = (7, 28, 91, 365)  # the limits between the classes of ages
 AGE_CLASSES = ("under a week", "1 to 4 weeks", "1 to 3 months", "3 to 12 months", "over a year")
 CRITERIA = {
-    "health": "share of good frames",
-    "gos": "share of frames with GOS open",
-    "ao": "share of frames with AO locked",
+    "health": "fraction of good frames",
+    "gos": "fraction of frames with GOS open",
+    "ao": "fraction of frames with AO locked",
     "stokes": "all Stokes parameters",
     "on_disk": "field of view within the limb, arcsec",
 }
 MONTHS = 36
-WIDEST_CM = 20.0  # of the Fried parameter: where its scale ends
+WIDEST_CM = 20.0  # of the Fried parameter: the end of its scale
 EDGE_ARCSEC = 1500.0  # of the picture of the disk
 BOXES = 6  # of one OP in it
 LONGEST_URL = 500
@@ -48,12 +48,12 @@ LONGEST_DESCRIPTION = 5000
 
 
 def short(text: str, most: int = 60) -> str:
-    """Return a text, its end cut off where it is longer than the page has room for."""
+    """Return a text, cut to at most that many characters."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def page(found: Row, settings: Settings, now: datetime) -> Row:
-    """Return all that the page shows, from what report.read found."""
+    """Return all that the page shows, from what snapshot.read() returned."""
     standing = found["standing"]
     states: Counter[str] = Counter()
     for row in standing:
@@ -97,21 +97,21 @@ def page(found: Row, settings: Settings, now: datetime) -> Row:
 
 
 def _linked(row: Row, numbers: dict[str, int], words: Iterable[str] = ()) -> Row:
-    """A row of a list with the number of its OP's line, None where it has none, and its words cut to a length."""
+    """Return a row with the number of its OP's line, None if it has none, and these texts shortened."""
     return (
         row | {"number": numbers.get(row["op_id"])} | {name: short(row[name] or "-", 200) for name in words}
     )
 
 
 def percent(part: float, whole: float) -> float:
-    """Return a share in percent, 0 of nothing."""
+    """Return a fraction in percent; 0 if the whole is 0."""
     return round(100 * part / whole, 2) if whole else 0.0
 
 
 def funnel(standing: list[Row]) -> list[Row]:
-    """Return the steps from discovered to published: how many OPs came so far or further, and where they stand now.
+    """Return the steps from discovered to published: how many OPs reached each, and how many are in it now.
 
-    An OP in error came as far as the state that it was in before.
+    An OP in error counts as having reached the state that it was in before.
     """
     order: list[str] = ["discovered", "not_invertible", *(state for state, _ in STEPS)]
     here: Counter[str] = Counter()
@@ -121,15 +121,15 @@ def funnel(standing: list[Row]) -> list[Row]:
         state = row["state_before_error"] or "discovered" if is_error else row["state"]
         (errors if is_error else here)[state] += row["ops"]
 
-    def step(name: str, words: str, first: str, stand: str) -> Row:
+    def step(name: str, words: str, first: str, state: str) -> Row:
         reached = sum((here + errors)[state] for state in order[order.index(first) :])
         return {
             "name": name,
             "words": words,
             "reached": reached,
-            "here": here[stand],
-            "error": errors[stand],
-            "stand": stand,
+            "here": here[state],
+            "error": errors[state],
+            "state": state,
         }
 
     steps = [
@@ -141,7 +141,7 @@ def funnel(standing: list[Row]) -> list[Row]:
 
 
 def ages(standing: list[Row], now: datetime) -> list[Row]:
-    """Return for each state how many OPs have been in it for how long, and how many for too long."""
+    """Return for each state how many OPs are in it by age, and how many are overdue."""
     rows = []
     for state in STATES:
         own = [row for row in standing if row["state"] == state]
@@ -162,23 +162,23 @@ def ages(standing: list[Row], now: datetime) -> list[Row]:
 
 
 def _heat(part: int, whole: int) -> int:
-    """How dark a cell is, 0 to 4."""
+    """Return how dark a cell is, 0 to 4."""
     return 0 if part == 0 else 1 + min(3, int(4 * part / whole))
 
 
 def months(counts: dict[str, int], now: datetime) -> Row:
-    """Return a bar for each of the MONTHS up to now, its height in percent of the highest, and what lies outside them."""
+    """Return a bar for each of the MONTHS up to now, its height in percent of the highest, and the counts outside them."""
     last = now.year * 12 + now.month - 1
     names = [f"{number // 12:04}-{number % 12 + 1:02}" for number in range(last - MONTHS + 1, last + 1)]
     highest = max((counts.get(name, 0) for name in names), default=0)
-    # Numbers stand over the bars where they do not run into each other.
+    # Numbers are printed over the bars if they are short enough not to overlap.
     is_short = highest < 1000
     bars = [
         {
             "month": name,
             "ops": ops,
             "percent": percent(ops, highest),
-            "is_told": ops == highest or is_short,
+            "is_numbered": ops == highest or is_short,
             "starts_year": name.endswith("-01"),
         }
         for name in names
@@ -194,7 +194,7 @@ def months(counts: dict[str, int], now: datetime) -> Row:
 
 
 def against(rows: list[Row], ops: int, numbers: dict[str, int]) -> list[Row]:
-    """Return each criterion with its counts and shares of `ops`, and its nearest misses with what was measured."""
+    """Return each criterion with its counts, also in percent of `ops`, and its nearest misses with the measured values."""
     found: dict[str, Row] = {}
     for row in rows:
         name = row["name"]
@@ -217,10 +217,10 @@ def against(rows: list[Row], ops: int, numbers: dict[str, int]) -> list[Row]:
 
 
 def disk(ops: list[Row], now: datetime) -> Row:
-    """Return the Sun's radius in arcsec and the fields of view of the OPs: north is up, so y grows downwards.
+    """Return the Sun's radius in arcsec and the fields of view of the OPs: north is up, so y grows downward.
 
-    An OP's boxes are drawn to the arcsec, and those that are then equal once. Small ones come last, so that no large one
-    covers them. What has none, or none within the picture, is counted.
+    An OP's boxes are rounded to the arcsec, and equal ones drawn once. Small ones come last, so that no large one
+    covers them. OPs without a box, or without one in the picture, are counted.
     """
     shapes, nowhere, outside = [], 0, 0
     for number, op in enumerate(ops, 1):
@@ -246,7 +246,7 @@ def disk(ops: list[Row], now: datetime) -> Row:
 
 
 def _box(text: str | None) -> tuple[int, int, int, int] | None:
-    """A bounding box as left, lower, right and upper edge, to the arcsec."""
+    """Return a bounding box as left, lower, right and upper edge, to the arcsec."""
     found = corners(text)
     if found is None:
         return None
@@ -255,7 +255,7 @@ def _box(text: str | None) -> tuple[int, int, int, int] | None:
 
 
 def line(op: Row, number: int, rules: Qualification, now: datetime) -> Row:
-    """Return one OP's line. Its bands are those of the instruments that are inverted, its seeing that of all."""
+    """Return one OP's line. Its bands are of the qualifying instruments' datasets, its seeing of all."""
     datasets = op["datasets"]
     inverted = [d for d in datasets if d["instrument"] in rules.instruments]
     present = sorted({d["instrument"] for d in datasets if d["instrument"]})
@@ -286,25 +286,25 @@ def line(op: Row, number: int, rules: Qualification, now: datetime) -> Row:
 
 
 def percent_of(fractions: Iterable[float | None]) -> str:
-    """Return the least of the fractions of frames with the adaptive optics locked, as `next` shows it."""
+    """Return the least fraction of frames with the adaptive optics locked, in percent, as in `next`."""
     return wording.percent(min((min(one, 1.0) for one in fractions if one is not None), default=None))
 
 
 def _minutes(datasets: list[Row]) -> float | None:
-    """How long an OP took, from the first start to the last end, as `next` has it."""
+    """Return an OP's duration in minutes, from the first start to the last end, as in `next`."""
     starts = [d["start_time"] for d in datasets if d["start_time"]]
     ends = [d["end_time"] for d in datasets if d["end_time"]]
     return max((max(ends) - min(starts)).total_seconds(), 0.0) / 60 if starts and ends else None
 
 
 def _why(op: Row) -> str:
-    """What was last said of an OP that stands outside the way to publication."""
+    """Return why an OP is not invertible or in error: its newest verdict or failure; else nothing."""
     kinds = {"not_invertible": ("judged", "overruled"), "error": ("failed",)}.get(op["state"], ())
     return next((str(event["what"]) for event in reversed(op["events"]) if event["kind"] in kinds), "")
 
 
 def _overdue(op: Row, now: datetime) -> str | None:
-    """How long an OP is overdue and whose it is, None where it is not."""
+    """Return how long an OP is overdue and its owner; None if it is not."""
     if op["due_at"] is None or op["due_at"] >= now:
         return None
     length = now - op["due_at"]
@@ -313,7 +313,7 @@ def _overdue(op: Row, now: datetime) -> str | None:
 
 
 def _bands(datasets: list[Row], rules: Qualification) -> list[str]:
-    """The bands observed by their names, the narrow ones marked, and what else was observed by its mean wavelength."""
+    """Return the names of the bands observed, narrow ones marked, and the mean wavelengths of other observations."""
     found: set[str] = set()
     narrow: set[str] = set()
     for d in datasets:
@@ -329,7 +329,7 @@ _URL = re.compile(r"https?://[!-~]+", re.IGNORECASE)
 
 
 def _movie(datasets: list[Row]) -> Row | None:
-    """The first browse movie that there is. Only an address of the web may become a link; others have no `url`."""
+    """Return the first browse movie. Only a web address becomes a link; others have no `url`."""
     for d in datasets:
         if url := d["movie_url"]:
             is_link = len(url) <= LONGEST_URL and _URL.fullmatch(url) is not None
@@ -338,26 +338,26 @@ def _movie(datasets: list[Row]) -> Row | None:
 
 
 def seeing(distributions: Iterable[Row]) -> Row | None:
-    """Return the Fried parameter in cm of datasets whose five numbers are in metres, None where no median is known.
+    """Return the Fried parameter in cm from the datasets' five numbers in meters; None if no median is known.
 
-    The extremes are those of all; the median and the quartiles are the medians of theirs. `box` is a path
-    that draws the five, 80 wide for the whole scale and 12 high; None where one is missing or they are out of order.
+    The extremes are over all datasets; the median and the quartiles are the medians of the datasets'. `box` is a path
+    of the box plot, 80 wide for the whole scale and 12 high; None if a number is missing or they are not sorted.
     """
     known: dict[str, list[float]] = {}
     for distribution in distributions:
-        for name, metres in distribution.items():
-            if isinstance(metres, (int, float)) and isfinite(cm := metres * 100):
+        for name, value_m in distribution.items():
+            if isinstance(value_m, (int, float)) and isfinite(cm := value_m * 100):
                 known.setdefault(name, []).append(cm)
     take = {"min": min, "p25": median, "med": median, "p75": median, "max": max}
     cms = [float(how(known[name])) for name, how in take.items() if name in known]  # type: ignore[operator]
     if "med" not in known:
         return None
     middle = median(known["med"])
-    told = round(middle, 1)  # the word is that of the number beside it
-    word = "good" if told >= GOOD_CM else "fair" if told >= FAIR_CM else "poor"
+    shown = round(middle, 1)  # the class must agree with the number beside it
+    word = "good" if shown >= GOOD_CM else "fair" if shown >= FAIR_CM else "poor"
     is_whole = len(cms) == len(take) and cms == sorted(cms)
     return {
-        "median": f"{told:.1f}" if abs(told) < 1000 else f"{told:.1e}",
+        "median": f"{shown:.1f}" if abs(shown) < 1000 else f"{shown:.1e}",
         "word": word,
         "cm": [f"{cm:.3g}" for cm in cms] if is_whole else None,
         "box": _box_plot(cms) if is_whole else None,
@@ -365,15 +365,16 @@ def seeing(distributions: Iterable[Row]) -> Row | None:
 
 
 def _box_plot(cms: list[float]) -> str:
-    """A box from quartile to quartile with a double line at the median, and a line from the least to the most."""
+    """Return the path of a box plot: a box between the quartiles, a double line at the median, whiskers to the extremes."""
     low, q1, middle, q3, high = (round(80 * min(1.0, max(0.0, cm / WIDEST_CM))) for cm in cms)
     return f"M{low} 6H{q1}V2H{q3}v8H{q1}V6M{q3} 6H{high}M{middle} 1v10m1-10v10"
 
 
-def history(op: Row, told: str, now: datetime) -> Row:
-    """Return an OP's events in words, and the states between them as percent of the time since the first of them.
+def history(op: Row, shown: str, now: datetime) -> Row:
+    """Return an OP's events as phrases, and its states as segments in percent of the time since the first event.
 
-    A state that did not last is not among `segments`. Events that were not read are counted in `not_shown`.
+    States too short to be seen are not in `segments`. Events that were not read are counted in `not_shown`. `shown`
+    is printed elsewhere in the line and not repeated.
     """
     events = op["events"]
     changes = [(event["recorded_at"], event["state"]) for event in events if event["state"]]
@@ -390,13 +391,14 @@ def history(op: Row, told: str, now: datetime) -> Row:
         "events_in_all": op["events_in_all"],
         "not_shown": op["events_in_all"] - len(events),
         "days": [
-            {"day": today, "events": [_event(event, told) for event in own]}
+            {"day": today, "events": [_event(event, shown) for event in own]}
             for today, own in groupby(events, key=lambda event: day(event["recorded_at"]))
         ],
     }
 
 
-def _event(event: Row, told: str) -> str:
-    """An event in words, but for those that are told beside the OP's id already."""
-    said = f"{event['kind'].replace('_', ' ')}, {short(event['actor'], 40)}"
-    return f"{said}: {event['what']}" if event["what"] and event["what"] != told else said
+def _event(event: Row, shown: str) -> str:
+    """Return an event as a phrase, without what is `shown` beside the OP's id already."""
+    kind_and_actor = f"{event['kind'].replace('_', ' ')}, {short(event['actor'], 40)}"
+    is_new = event["what"] and event["what"] != shown
+    return f"{kind_and_actor}: {event['what']}" if is_new else kind_and_actor

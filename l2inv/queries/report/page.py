@@ -1,7 +1,6 @@
-"""The report as one HTML file: the template filled, the style named by its hash, the file put in its place whole.
+"""The report as one HTML file: fill the template, allow style and script by their hashes, write the file atomically.
 
-Whatever the template says of data is escaped by Jinja, and cleaned before that of characters that hide or reorder
-what stands beside them.
+Data are escaped by Jinja; characters that hide or reorder their neighbors are escaped before that.
 """
 
 import hashlib
@@ -20,7 +19,7 @@ FOLDER = Path(__file__).parent / "templates"
 
 
 def rendered(drawn: dict[str, Any]) -> str:
-    """Return the page that shows what drawing.page gave: nothing from elsewhere, one style and one script, by their hashes."""
+    """Return the page for what drawing.page() returned: it loads nothing, and allows one style and one script by their hashes."""
     from markupsafe import Markup
 
     own: dict[str, Markup] = {}
@@ -32,18 +31,18 @@ def rendered(drawn: dict[str, Any]) -> str:
 
 
 def templates() -> "Environment":
-    """Return the templates, in which a name that nobody gave is an error and None is a dash."""
+    """Return the templates, in which an undefined name is an error and None is a dash."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    def said(value: object) -> object:
+    def printed(value: object) -> object:
         return value if isinstance(value, (Markup, int)) else "-" if value is None else clean(value)
 
     found = Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=said,
+        finalize=printed,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -56,10 +55,9 @@ def _words(state: str) -> str:
 
 
 def write(path: Path, html: str, mode: int) -> int:
-    """Write a page with the permissions `mode` in place of any before it, and return its bytes.
+    """Write a page atomically, with the permissions `mode`, and return its size in bytes.
 
-    It is there whole or not at all, also after a crash. Raise L2invError where it cannot be written; then what was
-    there before is as it was.
+    Raise L2invError if it cannot be written; then an earlier file is unchanged.
     """
     content = html.encode()
     try:

@@ -1,4 +1,4 @@
-"""report: what the page shows that people look at instead of asking, read in one snapshot and kept as one file."""
+"""report: what the page shows, read in one snapshot and written as one file."""
 
 from datetime import datetime
 from pathlib import Path
@@ -10,13 +10,11 @@ from l2inv.queries import deadlines
 from l2inv.queries.report import drawing, page
 from l2inv.wording import what_happened
 
-MOST = 50  # lines of a list that is no list of all OPs
+MOST = 50  # rows of each list other than that of all OPs
 NEAREST = 8  # near misses of one criterion
-FEW_LINES = 1000  # up to which there is room for histories
-EVENTS, LEAST_EVENTS = (
-    12,
-    2,
-)  # of one OP's history, beside the first event and the verdict: up to there, and beyond
+FEW_LINES = 1000  # up to which longer histories are shown
+# Events of one OP, besides its first and its verdict: up to FEW_LINES lines, and beyond.
+EVENTS, LEAST_EVENTS = 12, 2
 
 
 def report(connection: Connection, settings: Settings, now: datetime, lines: int) -> tuple[str, int]:
@@ -29,15 +27,15 @@ def report(connection: Connection, settings: Settings, now: datetime, lines: int
 def written(
     connection: Connection, settings: Settings, now: datetime, lines: int, path: Path, mode: int = 0o600
 ) -> dict[str, Any]:
-    """Write the page in place of any before it. Raise L2invError where it cannot; then that one is as it was."""
+    """Write the page atomically. Raise L2invError if that fails; then an earlier file is unchanged."""
     html, ops = report(connection, settings, now, lines)
     return {"file": str(path), "ops": ops, "bytes": page.write(path, html, mode)}
 
 
 def read(connection: Connection, settings: Settings, now: datetime, lines: int) -> dict[str, Any]:
-    """Return what the page is made of, as of one moment. PostgreSQL itself refuses any write meanwhile.
+    """Return the data of the page from one snapshot, in a read-only transaction.
 
-    Whatever is counted is counted over all OPs; only the lists end: `lines` bounds `listed`, MOST the others.
+    Counts are over all OPs; lists are limited: `listed` to `lines`, the others to MOST.
     """
     due = deadlines.limits(settings.deadlines) | {"now": now, "most": MOST}
     with connection.transaction():
@@ -59,7 +57,7 @@ def read(connection: Connection, settings: Settings, now: datetime, lines: int) 
 
 
 def _standing(connection: Connection, due: dict[str, Any]) -> list[dict[str, Any]]:
-    """How many OPs are in each state, by the state before an error and the class of their age."""
+    """Return how many OPs are in each state, by the state before an error and the class of their age."""
     return connection.execute(
         f"""
         select state, state_before_error,
@@ -82,7 +80,7 @@ HELD = f"""
 
 
 def _held(connection: Connection, due: dict[str, Any]) -> list[dict[str, Any]]:
-    """The OPs that somebody holds, the one that is due first at the top; one in error comes back to its holder."""
+    """Return the OPs that somebody holds, the first due first; those in error included, since a retry returns them."""
     return connection.execute(
         f"select * from ({HELD}) held order by until nulls last, op_id limit %(most)s",  # noqa: S608
         due,
@@ -90,7 +88,7 @@ def _held(connection: Connection, due: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _holders(connection: Connection, due: dict[str, Any]) -> list[dict[str, Any]]:
-    """How many OPs each person holds, beside how many are held in all."""
+    """Return how many OPs each person holds, and how many are held in all."""
     return connection.execute(
         f"""
         select assignee, count(*) as ops, count(*) filter (where overdue) as overdue,
@@ -102,7 +100,7 @@ def _holders(connection: Connection, due: dict[str, Any]) -> list[dict[str, Any]
 
 
 def _failed(connection: Connection) -> list[dict[str, Any]]:
-    """The OPs in error, the newest first."""
+    """Return the OPs in error, newest first."""
     return connection.execute(
         """
         select op_id, since, stage, cause from l2inv.failure order by since desc, op_id limit %s
@@ -112,17 +110,17 @@ def _failed(connection: Connection) -> list[dict[str, Any]]:
 
 
 def _arrived(connection: Connection, lines: int) -> tuple[dict[str, int], dict[str, datetime | None]]:
-    """How many OPs' first dataset came in each month (YYYY-MM), and when that of each of the OPs observed last came.
+    """Return how many OPs' first dataset arrived in each month (YYYY-MM), and when that of each OP observed last arrived.
 
-    Both from one pass over all datasets, whose records are much larger than what is taken from them.
+    Both come from one pass over all datasets, whose records are much larger than what is taken from them.
     """
     rows = connection.execute(
         """
-        with told as materialized (
+        with arrival as materialized (
             select op_id, (record ->> 'createDate')::timestamptz as arrived, (record ->> 'startTime')::timestamptz as observed
             from l2inv.dataset_version
         ), op as materialized (
-            select op_id, min(arrived) as arrived, min(observed) as observed from told group by op_id
+            select op_id, min(arrived) as arrived, min(observed) as observed from arrival group by op_id
         )
         select 'month' as what, to_char(arrived, 'YYYY-MM') as name, null::timestamptz as arrived, count(*) as ops
         from op group by 2
@@ -137,7 +135,7 @@ def _arrived(connection: Connection, lines: int) -> tuple[dict[str, int], dict[s
 
 
 def _published(connection: Connection) -> dict[str, int]:
-    """How many times an OP was published in each month (YYYY-MM)."""
+    """Return how many publications of OPs there were in each month (YYYY-MM)."""
     rows = connection.execute(
         "select to_char(recorded_at, 'YYYY-MM') as month, count(*) as ops from l2inv.event where kind = 'published' group by 1"
     )
@@ -145,7 +143,7 @@ def _published(connection: Connection) -> dict[str, int]:
 
 
 def _verdicts(connection: Connection) -> dict[str, Any]:
-    """What the newest verdicts say of the OPs that are not invertible, beside their criteria."""
+    """Return counts of the newest verdicts of the OPs that are not invertible."""
     row = connection.execute(
         """
         select count(*) as ops,
@@ -161,8 +159,8 @@ def _verdicts(connection: Connection) -> dict[str, Any]:
 
 
 def _against(connection: Connection) -> list[dict[str, Any]]:
-    """Each criterion that OPs do not pass, that of most OPs first: how many fail it, of how many others it is unknown,
-    and of how many it alone is what they fail, with NEAREST of these, one in each row.
+    """Return each criterion that OPs do not pass, the most frequent first: how many fail it, for how many others it is
+    unknown, and how many fail only it, with the NEAREST of these, one per row.
     """
     return connection.execute(
         """
@@ -184,7 +182,7 @@ def _against(connection: Connection) -> list[dict[str, Any]]:
 
 
 def _experiments(connection: Connection, op_ids: list[str]) -> list[dict[str, Any]]:
-    """What the experiments of these OPs are described as; without a description, none."""
+    """Return the descriptions of these OPs' experiments, of those that have one."""
     return connection.execute(
         """
         select distinct on (1) record ->> 'primaryExperimentId' as experiment_id,
@@ -199,7 +197,7 @@ def _experiments(connection: Connection, op_ids: list[str]) -> list[dict[str, An
 def _listed(
     connection: Connection, due: dict[str, Any], newest: dict[str, datetime | None]
 ) -> list[dict[str, Any]]:
-    """The OPs that get a line, in the order given, each with its datasets and its events."""
+    """Return the OPs that get a line, in the given order, each with its datasets and its events."""
     ops = connection.execute(
         f"""
         select d.op_id, d.state, d.since, d.priority, d.assignee, d.claimed_until, d.on_hold, d.owner, d.due_at,
@@ -240,7 +238,7 @@ def _listed(
             """,
             [EVENTS if len(by_id) <= FEW_LINES else LEAST_EVENTS, list(by_id)],
         )
-        for row in cursor:  # a verdict is much longer than the words that are shown of it
+        for row in cursor:  # a verdict is much longer than the phrase that is shown
             event = row | {"what": drawing.short(what_happened(row).partition(" (criteria ")[0])}
             del event["detail"], event["voided_by"]
             by_id[event.pop("op_id")]["events"].append(event)

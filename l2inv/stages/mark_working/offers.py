@@ -119,7 +119,7 @@ def _reason(op: dict[str, Any], rank_by: str) -> str:
     ranked = {
         "r0_class": f"{op['r0_class']} r0",
         "age": "",
-        "fried_parameter": f"r0 {wording.centimetres(op['fried_parameter_med_m'])}",
+        "fried_parameter": f"r0 {wording.centimeters(op['fried_parameter_med_m'])}",
         "proposal": f"proposal {op['proposal_id'] or 'unknown'}",
         "ao": f"AO {wording.percent(op['ao_fraction'])}",
         "minutes": f"{wording.number(op['minutes'])} minutes",

@@ -43,6 +43,6 @@ def report(stage: Stage[Published]) -> None:
         stage.report.abandoned.append(Abandoned(one["op_id"], one["inversion_id"], one["cycle"], is_held))
         if is_held:
             stage.warn(
-                f"OP {one['op_id']}: the store holds {one['inversion_id']} of cycle {one['cycle']}, which ended before "
+                f"OP {one['op_id']}: the store has {one['inversion_id']} of cycle {one['cycle']}, which ended before "
                 f"it was published; settle it: {publication.settling(one)}"
             )
