@@ -57,35 +57,54 @@ def streamed(connection: Connection, name: str, query: str) -> Iterator[Iterable
 def events(
     connection: Connection, findings: Findings, progress: Callable[[int], None], since: bool = False
 ) -> None:
-    """Check every OP's chain: seq without gaps, and each hash computed from the content and the hash before it.
+    """Check every OP's chain: seq without gaps, growing numbers, and each hash computed from the content and the hash
+    before it. The next number must be beyond all that there are, as readers by cursor rely on.
 
     With `since`, each chain from the event in the loaded anchor.
     """
-    columns = (
-        "e.event_id, e.op_id, e.seq, e.kind, state, actor, recorded_by, recorded_at, run_id, detail, e.hash"
-    )
-    query = f"select {columns}, 0, null from l2inv.event e order by op_id, seq"  # noqa: S608 - columns of our own
+    columns = "e.event_id, e.op_id, e.seq, e.kind, e.state, e.actor, e.recorded_by, e.recorded_at, e.run_id, e.detail, e.hash"
+    query = f"select {columns}, 0, 0, null from l2inv.event e order by op_id, seq"  # noqa: S608 - columns of our own
     if since:
         query = f"""
-            select {columns}, coalesce(h.seq, 0), h.hash from pg_temp.fresh f join l2inv.event e using (event_id)
-            left join pg_temp.last_head h on h.op_id = e.op_id order by e.op_id, e.seq
+            select {columns}, coalesce(a.event_id, 0), coalesce(h.seq, 0), h.hash
+            from pg_temp.fresh f join l2inv.event e using (event_id)
+            left join pg_temp.last_head h on h.op_id = e.op_id
+            left join l2inv.event a on a.op_id = h.op_id and a.seq = h.seq order by e.op_id, e.seq
         """  # noqa: S608
-    op_id, last_seq, previous = None, 0, None
+    op_id, last_id, last_seq, previous = None, 0, 0, None
     with streamed(connection, "verify_events", query) as rows:
         for passed, row in enumerate(rows, 1):
-            *values, first_seq, first_hash = row
+            *values, first_id, first_seq, first_hash = row
             event = dict(zip((*canonical.FIELDS, "detail_text", "hash"), values, strict=True))
             event["recorded_at"] = _in_iso(event["recorded_at"])
             if event["op_id"] != op_id:
-                op_id, last_seq, previous = event["op_id"], first_seq, first_hash
+                op_id, last_id, last_seq, previous = event["op_id"], first_id, first_seq, first_hash
             digest = event["hash"].hex() if event["hash"] else None
             if event["seq"] != last_seq + 1:
                 findings.add("event", event, f"event {last_seq + 1} is missing before event {event['seq']}")
             elif canonical.digest(previous, event) != digest:
                 findings.add("event", event, f"event {event['seq']} is not what was recorded")
-            last_seq, previous = event["seq"], digest
+            elif event["event_id"] <= last_id:
+                findings.add(
+                    "event",
+                    event,
+                    f"event {event['seq']} has a lower number than the one before it, {last_id}",
+                )
+            last_id, last_seq, previous = event["event_id"], event["seq"], digest
             if passed % BATCH == 0:
                 progress(passed)
+    row = connection.execute(_NEXT_NUMBER).fetchone()
+    if row is not None:
+        findings.add("event", row, f"the next event would have the number {row['next']}, which is no higher")
+
+
+# The sequence may be missing, which verify schema names.
+_NEXT_NUMBER = """
+    with newest as (select max(event_id) as event_id from l2inv.event), given as (
+        select coalesce(pg_catalog.pg_sequence_last_value(to_regclass('l2inv.event_event_id_seq')), 0) + 1 as next
+    )
+    select event_id, next from newest, given where next <= event_id
+"""
 
 
 def _in_iso(moment: str) -> str:
