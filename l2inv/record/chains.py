@@ -93,9 +93,8 @@ def events(
             last_id, last_seq, previous = event["event_id"], event["seq"], digest
             if passed % BATCH == 0:
                 progress(passed)
-    row = connection.execute(_NEXT_NUMBER).fetchone()
-    if row is not None:
-        findings.add("event", row, f"the next event would have the number {row['next']}, which is no higher")
+    for low in connection.execute(_NEXT_NUMBER):
+        findings.add("event", low, f"the next event would have the number {low['next']}, which is no higher")
 
 
 # The sequence may be missing, which verify schema names.
@@ -129,7 +128,9 @@ def state(connection: Connection, findings: Findings, _: Callable[[int], None], 
         streamed(connection, "verify_events_of_state", events_query) as events,
     ):
         kept_ops = (_kept_op(row) for row in rows)
-        computed_ops = (_computed_op(op_id, of_op) for op_id, of_op in groupby(events, key=itemgetter(0)))
+        computed_ops = (
+            _computed_op(op_id, of_op, findings) for op_id, of_op in groupby(events, key=itemgetter(0))
+        )
         for kept, computed in _side_by_side(kept_ops, computed_ops):
             if computed is None:
                 findings.add("state", msgspec.structs.asdict(kept), "there are no events of it")
@@ -177,11 +178,39 @@ def _moment(printed: str | None) -> Any:
         return printed
 
 
-def _computed_op(op_id: str, rows: Iterable[TupleRow]) -> states.Op:
+def _computed_op(op_id: str, rows: Iterable[TupleRow], findings: Findings) -> states.Op:
     op = states.Op(op_id)
     for _, seq, kind, state, recorded_at, hash_, detail in rows:
         states.follow(op, seq, kind, state, recorded_at, hash_, _detail(kind, detail))
+        if kind in _verdicts and _is_invertible(kind, detail) is (op.state == "not_invertible"):
+            findings.add(
+                "state", {"op_id": op_id}, f"event {seq} leaves it {op.state}, against its own verdict"
+            )
     return op
+
+
+class _Verdict(msgspec.Struct):
+    invertible: bool
+
+
+class _Judged(msgspec.Struct):
+    verdict: _Verdict
+
+
+_verdicts: dict[str, msgspec.json.Decoder[Any]] = {
+    "judged": msgspec.json.Decoder(_Judged),
+    "overruled": msgspec.json.Decoder(_Verdict),
+}
+
+
+def _is_invertible(kind: str, detail: str) -> bool | None:
+    """Return the verdict in a detail; None if it is invalid, which the hash check reports."""
+    try:
+        decoded = _verdicts[kind].decode(detail)
+    except msgspec.DecodeError:
+        return None
+    invertible: bool = (decoded.verdict if kind == "judged" else decoded).invertible
+    return invertible
 
 
 _detail_decoder = msgspec.json.Decoder(states.Detail)
