@@ -194,7 +194,7 @@ def test_ready_files_with_hostile_names_and_words_are_filed_harmlessly(
         )
         (folder / f"{name}.json").write_text(json.dumps({"op_id": text, text: 1}))
         (folder / f"{name}.yml").write_text(f"op_id: {text}\n")
-    outputs = [{"uri": text} for text in TEXTS.values() if not text.startswith("/")]
+    outputs = [{"uri": f"globus://{text}"} for text in TEXTS.values()]
     (folder / "good.json").write_text(
         json.dumps(
             {"op_id": good, "software": {"name": ALL, "version": "4"}, "outputs": outputs, "note": ALL}
