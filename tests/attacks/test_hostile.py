@@ -109,7 +109,14 @@ def test_hostile_text_goes_through_every_command_and_is_shown_as_it_is(
             f"--line={op}",
             f"--note={op}",
         )
-        marked = run(l2inv, "mark-inverted", *said, f"--asdf-object-key={op}", "--", op)
+        marked = run(
+            l2inv,
+            "mark-inverted",
+            *said,
+            f"--asdf-object-key=pid/{op.replace(chr(47), chr(95))}.asdf",
+            "--",
+            op,
+        )
         assert marked.exit_code == 0, marked
         shown = run(l2inv, "history", "--", op).stdout
         assert shown.count(clean(op)) >= 6

@@ -98,7 +98,11 @@ def test_unmark_is_refused_once_the_store_holds_it_and_taken_where_it_was_only_n
     l2inv("mark-inverted", inverted, *READY)
     l2inv("publish")
     assert l2inv.json("show", inverted)["state"] == "published"
-    assert "is published" in l2inv("unmark", inverted, expect=3).stderr
+    refusal = l2inv("unmark", inverted, expect=3).stderr
+    assert (
+        f"is published: its ready event stays as it is; l2inv withdraw {inverted} --reason WHY, then"
+        in refusal
+    )
 
 
 def test_unmark_waits_for_no_publisher(l2inv: Commands, inverted: str, connection: Connection) -> None:
