@@ -13,7 +13,7 @@ from l2inv.stages.mark_working import offers
 
 
 def claim(connection: Connection, op_id: str, actor: str, due_at: datetime, *, extend: bool = False) -> bool:
-    """Return the OP to the actor until `due_at`: exactly one of all who try gets it.
+    """Let the actor hold the OP until `due_at`: exactly one of all who try gets it.
 
     Return False if the actor held it already; then `extend` says whether the claim becomes due at another time.
     Raise Refused when another holds it, saying who and since when, and when it is not ready to be worked on.
@@ -89,7 +89,7 @@ def release(connection: Connection, op_id: str, actor: str, reason: str | None) 
 def hand_over(
     connection: Connection, op_id: str, to: str, actor: str, due_at: datetime | None, reason: str | None
 ) -> None:
-    """Return an OP that the actor holds to somebody else, due as before unless `due_at` says otherwise. Raise Refused."""
+    """Transfer an OP that the actor holds to somebody else, due as before unless `due_at` says otherwise. Raise Refused."""
     with connection.transaction():
         present = event_log.locked(connection, op_id)
         event_log.must_hold(present, actor)
@@ -103,7 +103,7 @@ def hand_over(
 def take_over(
     connection: Connection, op_id: str, actor: str, reason: str, due_at: datetime, now: datetime
 ) -> None:
-    """Return the actor an OP whose holder let it become overdue. Raise Refused, naming holder and due date."""
+    """Let the actor hold an OP whose holder let it become overdue. Raise Refused, naming holder and due date."""
     with connection.transaction():
         present = event_log.locked(connection, op_id)
         if present.state == "working":
@@ -144,7 +144,7 @@ def unhold(connection: Connection, op_id: str, reason: str | None, actor: str) -
 
 
 def prioritize(connection: Connection, op_id: str, priority: int, reason: str, actor: str) -> None:
-    """Return how soon an OP is to be worked on: `next` offers the highest priority first; 0 is everybody's. Raise Refused."""
+    """Set how soon an OP is to be worked on: `next` offers the highest priority first; 0 is usual. Raise Refused."""
     with connection.transaction():
         present = event_log.locked(connection, op_id)
         detail = {"priority": priority, "reason": reason}
