@@ -232,7 +232,7 @@ def test_a_backup_takes_the_place_of_no_pipe_nor_device(l2inv: Commands, lived: 
     (tmp_path / "link").symlink_to("pipe")
     for name in ("pipe", "link"):
         answer = l2inv("backup", str(tmp_path / name), expect=1)
-        assert answer.stderr == f"l2inv: {pipe}: is no regular file; name a file, new or to be replaced\n"
+        assert answer.stderr == f"l2inv: {pipe}: is not a regular file; name a file, new or to be replaced\n"
     assert pipe.is_fifo()
 
 

@@ -403,7 +403,7 @@ def test_a_missing_or_empty_anchor_is_refused_and_a_new_one_overwrites_none(
     assert "is empty" in l2inv("verify", "--anchor", str(anchor), expect=1).stderr
     l2inv("verify", "--anchor", str(anchor), "--new-anchor")
     content = anchor.read_bytes()
-    assert "is there already" in l2inv("verify", "--anchor", str(anchor), "--new-anchor", expect=1).stderr
+    assert "exists already" in l2inv("verify", "--anchor", str(anchor), "--new-anchor", expect=1).stderr
     assert anchor.read_bytes() == content
     l2inv("verify", "--new-anchor", expect=2)
     l2inv("verify", "--since-anchor", expect=2)
