@@ -103,19 +103,6 @@ begin
         when 'software' then '{"name": "name", "version?": "text?"}'
         when 'accepted' then '{"superseded": "text{}", "reason": "text?"}'
         when 'file' then '{"path": "name", "size_bytes": "count", "sha256": "text"}'
-
-        -- A dataset as the store describes it, under its own names.
-        when 'dataset' then '{"datasetId": "name", "observingProgramExecutionId": "name", "createDate": "time",
-            "productId?": "text", "instrumentProgramExecutionId?": "name", "instrumentName?": "text",
-            "primaryProposalId?": "text", "primaryExperimentId?": "text", "experimentDescription?": "text",
-            "bucket?": "text", "status?": "text", "updateDate?": "time", "startTime?": "time", "endTime?": "time",
-            "isEmbargoed?": "flag", "embargoEndDate?": "time", "frameCount?": "count", "health?": "count?{}",
-            "gosStatus?": "count?{}", "aoLocked?": "count", "stokesParameters?": "text", "boundingBox?": "text",
-            "wavelengthMin?": "number", "wavelengthMax?": "number", "exposureTime?": "number",
-            "spectralLines?": "text[]", "friedParameter?": "distribution", "lightLevel?": "distribution",
-            "polarimetricAccuracy?": "distribution", "asdfObjectKey?": "text", "browseMovieUrl?": "text"}'
-        when 'distribution' then '{"min?": "number", "p25?": "number", "med?": "number", "p75?": "number",
-            "max?": "number"}'
     end;
 end $$;
 
@@ -187,7 +174,7 @@ revoke all on function l2inv.fits(jsonb,text) from public;
 -- Whether any reader can take a document: it is no deeper than 32 levels, and its numbers are within floating point.
 create function l2inv.is_readable(document jsonb) returns boolean language sql immutable parallel safe as $$
     select not document @? '$.**{32}' and not document @?
-        '$.** ? (@.type() == "number" && (@ > 1.7976931348623157e308 || @ < -1.7976931348623157e308))'
+        '$.** ? (@ > 1.7976931348623157e308 || @ < -1.7976931348623157e308)'
 $$;
 
 revoke all on function l2inv.is_readable(jsonb) from public;
@@ -318,11 +305,19 @@ begin
             null;
     end case;
 
-    -- The median over its datasets of their median Fried parameters, by the word for the number in cm to a decimal.
-    op.r0_class := case when op.state = 'preprocessed' then (
+    -- The median over its datasets of their median Fried parameters, by the word for the number in cm to a decimal. It
+    -- becomes another only with them. Each dataset is looked up by index, whatever PostgreSQL knows of the table's size.
+    if op.state <> 'preprocessed' then
+        op.r0_class := null;
+    elsif new.state is not null or new.kind = 'datasets_changed' then
         select case when r0_m >= 0.0695 then 1 when r0_m >= 0.0495 then 2 when r0_m is not null then 3 else 4 end
-        from (select percentile_cont(0.5) within group (order by fried_parameter_med_m) as r0_m
-              from l2inv.dataset where dataset.op_id = new.op_id and not withdrawn) d) end;
+        into op.r0_class
+        from (select percentile_cont(0.5) within group (
+                         order by (v.record -> 'friedParameter' ->> 'med')::double precision) as r0_m
+              from l2inv.dataset_version v
+              where v.op_id = new.op_id and not v.withdrawn and v.version = (
+                  select max(version) from l2inv.dataset_version n where n.dataset_id = v.dataset_id)) d;
+    end if;
 
     insert into l2inv.op_state select op.*
     on conflict (op_id) do update set
@@ -336,10 +331,49 @@ end $$;
 
 revoke all on function l2inv.record_event() from public;
 
+-- Whether a record is a dataset as the store describes it, under its own names; what else there is in it is free. A first
+-- scan asks this of every dataset, so what a jsonpath can say is asked in one. In it, `!(… != …)` lets a field be missing.
 create function l2inv.record_fits(record jsonb) returns boolean language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp as $$
 begin
-    return l2inv.is_readable(record) and l2inv.fits(record, 'dataset');
+    return l2inv.is_readable(record) and record @@ '
+            $.type() == "object"
+            && $.datasetId.type() == "string" && $.datasetId != ""
+            && $.observingProgramExecutionId.type() == "string" && $.observingProgramExecutionId != ""
+            && $.createDate.type() == "string" && !($.updateDate.type() != "string")
+            && !($.startTime.type() != "string") && !($.endTime.type() != "string")
+            && !($.embargoEndDate.type() != "string")
+            && !($.instrumentProgramExecutionId.type() != "string") && !($.instrumentProgramExecutionId == "")
+            && !($.productId.type() != "string") && !($.instrumentName.type() != "string")
+            && !($.primaryProposalId.type() != "string") && !($.primaryExperimentId.type() != "string")
+            && !($.experimentDescription.type() != "string") && !($.bucket.type() != "string")
+            && !($.status.type() != "string") && !($.stokesParameters.type() != "string")
+            && !($.boundingBox.type() != "string") && !($.asdfObjectKey.type() != "string")
+            && !($.browseMovieUrl.type() != "string")
+            && !($.isEmbargoed.type() != "boolean")
+            && !($.spectralLines.type() != "array") && !exists($.spectralLines[*].type() ? (@ != "string"))
+            && !($.frameCount.type() != "number") && !($.aoLocked.type() != "number")
+            && !($.health.type() != "object") && !exists($.health.*.type() ? (@ != "number" && @ != "null"))
+            && !($.gosStatus.type() != "object") && !exists($.gosStatus.*.type() ? (@ != "number" && @ != "null"))
+            && !($.wavelengthMin.type() != "number") && !($.wavelengthMax.type() != "number")
+            && !($.exposureTime.type() != "number")
+            && !($.friedParameter.type() != "object") && !exists($.friedParameter.*.type() ? (@ != "number"))
+            && !($.lightLevel.type() != "object") && !exists($.lightLevel.*.type() ? (@ != "number"))
+            && !($.polarimetricAccuracy.type() != "object")
+            && !exists($.polarimetricAccuracy.*.type() ? (@ != "number"))
+            && !exists($.**{1 to 2} ? (@ < 4.95e-324 && @ > -4.95e-324 && @ != 0))'  -- too small for floating point
+        -- What a jsonpath cannot say, of the text that JSON has: times are UTC, counts are integers.
+        and concat_ws(' ', record ->> 'createDate', record ->> 'updateDate', record ->> 'startTime',
+                      record ->> 'endTime', record ->> 'embargoEndDate')
+            ~ ('^([0-9]{4}-[0-9]{2}-[0-9]{2}T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]'
+               || '([.][0-9]{1,6})?(Z|[+]00:00)( (?=.)|$))+$')
+        and num_nulls((record ->> 'createDate')::timestamptz, (record ->> 'updateDate')::timestamptz,
+                      (record ->> 'startTime')::timestamptz, (record ->> 'endTime')::timestamptz,
+                      (record ->> 'embargoEndDate')::timestamptz) < 5  -- refuses what looks like a day and is none
+        and concat_ws(', ', record -> 'frameCount', record -> 'aoLocked',
+                      jsonb_path_query_array(record, '$.health.* ? (@ != null)'),
+                      jsonb_path_query_array(record, '$.gosStatus.* ? (@ != null)'))
+            ~ '^(\[|\]|, |[0-9]{1,15}(, |\]|$))*$';
 end $$;
 
 revoke all on function l2inv.record_fits(jsonb) from public;

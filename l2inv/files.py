@@ -90,7 +90,7 @@ def _must_be_no_link_of_another(path: Path) -> None:
 
 
 @contextmanager
-def _beside(path: Path, mode: int, synced: bool = True) -> Iterator[BinaryIO]:
+def _beside(path: Path, mode: int) -> Iterator[BinaryIO]:
     new = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
     number = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
@@ -99,11 +99,9 @@ def _beside(path: Path, mode: int, synced: bool = True) -> Iterator[BinaryIO]:
             os.fchmod(number, mode)
             yield file
             file.flush()
-            if synced:
-                os.fsync(number)
+            os.fsync(number)
             new.replace(path)
-            if synced:
-                _sync(path.parent)
+            _sync(path.parent)
     except BaseException:
         new.unlink(missing_ok=True)
         raise
@@ -127,7 +125,7 @@ def _sync(folder: Path) -> None:
         os.close(number)
 
 
-def replace(path: Path, text: str, mode: int = 0o644, *, synced: bool = True) -> None:
-    """Write a text file atomically; if synced, it also survives a crash of the machine. Raise OSError."""
-    with _beside(path, mode, synced) as file:
+def replace(path: Path, text: str, mode: int = 0o644) -> None:
+    """Write a text file atomically, so that it survives a crash of the machine, too. Raise OSError."""
+    with _beside(path, mode) as file:
         file.write(text.encode("utf-8", "surrogateescape"))

@@ -180,11 +180,19 @@ begin
             null;
     end case;
 
-    -- The median over its datasets of their median Fried parameters, by the word for the number in cm to a decimal.
-    op.r0_class := case when op.state = 'preprocessed' then (
+    -- The median over its datasets of their median Fried parameters, by the word for the number in cm to a decimal. It
+    -- becomes another only with them. Each dataset is looked up by index, whatever PostgreSQL knows of the table's size.
+    if op.state <> 'preprocessed' then
+        op.r0_class := null;
+    elsif new.state is not null or new.kind = 'datasets_changed' then
         select case when r0_m >= 0.0695 then 1 when r0_m >= 0.0495 then 2 when r0_m is not null then 3 else 4 end
-        from (select percentile_cont(0.5) within group (order by fried_parameter_med_m) as r0_m
-              from l2inv.dataset where dataset.op_id = new.op_id and not withdrawn) d) end;
+        into op.r0_class
+        from (select percentile_cont(0.5) within group (
+                         order by (v.record -> 'friedParameter' ->> 'med')::double precision) as r0_m
+              from l2inv.dataset_version v
+              where v.op_id = new.op_id and not v.withdrawn and v.version = (
+                  select max(version) from l2inv.dataset_version n where n.dataset_id = v.dataset_id)) d;
+    end if;
 
     insert into l2inv.op_state select op.*
     on conflict (op_id) do update set

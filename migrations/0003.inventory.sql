@@ -1,9 +1,48 @@
 -- What was read from the metadata store, what could not be read, which rules judged it, and the runs that did all this.
 
+-- Whether a record is a dataset as the store describes it, under its own names; what else there is in it is free. A first
+-- scan asks this of every dataset, so what a jsonpath can say is asked in one. In it, `!(… != …)` lets a field be missing.
 create function l2inv.record_fits(record jsonb) returns boolean language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp as $$
 begin
-    return l2inv.is_readable(record) and l2inv.fits(record, 'dataset');
+    return l2inv.is_readable(record) and record @@ '
+            $.type() == "object"
+            && $.datasetId.type() == "string" && $.datasetId != ""
+            && $.observingProgramExecutionId.type() == "string" && $.observingProgramExecutionId != ""
+            && $.createDate.type() == "string" && !($.updateDate.type() != "string")
+            && !($.startTime.type() != "string") && !($.endTime.type() != "string")
+            && !($.embargoEndDate.type() != "string")
+            && !($.instrumentProgramExecutionId.type() != "string") && !($.instrumentProgramExecutionId == "")
+            && !($.productId.type() != "string") && !($.instrumentName.type() != "string")
+            && !($.primaryProposalId.type() != "string") && !($.primaryExperimentId.type() != "string")
+            && !($.experimentDescription.type() != "string") && !($.bucket.type() != "string")
+            && !($.status.type() != "string") && !($.stokesParameters.type() != "string")
+            && !($.boundingBox.type() != "string") && !($.asdfObjectKey.type() != "string")
+            && !($.browseMovieUrl.type() != "string")
+            && !($.isEmbargoed.type() != "boolean")
+            && !($.spectralLines.type() != "array") && !exists($.spectralLines[*].type() ? (@ != "string"))
+            && !($.frameCount.type() != "number") && !($.aoLocked.type() != "number")
+            && !($.health.type() != "object") && !exists($.health.*.type() ? (@ != "number" && @ != "null"))
+            && !($.gosStatus.type() != "object") && !exists($.gosStatus.*.type() ? (@ != "number" && @ != "null"))
+            && !($.wavelengthMin.type() != "number") && !($.wavelengthMax.type() != "number")
+            && !($.exposureTime.type() != "number")
+            && !($.friedParameter.type() != "object") && !exists($.friedParameter.*.type() ? (@ != "number"))
+            && !($.lightLevel.type() != "object") && !exists($.lightLevel.*.type() ? (@ != "number"))
+            && !($.polarimetricAccuracy.type() != "object")
+            && !exists($.polarimetricAccuracy.*.type() ? (@ != "number"))
+            && !exists($.**{1 to 2} ? (@ < 4.95e-324 && @ > -4.95e-324 && @ != 0))'  -- too small for floating point
+        -- What a jsonpath cannot say, of the text that JSON has: times are UTC, counts are integers.
+        and concat_ws(' ', record ->> 'createDate', record ->> 'updateDate', record ->> 'startTime',
+                      record ->> 'endTime', record ->> 'embargoEndDate')
+            ~ ('^([0-9]{4}-[0-9]{2}-[0-9]{2}T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]'
+               || '([.][0-9]{1,6})?(Z|[+]00:00)( (?=.)|$))+$')
+        and num_nulls((record ->> 'createDate')::timestamptz, (record ->> 'updateDate')::timestamptz,
+                      (record ->> 'startTime')::timestamptz, (record ->> 'endTime')::timestamptz,
+                      (record ->> 'embargoEndDate')::timestamptz) < 5  -- refuses what looks like a day and is none
+        and concat_ws(', ', record -> 'frameCount', record -> 'aoLocked',
+                      jsonb_path_query_array(record, '$.health.* ? (@ != null)'),
+                      jsonb_path_query_array(record, '$.gosStatus.* ? (@ != null)'))
+            ~ '^(\[|\]|, |[0-9]{1,15}(, |\]|$))*$';
 end $$;
 
 create table l2inv.dataset_version (

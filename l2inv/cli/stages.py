@@ -17,14 +17,17 @@ from l2inv.cli.options import json_option
 @command("scan")
 @click.option("--since-last", is_flag=True, help="Read only what changed since the last complete scan.")
 @click.option("--allow-withdrawals", is_flag=True, help="Record missing datasets as withdrawn, however many.")
+@click.option(
+    "--decode-all", is_flag=True, help="Decode every record, even one in the bytes of the last scan."
+)
 @json_option
-def scan(app: App, since_last: bool, allow_withdrawals: bool) -> None:
+def scan(app: App, since_last: bool, allow_withdrawals: bool, decode_all: bool) -> None:
     """Read the store's datasets and group them into OPs."""
     with app.monitored("scan"):
-        _scan(app, since_last, allow_withdrawals)
+        _scan(app, since_last, allow_withdrawals, decode_all)
 
 
-def _scan(app: App, since_last: bool, allow_withdrawals: bool) -> None:
+def _scan(app: App, since_last: bool, allow_withdrawals: bool, decode_all: bool) -> None:
     import msgspec
 
     from l2inv.stages.scan.scan import scan
@@ -36,6 +39,7 @@ def _scan(app: App, since_last: bool, allow_withdrawals: bool) -> None:
             app.actor,
             since_last=since_last,
             allow_withdrawals=allow_withdrawals,
+            decode_all=decode_all,
             progress=progress,
         )
     incomplete = f"scan: incomplete: {scanned.failed}"

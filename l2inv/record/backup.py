@@ -45,8 +45,8 @@ def restore(connection: Connection, settings: Settings, path: Path, actor: str) 
 
     Event ids continue beyond any that readers of the lost database can have seen. The backup's content is restored
     unchanged: verify it afterward. The role that restores owns everything; the privileges of other roles are granted by
-    `l2inv roles`. Raise Refused if the schema exists, L2invError for a file that is not a backup of this schema,
-    DatabaseError with pg_restore's message, OSError.
+    `l2inv roles`. Raise Refused if the schema exists or a stage is at work, which would go on in the restored schema,
+    L2invError for a file that is not a backup of this schema, DatabaseError with pg_restore's message, OSError.
     """
     schema = settings.database.schema
     if connection.execute(
@@ -55,6 +55,11 @@ def restore(connection: Connection, settings: Settings, path: Path, actor: str) 
         raise Refused(
             f"the database has a schema {schema} already",
             "restore into a new database (database.url), or rename or drop that schema",
+        )
+    if stages := [row["application_name"] for row in connection.execute(_AT_WORK)]:
+        raise Refused(
+            f"{', '.join(stages)} is at work in this database, and would go on in the restored schema",
+            "stop cron, wait until it ends (pg_stat_activity), and run it again",
         )
     with path.open("rb") as file:
         if file.read(len(_MAGIC)) != _MAGIC:
@@ -82,6 +87,15 @@ def restore(connection: Connection, settings: Settings, path: Path, actor: str) 
     ) as problem:
         return 0, " ".join(str(problem).split())  # a schema that was tampered with may refuse events
 
+
+# Every stage holds an advisory lock while it works. One that began before its schema was dropped or renamed would record
+# in the restored schema under a run that is not there; one that begins now finds no schema.
+_AT_WORK = """
+    select distinct application_name from pg_catalog.pg_locks join pg_catalog.pg_stat_activity using (pid)
+    where locktype = 'advisory' and datname = current_database() and pid <> pg_backend_pid()
+        and application_name like 'l2inv %'
+    order by application_name
+"""
 
 # The clock in microseconds grows faster than event ids: those of a database restored earlier, even from the same
 # backup, are smaller. JavaScript's numbers represent them exactly until 2255.

@@ -1,5 +1,6 @@
 """Roles: the writer can do its work and nothing more, the reader sees the views alone."""
 
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from l2inv.database import embedded
 from l2inv.database.connection import Connection
 from tests.helpers.commands import NOW, Commands
+from tests.helpers.database import MIGRATED, copied
 
 Names = tuple[str, str, str]
 
@@ -181,11 +183,12 @@ def test_two_databases_of_a_server_have_roles_of_their_own_by_default(l2inv: Com
     printed = l2inv("roles").stdout
     for role in ("owner", "writer", "reader"):
         assert f"create role l2inv_{name}_{role} nologin;" in printed
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(sql.SQL("alter schema l2inv rename to {}").format(sql.Identifier("x" * 48)))
-    l2inv.settings["database"]["schema"] = "x" * 48
-    l2inv.save()
-    assert "too long for the name of a role; name it" in l2inv("roles", expect=1).stderr
+    with copied(f"a_database_of_a_longer_name_{os.getpid()}", os.environ[MIGRATED]) as longer:
+        with psycopg.connect(longer, autocommit=True) as connection:
+            connection.execute(sql.SQL("alter schema l2inv rename to {}").format(sql.Identifier("x" * 48)))
+        l2inv.settings["database"] = {"url": longer, "schema": "x" * 48}
+        l2inv.save()
+        assert "too long for the name of a role; name it" in l2inv("roles", expect=1).stderr
 
 
 def test_roles_keeps_nobody_waiting_behind_a_long_reader(

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.sql import SQL, Composed
 from pytest_postgresql.janitor import DatabaseJanitor
 
 SERVER = "L2INV_TEST_SERVER"  # the environment variable with its URL
@@ -30,7 +32,7 @@ def url_of(name: str) -> str:
 
 def copy(name: str, template: str) -> str:
     """Make a database as another one is, and return its URL."""
-    _janitor(name, template_dbname=template).init()
+    _janitor(name, template).init()
     return url_of(name)
 
 
@@ -38,15 +40,23 @@ def drop(name: str) -> None:
     _janitor(name).drop()
 
 
-def _janitor(name: str, template_dbname: str | None = None) -> DatabaseJanitor:
+class _Janitor(DatabaseJanitor):
+    def _build_create_database_sql(self) -> Composed:
+        # Copied through the log, as is the default from PostgreSQL 15 on, a database costs twice as much.
+        with psycopg.connect(url_of("postgres")) as server:
+            how = " strategy file_copy" if server.info.server_version >= 150000 else ""
+        return super()._build_create_database_sql() + SQL(how)
+
+
+def _janitor(name: str, template: str | None = None) -> DatabaseJanitor:
     where = {part: str(given) for part, given in conninfo_to_dict(url_of(name)).items()}
-    return DatabaseJanitor(
+    return _Janitor(
         user=where.get("user", ""),
         host=where.get("host", ""),
         port=where.get("port", ""),
         password=where.get("password"),
         dbname=name,
-        template_dbname=template_dbname,
+        template_dbname=template,
     )
 
 

@@ -89,6 +89,7 @@ def test_the_document_says_what_can_be_found() -> None:
 # Measured by others' programs
 
 
+@pytest.mark.slow  # the package's imports alone take ten seconds
 @pytest.mark.filterwarnings("ignore::asdf.exceptions.AsdfConversionWarning")
 def test_dkist_opens_a_good_asdf_and_one_that_it_wrote_itself_is_good(
     good: dict[str, Path], tmp_path: Path

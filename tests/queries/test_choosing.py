@@ -234,6 +234,32 @@ def test_the_database_ranks_by_the_word_that_is_shown(
     assert l2inv.json("verify", "datasets")["findings"] == []
 
 
+def test_the_rank_is_that_of_the_datasets_whatever_happens_to_the_op(
+    l2inv: Commands, ready: list[str], connection: Connection
+) -> None:
+    op_id = ready[0]
+
+    def rank() -> Any:
+        row = connection.execute("select r0_class from l2inv.op_state where op_id = %s", [op_id]).fetchone()
+        assert row is not None
+        return row["r0_class"]
+
+    before = rank()
+    assert before is not None
+    for argv in (
+        ("note", op_id, "a word"),
+        ("hold", op_id, "--reason", "x"),
+        ("unhold", op_id, "--reason", "x"),
+    ):
+        l2inv(*argv)
+        assert rank() == before, argv
+    l2inv("claim", op_id)
+    assert rank() is None
+    l2inv("release", op_id)
+    assert rank() == before
+    assert l2inv.json("verify", "datasets")["findings"] == []
+
+
 @given(metres=floats(0, 0.3) | floats(0.0694, 0.0696) | floats(0.0494, 0.0496))
 def test_the_words_begin_where_the_database_has_them_begin(metres: float) -> None:
     word = "good" if metres >= 0.0695 else "fair" if metres >= 0.0495 else "poor"

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -281,23 +282,49 @@ def test_another_users_link_is_not_followed(l2inv: Commands, lived: str, tmp_pat
 
 
 @pytest.mark.parametrize("operation", ["Known", "Find", "Create"])
-def test_a_restore_while_publish_waits_for_the_store_has_nothing_told_twice(
-    l2inv: Commands, ready: list[str], store: Store, connection: Connection, tmp_path: Path, operation: str
+@pytest.mark.parametrize("program", ["l2inv", "pg_restore"])
+def test_a_restore_while_publish_waits_for_the_store_is_refused_and_nothing_is_told_twice(
+    l2inv: Commands,
+    ready: list[str],
+    url: str,
+    store: Store,
+    connection: Connection,
+    tmp_path: Path,
+    program: str,
+    operation: str,
 ) -> None:
+    """PostgreSQL's own program refuses nothing; then publish reports it."""
     l2inv("claim", ready[0])
     l2inv("mark-inverted", ready[0])
-    l2inv("backup", str(tmp_path / "dump"))
+    dump = str(tmp_path / "dump")
+    l2inv("backup", dump)
 
     def fault(asked: str, nth: int) -> Fault | None:
-        if asked == operation and not restored:
+        if asked == operation and not met:
             connection.execute("alter schema l2inv rename to lost")
-            restored.append(l2inv("restore", str(tmp_path / "dump")).exit_code)
+            if program == "l2inv":
+                answer = l2inv("restore", dump, expect=3)
+                met.append(answer.stderr)
+            else:
+                restore = [
+                    str(embedded._binaries()[0] / "pg_restore"),
+                    "--single-transaction",
+                    "-d",
+                    url,
+                    dump,
+                ]
+                met.append(subprocess.run(restore, check=True, capture_output=True, text=True).stderr)
         return None
 
-    restored: list[int] = []
+    met: list[str] = []
     store.fault = fault
-    assert "publish: the schema was replaced while it ran" in l2inv("publish", expect=1).stderr
-    assert restored == [0]
+    stopped = l2inv("publish", expect=1).stderr
+    if program == "l2inv":
+        assert "l2inv publish (" in met[0]
+        assert "is at work in this database" in met[0]
+        l2inv("restore", dump)
+    else:
+        assert "publish: the schema was replaced while it ran" in stopped
     l2inv("publish")
     assert len(store.inversions) == 1
     assert l2inv.json("show", ready[0])["state"] == "published"

@@ -4,9 +4,11 @@ import copy
 import json
 import random
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psycopg
 import pytest
 
@@ -14,7 +16,7 @@ from l2inv import wording
 from l2inv.config.settings import Qualification, Settings
 from l2inv.database.connection import Connection
 from l2inv.domain import states
-from l2inv.domain.inventory import Dataset, stored
+from l2inv.domain.inventory import Dataset, Distribution, Frames, Id, stored
 from l2inv.errors import L2invError
 from l2inv.queries import observing_programs, verdicts
 from l2inv.record import event_log as record
@@ -236,10 +238,7 @@ def test_every_type_that_a_shape_names_is_one_that_is_known(connection: Connecti
     ).fetchall()
     types = {t.rstrip("?[]{}") for row in shapes for t in (row["shape"] or {}).values()}
     assert types <= names
-    assert {row["name"] for row in shapes if row["shape"] is not None} <= types | {*KINDS} | {
-        "inversion",
-        "dataset",
-    }
+    assert {row["name"] for row in shapes if row["shape"] is not None} <= types | {*KINDS} | {"inversion"}
 
 
 @pytest.mark.parametrize("inversions", ['"x"', "7", "null", "[7]", "{}", '[{"inversion_id": "x"}]'])
@@ -313,6 +312,64 @@ def test_whatever_is_changed_in_a_datasets_record_is_refused_or_breaks_nothing(
             stored(found.fetchall()[0]["record"])
             connection.execute("select * from l2inv.dataset where dataset_id = 'NEW'").fetchall()
             connection.execute("select * from l2inv.op where op_id = %s", [ready[0]]).fetchall()
+
+
+NO_TEXT: list[Any] = [None, 1, True, [], {}, ["x"]]
+NO_NUMBER: list[Any] = [None, "1", True, [], [1.5], {}, "@small", "@long"]
+NO_COUNT: list[Any] = [None, "1", True, [1], {}, 1.0, 1.5, -1, 10**15, "@small"]
+NO_TIME: list[Any] = [
+    *NO_TEXT, "", "now", "infinity", "2026-01-01", "2026-02-30T00:00:00Z", "2026-01-01T24:00:00Z", "2026-01-01T00:00:00",
+    "2026-01-01T00:00:00+01:00", "2026-01-01T00:00:00.1234567Z", f"{PAST} {PAST}", f" {PAST}", f"{PAST} ", f"{PAST}\n",
+]  # fmt: skip
+COUNTS: tuple[list[Any], list[Any]] = (
+    [{}, {"good": 0, "bad": None}, {"good": 10**15 - 1}],
+    [None, "x", 1, [], [{}], *({"good": 1, "bad": n} for n in NO_COUNT[1:])],
+)
+SPREAD: tuple[list[Any], list[Any]] = (
+    [{}, {"med": 0.05, "min": 0, "max": -5e-324}],
+    [None, "x", 1, [], [{}], *({"min": 1, "med": n} for n in NO_NUMBER)],
+)
+# Of each type of a dataset's field: what it may be, and what it may not.
+FITTING: dict[Any, tuple[list[Any], list[Any]]] = {
+    Id: (["x", "\u00e4"], [*NO_TEXT, ""]),
+    str: (["", "x"], NO_TEXT),
+    bool: ([True, False], [None, "true", 0, [True], {}]),
+    float: ([0, -1.5, 5e-324, 1.7976931348623157e308], NO_NUMBER),
+    Frames: ([0, 10**15 - 1], NO_COUNT),
+    datetime: ([PAST, "2024-02-29T23:59:59.123456Z", "2026-01-01T00:00:00+00:00"], NO_TIME),
+    dict[str, Frames | None]: COUNTS,
+    list[str]: ([[], ["x"]], [None, "x", 1, {}, [1], [None], [["x"]], ["x", {}]]),
+    Distribution: SPREAD,
+}
+
+
+@pytest.mark.parametrize("field", msgspec.structs.fields(Dataset), ids=lambda field: field.name)
+def test_a_record_fits_by_the_type_of_each_field(connection: Connection, field: Any) -> None:
+    may, may_not = next(FITTING[type_] for type_ in FITTING if field.type in (type_, type_ | None))
+    least = {"datasetId": "A", "observingProgramExecutionId": "op", "createDate": PAST}
+
+    def fits(record: dict[str, Any]) -> bool:
+        try:
+            row = connection.execute("select l2inv.record_fits(%s) as fits", [as_text(record)]).fetchone()
+        except psycopg.DataError:
+            return False
+        assert row is not None
+        assert row["fits"] is not None
+        return bool(row["fits"])
+
+    assert [value for value in may if not fits(least | {field.encode_name: value})] == []
+    assert [value for value in may_not if fits(least | {field.encode_name: value})] == []
+    gone = {key: value for key, value in least.items() if key != field.encode_name}
+    assert fits(gone) == (field.encode_name not in least)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [None, [], "x", 1, [{"datasetId": "A", "observingProgramExecutionId": "op", "createDate": PAST}]],
+)
+def test_a_record_is_an_object(connection: Connection, record: Any) -> None:
+    row = connection.execute("select l2inv.record_fits(%s) as fits", [json.dumps(record)]).fetchone()
+    assert row == {"fits": False}
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,12 @@ def elsewhere() -> Iterator[Elsewhere]:
 
 
 @pytest.mark.parametrize(
-    "few", [{"PGHOSTADDR"}, {"PGSERVICE", "PGSERVICEFILE"}, set()], ids=["address", "service", "all"]
+    "few",
+    [
+        pytest.param({"PGHOSTADDR"}, id="address", marks=pytest.mark.slow),
+        pytest.param({"PGSERVICE", "PGSERVICEFILE"}, id="service", marks=pytest.mark.slow),
+        pytest.param(set(), id="all"),
+    ],
 )
 def test_the_demo_never_touches_another_server_whatever_libpqs_variables_say(
     home: Path, elsewhere: Elsewhere, few: set[str]

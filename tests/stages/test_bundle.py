@@ -1,6 +1,7 @@
 """The input bundle: what is pinned in the manifest, and that Globus reads the batch file as it is meant."""
 
 import json
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from l2inv.config.settings import Preprocess, Qualification, Settings
+from l2inv.database.connection import Connection
 from l2inv.files import replace
 from l2inv.stages.preprocess import bundle
-from tests.helpers.commands import NOW, Commands
+from tests.helpers.commands import AS_OF, NOW, Commands
 
 ENDS = Preprocess(globus_source="SRC", globus_destination="DST:/l2/in puts/")
 
@@ -141,3 +143,32 @@ def test_a_file_is_replaced_and_never_written_over(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="directory"):
         replace(path, "half")
     assert {p.name for p in tmp_path.iterdir()} == {path.name, reader.name}
+
+
+def test_the_bundle_is_on_the_disk_before_an_event_names_it(
+    l2inv: Commands, connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a crash of the machine, a file that was renamed without fsync may be there and empty."""
+    synced: set[tuple[int, int]] = set()  # inode, and how many events there were
+    fsync = os.fsync
+
+    def noted(number: int) -> None:
+        fsync(number)
+        row = connection.execute("select count(*) as events from l2inv.event where kind = 'preprocessed'")
+        found = row.fetchone()
+        assert found
+        synced.add((os.fstat(number).st_ino, found["events"]))
+
+    l2inv("scan")
+    l2inv(*AS_OF)
+    monkeypatch.setattr(os, "fsync", noted)
+    l2inv("preprocess")
+    events = connection.execute(
+        "select detail ->> 'folder' as folder from l2inv.event where kind = 'preprocessed' order by event_id"
+    ).fetchall()
+    assert events
+    for before, event in enumerate(events):
+        folder = Path(event["folder"])
+        for path in (folder / bundle.DESCRIPTION, folder / bundle.MANIFEST, folder / bundle.BATCH, folder):
+            times = [number for inode, number in synced if inode == path.stat().st_ino]
+            assert times and min(times) <= before, path

@@ -93,6 +93,36 @@ def test_another_reader_decodes_everything_again(
     assert len(decoded) == len(store.datasets)
 
 
+def test_decode_all_finds_a_change_that_a_writer_hid(
+    l2inv: Commands, store: Store, connection: Connection, decoded: list[bytes]
+) -> None:
+    """As if the changed record had been received, and read as what is kept."""
+    dataset = readable(store)
+    before = dataset["aoLocked"]
+    l2inv("scan")
+    dataset["aoLocked"] = before + 1
+    assert l2inv.json("scan")["datasets"]["changed"] == 1
+    hidden = connection.execute(
+        "select raw_hash from l2inv.received where dataset_id = %s", [dataset["datasetId"]]
+    ).fetchone()
+    assert hidden
+    dataset["aoLocked"] = before
+    l2inv("scan")
+    connection.execute(
+        "update l2inv.received set raw_hash = %s where dataset_id = %s",
+        [hidden["raw_hash"], dataset["datasetId"]],
+    )
+    dataset["aoLocked"] = before + 1
+    assert l2inv.json("scan")["datasets"]["changed"] == 0
+    decoded.clear()
+    assert l2inv.json("scan", "--decode-all")["datasets"]["changed"] == 1
+    assert len(decoded) == len(store.datasets)
+    decoded.clear()
+    assert l2inv.json("scan")["datasets"]["changed"] == 0
+    assert len(decoded) == UNREADABLE
+    assert l2inv.json("verify")["findings"] == []
+
+
 def test_what_is_reported_of_a_record_is_reported_by_every_scan(l2inv: Commands, store: Store) -> None:
     readable(store)["instrumentName"] = "VISP2"
     readable(store)["friedParameter"] = "about 7 cm"
@@ -143,14 +173,14 @@ def test_scans_end_the_same_whether_they_know_the_bytes_or_decode_everything(
         database=Database(url="unused"), metadata_store=MetadataStore(url=str(answer), page_size=3)
     )
 
-    def outcome(forgetting: bool) -> list[Any]:
+    def outcome(forgetting: bool = False, decode_all: bool = False) -> list[Any]:
         with connection.transaction(force_rollback=True):
             reports = []
             for records in stores:
                 if forgetting:
                     connection.execute("delete from l2inv.received")
                 answer.write_text(json.dumps({"data": {"datasetInventories": records}}))
-                report = scan.scan(connection, configured, "cron")
+                report = scan.scan(connection, configured, "cron", decode_all=decode_all)
                 reports.append((report.datasets, report.ops, profile(connection)))
             return reports + [
                 connection.execute(query).fetchall()
@@ -161,4 +191,4 @@ def test_scans_end_the_same_whether_they_know_the_bytes_or_decode_everything(
                 )
             ]
 
-    assert outcome(forgetting=False) == outcome(forgetting=True)
+    assert outcome() == outcome(forgetting=True) == outcome(decode_all=True)

@@ -53,17 +53,16 @@ def describe_file(path: Path, folder: Path) -> dict[str, Any]:
 
 
 def write(folder: Path, description: dict[str, Any], settings: Settings) -> None:
-    """Put op.json, manifest.json and globus-batch.txt into an OP's folder, each whole or not at all.
+    """Put op.json, manifest.json and globus-batch.txt into an OP's folder, each whole or not at all, and on the disk.
 
     `description` is what preprocess.describe() gives. The same description and settings give the same bytes.
     Raise OSError.
     """
     made = manifest(description, settings.qualification, settings.preprocess, folder)
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-    # No more synced than what the command writes beside them: after a crash of the machine, `files` compares both.
-    replace(folder / DESCRIPTION, _as_json(description), synced=False)
-    replace(folder / MANIFEST, _as_json(made), synced=False)
-    replace(folder / BATCH, batch(made, settings.preprocess), synced=False)
+    replace(folder / DESCRIPTION, _as_json(description))
+    replace(folder / MANIFEST, _as_json(made))
+    replace(folder / BATCH, batch(made, settings.preprocess))
 
 
 def write_inversions(folder: Path, inversions: list[dict[str, Any]]) -> None:

@@ -25,9 +25,13 @@ def scan(
     *,
     since_last: bool = False,
     allow_withdrawals: bool = False,
+    decode_all: bool = False,
     progress: Progress = lambda seen, of: None,
 ) -> Scanned:
     """Read the whole store, or what changed since the last complete scan, and return the report of the contract.
+
+    A record that arrives in the bytes in which it last did, as the table `received` says, is not decoded, unless all are
+    to be: a writer can change that table.
 
     Everything it writes becomes visible at once at its end. When the store fails on the way, or changes faster than
     it can be read, what was read is kept, the report has `complete: false`, and `failed` names the cause. Only a
@@ -42,7 +46,7 @@ def scan(
         opened(connection, settings, actor, report, progress) as stage,
         connection.transaction(),
     ):
-        this = begin(stage, store.holds)
+        this = begin(stage, store.holds, decode_all)
         report.since = _last_complete(connection) if since_last else None
         try:
             _read_all(this, store, report.since)
