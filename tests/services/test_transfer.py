@@ -175,7 +175,7 @@ def test_a_job_that_is_lost_too_often_fails(source: Path, archive: Path) -> None
     how = msgspec.structs.replace(how, preprocess=Preprocess(slurm=Slurm(max_requeues=1)))
     first = begun(how, source)
     assert transfer.outcome(how, first, Flag()) == "again"
-    with pytest.raises(Failed, match="LOST: sh ended without leaving its exit code: it did not begin"):
+    with pytest.raises(Failed, match="LOST: sh ended without recording its exit code: it did not begin"):
         transfer.outcome(how, transfer.again(how, source.parent / "work", first), Flag())
 
 

@@ -505,7 +505,7 @@ def test_a_store_that_answers_with_another_inversion_is_not_believed(
     ).encode()
     store.fault = lambda operation, nth: Fault(body=body) if operation == "Find" else None
     said = l2inv("publish", expect=1).stderr
-    assert "and answers with 'inv.OTHER1'; ask who runs the metadata store" in said
+    assert "and answered with 'inv.OTHER1'; ask who runs the metadata store" in said
     assert l2inv.json("show", inverted)["state"] == "inverted"
     store.fault = None
     assert l2inv.json("publish")["ops"]["done"] == 1

@@ -264,7 +264,7 @@ def test_secrets_in_the_stores_url_or_a_spoilt_token_are_never_shown(
     l2inv.save()
     for argv in (["-vv", "scan"], ["config", "check"], ["scan", "--json"]):
         answer = l2inv(*argv, expect=10)
-        assert "no HTTP header takes" in answer.stdout + answer.stderr
+        assert "are invalid in an HTTP header" in answer.stdout + answer.stderr
         assert "secrettoken" not in answer.stdout + answer.stderr
 
 
