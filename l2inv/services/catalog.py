@@ -76,7 +76,7 @@ def messages(
     return found
 
 
-def tell(catalog: Catalog, messages: Sequence[Message]) -> Iterator[list[str]]:
+def send(catalog: Catalog, messages: Sequence[Message]) -> Iterator[list[str]]:
     """Send the messages and yield the names of the files that the broker confirmed, batch by batch, to be recorded.
 
     All messages of one routing key are confirmed before the next, so that the ASDF file comes after every frame. After

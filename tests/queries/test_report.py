@@ -673,7 +673,7 @@ def test_a_write_that_fails_is_one_line_and_leaves_the_last_page(l2inv: Commands
     assert (file.read_text(), list(file.parent.iterdir())) == ("the last one", [file])
     for wrong, why in (
         (tmp_path / "no" / "l2.html", "No such file"),
-        (Path("/dev/full"), "no regular file"),
+        (Path("/dev/full"), "not a regular file"),
     ):
         answer = l2inv("report", str(wrong), expect=1)
         assert why in answer.stderr

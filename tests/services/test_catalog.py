@@ -65,7 +65,7 @@ def test_a_conversation_has_an_id_of_its_own() -> None:
 
 
 def test_nothing_to_send_needs_no_broker() -> None:
-    assert list(catalog.tell(Catalog(), [])) == []
+    assert list(catalog.send(Catalog(), [])) == []
 
 
 # What is no broker
@@ -109,7 +109,7 @@ def listening() -> Iterator[Callable[[bytes | None], int]]:
 
 def told(url: str, **settings: object) -> CatalogError:
     with pytest.raises(CatalogError) as caught:
-        list(catalog.tell(Catalog(url=url, timeout_seconds=0.5, **settings), some_messages()))  # type: ignore[arg-type]
+        list(catalog.send(Catalog(url=url, timeout_seconds=0.5, **settings), some_messages()))  # type: ignore[arg-type]
     assert "secret" not in str(caught.value) + caught.value.hint
     assert caught.value.exit_code == 1
     return caught.value

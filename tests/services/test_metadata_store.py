@@ -637,7 +637,9 @@ def test_a_token_that_no_header_takes_is_a_mistake_in_the_settings(
     settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch, token: str
 ) -> None:
     monkeypatch.setenv("STORE_TOKEN", token)
-    with pytest.raises(ConfigError, match="STORE_TOKEN contains characters that are invalid in an HTTP header") as failed:
+    with pytest.raises(
+        ConfigError, match="STORE_TOKEN contains characters that are invalid in an HTTP header"
+    ) as failed:
         read(settings(token_env="STORE_TOKEN"))
     assert "t0k" not in failed.value.message
     assert store.requests == []
@@ -720,7 +722,7 @@ def test_a_wrong_host_name_is_refused_and_it_is_the_url_that_is_named(
     assert "metadata_store.url" in problem.hint
     assert "ca_bundle" not in problem.hint
     assert asked in problem.message
-    assert f"(issued to {made_out_to}, by " in problem.message
+    assert f"(issued to {made_out_to} by " in problem.message
     assert store.requests == []
 
 

@@ -329,7 +329,7 @@ def test_who_moves_an_op_while_the_store_is_asked_need_not_wait_and_wins(
     store.fault = note
     argv = ("reopen", op) if command == "reopen" else ("adopt", op, "inv.OTHERS", "--beside")
     answer = l2inv(*argv, "--reason", "x", expect=3)
-    assert "moved on while the store was asked" in answer.stderr
+    assert "changed while the store was asked" in answer.stderr
     assert kinds(l2inv, op)[-2:] == ["inversion_named", "noted"]
     store.fault = None
     l2inv(*argv, "--reason", "x")

@@ -289,8 +289,8 @@ def data(l2inv: Commands, tmp_path: Path) -> Path:
         ("a file", {"size_bytes": 8, "sha256": "0" * 64}, "has another sha256"),
         ("a folder", {}, None),
         ("a folder", {"size_bytes": 8}, "is a folder"),
-        ("a file/below", {}, "is not there"),
-        ("gone", {}, "is not there"),
+        ("a file/below", {}, "is missing"),
+        ("gone", {}, "is missing"),
         ("pipe", {"sha256": SHA}, "is neither a file nor a folder"),
         ("../l2 data/a file", {}, "must not hold .."),
         ("x" * 300, {}, "cannot be read: File name too long"),
@@ -314,7 +314,7 @@ def test_what_lies_outside_every_mount_is_not_looked_at(data: Path) -> None:
     assert outputs.mounted("globus://l2/gone/x", mounts) == data / "a folder" / "x"
     for uri in ("globus://l2/%2e%2e/x", "globus://l2/a/../../x"):
         assert outputs.mounted(uri, mounts) is None
-    assert outputs.problems([{"uri": "globus://l2/a%00b"}], mounts) == ["globus://l2/a%00b: is not there"]
+    assert outputs.problems([{"uri": "globus://l2/a%00b"}], mounts) == ["globus://l2/a%00b: is missing"]
     with pytest.raises(L2invError, match=r"publish\.mounts: /no/such is no folder"):
         outputs.problems([{"uri": "l2:x/y"}], [Mount("l2:x", "/no/such")])
 
@@ -326,7 +326,7 @@ def test_every_wrong_output_is_named_and_the_good_ones_are_noted_as_looked_at(
     wrong = ["globus://l2/one", f"file://{data}/two"]
     argv = [arg for uri in (good, elsewhere, *wrong) for arg in ("--output", uri)]
     refused = l2inv("mark-inverted", op, *argv, expect=3).stderr
-    assert f"outputs: {wrong[0]}: is not there; {wrong[1]}: is not there; " in refused
+    assert f"outputs: {wrong[0]}: is missing; {wrong[1]}: is missing; " in refused
     assert l2inv.json("show", op)["state"] == "working"
     taken = l2inv("mark-inverted", op, "--output", good, "--output", elsewhere)
     assert "products are not checked" in taken.stderr and "its outputs are in 2 folders" in taken.stderr
@@ -532,7 +532,7 @@ def test_each_of_several_programs_says_what_is_its_own(
 
     other = [one | {"inversion_id": "inv.OTHER1"} for one in said]
     assert "inv.OTHER1 is not the one that was issued" in refused(other)
-    assert "inversions stands in place of outputs" in refused(said, outputs=[{"uri": "globus://x"}])
+    assert "inversions replaces outputs" in refused(said, outputs=[{"uri": "globus://x"}])
     assert "must name each instrument program once" in refused([said[0], dict(said[0], outputs=[])])
     without = [{"instrument_program_id": program} for program in programs]
     assert f"no output is named of {programs[0]}, {programs[1]}" in refused(without)
