@@ -117,7 +117,7 @@ def test_what_cannot_be_looked_at_is_not_called_different(source: Path, archive:
     assert transfer.differences(elsewhere, move(source), files) is None
     assert transfer.differences(Settings(), move(source), files) is None
     archive.rmdir()
-    with pytest.raises(L2invError, match="is no folder that can be read"):
+    with pytest.raises(L2invError, match="is not a readable folder"):
         transfer.differences(how, move(source), files)
 
 

@@ -88,7 +88,7 @@ _ESCAPES = re.compile(rb"\\(?:u(d[89ab][0-9a-f]{2})\\ud[c-f][0-9a-f]{2}|.)", re.
 
 
 def _as_yaml(escape: re.Match[bytes]) -> bytes:
-    """JSON is YAML but for this: it escapes a character beyond the first 65,536 as a pair of surrogates."""
+    """Decode pairs of surrogates, by which JSON escapes characters beyond the first 65,536 and YAML does not."""
     if escape[1] is None:  # any other escape stays
         return escape[0]
     character: str = json.loads(b'"%s"' % escape[0])
@@ -122,7 +122,7 @@ def mark_inverted(
     `amends` is where an inverted OP was seen whose ready event this one corrects, which may be done of nothing newer.
 
     With for_holder the actor records on behalf of the holder: `inverted_by`, or else the OP's assignee. A reason
-    why superseded datasets are accepted stands in the record beside them. Each inversion has the id that was issued
+    why superseded datasets are accepted is recorded with them. Each inversion has the id that was issued
     when the work began; one of an instrument program that was not to be inverted then gets its id now.
 
     Raise Refused when another holds the OP, its state does not allow it, the event names another inversion id, an
