@@ -43,7 +43,7 @@ def moment(value: datetime | str | None) -> str:
     """Return a time to the minute, in UTC."""
     if isinstance(value, str):
         value = datetime.fromisoformat(value)
-    return f"{value.astimezone(UTC):%Y-%m-%d %H:%M}" if value else "-"
+    return value.astimezone(UTC).isoformat(" ", "minutes")[:16] if value else "-"
 
 
 def day(value: datetime | str | None) -> str:

@@ -4,7 +4,9 @@ import statistics
 import sys
 from collections.abc import Iterator
 
-from tests.bench.measure import Figure, Place, l2inv, measurement, process
+from l2inv.config.settings import Settings
+from l2inv.stages.mark_working import offers
+from tests.bench.measure import Figure, Place, l2inv, measurement, median, process
 
 
 @measurement(filled=True)
@@ -23,6 +25,34 @@ def start_up(place: Place) -> Iterator[Figure]:
             floor.append(process([sys.executable, "-c", bare]).seconds)
         ratio = statistics.median(ours) / statistics.median(floor)
         yield Figure(name, ratio, "x the imports and one query" if bare is query else "x import click", most)
+
+
+# What `list --json` cannot do without: each row of l2inv.op, read by a server-side cursor and printed.
+BARE_LIST = """
+import click, psycopg
+with psycopg.connect({url!r}) as connection, connection.cursor("bare") as cursor:
+    cursor.itersize = 1000
+    for row in cursor.execute('select * from "{schema}".op order by op_id'):
+        print(row)
+"""
+
+
+@measurement(filled=True)
+def listing(place: Place) -> Iterator[Figure]:
+    """`list --json`, measures of every dataset included, beside the same rows of l2inv.op without them."""
+    done = l2inv(place.config(), "list", "--json")
+    bare = process([sys.executable, "-c", BARE_LIST.format(url=place.url, schema=place.schema)])
+    yield Figure("list --json", done.seconds / bare.seconds, "x l2inv.op by a server-side cursor", 2)
+    yield Figure("list --json, memory", done.peak_mb, "MB", 100)
+
+
+@measurement(filled=True)
+def next_query(place: Place) -> Iterator[Figure]:
+    """What `next` reads: an index leads to its rows, so the number of OPs does not matter."""
+    rules = Settings().qualification
+    with place.connect() as connection:
+        took = median(lambda: offers.offered(connection, "r0_class", 20, rules), 21)
+    yield Figure("next, read", took * 1000, "ms")
 
 
 @measurement(filled=True)
