@@ -292,7 +292,7 @@ def data(l2inv: Commands, tmp_path: Path) -> Path:
         ("a file/below", {}, "is missing"),
         ("gone", {}, "is missing"),
         ("pipe", {"sha256": SHA}, "is neither a file nor a folder"),
-        ("../l2 data/a file", {}, "must not hold .."),
+        ("../l2 data/a file", {}, "must not contain .."),
         ("x" * 300, {}, "cannot be read: File name too long"),
     ],
 )
