@@ -342,7 +342,7 @@ def remains(one: dict[str, Any]) -> str:
     remaining = ", ".join(filter(None, where))
     if not remaining:
         return f"{one['inversion_id']}: nothing remains elsewhere"
-    return f"{one['inversion_id']}: {remaining}; l2inv cannot remove them"
+    return f"{one['inversion_id']}: {remaining}; l2inv can remove none of it"
 
 
 def names(inversions: Iterable[dict[str, Any]]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from l2inv.cli.streams import print_on_stderr
+from l2inv.cli.streams import mute, print_on_stderr
 from l2inv.errors import L2invError
 
 if TYPE_CHECKING:
@@ -111,13 +111,20 @@ class App:
         return event_log.tails(connection, op_ids) if render.width() is not None else {}
 
     def result(self, document: object, text: Callable[[], None]) -> None:
-        """Print the result on stdout: with --json the document, else what text() prints."""
-        if self.json:
-            from l2inv.wording import as_json
+        """Print the result on stdout: with --json the document, else what text() prints.
 
-            click.echo(as_json(document))
-        else:
-            text()
+        A reader that is gone, such as `head -1`, changes nothing: the exit code reports how the work ended.
+        """
+        try:
+            if self.json:
+                from l2inv.wording import as_json
+
+                click.echo(as_json(document))
+            else:
+                text()
+                sys.stdout.flush()
+        except BrokenPipeError:
+            mute(sys.stdout)
 
     def redacted(self, text: str) -> str:
         """Return the text with the settings' secrets replaced, if the settings were read."""

@@ -112,8 +112,11 @@ class Group(click.Group):
             if end.exit_code in DID_ITS_WORK:
                 _print_what_is_over(app, ctx)
             raise
-        except (click.ClickException, BrokenPipeError):
+        except click.ClickException:
             raise
+        except BrokenPipeError as problem:
+            if not _reader_is_gone():
+                _report(app, 1, f"unexpected: {problem}", "run again with -vv and report what it prints")
         except (KeyboardInterrupt, click.Abort, _Terminated):
             _report(app, 1, "stopped", "run it again: nothing was left half-written")
         except OSError as problem:
@@ -169,6 +172,18 @@ def _terminated(number: int, _: object) -> NoReturn:
     import signal
 
     raise _Terminated(f"stopped by {signal.Signals(number).name}")
+
+
+def _reader_is_gone() -> bool:
+    """Return whether the reader of stdout has closed it, as `head -1` does; from then on, stdout is discarded."""
+    import select
+
+    out = select.poll()
+    out.register(sys.stdout.fileno(), 0)  # what is wrong with it is reported in any case
+    if out.poll(0):
+        mute(sys.stdout)
+        return True
+    return False
 
 
 def _in_main_thread() -> bool:

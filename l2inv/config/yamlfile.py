@@ -29,7 +29,8 @@ class Must(NamedTuple):
 
 
 def like(pattern: str, words: str) -> Must:
-    return Must(re.compile(pattern, re.ASCII | re.DOTALL).fullmatch, f"must be {words}")
+    # Compiled where it is needed: most of the patterns belong to settings that a file does not have.
+    return Must(lambda text: re.fullmatch(pattern, text, re.ASCII | re.DOTALL), f"must be {words}")
 
 
 class PathUnless(NamedTuple):

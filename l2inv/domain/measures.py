@@ -14,20 +14,13 @@ import msgspec
 from l2inv.config.settings import Qualification
 from l2inv.domain.criteria import bands_within, corners, narrow_bands, rules_of
 from l2inv.domain.inventory import Dataset, Distribution
+from l2inv.domain.lines import presumed
 from l2inv.domain.solar import apparent_radius_arcsec
 
 GOOD_CM, FAIR_CM = 7.0, 5.0  # least Fried parameters of these classes
 THIN_ARCSEC = 1.0  # a narrower field is not a map
 R0Class = Literal["good", "fair", "poor", "unknown"]
 R0_CLASSES: tuple[R0Class, ...] = get_args(R0Class)
-
-# The line that the Data Center presumes for a dataset that names none: the first of these within 0.5 nm of its range.
-UNNAMED_LINES_NM = {
-    "Fe I (630.15 nm)": 630.15012,
-    "Ca II (854.21 nm)": 854.2091,
-    "Na I D2 (588.99 nm)": 588.95095,
-}
-BESIDE_NM = 0.5
 
 
 class Measures(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,8 +105,7 @@ def observed_lines(dataset: Dataset) -> list[str]:
     low, high = dataset.wavelength_min, dataset.wavelength_max
     if low is None or high is None:
         return []
-    named = (name for name, nm in UNNAMED_LINES_NM.items() if low - BESIDE_NM <= nm <= high + BESIDE_NM)
-    return [next(named, f"{(low + high) / 2:.1f} nm")]
+    return presumed((low, high)) or [f"{(low + high) / 2:.1f} nm"]
 
 
 def _required_lines(dataset: Dataset, rules: Qualification) -> list[str]:

@@ -8,12 +8,12 @@ import msgspec
 
 from l2inv.config.settings import Qualification
 from l2inv.database.connection import Connection
-from l2inv.domain.measures import BESIDE_NM, UNNAMED_LINES_NM
+from l2inv.domain.lines import NEAR_NM, PRESUMED
 
 # The lines that the datasets to be inverted observe; where a dataset names none, as in measures.observed_lines.
 _UNNAMED = " ".join(
-    f"when {nm} between d.wavelength_min_nm - {BESIDE_NM} and d.wavelength_max_nm + {BESIDE_NM} then '{name}'"
-    for name, nm in UNNAMED_LINES_NM.items()
+    f"when {nm} between d.wavelength_min_nm - {NEAR_NM} and d.wavelength_max_nm + {NEAR_NM} then '{name}'"
+    for name, nm in PRESUMED
 )
 _MEAN_NM = "round(((d.wavelength_min_nm + d.wavelength_max_nm) / 2)::numeric, 1) || ' nm'"
 _LINES = f"""

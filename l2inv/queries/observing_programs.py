@@ -1,7 +1,6 @@
 """OPs: lists, one OP, its history, the status of all. Reads only."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, Literal
 from urllib.parse import quote
@@ -101,6 +100,8 @@ def list_ops(
 
 def _read_ahead(fetch: Callable[[], list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
     """Yield rows while the server reads the next ones: both take about the same time."""
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(1) as reader:
         coming = reader.submit(fetch)
         while rows := coming.result():
@@ -269,13 +270,15 @@ def history(connection: Connection, op_id: str) -> dict[str, Any]:
 def status(connection: Connection) -> dict[str, Any]:
     """Return how many OPs are in each state, and when each stage last ran and how it ended."""
     rows = connection.execute(
-        "select state, count(*) as ops, count(on_hold_seq) as on_hold from l2inv.op_state group by state"
+        """
+        select state, count(*) as ops, count(on_hold_seq) as on_hold, sum(seq)::bigint as events
+        from l2inv.op_state group by state
+        """
     ).fetchall()
     counted = {row["state"]: row["ops"] for row in rows}
     row = connection.execute(
         """
-        select coalesce((select sum(seq) from l2inv.op_state), 0)::bigint as events,
-               (select count(*) from l2inv.unresolved) as quarantined,
+        select (select count(*) from l2inv.unresolved) as quarantined,
                (select max(started_at) from l2inv.run
                 where stage = 'scan' and result -> 'complete' = 'true' and result -> 'read_again' is null)
                     as last_complete_scan
@@ -292,6 +295,7 @@ def status(connection: Connection) -> dict[str, Any]:
         "states": {state: counted.get(state, 0) for state in STATES},
         "ops": sum(counted.values()),
         "on_hold": sum(row["on_hold"] for row in rows),
+        "events": sum(row["events"] for row in rows),
         **row,
         "inputs_changed": held_with_changed_inputs(connection, None),
         "runs": runs,

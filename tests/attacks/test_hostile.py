@@ -109,7 +109,14 @@ def test_hostile_text_goes_through_every_command_and_is_shown_as_it_is(
             f"--line={op}",
             f"--note={op}",
         )
-        marked = run(l2inv, "mark-inverted", *said, f"--asdf-object-key={op}", "--", op)
+        marked = run(
+            l2inv,
+            "mark-inverted",
+            *said,
+            f"--asdf-object-key=pid/{op.replace(chr(47), chr(95))}.asdf",
+            "--",
+            op,
+        )
         assert marked.exit_code == 0, marked
         shown = run(l2inv, "history", "--", op).stdout
         assert shown.count(clean(op)) >= 6
@@ -194,7 +201,7 @@ def test_ready_files_with_hostile_names_and_words_are_filed_harmlessly(
         )
         (folder / f"{name}.json").write_text(json.dumps({"op_id": text, text: 1}))
         (folder / f"{name}.yml").write_text(f"op_id: {text}\n")
-    outputs = [{"uri": text} for text in TEXTS.values() if not text.startswith("/")]
+    outputs = [{"uri": f"globus://{text}"} for text in TEXTS.values()]
     (folder / "good.json").write_text(
         json.dumps(
             {"op_id": good, "software": {"name": ALL, "version": "4"}, "outputs": outputs, "note": ALL}

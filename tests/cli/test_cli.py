@@ -299,7 +299,7 @@ def test_the_history_reads_on_a_terminal_and_in_a_pipe(l2inv: Commands, ready: l
 def test_text_from_outside_is_shown_and_never_obeyed(l2inv: Commands, ready: list[str]) -> None:
     evil = "[bold red]x[/] \x1b[31mred\x1b[0m \u202egnp.exe\r\nsecond \x07"
     l2inv("claim", ready[0])
-    l2inv("mark-inverted", ready[0], "--note", evil, "--output", evil)
+    l2inv("mark-inverted", ready[0], "--note", evil, "--output", f"globus://{evil}")
     shown = l2inv("history", ready[0]).stdout
     assert "[bold red]x[/]" in shown
     assert not set(shown) & set("\x1b\x07\r\u202e")
@@ -345,12 +345,24 @@ def test_show_ends_with_the_first_paragraph_of_what_the_experiment_is_described_
     }
 
 
-def test_a_reader_that_goes_away_is_no_error(l2inv: Commands, ready: list[str]) -> None:
-    with l2inv.start("list", "--json") as process:
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [("list --json", 0), ("list", 0), ("next", 0), ("show {op}", 0), ("log --json", 0), ("near-misses", 0), ("preprocess --json", 4)],
+)  # fmt: skip
+def test_a_reader_that_goes_away_is_no_error_and_changes_no_exit_code(
+    l2inv: Commands, ready: list[str], argv: str, code: int
+) -> None:
+    if code == 4:
+        l2inv("overrule", ready[0], "--not-invertible", "--reason", "x")
+        l2inv("overrule", ready[0], "--invertible", "--reason", "x")
+        l2inv.settings["preprocess"]["command"] = ["false"]
+        l2inv.save()
+    with l2inv.start(*argv.format(op=ready[0]).split()) as process:
         assert process.stdout is not None
         process.stdout.close()
         assert process.stderr is not None
-        assert process.stderr.read() == ""
+        assert process.stderr.read().count("\n") == (code == 4)
+    assert process.returncode == code
 
 
 def test_the_help_shows_each_command_once_by_who_uses_it_and_says_in_full_what_it_does() -> None:

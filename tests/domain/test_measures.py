@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from l2inv.config.settings import Qualification
+from l2inv.domain import lines, measures
 from l2inv.domain.inventory import Dataset, Distribution
 from l2inv.domain.measures import Measures, measure, r0_class
 
@@ -82,6 +83,15 @@ def test_what_is_odd_is_said_and_what_is_unknown_is_null() -> None:
     assert measure([dataset(fried_parameter=Distribution(med=float("nan")))], RULES).r0_class == "unknown"
 
 
+@pytest.mark.parametrize("nm", [630.3, 854.2, 589.0])
+def test_a_line_that_is_taken_to_be_observed_can_be_named_in_a_ready_event(nm: float) -> None:
+    ranges = [(nm - 0.5, nm + 0.5)]
+    (line,) = measures.observed_lines(
+        dataset(spectral_lines=None, wavelength_min=nm - 0.5, wavelength_max=nm + 0.5)
+    )
+    assert lines.mistakes([line], [], ranges) == []
+
+
 def test_mu_is_the_cosine_at_the_fields_center() -> None:
     assert measure([dataset(bounding_box="(510,0),(452,0)")], RULES).mu == pytest.approx(0.866, abs=0.002)
 
@@ -91,7 +101,7 @@ def test_mu_is_the_cosine_at_the_fields_center() -> None:
     [
         (630.239, 631.1, "Fe I (630.15 nm)"),  # within 0.5 nm of the range
         (853.2, 855.2, "Ca II (854.21 nm)"),
-        (588.3, 590.3, "Na I D2 (588.99 nm)"),
+        (588.3, 590.3, "Na I D2 (589.0 nm)"),
         (516.6, 517.7, "517.2 nm"),
     ],
 )

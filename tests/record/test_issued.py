@@ -63,6 +63,10 @@ def test_a_release_keeps_the_name_for_the_next_and_a_new_cycle_gets_another(
     assert named(l2inv, ready[0]) == {}
     l2inv("qualify", "--as-of", NOW.isoformat())
     l2inv("preprocess")
+    files = [(file["path"], file["standing"]) for file in l2inv.json("files", ready[0])["files"]]
+    assert not [path for path, standing in files if path == "inversions.json" or standing != "ok"], (
+        "of the old cycle"
+    )
     l2inv("claim", ready[0])
     second = named(l2inv, ready[0])
     assert second.keys() == first.keys()

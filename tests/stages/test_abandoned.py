@@ -153,8 +153,10 @@ def test_a_store_that_cannot_be_asked_keeps_no_op_from_being_published(
     l2inv: Commands, abandoned: tuple[str, str], ready: list[str], store: Store
 ) -> None:
     invert(l2inv, ready[1])
-    store.fault = lambda operation, nth: (
-        Fault(status=403) if operation == "FindByDatasets" and len(store.inversions) == 2 else None
-    )
+    store.fault = lambda operation, nth: Fault(status=403) if operation == "FindByDatasets" else None
+    before = len(store.requests)
     assert "access denied" in l2inv("publish", expect=1).stderr
+    assert [name for name, _ in store.requests[before:]] == ["Known", "Create", "Find", "FindByDatasets"]
     assert l2inv.json("show", ready[1])["state"] == "published"
+    store.fault = None
+    assert unsettled(l2inv) == [abandoned[1]], "the next run asks again"

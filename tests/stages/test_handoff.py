@@ -555,6 +555,12 @@ def test_each_of_several_programs_says_what_is_its_own(
         ({"software": None}, "no software is named"),
         ({"software": {"name": "DeSIRe"}}, "software DeSIRe is named without its version"),
         ({"outputs": []}, "no output is named"),
+        ({"outputs": [{"uri": "nonsense"}]}, "output 'nonsense' is neither a URI"),
+        ({"outputs": [{"uri": "globus://a"}, {"uri": "see: my notes"}]}, "output 'see: my notes' is neither a URI"),
+        ({"asdf_object_key": "pid_1/inv_AAAAAA/"}, "asdf_object_key 'pid_1/inv_AAAAAA/' names no *.asdf file"),
+        ({"asdf_object_key": "../x.asdf"}, "asdf_object_key '../x.asdf' names no *.asdf file"),
+        ({"asdf_object_key": "/pid/x.asdf"}, "asdf_object_key '/pid/x.asdf' names no *.asdf file"),
+        ({"asdf_object_key": "pid//x.asdf"}, "asdf_object_key 'pid//x.asdf' names no *.asdf file"),
         ({"lines": ["Fe I 630.2"]}, "line 'Fe I 630.2' is unknown, the nearest known one is 'Fe I (630."),
         ({"lines": ["Si IX (3934.0 nm)"]}, "line 'Si IX (3934.0 nm)' is outside the range of the datasets used"),
         ({"inverted_at": "2001-01-01T00:00:00Z"}, "2001-01-01T00:00:00Z is before the end of the observation"),
@@ -566,6 +572,20 @@ def test_what_cannot_be_and_what_must_be_said_is_refused_by_name(
 ) -> None:
     assert wrong in l2inv("mark-inverted", "--from", written(tmp_path, op_id=op, **said), expect=3).stderr
     assert l2inv.json("show", op)["state"] == "working"
+
+
+@pytest.mark.parametrize("uri", ["globus://x/y/", "d26bd00b-62dc-40d2-9179-7aece2b8c437:/l2/", "{folder}"])
+def test_an_output_is_where_globus_or_a_file_system_has_it(
+    l2inv: Commands, op: str, tmp_path: Path, uri: str
+) -> None:
+    uri = uri.format(folder=tmp_path)
+    refusal = l2inv("mark-inverted", op, "--output", "nonsense", expect=3).stderr
+    assert (
+        "output 'nonsense' is neither a URI, such as globus://ENDPOINT/FOLDER/, nor an absolute path"
+        in refusal
+    )
+    l2inv("mark-inverted", op, "--output", uri)
+    assert [output["uri"] for output in last(l2inv, op)["outputs"]] == [uri]
 
 
 def test_a_version_that_looks_like_a_commit_is_recorded_as_one(l2inv: Commands, op: str) -> None:

@@ -199,7 +199,7 @@ FAULTS = {
     "401": (Fault(status=401), "access denied"),
     "html": (Fault(body=b"<html>maintenance</html>"), "not GraphQL's JSON"),
     "errors": (Fault(body=b'{"errors": [{"message": "Cannot query field"}]}'), "Cannot query field"),
-    "no data": (Fault(body=b'{"data": null}'), "holds no data"),
+    "no data": (Fault(body=b'{"data": null}'), "has no dataset"),
     "dropped": (Fault(drop="before"), "metadata store http"),
     "truncated": (Fault(drop="midway"), "metadata store http"),
     "redirect": (Fault(status=302, headers=(("Location", "http://example.invalid/"),)), "answers 302"),

@@ -28,6 +28,10 @@ Text = Annotated[str, like(r"(?=.*\S)[^\0\ud800-\udfff]*", "text that is not bla
 _URIS_ONCE = Must(lambda found: len({o.uri for o in found}) == len(found), "names a URI twice")
 _CREDIBLE = Must(lambda time: 2000 <= time.year < 3000, "must be a time between the years 2000 and 3000")
 
+# What begins a URI, or what Globus's own commands take: ENDPOINT:/FOLDER/.
+_LOCATION = re.compile(r"(?:[a-z0-9][a-z0-9+.-]*:|/)(?=\S)", re.IGNORECASE)
+_ASDF_KEY = re.compile(r"(?!(?:.*/)?\.{0,2}/).+\.asdf", re.DOTALL)
+
 
 class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A file or folder of the inversion, where science put it."""
@@ -376,6 +380,18 @@ def _must_be_credible(
         wrong.append(f"software {software['name']} is named without its version")
     each = detail.get("inversions") or [detail]
     without = [one.get("instrument_program_id", "") for one in each if not one["outputs"]]
+    wrong += [
+        f"output {output['uri']!r} is neither a URI, such as globus://ENDPOINT/FOLDER/, nor an absolute path"
+        for one in each
+        for output in one["outputs"]
+        if not _LOCATION.match(output["uri"])
+    ]
+    keys = {detail["asdf_object_key"], *(one.get("asdf_object_key") for one in each)} - {None}
+    wrong += [
+        f"asdf_object_key {key!r} names no *.asdf file, such as PROPOSAL/FOLDER/NAME.asdf"
+        for key in sorted(keys)
+        if not _ASDF_KEY.fullmatch(key)
+    ]
     if without:
         wrong.append(f"no output is named{' of ' * any(without)}{used.named(without)}")
     if at > now + CLOCKS_DIFFER:

@@ -55,11 +55,12 @@ def describe_file(path: Path, folder: Path) -> dict[str, Any]:
 def write(folder: Path, description: dict[str, Any], settings: Settings) -> None:
     """Put op.json, manifest.json and globus-batch.txt into an OP's folder, each whole or not at all, and on the disk.
 
-    `description` is what preprocess.describe() gives. The same description and settings give the same bytes.
-    Raise OSError.
+    An inversions.json of an earlier cycle is removed: the claim writes that of this one. `description` is what
+    preprocess.describe() gives. The same description and settings give the same bytes. Raise OSError.
     """
     made = manifest(description, settings.qualification, settings.preprocess, folder)
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    (folder / INVERSIONS).unlink(missing_ok=True)
     replace(folder / DESCRIPTION, _as_json(description))
     replace(folder / MANIFEST, _as_json(made))
     replace(folder / BATCH, batch(made, settings.preprocess))

@@ -37,6 +37,11 @@ def correcting(
     """
     with stage_lock(connection, "publish", "try again when it has ended"):
         seen = event_log.seen(connection, op_id)
+        if seen.state == "published":
+            raise Refused(
+                f"OP {op_id} is published: its ready event stays as it is",
+                f"l2inv withdraw {op_id} --reason WHY, then l2inv reopen {op_id} --reason WHY",
+            )
         event_log.must_allow(seen, "resumed", "working")
         if actor != seen.assignee and not reason:
             raise Refused(
