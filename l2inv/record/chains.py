@@ -57,35 +57,53 @@ def streamed(connection: Connection, name: str, query: str) -> Iterator[Iterable
 def events(
     connection: Connection, findings: Findings, progress: Callable[[int], None], since: bool = False
 ) -> None:
-    """Check every OP's chain: seq without gaps, and each hash computed from the content and the hash before it.
+    """Check every OP's chain: seq without gaps, growing numbers, and each hash computed from the content and the hash
+    before it. The next number must be beyond all that there are, as readers by cursor rely on.
 
     With `since`, each chain from the event in the loaded anchor.
     """
-    columns = (
-        "e.event_id, e.op_id, e.seq, e.kind, state, actor, recorded_by, recorded_at, run_id, detail, e.hash"
-    )
-    query = f"select {columns}, 0, null from l2inv.event e order by op_id, seq"  # noqa: S608 - columns of our own
+    columns = "e.event_id, e.op_id, e.seq, e.kind, e.state, e.actor, e.recorded_by, e.recorded_at, e.run_id, e.detail, e.hash"
+    query = f"select {columns}, 0, 0, null from l2inv.event e order by op_id, seq"  # noqa: S608 - columns of our own
     if since:
         query = f"""
-            select {columns}, coalesce(h.seq, 0), h.hash from pg_temp.fresh f join l2inv.event e using (event_id)
-            left join pg_temp.last_head h on h.op_id = e.op_id order by e.op_id, e.seq
+            select {columns}, coalesce(a.event_id, 0), coalesce(h.seq, 0), h.hash
+            from pg_temp.fresh f join l2inv.event e using (event_id)
+            left join pg_temp.last_head h on h.op_id = e.op_id
+            left join l2inv.event a on a.op_id = h.op_id and a.seq = h.seq order by e.op_id, e.seq
         """  # noqa: S608
-    op_id, last_seq, previous = None, 0, None
+    op_id, last_id, last_seq, previous = None, 0, 0, None
     with streamed(connection, "verify_events", query) as rows:
         for passed, row in enumerate(rows, 1):
-            *values, first_seq, first_hash = row
+            *values, first_id, first_seq, first_hash = row
             event = dict(zip((*canonical.FIELDS, "detail_text", "hash"), values, strict=True))
             event["recorded_at"] = _in_iso(event["recorded_at"])
             if event["op_id"] != op_id:
-                op_id, last_seq, previous = event["op_id"], first_seq, first_hash
+                op_id, last_id, last_seq, previous = event["op_id"], first_id, first_seq, first_hash
             digest = event["hash"].hex() if event["hash"] else None
             if event["seq"] != last_seq + 1:
                 findings.add("event", event, f"event {last_seq + 1} is missing before event {event['seq']}")
             elif canonical.digest(previous, event) != digest:
                 findings.add("event", event, f"event {event['seq']} is not what was recorded")
-            last_seq, previous = event["seq"], digest
+            elif event["event_id"] <= last_id:
+                findings.add(
+                    "event",
+                    event,
+                    f"event {event['seq']} has a lower number than the one before it, {last_id}",
+                )
+            last_id, last_seq, previous = event["event_id"], event["seq"], digest
             if passed % BATCH == 0:
                 progress(passed)
+    for low in connection.execute(_NEXT_NUMBER):
+        findings.add("event", low, f"the next event would have the number {low['next']}, which is no higher")
+
+
+# The sequence may be missing, which verify schema names.
+_NEXT_NUMBER = """
+    with newest as (select max(event_id) as event_id from l2inv.event), given as (
+        select coalesce(pg_catalog.pg_sequence_last_value(to_regclass('l2inv.event_event_id_seq')), 0) + 1 as next
+    )
+    select event_id, next from newest, given where next <= event_id
+"""
 
 
 def _in_iso(moment: str) -> str:
@@ -110,7 +128,9 @@ def state(connection: Connection, findings: Findings, _: Callable[[int], None], 
         streamed(connection, "verify_events_of_state", events_query) as events,
     ):
         kept_ops = (_kept_op(row) for row in rows)
-        computed_ops = (_computed_op(op_id, of_op) for op_id, of_op in groupby(events, key=itemgetter(0)))
+        computed_ops = (
+            _computed_op(op_id, of_op, findings) for op_id, of_op in groupby(events, key=itemgetter(0))
+        )
         for kept, computed in _side_by_side(kept_ops, computed_ops):
             if computed is None:
                 findings.add("state", msgspec.structs.asdict(kept), "there are no events of it")
@@ -158,11 +178,39 @@ def _moment(printed: str | None) -> Any:
         return printed
 
 
-def _computed_op(op_id: str, rows: Iterable[TupleRow]) -> states.Op:
+def _computed_op(op_id: str, rows: Iterable[TupleRow], findings: Findings) -> states.Op:
     op = states.Op(op_id)
     for _, seq, kind, state, recorded_at, hash_, detail in rows:
         states.follow(op, seq, kind, state, recorded_at, hash_, _detail(kind, detail))
+        if kind in _verdicts and _is_invertible(kind, detail) is (op.state == "not_invertible"):
+            findings.add(
+                "state", {"op_id": op_id}, f"event {seq} leaves it {op.state}, against its own verdict"
+            )
     return op
+
+
+class _Verdict(msgspec.Struct):
+    invertible: bool
+
+
+class _Judged(msgspec.Struct):
+    verdict: _Verdict
+
+
+_verdicts: dict[str, msgspec.json.Decoder[Any]] = {
+    "judged": msgspec.json.Decoder(_Judged),
+    "overruled": msgspec.json.Decoder(_Verdict),
+}
+
+
+def _is_invertible(kind: str, detail: str) -> bool | None:
+    """Return the verdict in a detail; None if it is invalid, which the hash check reports."""
+    try:
+        decoded = _verdicts[kind].decode(detail)
+    except msgspec.DecodeError:
+        return None
+    invertible: bool = (decoded.verdict if kind == "judged" else decoded).invertible
+    return invertible
 
 
 _detail_decoder = msgspec.json.Decoder(states.Detail)

@@ -302,11 +302,15 @@ def _made_views(connection: Connection, name: str, query: str) -> list[str | Non
 def _kept_view(connection: Connection, view: str) -> str | None:
     row = connection.execute(
         """
-        select w.ev_class::bigint as oid, w.ev_action::text as action from pg_catalog.pg_rewrite w
+        select w.ev_class::bigint as oid, w.ev_action::text as action,
+               array(select attname::text from pg_catalog.pg_attribute
+                     where attrelid = w.ev_class and attnum > 0 order by attnum) as columns
+        from pg_catalog.pg_rewrite w
         where w.ev_class = pg_catalog.to_regclass(%s) and w.rulename = '_RETURN'
         """,
         [view],
     ).fetchone()
     if row is None:
         return None
-    return _PLACES.sub("", row["action"]).replace(f":relid {row['oid']} ", ":relid self ")
+    action = _PLACES.sub("", row["action"]).replace(f":relid {row['oid']} ", ":relid self ")
+    return f"{row['columns']} {action}"  # a column that was renamed has its old name in the action

@@ -80,6 +80,11 @@ OWNERS = [
     ("drop view l2inv.near_miss", "relation near_miss is missing"),
     ("alter view l2inv.runs set (security_barrier = true)", "relation runs"),
     ("create view l2inv.more as select 1 as one", "relation more is not part of l2inv"),
+<<<<<<< HEAD
+=======
+    ("alter view l2inv.runs rename started_at to x; alter view l2inv.runs rename finished_at to started_at; "
+     "alter view l2inv.runs rename x to finished_at", "view runs"),
+>>>>>>> main
     ("alter table l2inv.event alter column actor drop not null", "column event.actor"),
     ("alter table l2inv.event alter column detail set default '{\"x\": 1}'", "column event.detail"),
     ("alter table l2inv.event add column more text", "column event.more is not part of l2inv"),
@@ -428,6 +433,12 @@ WRITERS = [
     ("insert into l2inv.quarantine (raw_hash, reason, raw) values (sha256('x'), 'none', 'y')", "alone"),
     ("insert into l2inv.event (op_id, seq, kind, actor, run_id, detail) select op_id, seq + 1, 'noted', 'cron', 1, "
      "'{\"note\": \"x\"}' from l2inv.op_state limit 1", "alone"),
+    # A verdict, and a state against it.
+    ("insert into l2inv.event (op_id, seq, kind, state, actor, detail) select s.op_id, s.seq + 1, 'judged', 'invertible', "
+     "'cron', e.detail from l2inv.op_state s join l2inv.event e on e.op_id = s.op_id and e.seq = s.verdict_seq "
+     "where s.state = 'not_invertible' limit 1", "alone"),
+    (f"{AN_EVENT} + 1, 'overruled', 'invertible', 'han', '{{\"invertible\": false, \"instrument_programs\": [], "
+     "\"reason\": \"x\"}' from l2inv.op_state where state = 'not_invertible' limit 1", "alone"),
     # What is taken and not found: it is what the writer's role is for, or nothing vouches for it.
     (f"{AN_EVENT} + 1, 'noted', null, 'somebody else', '{{\"note\": \"x\"}}' from l2inv.op_state limit 1", "not"),
     ("insert into l2inv.run (stage, actor) values ('scan', 'eve')", "not"),

@@ -353,6 +353,27 @@ def test_since_an_anchor_what_came_after_is_checked_from_the_anchored_event_on(
     assert ("event", newest["event_id"]) in [(f["what"], f["event_id"]) for f in found]
 
 
+@pytest.mark.parametrize("since", [True, False])
+def test_an_event_whose_number_readers_by_cursor_have_passed_is_found(
+    l2inv: Commands, lived: str, connection: Connection, anchor: Path, since: bool
+) -> None:
+    """Numbers leap at a restore; an owner who sets the sequence back has the trigger itself record events in the gap."""
+    options = ("--anchor", str(anchor), *(["--since-anchor"] if since else []))
+    low = connection.execute("select max(event_id) as number from l2inv.event").fetchone()
+    assert low
+    set_to = "select setval('l2inv.event_event_id_seq', %s)"
+    connection.execute(set_to, [low["number"] + 1000])
+    l2inv("note", lived, "high")
+    assert findings(l2inv, *options) == []
+    connection.execute(set_to, [low["number"]])
+    assert ["which is no higher" in f["detail"] for f in findings(l2inv, *options)] == [True]
+    l2inv("note", lived, "low")
+    connection.execute(set_to, [low["number"] + 2000])
+    (finding,) = findings(l2inv, *options)
+    assert (finding["op_id"], finding["event_id"]) == (lived, low["number"] + 1)
+    assert "lower number than the one before it" in finding["detail"]
+
+
 def test_since_an_anchor_new_ops_and_verdicts_are_checked(
     l2inv: Commands, ready: list[str], connection: Connection, tmp_path: Path
 ) -> None:
