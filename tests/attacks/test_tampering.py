@@ -80,11 +80,8 @@ OWNERS = [
     ("drop view l2inv.near_miss", "relation near_miss is missing"),
     ("alter view l2inv.runs set (security_barrier = true)", "relation runs"),
     ("create view l2inv.more as select 1 as one", "relation more is not part of l2inv"),
-<<<<<<< HEAD
-=======
     ("alter view l2inv.runs rename started_at to x; alter view l2inv.runs rename finished_at to started_at; "
      "alter view l2inv.runs rename x to finished_at", "view runs"),
->>>>>>> main
     ("alter table l2inv.event alter column actor drop not null", "column event.actor"),
     ("alter table l2inv.event alter column detail set default '{\"x\": 1}'", "column event.detail"),
     ("alter table l2inv.event add column more text", "column event.more is not part of l2inv"),
