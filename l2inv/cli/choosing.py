@@ -228,6 +228,8 @@ def list_(app: App, state: str | None, form: str, **filters: Any) -> None:
     from l2inv.queries import export, observing_programs
     from l2inv.queries.filters import unmatched
 
+    if app.json and form not in ("table", "json"):
+        raise click.UsageError(f"--json and --format {form} are two formats: leave one out")
     form = "json" if app.json else form
     app.json = form == "json"
     wanted = _wanted(state=state, **filters)
