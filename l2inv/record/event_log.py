@@ -266,7 +266,7 @@ def tails(connection: Connection, op_ids: Iterable[str]) -> dict[str, str]:
 def _tail(op_id: str, alike: list[str]) -> str:
     """Return the shortest end that no other id has. `alike` are the reversed ids, sorted, that share LEAST_TAIL characters.
 
-    It begins with a letter or a digit: else a shell or an option parser would misread it.
+    Its first character is alphanumeric: else a shell or an option parser would misread it.
     """
     backwards = op_id[::-1]
     at = bisect(alike, backwards)
