@@ -10,11 +10,11 @@ The fields are those of `l2inv list --json`, with the same units in their names;
 fields are added, never renamed or removed. To change something, such as to claim an OP, use the commands.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -23,7 +23,7 @@ from l2inv.database import access
 from l2inv.database.connection import Connection
 from l2inv.domain.inventory import Dataset
 from l2inv.domain.measures import Measures
-from l2inv.domain.states import State
+from l2inv.domain.states import STATES, State
 from l2inv.queries import observing_programs
 from l2inv.queries.filters import Wanted
 from l2inv.record import event_log
@@ -87,7 +87,8 @@ def ops(
     min_fried_parameter_m: float | None = None,
     embargoed: bool | None = None,
 ) -> Iterator[Op]:
-    """Yield the OPs that match, sorted by id, each as soon as it is read."""
+    """Yield the OPs that match, sorted by id, each as soon as it is read. Raise ValueError for an unknown state."""
+    _must_be_one_of("state", state, STATES)
     wanted = Wanted(proposal, band, instrument, min_fried_parameter_m, embargoed, line, state)
     for row in observing_programs.list_ops(connection, wanted, settings.qualification):
         yield _op(row)
@@ -96,7 +97,8 @@ def ops(
 def next_ops(
     connection: Connection, settings: Settings, limit: int = 10, rank_by: RankBy | None = None
 ) -> list[Op]:
-    """Return the OPs that can be claimed, the first to do first; ranked by `rank_by`, or else by next.rank_by."""
+    """Return the OPs that can be claimed, the first to do first; ranked by `rank_by`, or else by next.rank_by. Raise ValueError."""
+    _must_be_one_of("rank_by", rank_by, get_args(RankBy))
     by = rank_by or settings.next.rank_by
     rows, _ = offers.offered(connection, by, limit, settings.qualification)
     return [_op(row) for row in rows]
@@ -117,6 +119,11 @@ def history(connection: Connection, name: str) -> list[Event]:
     """Return every event of an OP, oldest first. Raise Refused."""
     found = observing_programs.history(connection, event_log.resolve(connection, name))
     return [msgspec.convert(event, Event) for event in found["events"]]
+
+
+def _must_be_one_of(name: str, value: str | None, known: Sequence[str]) -> None:
+    if value is not None and value not in known:
+        raise ValueError(f"{name}: {value!r} is none of {', '.join(known)}")
 
 
 def _op(row: dict[str, Any]) -> Op:

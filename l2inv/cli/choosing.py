@@ -77,7 +77,7 @@ def next_(
 ) -> None:
     """List the OPs to invert next, the most urgent first.
 
-    By priority, then by --rank-by. Each is shown with the reason for its rank.
+    By priority, then by --rank-by. Each is shown with what decided its rank.
     """
     from l2inv import wording
     from l2inv.queries import observing_programs, verdicts
@@ -146,7 +146,7 @@ def _add_warnings(ops: list[dict[str, Any]], warnings: dict[str, list[dict[str, 
 
 
 NEXT_COLUMNS = (
-    "OP", "r0 cm", "AO", "min", "frames", "more lines", "mu", "ms", "arcsec", "odd", "why", "r0 p25-p75", "movie", "waiting since",
+    "OP", "r0 cm", "AO", "min", "frames", "more lines", "mu", "ms", "arcsec", "odd", "ranked by", "r0 p25-p75", "movie", "waiting since",
     "observed", "proposal", "instruments", "datasets",
 )  # fmt: skip
 
@@ -161,6 +161,7 @@ def _print_next(
 ) -> None:
     from l2inv import wording
     from l2inv.cli import render
+    from l2inv.stages.mark_working import offers
 
     on_terminal = render.width() is not None
     if held and on_terminal:
@@ -173,7 +174,8 @@ def _print_next(
         for line in nothing:
             render.paragraph(line)
         return
-    render.listing(NEXT_COLUMNS, map(_next_row, ops), right=("AO", "min", "frames", "mu"), short=tails)
+    rows = map(_next_row, ops, offers.decided(ops, rank_by))
+    render.listing(NEXT_COLUMNS, rows, right=("AO", "min", "frames", "mu"), short=tails)
     click.echo()
     more = f"; all: l2inv next -n {total}" if total > len(ops) else ""
     render.paragraph(f"{len(ops)} of {total}, by priority, then {rank_by}{more}")
@@ -181,7 +183,7 @@ def _print_next(
         render.paragraph("Take the first: l2inv next --claim; another: l2inv claim OP")
 
 
-def _next_row(op: dict[str, Any]) -> tuple[object, ...]:
+def _next_row(op: dict[str, Any], decided: str) -> tuple[object, ...]:
     from l2inv import wording
 
     return (
@@ -195,7 +197,7 @@ def _next_row(op: dict[str, Any]) -> tuple[object, ...]:
         wording.interval(op["exposure_min_ms"], op["exposure_max_ms"]),
         wording.field(op),
         ", ".join(op["odd"]) or "-",
-        op["reason"] or "-",
+        decided,
         wording.quartiles(op),
         "yes" if op["movie_urls"] else "no",
         wording.day(op["since"]),
@@ -226,6 +228,8 @@ def list_(app: App, state: str | None, form: str, **filters: Any) -> None:
     from l2inv.queries import export, observing_programs
     from l2inv.queries.filters import unmatched
 
+    if app.json and form not in ("table", "json"):
+        raise click.UsageError(f"--json and --format {form} are two formats: leave one out")
     form = "json" if app.json else form
     app.json = form == "json"
     wanted = _wanted(state=state, **filters)

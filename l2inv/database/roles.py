@@ -1,13 +1,13 @@
-"""Who may do what in the database: an owner that migrates, a writer for cron and science, a reader of the views."""
+"""Database roles and their privileges: an owner that migrates, a writer for cron and science, a reader of the views."""
 
 from typing import Any, NamedTuple
 
 from l2inv.database.connection import Connection
 from l2inv.errors import L2invError
 
-VIEWS = ("op", "dataset", "published_op", "history", "runs")  # what others read
-# What may be added to, and which columns of it: what is not named is the database's own. Of an event, its trigger sees
-# to that whatever an INSERT says.
+VIEWS = ("op", "dataset", "published_op", "history", "runs")  # for readers
+# Tables, and the columns of theirs, that the writer may insert. Other columns are set by the database; for events, the
+# trigger sets them, whatever an INSERT contains.
 ADDED = {
     "event": "",
     "dataset_version": "(dataset_id, version, op_id, content_hash, record, run_id, withdrawn)",
@@ -17,14 +17,14 @@ ADDED = {
     "quarantine": "(raw_hash, dataset_id, reason, raw, is_second)",
     "lock": "(name)",
 }
-# Rows of these may change: a run ends, a dataset arrives in other bytes, a quarantined record is seen again or readable
-# at last, a lock changes hands.
+# Columns that the writer may update: a run ends, a dataset is received in other bytes, a quarantined record is seen again
+# or becomes readable, a lock gets another holder.
 CHANGED = {
     "run": "(finished_at, result)",
     "received": "(raw_hash, op_id, content_hash, updated_at, given)",
     "quarantine": "(reason, last_seen, resolved_at, is_second)",
     "lock": "(key, pid)",
-    "op_state": "(seq)",  # no write gets through; locking an OP's row takes the right to one column
+    "op_state": "(seq)",  # a trigger refuses updates; locking an OP's row needs the privilege on one column
 }
 LONGEST_NAME = 63  # bytes of a role's name
 
@@ -38,10 +38,10 @@ class Roles(NamedTuple):
 
 
 def named(connection: Connection, owner: str | None, writer: str | None, reader: str | None) -> Roles:
-    """Return the roles of these names. The default ones are told apart by schema and database, since roles are those of
-    the whole server.
+    """Return the roles with these names. Default names contain schema and database, since roles belong to the whole
+    server.
 
-    Raise L2invError when that makes a name which PostgreSQL would cut off.
+    Raise L2invError for a name that PostgreSQL would truncate.
     """
     row = connection.execute(
         """
@@ -61,10 +61,10 @@ def named(connection: Connection, owner: str | None, writer: str | None, reader:
 
 
 def statements(connection: Connection, roles: Roles) -> list[str]:
-    """Return the SQL that makes the roles and gives them their rights, for the schema as it is; safe to run again.
+    """Return the SQL that creates the roles and grants their privileges on the present schema; safe to run again.
 
-    What waits for a lock keeps everybody else waiting behind it, so it does not wait long, and a second run asks for
-    the locks of what is new alone.
+    A statement that waits for a lock blocks everybody behind it, so it does not wait long, and a second run only needs
+    the locks of new objects.
     """
     quoted = connection.execute(
         """
@@ -111,7 +111,7 @@ def statements(connection: Connection, roles: Roles) -> list[str]:
 
 
 def apply(connection: Connection, roles: Roles) -> list[str]:
-    """Run the statements, all or none, and return them. Raise what PostgreSQL refuses."""
+    """Run the statements in one transaction and return them. Raise psycopg's errors."""
     with connection.transaction():
         done = statements(connection, roles)
         for statement in done:
@@ -120,7 +120,7 @@ def apply(connection: Connection, roles: Roles) -> list[str]:
 
 
 def _objects(connection: Connection) -> list[dict[str, Any]]:
-    """Everything of the schema that has an owner of its own."""
+    """Return every object of the schema that has an owner of its own."""
     return connection.execute(
         """
         select case c.relkind when 'v' then 'view' else 'table' end as what,

@@ -1,4 +1,4 @@
-"""Runs of stages: one at a time, recorded with what they report."""
+"""Runs of stages: one at a time, recorded with their reports."""
 
 import time
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from l2inv.errors import Busy, DatabaseError
 
 @dataclass
 class Run:
-    """One run of a stage: what it reports, kept with the run."""
+    """One run of a stage, and its report."""
 
     run_id: int
     stage: str
@@ -27,14 +27,14 @@ class Run:
 
 @contextmanager
 def stage_lock(connection: Connection, stage: str, hint: str) -> Iterator[None]:
-    """Hold a stage's lock: none other on any host does meanwhile.
+    """Hold a stage's lock, which only one process on any host can.
 
-    Raise Busy, with the hint, when another holds it, and DatabaseError when it is lost in the end: the session changed.
+    Raise Busy with the hint if another process holds it, and DatabaseError if it was lost because the session changed.
     """
     if not _one(connection, "select l2inv.take_lock(%s)", [stage]):
         since = _one(
             connection,
-            # One that is not there yet has just started.
+            # A run that is not recorded yet has just started.
             """
             select coalesce((select case when finished_at is null then started_at end from l2inv.run
                              where stage = %s order by run_id desc limit 1), clock_timestamp()) as since
@@ -52,7 +52,7 @@ def stage_lock(connection: Connection, stage: str, hint: str) -> Iterator[None]:
     if lock is None or lock["pid"] != connection.pid:
         raise DatabaseError(
             f"{stage}: the schema was replaced while it ran",
-            "what it recorded since is in the new one: l2inv verify; then run it again",
+            "its latest events are in the new schema: run l2inv verify, then run it again",
         )
     if not lock["held"]:
         raise DatabaseError(*session.POOLED)
@@ -60,12 +60,12 @@ def stage_lock(connection: Connection, stage: str, hint: str) -> Iterator[None]:
 
 @contextmanager
 def stage_run(connection: Connection, stage: str, actor: str) -> Iterator[Run]:
-    """Lend the run under which a stage records, while it holds the stage's lock.
+    """Yield a recorded run of a stage, holding the stage's lock.
 
-    The report begins with run_id and stage and ends with the seconds it took. Raise Busy when another run of
-    this stage holds the lock, on any host.
+    The report begins with run_id and stage and ends with the seconds it took. Raise Busy if another run of this stage,
+    on any host, holds the lock.
     """
-    with stage_lock(connection, stage, "nothing to do: it will do the work"):
+    with stage_lock(connection, stage, "nothing to do: that run does the work"):
         started = time.monotonic()
         run_id = _one(
             connection,
@@ -76,7 +76,7 @@ def stage_run(connection: Connection, stage: str, actor: str) -> Iterator[Run]:
         try:
             yield run
         except BaseException as problem:
-            # The cause goes on its way; where the connection is what failed, the run stays open in the table.
+            # The cause is raised again. If the connection failed, the run remains without an end.
             with suppress(psycopg.Error):
                 incomplete = {"complete": False} if "complete" in run.report else {}
                 failed = {"failed": str(problem) or type(problem).__name__}

@@ -1,4 +1,4 @@
-"""The migrations: which this version brings, which a database has."""
+"""The migrations: those of this version, and those that a database has."""
 
 from pathlib import Path
 
@@ -9,20 +9,20 @@ from l2inv.errors import DatabaseError, SchemaBehind
 
 
 def migrations_folder() -> Path:
-    """Return where the migrations are: inside an installed package, at the top of a checkout."""
+    """Return the folder of the migrations: inside an installed package, or at the top of a checkout."""
     inside = Path(__file__).parents[1] / "_migrations"
     return inside if inside.is_dir() else Path(__file__).parents[2] / "migrations"
 
 
 def shipped_migrations() -> set[str]:
-    """Return the ids of the migrations that this l2inv knows."""
+    """Return the ids of this version's migrations."""
     return {path.stem for path in migrations_folder().glob("*.sql") if not path.stem.endswith(".rollback")}
 
 
 def applied_migrations(connection: Connection) -> set[str]:
-    """Return the ids of the migrations that the database has; none when the schema is missing.
+    """Return the ids of the migrations that the database has; none if the schema is missing.
 
-    As every command's second question it shows a session that changed since the first: then raise DatabaseError.
+    This is every command's second statement, so it detects a session that changed since the first: raise DatabaseError.
     """
     try:
         found = connection.execute(
@@ -36,9 +36,9 @@ def applied_migrations(connection: Connection) -> set[str]:
 
 
 def ahead(applied: set[str], schema: str) -> DatabaseError | None:
-    """Return the error that a schema with migrations unknown to this l2inv is, or None.
+    """Return the error for a schema with migrations that this l2inv does not know, or None.
 
-    What a later l2inv adds comes after all that this one has. Anything else was never released.
+    Migrations of a later l2inv sort after all of this one's. Others were never released.
     """
     shipped = shipped_migrations()
     unknown = sorted(applied - shipped)
@@ -46,8 +46,8 @@ def ahead(applied: set[str], schema: str) -> DatabaseError | None:
         return None
     if unknown[0] < max(shipped):
         return DatabaseError(
-            f"schema {schema} was made by a development version of l2inv: it has {', '.join(unknown)}",
-            "make a new one: name another database, or another database.schema, in the settings",
+            f"schema {schema} was created by a development version of l2inv: it has {', '.join(unknown)}",
+            "create a new one: name another database, or another database.schema, in the settings",
         )
     return DatabaseError(
         f"schema {schema} is ahead of this l2inv: it has {', '.join(unknown)}", "upgrade l2inv"
@@ -55,7 +55,7 @@ def ahead(applied: set[str], schema: str) -> DatabaseError | None:
 
 
 def wrong(applied: set[str], schema: str) -> DatabaseError | None:
-    """Return the error that a schema with other migrations than this version brings is, or None."""
+    """Return the error for a schema whose migrations are not those of this version, or None."""
     if not applied:
         return SchemaBehind(f"schema {schema} is not in the database yet", "run: l2inv migrate")
     unknown = ahead(applied, schema)

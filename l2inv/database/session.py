@@ -1,8 +1,8 @@
-"""A session with PostgreSQL in which a statement means the same on every server: whatever the environment and the
-defaults of role and database say, what l2inv relies on is pinned. No wait for a lock in it is silent.
+"""A session with PostgreSQL in which statements mean the same on every server: the parameters that l2inv relies on are
+pinned, whatever the environment and the defaults of role and database. Waits for a lock are reported.
 
-What is pinned goes along as the connection's `options`, which outrank those defaults and PGOPTIONS. The first query
-then asks whether they were taken: a pooler may refuse or ignore them, and PGTZ and PGDATESTYLE outrank them.
+Pinned parameters are sent as the connection's `options`, which override those defaults and PGOPTIONS. The first query
+checks that they took effect: a pooler may refuse or ignore them, and PGTZ and PGDATESTYLE override them.
 """
 
 import re
@@ -20,7 +20,7 @@ from psycopg.rows import DictRow, TupleRow, dict_row
 
 from l2inv.errors import DatabaseError
 
-# Unless the URL says otherwise. A host that vanished sends no word of it: without keepalives, l2inv would wait for hours.
+# Unless set in the URL. Without keepalives, l2inv would wait hours for a host that vanished.
 PATIENCE = {
     "connect_timeout": 10,  # seconds, as the next two
     "keepalives_idle": 15,
@@ -30,52 +30,52 @@ PATIENCE = {
 }
 
 PINNED = {
-    # Which object a name means: nobody's but PostgreSQL's own, where no schema is named.
+    # What a name without a schema refers to: only PostgreSQL's own objects.
     "search_path": "pg_catalog,pg_temp",
-    # How text becomes a value.
+    # How text is parsed.
     "client_encoding": "UTF8",
     "standard_conforming_strings": "on",
     "backslash_quote": "safe_encoding",
     "array_nulls": "on",
     "transform_null_equals": "off",
-    # How a value becomes text.
+    # How values are printed.
     "DateStyle": "ISO,MDY",
     "IntervalStyle": "postgres",
     "TimeZone": "UTC",  # a day is 24 hours, and no time that Python knows is beyond its years, in UTC alone
     "bytea_output": "hex",
     "extra_float_digits": "1",
     "quote_all_identifiers": "off",
-    # Which rows a statement sees, what it may write, and what a commit promises.
+    # Which rows a statement sees, what it may write, and what a commit guarantees.
     "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",
     "default_transaction_deferrable": "off",
     "row_security": "off",  # a policy that would hide rows is an error
     "gin_fuzzy_search_limit": "0",
     "synchronous_commit": "on",
-    # How what migrate makes is made.
+    # How migrate creates objects.
     "check_function_bodies": "on",
     "default_table_access_method": "heap",
     "plpgsql.extra_errors": "none",
-    # When a session ends that did nothing wrong. A transaction may wait for the store or a pager, but not for ever.
+    # When idle sessions end. A transaction may wait for the store or a pager, but not forever.
     "exit_on_error": "off",
     "idle_session_timeout": "0",
     "idle_in_transaction_session_timeout": "1d",
-    # Compiling a plan takes longer than all that l2inv ever asks.
+    # Compiling a plan takes longer than any of l2inv's queries.
     "jit": "off",
 }
-# What the options cannot hold: only some versions know it, or only some roles may set it.
+# Parameters that cannot be in the options: only some versions know them, or only some roles may set them.
 APART = {"transaction_timeout": "0", "session_replication_role": "origin"}
-MARK = "l2inv.session"  # a setting of no meaning, whose value shows that the server took the options
+MARK = "l2inv.session"  # a parameter without effect, whose value shows that the server took the options
 # How a pooler refuses options: PgBouncer; RDS Proxy.
 _NO_OPTIONS = re.compile(r"unsupported startup parameter|command-line options")
 
-LOOK_SECONDS = 2.0  # after which it is asked who keeps a statement waiting, and how often
+LOOK_SECONDS = 2.0  # after which, and how often, the holders of an awaited lock are looked up
 PROBES = 3
 PROBE_SECONDS = 3.0
-NAME_BYTES = 63  # PostgreSQL cuts application_name there
+NAME_BYTES = 63  # PostgreSQL truncates application_name to this
 
 POOLED = (
-    "database: a pooler in transaction mode is in between: each statement may run in another session",
+    "database: it is reached through a pooler in transaction mode: each statement may run in another session",
     "name the server itself in database.url, or a pooler in session mode",
 )
 
@@ -83,16 +83,16 @@ Plain = psycopg.Connection[TupleRow]
 
 
 class Connection(psycopg.Connection[DictRow]):
-    """A connection that knows who keeps its statement waiting for a lock, and tells so."""
+    """A connection that reports who holds the lock that its statement waits for."""
 
-    pid: int  # of its server process; what info says of it is a pooler's where one is in between
+    pid: int  # of its server process; info has that of a pooler, if there is one
     again: Callable[[], Plain]  # opens another one to the same server
     look_seconds: float = LOOK_SECONDS
-    told: Callable[[str], None]
+    report: Callable[[str], None]
     holders: str = ""
 
     def must_be_as_before(self, row: dict[str, Any] | None) -> None:
-        """Raise DatabaseError unless the pid in the row is that of the session as it was opened."""
+        """Raise DatabaseError unless the pid in the row is that of the session when it was opened."""
         if row is None or row["pid"] != self.pid:
             raise DatabaseError(*POOLED)
 
@@ -105,7 +105,7 @@ class Connection(psycopg.Connection[DictRow]):
         super().__exit__(kind, problem, trace)
 
     def _watched(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-        """Go between psycopg's work and its wait for the server, which says 0 when nothing came for a moment."""
+        """Wrap psycopg's generator: it gets 0 when nothing arrived for a moment, which is when holders are looked up."""
         known = ""
         try:
             wanted = next(gen)
@@ -120,17 +120,17 @@ class Connection(psycopg.Connection[DictRow]):
             return end.value
 
     def _looked(self, known: str) -> str:
-        """Return who holds what is waited for; who is known to have held it, where it is over or cannot be asked."""
+        """Return the holders of the awaited lock; those found earlier, if the wait is over or they cannot be looked up."""
         with suppress(psycopg.Error):
             found = _holders(self)
             if found and found != known:
-                self.told(f"waiting for a lock held by {found}")
+                self.report(f"waiting for a lock held by {found}")
             return found or known
         return known
 
 
 def application_name(stage: str, actor: str) -> str:
-    """Return what the server shows of a session: ASCII of at most 63 bytes, as it would cut it."""
+    """Return the application_name of a session: ASCII, at most 63 bytes."""
     name = f"l2inv {stage} ({actor})"
     return "".join(c if " " <= c <= "~" else "?" for c in name)[:NAME_BYTES]
 
@@ -140,12 +140,12 @@ def opened(
     application: str,
     lock_timeout_seconds: float,
     statement_timeout_seconds: float | None,
-    told: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> Connection:
-    """Return a connection in autocommit mode whose session is pinned.
+    """Return a connection in autocommit mode with a pinned session.
 
-    Raise DatabaseError for a database of another encoding than UTF8 and for a pooler that gives a session to several
-    clients in turns, and psycopg's own errors.
+    Raise DatabaseError for a database whose encoding is not UTF8 and for a pooler in transaction mode, and psycopg's
+    own errors.
     """
     mark = token_hex(8)
     pinned = PINNED | {
@@ -153,11 +153,11 @@ def opened(
         "statement_timeout": _milliseconds(statement_timeout_seconds),
     }
     given = conninfo_to_dict(url)
-    # Options that are named outrank PGOPTIONS, also where there are none.
+    # A parameter options, even an empty one, overrides PGOPTIONS.
     options = str(given.get("options") or "")
     parameters: dict[str, Any] = {name: value for name, value in PATIENCE.items() if name not in given} | {
         "application_name": application,
-        "client_encoding": PINNED["client_encoding"],  # as a parameter it outranks PGCLIENTENCODING
+        "client_encoding": PINNED["client_encoding"],  # as a parameter, it overrides PGCLIENTENCODING
         "autocommit": True,
     }
     parameters["options"] = " ".join([options, *(_option(*pin) for pin in [*pinned.items(), (MARK, mark)])])
@@ -168,7 +168,7 @@ def opened(
             raise
         parameters["options"] = options
         connection = Connection.connect(url, **parameters, row_factory=dict_row)
-    connection.told, connection.look_seconds = told, min(LOOK_SECONDS, lock_timeout_seconds / 4)
+    connection.report, connection.look_seconds = report, min(LOOK_SECONDS, lock_timeout_seconds / 4)
     connection.again = partial(psycopg.connect, url, **parameters)
     connection.pid = connection.info.backend_pid
     try:
@@ -188,15 +188,15 @@ def _milliseconds(seconds: float | None) -> str:
 
 
 def _checked(connection: Connection, pinned: dict[str, str], mark: str) -> None:
-    """Look at what the server gave, and pin what is not as it must be."""
+    """Check the session's parameters, and set those that differ."""
     info = connection.info
     encoding = info.parameter_status("server_encoding")
     if encoding != "UTF8":
         raise DatabaseError(
-            f"database: {info.dbname} has the encoding {encoding}, and what the store sends is UTF8",
-            "name one in database.url that was made with: createdb --encoding=UTF8 --template=template0",
+            f"database: {info.dbname} has the encoding {encoding}, but the store sends UTF8",
+            "name one in database.url that was created with: createdb --encoding=UTF8 --template=template0",
         )
-    # Nothing is pinned for sure yet: no function is named without its schema.
+    # The search path may not be pinned yet, so functions are named with their schema.
     found = connection.execute(
         """
         select pg_catalog.pg_backend_pid() as pid, pg_catalog.current_setting('l2inv.database.session', true) as mark,
@@ -222,10 +222,10 @@ def _checked(connection: Connection, pinned: dict[str, str], mark: str) -> None:
 
 
 def _is_shared(connection: Connection) -> bool:
-    """Return whether a pooler in between gives a server process to several clients in turns.
+    """Return whether a pooler shares server processes between clients.
 
-    With a process for each client, two that are open at once never have the same one, and each keeps its own. Where no
-    other client gets a process in time, the pooler has none left and it is not known.
+    Otherwise two open connections never have the same process, and each keeps its own. If the second gets no process
+    in time, the pooler has none left, and the answer is unknown: False.
     """
     with suppress(psycopg.Error), connection.again() as other:
         for _ in range(PROBES):
@@ -252,7 +252,7 @@ def _pid_in_time(connection: Plain) -> int | None:
 
 
 def _holders(connection: Connection) -> str:
-    """Say which sessions keep a connection waiting and wait for no lock themselves; nothing where none does."""
+    """Return the sessions that block a connection and do not wait for a lock themselves, as a phrase; empty if there are none."""
     with connection.again() as other:
         other.execute("set search_path to pg_catalog, pg_temp")  # where a pooler did not take the options
         rows = other.execute(
@@ -271,7 +271,7 @@ def _holders(connection: Connection) -> str:
             [connection.pid],
         ).fetchall()
     return " and by ".join(
-        f"pid {pid} ({name or 'it has no application_name'}) since {since or 'a time that only its role is shown'}"
+        f"pid {pid} ({name or 'no application_name'}) since {since or 'a time that only its role can see'}"
         if pid
         else "a prepared transaction (see pg_prepared_xacts)"
         for pid, name, since in rows

@@ -1,7 +1,7 @@
 """What makes an OP invertible: the criteria, judged from its datasets alone.
 
 A criterion whose input is missing or contradicts itself is unknown: neither passed nor failed. The rules are
-explained to the scientist in docs/Invertibility.md.
+explained to scientists in docs/Invertibility.md.
 """
 
 import hashlib
@@ -38,8 +38,8 @@ INPUTS = {
     "wavelength_max",
 }
 
-# Settings that came later: while one is null or empty, nothing is asked by it, and the rules have the version that they
-# had before it could be set. So verdicts of that time are still judged by rules that have their version.
+# Settings that were added later: while one is null or empty, it has no effect, and the rules keep the version from before
+# it existed, so that old verdicts can still be judged again by rules of their version.
 ADDED = ("per_instrument",)
 
 
@@ -58,7 +58,7 @@ class Criterion(TypedDict):
 
 
 class InstrumentProgramVerdict(TypedDict):
-    """What was found of one instrument program (IP)."""
+    """The verdict on one instrument program (IP)."""
 
     instrument_program_id: str | None
     invertible: bool
@@ -75,7 +75,7 @@ class NarrowBand(TypedDict):
 
 
 class Verdict(TypedDict):
-    """What was found of an OP: plain data that comes back equal from a round trip through JSON."""
+    """The verdict on an OP: plain data that survives a round trip through JSON unchanged."""
 
     invertible: bool
     undetermined: bool
@@ -85,9 +85,9 @@ class Verdict(TypedDict):
 def judge(datasets: Iterable[Dataset], rules: Qualification) -> Verdict:
     """Return the verdict on one OP from its datasets, one of each id, in any order.
 
-    Datasets of other instruments are passed over. Rules of the same version give the same verdict. A program without
-    an id is never invertible, since no inversion of it could be published: which datasets belong together is unknown.
-    Raise nothing but ValueError for a naive start time, which inventory.read never gives.
+    Datasets of other instruments are ignored. Rules of the same version return the same verdict. A program without an id
+    is never invertible, since no inversion of it could be published: it is unknown which datasets belong together.
+    Raise only ValueError for a naive start time, which inventory.read() never returns.
     """
     groups: dict[str | None, list[Dataset]] = {}
     for dataset in sorted(_qualifying(datasets, rules), key=lambda dataset: dataset.dataset_id):
@@ -120,11 +120,11 @@ def judge(datasets: Iterable[Dataset], rules: Qualification) -> Verdict:
 
 
 def margin(criterion: Criterion) -> float | None:
-    """Return by how much what was measured is better than what is required, in its unit; worse is negative.
+    """Return by how much a criterion passes (positive) or fails (negative), in its unit.
 
-    Fractions of the frames; arcsec for `on_disk`, which at 0 fails; nm for bands: how much of the range lies beyond
-    what is required on the nearer side, or how much the range that comes nearest is short. None where nothing was
-    measured, and for `stokes`, which is met or not. The difference is the decimal one of the numbers as they are shown.
+    The unit is fractions of the frames; arcsec for `on_disk`, where 0 fails; nm for bands: by how much the range exceeds
+    the requirement on the nearer side, or by how much the nearest range falls short. None if nothing was measured, and
+    for `stokes`, which passes or not. The difference is computed from the decimal numbers that are printed.
     """
     measured, required = criterion["measured"], criterion["required"]
     if criterion["name"].startswith("band "):
@@ -151,7 +151,7 @@ def _band_margin_nm(measured: Any, required: Any) -> float | None:
 
 
 def _is_range(found: Any) -> bool:
-    """Return whether it is two numbers: the record may hold any shape that an earlier rule or a stranger wrote."""
+    """Return whether it is a pair of numbers: a recorded verdict may contain anything."""
     return (
         isinstance(found, list)
         and len(found) == 2
@@ -160,12 +160,12 @@ def _is_range(found: Any) -> bool:
 
 
 def _exact(number: float) -> Decimal:
-    """The decimal number that is shown: 630.8 - 630.3 is then 0.5, and no less."""
+    """Return the number as a decimal: 630.8 - 630.3 is then exactly 0.5."""
     return Decimal(str(number))
 
 
 def comparison(name: str) -> tuple[str, str | None]:
-    """Return how what was measured must compare with what the criterion of that name requires, and their unit."""
+    """Return how a criterion's measured value must compare with the required one, and their unit."""
     if name.startswith("band "):
         return "contains", "nm"
     return {"stokes": ("contains", None), "on_disk": ("<", "arcsec")}.get(name, (">=", "fraction of frames"))
@@ -211,9 +211,9 @@ def bands_within(instrument: str | None, min_nm: float, max_nm: float, rules: Qu
 def narrow_bands(
     instrument: str | None, min_nm: float | None, max_nm: float | None, rules: Qualification
 ) -> list[NarrowBand]:
-    """Return the bands of which an instrument's dataset of this range holds little on a side of the center.
+    """Return the bands that an instrument's dataset of this range covers little on a side of the center.
 
-    A warning to the scientist; no verdict and no version depends on it.
+    This only warns scientists; no verdict and no version depends on it.
     """
     known = _range_nm(min_nm, max_nm)
     if known is None:
@@ -240,8 +240,8 @@ def newest_arrival(
 ) -> datetime | None:
     """Return when the newest of the qualifying instruments' datasets arrived; None without such a dataset.
 
-    That is its createDate, but no later than when l2inv first saw it (`first_seen`, by its id): a createDate yet to
-    come would keep the OP waiting until then.
+    That is its createDate, but no later than when l2inv first saw it (`first_seen`, by its id): a createDate in the
+    future would keep the OP waiting until then.
     """
     seen = first_seen or {}
     return max(
@@ -255,7 +255,7 @@ def _qualifying(datasets: Iterable[Dataset], rules: Qualification) -> list[Datas
 
 
 def rules_of(instrument: str | None, rules: Qualification) -> Qualification:
-    """The rules for one instrument: those for all, but for what the settings name for it alone."""
+    """Return the rules for one instrument: the general ones, overridden by its own."""
     for own in rules.per_instrument:
         if own.instrument == instrument:
             named = {name: value for name, value in msgspec.structs.asdict(own).items() if value is not None}
@@ -270,9 +270,9 @@ def _sorted_bands(bands: Iterable[Band]) -> list[Band]:
 
 def _judge_dataset(dataset: Dataset, rules: Qualification) -> list[Criterion]:
     criteria = [
-        _judge_share("health", dataset, _count(dataset.health, "good"), rules.min_good_health),
-        _judge_share("gos", dataset, _count(dataset.gos_status, "open"), rules.min_open_gos),
-        _judge_share("ao", dataset, (dataset.ao_locked, dataset.ao_locked), rules.min_ao_locked),
+        _judge_fraction("health", dataset, _count(dataset.health, "good"), rules.min_good_health),
+        _judge_fraction("gos", dataset, _count(dataset.gos_status, "open"), rules.min_open_gos),
+        _judge_fraction("ao", dataset, (dataset.ao_locked, dataset.ao_locked), rules.min_ao_locked),
         _judge_stokes(dataset, rules.stokes),
     ]
     if rules.on_disk:
@@ -281,14 +281,14 @@ def _judge_dataset(dataset: Dataset, rules: Qualification) -> list[Criterion]:
 
 
 def _count(counts: Mapping[str, int | None] | None, name: str) -> tuple[int | None, int | None]:
-    """The frames in the named condition, and in any. Null means no frame, nulls alone that nobody counted."""
+    """Return the frames in one condition, and in all. A null means no frames; only nulls mean that none were counted."""
     known = [count for count in (counts or {}).values() if count is not None]
     if counts is None or not known:
         return None, None
     return counts.get(name) or 0, sum(known)
 
 
-def _judge_share(
+def _judge_fraction(
     name: str, dataset: Dataset, count: tuple[int | None, int | None], required: float
 ) -> Criterion:
     (fitting, counted), frames = count, dataset.frame_count
@@ -297,16 +297,16 @@ def _judge_share(
     if counted > frames:
         contradiction = f"{counted} counted in {frames} frames"
         return _criterion(name, "unknown", dataset.dataset_id, contradiction, required)
-    # Rounded down, so that no share that falls short looks like enough.
+    # Rounded down, so that no fraction below the limit looks sufficient.
     measured = fitting * 10_000 // frames / 10_000
-    # The quotient is rounded once, so it equals the setting where the share does; 0.07 * 100 is more than 7.
+    # The quotient is rounded once, so it equals the setting if the fraction does; 0.07 * 100 is more than 7.
     if fitting / frames < required:
         return _criterion(name, "fail", dataset.dataset_id, measured, required)
     return _criterion(name, "pass", dataset.dataset_id, max(measured, required), required)
 
 
 def _judge_stokes(dataset: Dataset, required: str) -> Criterion:
-    """By default exactly I, Q, U and V, in any order; where the settings ask for fewer, the others may be there too."""
+    """Judge the Stokes parameters: by default exactly I, Q, U and V in any order; if fewer are required, more are allowed."""
     measured = dataset.stokes_parameters
     if measured is None or not measured.strip():
         return _criterion("stokes", "unknown", dataset.dataset_id, None, required)
@@ -332,7 +332,7 @@ _BOX = re.compile(rf"\s*\({_NUMBER},{_NUMBER}\)\s*,\s*\({_NUMBER},{_NUMBER}\)\s*
 
 
 def corners(box: str | None) -> tuple[float, float, float, float] | None:
-    """Return a bounding box as x and y of its two corners, in arcsec from Sun centre; None where it says no such thing."""
+    """Return a bounding box as x and y of its two corners, in arcsec from Sun center; None if it is not valid."""
     match = _BOX.fullmatch(box or "")
     if match is None:
         return None
@@ -341,7 +341,7 @@ def corners(box: str | None) -> tuple[float, float, float, float] | None:
 
 
 def _farthest_corner_arcsec(box: str | None) -> float | None:
-    """The distance from Sun centre of the farthest of the four corners, two of which the store gives."""
+    """Return the distance from Sun center of the farthest of the four corners, two of which are in the store."""
     found = corners(box)
     if found is None:
         return None

@@ -1,6 +1,6 @@
-"""What changed in the inventory as a whole: signs that the store, or the reader, no longer means the same.
+"""Drift of the inventory as a whole: signs that the store's data, or how they are read, changed their meaning.
 
-Pure: a scan counts what it reads into a Profile, and the profile is compared with that of the scan before.
+Pure: a scan counts what it reads in a Profile, which is compared with that of the scan before.
 """
 
 import math
@@ -14,7 +14,7 @@ from l2inv.domain.inventory import COUNT_KEYS, Dataset, Record
 
 
 class Earlier(TypedDict):
-    """What a scan keeps of its profile for the next, in the result of its run."""
+    """The part of a scan's profile that is stored in its run, for the next scan."""
 
     datasets: int
     given: dict[str, int]  # field -> in how many datasets it was not null
@@ -28,32 +28,32 @@ class Sighting(TypedDict):
     example: str
 
 
-# The instruments of the telescope, as domain words: another one is news, and so is another key of its counts.
+# The telescope's instruments: a warning is printed for any other, and for other keys of the counts.
 INSTRUMENTS = {"VISP", "VBI", "CRYO-NIRSP", "DL-NIRSP", "VTF"}
 
 # How many powers of ten an instrument's median may move between scans before its unit is in doubt. Exposures
-# differ a hundredfold by programme; the others hardly at all.
+# differ a hundredfold by program; the others hardly at all.
 TOLERATED_DECADES = {
     "wavelength_min": 0.9,
     "wavelength_max": 0.9,
     "fried_parameter": 0.9,
     "exposure_time": 1.9,
 }
-ENOUGH = 5  # values for a median to mean something
+ENOUGH = 5  # values for a meaningful median
 CLOCKS_DIFFER = timedelta(minutes=5)  # as much as the metadata store's clock may be ahead of the database's
 
 
 @dataclass
 class Profile:
-    """What a scan saw: how often each field was given, how large the quantities with a unit were, and which createDates
-    lie after `latest`."""
+    """What a scan read: how often each field was not null, the magnitudes of quantities with a unit, and the createDates
+    after `latest`."""
 
     latest: datetime | None = None
     datasets: int = 0
     given: dict[str, int] = field(default_factory=dict)
     unknown: dict[str, Sighting] = field(default_factory=dict)  # what -> {"count", "example"}
     unreadable: dict[str, Sighting] = field(default_factory=dict)  # field -> {"count", "example"}
-    future: int = 0  # datasets whose createDate is yet to come, and the first of them
+    future: int = 0  # datasets whose createDate is in the future, and the first of them
     first_future: Dataset | None = None
     # "FIELD of INSTRUMENT" -> log10 of new values
     sizes: dict[str, "array[float]"] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class Profile:
                 self.given[name] = self.given.get(name, 0) + datasets
 
     def examine(self, record: Record) -> bool:
-        """Note what has no known name or cannot be read, and a createDate yet to come; return whether there is any."""
+        """Note unknown names, unreadable fields and a createDate in the future; return whether there is any."""
         dataset, found = record.dataset, len(record.unreadable)
         for name in record.unreadable:
             _note(self.unreadable, name, dataset)
@@ -95,7 +95,7 @@ class Profile:
                 self.sizes.setdefault(key, array("d")).append(math.log10(size))
 
     def plain(self, earlier: Earlier | None, whole: bool) -> Earlier:
-        """Return what the next scan compares with: what this one could not tell is handed on from before."""
+        """Return what the next scan compares with: values that this scan could not determine are carried over."""
         earlier = earlier or {"datasets": 0, "given": {}, "log10_medians": {}}
         medians = {key: median(sizes) for key, sizes in self.sizes.items() if len(sizes) >= ENOUGH}
         return {
@@ -112,7 +112,7 @@ def _note(found: dict[str, Sighting], what: str, dataset: Dataset) -> None:
 def warnings(now: Profile, earlier: Earlier | None, whole: bool) -> list[str]:
     """Return one line for each sign of drift, with its count and an example.
 
-    That a field is null everywhere only a scan of the whole store can tell.
+    Only a scan of the whole store can find that a field is null everywhere.
     """
     lines = [
         f"unknown {what} in {found['count']} datasets, such as {found['example']}"

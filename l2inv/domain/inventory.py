@@ -31,7 +31,7 @@ class Distribution(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Dataset(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """One L1 dataset. Times are UTC; units stand in the comments where the store's names carry none."""
+    """One L1 dataset. Times are UTC; units are in comments where the store's names have none."""
 
     dataset_id: Id
     observing_program_execution_id: Id
@@ -54,7 +54,7 @@ class Dataset(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_de
     gos_status: dict[str, Frames | None] | None = None
     ao_locked: Frames | None = None
     stokes_parameters: str | None = None
-    bounding_box: str | None = None  # arcsec from Sun centre
+    bounding_box: str | None = None  # arcsec from Sun center
     wavelength_min: float | None = None  # nm
     wavelength_max: float | None = None  # nm
     exposure_time: float | None = None  # ms
@@ -74,7 +74,7 @@ SUBFIELDS = {
 
 
 class Record(msgspec.Struct, frozen=True):
-    """A dataset beside the JSON text that is kept of it, and that text's hash."""
+    """A dataset, the JSON text that is kept of it, and that text's hash."""
 
     dataset: Dataset
     text: bytes
@@ -99,9 +99,9 @@ class Unreadable(msgspec.Struct, frozen=True):
     is_second: bool = False  # it can be read, but differs from the first of its dataset in one scan
 
 
-# No verdict rests on these: one that cannot be read is null, and counted.
+# No verdict depends on these: one that cannot be read becomes null, and is counted.
 DISPLAYED = ("fried_parameter", "light_level", "polarimetric_accuracy", "exposure_time", "browse_movie_url")
-# Fields whose old and new values the history shows where they change: people decide by them.
+# Fields whose changes the history shows with old and new values, since people decide by them.
 DECIDED_BY = (
     "instrument_name", "frame_count", "health", "gos_status", "ao_locked", "stokes_parameters", "bounding_box",
     "wavelength_min", "wavelength_max", "exposure_time", "spectral_lines", "fried_parameter", "start_time", "end_time",
@@ -118,12 +118,12 @@ _PLACE = {
 }
 _decoder = msgspec.json.Decoder(Dataset)
 _encoder = msgspec.json.Encoder()
-# What a record is read as: each release, and each change of the fields or their bounds, is another reader.
+# Identifies this reader: each release, and each change of the fields or their bounds, is another reader.
 _READER = hashlib.sha256(__version__.encode() + msgspec.json.encode(msgspec.json.schema(Dataset))).digest()
 
 
 def raw_hash(raw: bytes | msgspec.Raw) -> bytes:
-    """Return the SHA-256 of a record's bytes as received, salted with this reader: the same hash is read the same."""
+    """Return the SHA-256 of a record's bytes as received, salted with this reader: the same hash means the same result."""
     digest = hashlib.sha256(_READER)
     digest.update(raw)
     return digest.digest()
@@ -139,8 +139,8 @@ def given(dataset: Dataset) -> int:
 def read(raw: bytes | msgspec.Raw) -> Record | Unreadable:
     """Return the dataset that one record's JSON describes, or why it cannot be read. Never raise.
 
-    The kept text holds the known fields without the nulls, times with their offset: the same dataset gives the
-    same hash whatever the order, the spelling or the nulls of the answer, and after l2inv learned a field that is null in it.
+    The kept text has the known fields that are not null, and times with their offset: the same dataset has the same hash
+    whatever the order, spelling or nulls of the answer, and after l2inv adds a field that is null in it.
     """
     found = _read(raw)
     if isinstance(found, Record):
@@ -164,7 +164,7 @@ def _read(raw: bytes | msgspec.Raw) -> Record | Unreadable:
     except (msgspec.DecodeError, UnicodeError, RecursionError, OverflowError) as problem:
         return Unreadable(id_of(raw), _reason(raw, problem), bytes(raw))
     if b"\\u0000" in text and _NUL.search(text):
-        return Unreadable(_without_nul(dataset.dataset_id), "holds a NUL character", bytes(raw))
+        return Unreadable(_without_nul(dataset.dataset_id), "contains a NUL character", bytes(raw))
     if not _can_name_a_folder(dataset.observing_program_execution_id):
         reason = (
             "observingProgramExecutionId is too long for the name of a folder, in which much of it is encoded"
@@ -174,9 +174,9 @@ def _read(raw: bytes | msgspec.Raw) -> Record | Unreadable:
 
 
 def _eased(raw: bytes | msgspec.Raw) -> tuple[bytes, tuple[str, ...]]:
-    """Return the JSON text of a record without what must not keep it from being read, and which of DISPLAYED it lost.
+    """Return the JSON text of a record without unreadable optional fields, and which of DISPLAYED these are.
 
-    An object that arrives as the JSON string of it is read. Raise ValueError where the record is no JSON object, and
+    An object that arrives as a JSON string is decoded. Raise ValueError if the record is not a JSON object, and
     RecursionError.
     """
     values = {name: value for name, value in _object(raw).items() if name in _FIELDS}
@@ -193,9 +193,9 @@ def _eased(raw: bytes | msgspec.Raw) -> tuple[bytes, tuple[str, ...]]:
 
 
 def _as(kind: Any, value: Any) -> Any:
-    """Return a value, or that of which it is the JSON text, as a field's kind. Raise msgspec.DecodeError, UnicodeError."""
+    """Return a value, or the value of its JSON text, as a field's type. Raise msgspec.DecodeError, UnicodeError."""
     if isinstance(value, str) and "\0" in value:
-        raise msgspec.ValidationError("holds a NUL character")
+        raise msgspec.ValidationError("contains a NUL character")
     try:
         return msgspec.json.decode(json.dumps(value), type=kind)
     except msgspec.DecodeError:
@@ -205,12 +205,12 @@ def _as(kind: Any, value: Any) -> Any:
 
 
 def _can_name_a_folder(op_id: str) -> bool:
-    """Return whether the name of the OP's folder, in which each byte may take three, is one that file systems take (255)."""
+    """Return whether the name of the OP's folder, where a byte may become three, is within file systems' limit of 255."""
     return (len(op_id) <= 80 and op_id.isascii()) or len(quote(op_id, safe="")) <= 250
 
 
 def kept(dataset: Dataset) -> bytes:
-    """Return the one text of a dataset, the counts of frames in the order in which they are asked for."""
+    """Return the unique text of a dataset, with the counts of frames in the order of the query."""
     counts = {
         name: dict(sorted(value.items(), key=lambda item: _PLACE.get(item[0], (1, item[0]))))
         for name in ("health", "gos_status")
@@ -220,7 +220,7 @@ def kept(dataset: Dataset) -> bytes:
 
 
 def stored(text: bytes | str) -> Dataset:
-    """Return the dataset that a kept text describes. Raise msgspec.ValidationError if it is no such text."""
+    """Return the dataset of a kept text. Raise msgspec.ValidationError if it is not valid."""
     return _decoder.decode(text)
 
 
@@ -243,12 +243,12 @@ def _to_lower_case(dataset: Dataset) -> None:
         if counts and not counts.keys() <= known:
             lower = {key.lower(): frames for key, frames in counts.items()}
             if len(lower) < len(counts):
-                raise msgspec.ValidationError(f"{name} holds a key twice, in capitals and in other letters")
+                raise msgspec.ValidationError(f"{name} has a key twice, in upper and in lower case")
             msgspec.structs.force_setattr(dataset, name, lower)
 
 
 def id_of(raw: bytes | msgspec.Raw) -> str | None:
-    """Return the datasetId that a record holds, whatever else it holds, such as a NaN; None if it holds none."""
+    """Return a record's datasetId, whatever else the record has, such as a NaN; None if it has none."""
     try:
         try:
             found = msgspec.json.decode(raw, type=_OnlyId)
@@ -262,10 +262,10 @@ def id_of(raw: bytes | msgspec.Raw) -> str | None:
 
 
 def _object(raw: bytes | msgspec.Raw) -> dict[str, Any]:
-    """Return what Python reads in a record that strict JSON does not allow. Raise ValueError, also where it is no object."""
+    """Return a record decoded by Python, which is less strict than JSON. Raise ValueError, also if it is not an object."""
     values = json.loads(bytes(raw))
     if not isinstance(values, dict):
-        raise ValueError("no object")
+        raise ValueError("not an object")
     return values
 
 
@@ -274,9 +274,9 @@ def _without_nul(dataset_id: str) -> str | None:
 
 
 def changes(before: Dataset, now: Dataset) -> dict[str, list[Any]]:
-    """Return the old and the new value of each field of DECIDED_BY in which two versions differ; of seeing, the medians.
+    """Return the old and the new value of each field of DECIDED_BY in which two versions differ; for seeing, the medians.
 
-    Beside the frames with AO locked, always how many there are.
+    The number of frames is included whenever the frames with AO locked differ.
     """
 
     def plain(dataset: Dataset, name: str) -> Any:
@@ -299,7 +299,7 @@ class _OnlyOp(msgspec.Struct, rename="camel"):
 
 
 def _reason(raw: bytes | msgspec.Raw, problem: Exception) -> str:
-    """Return the decoder's message, or the domain's for the one field that real records lack."""
+    """Return the decoder's message, or our own for the one field that real records lack."""
     try:
         if msgspec.json.decode(raw, type=_OnlyOp).observing_program_execution_id is None:
             return "no observingProgramExecutionId: it belongs to no OP"

@@ -23,7 +23,7 @@ LINES: dict[str, float] = {
     )
 }  # fmt: skip
 
-# What a dataset is taken to hold whose spectralLines are null: the first of these that lies near its range.
+# The line presumed for a dataset whose spectralLines are null: the first of these near its range.
 PRESUMED = (
     ("Fe I (630.15 nm)", 630.15012),
     ("Ca II (854.21 nm)", 854.2091),
@@ -32,19 +32,19 @@ PRESUMED = (
 
 
 def presumed(range_nm: Range) -> list[str]:
-    """Return the line that a dataset without spectralLines is taken to hold, or none."""
+    """Return the line presumed for a dataset without spectralLines, or none."""
     return [name for name, nm in PRESUMED if _is_near(nm, range_nm)][:1]
 
 
-def mistakes(said: Iterable[str], observed: Iterable[str], ranges_nm: Iterable[Range]) -> list[str]:
-    """Return what is wrong with the lines that somebody says were inverted, each by name.
+def mistakes(named: Iterable[str], observed: Iterable[str], ranges_nm: Iterable[Range]) -> list[str]:
+    """Return what is wrong with the lines named as inverted.
 
-    A line must have a name of the table or one that a dataset used lists (`observed`), and lie near the range of one
-    of the datasets; a range that is not known keeps nothing out.
+    A line must have a name in the table or in a dataset used (`observed`), and be near the range of one of the datasets;
+    an unknown range matches every line.
     """
     observed, ranges = set(observed), list(ranges_nm)
     found = []
-    for name in said:
+    for name in named:
         nm = LINES.get(name) or _written(name)
         if name not in LINES and name not in observed:
             near = get_close_matches(name, [*sorted(observed), *LINES], 1, 0.4)
@@ -53,7 +53,7 @@ def mistakes(said: Iterable[str], observed: Iterable[str], ranges_nm: Iterable[R
             )
         elif nm is not None and not any(None in r or _is_near(nm, r) for r in ranges):
             shown = ", ".join(f"{low:g} to {high:g} nm" for low, high in ranges)
-            found.append(f"line {name!r} lies outside what the datasets used observed ({shown})")
+            found.append(f"line {name!r} is outside the range of the datasets used ({shown})")
     return found
 
 

@@ -1,7 +1,7 @@
-"""What the scientist chooses an OP by: numbers of its present datasets, and what is odd about them. Pure.
+"""Measures of an OP by which scientists choose: numbers from its present datasets, and what is odd about them. Pure.
 
-The Fried parameter is that of all its datasets, since one atmosphere lies before all of them; everything else is that of
-the datasets to be inverted: those of the instruments that qualify, or of all where it has none.
+The Fried parameter is of all its datasets, since they share the atmosphere; everything else is of the datasets to be
+inverted: those of the qualifying instruments, or all if it has none of these.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,35 +17,35 @@ from l2inv.domain.inventory import Dataset, Distribution
 from l2inv.domain.lines import presumed
 from l2inv.domain.solar import apparent_radius_arcsec
 
-GOOD_CM, FAIR_CM = 7.0, 5.0  # of the Fried parameter: from where on it has these words
-THIN_ARCSEC = 1.0  # a field that is narrower is no map
+GOOD_CM, FAIR_CM = 7.0, 5.0  # least Fried parameters of these classes
+THIN_ARCSEC = 1.0  # a narrower field is not a map
 R0Class = Literal["good", "fair", "poor", "unknown"]
 R0_CLASSES: tuple[R0Class, ...] = get_args(R0Class)
 
 
 class Measures(msgspec.Struct, frozen=True, kw_only=True):
-    """What is measured of an OP; null where nothing is known. Units are in the names."""
+    """The measures of an OP; null if unknown. Units are in the names."""
 
     fried_parameter_p25_m: float | None = None
     fried_parameter_med_m: float | None = None
     fried_parameter_p75_m: float | None = None
     r0_class: R0Class = "unknown"
-    ao_fraction: float | None = None  # of the dataset in which the adaptive optics was locked least
+    ao_fraction: float | None = None  # the least of its datasets
     minutes: float | None = None  # from the first start to the last end
-    frame_count: int | None = None  # of the dataset that has most
+    frame_count: int | None = None  # the most of its datasets
     lines: list[str] = []
     more_lines: list[str] = []  # those beyond the bands that the rules require
     mu: float | None = None  # cosine of the heliocentric angle of the field's center; null beyond the limb
     exposure_min_ms: float | None = None
     exposure_max_ms: float | None = None
-    field_x_arcsec: float | None = None  # of the dataset that has the smallest
+    field_x_arcsec: float | None = None  # the smallest of its datasets
     field_y_arcsec: float | None = None
     odd: list[str] = []
     movie_urls: list[str] = []
 
 
 def measure(datasets: Sequence[Dataset], rules: Qualification) -> Measures:
-    """Return what is measured of an OP from its present datasets."""
+    """Return the measures of an OP from its present datasets."""
     chosen = [d for d in datasets if d.instrument_name in rules.instruments] or list(datasets)
     seeing = [d.fried_parameter for d in datasets if d.fried_parameter]
     r0_m = middle(seeing, "med")
@@ -85,21 +85,21 @@ def measure(datasets: Sequence[Dataset], rules: Qualification) -> Measures:
 
 
 def middle(seeing: Iterable[Distribution], name: str) -> float | None:
-    """Return the median over datasets of a number of their distributions, None where it is known of none."""
+    """Return the median over datasets of one number of their distributions; None if it is unknown for all."""
     known = [value for one in seeing if (value := getattr(one, name)) is not None and isfinite(value)]
     return median(known) if known else None
 
 
-def r0_class(metres: float | None) -> R0Class:
-    """Return the word for a Fried parameter: that of the number that is shown, in cm to a decimal."""
-    if metres is None or not isfinite(metres):
+def r0_class(fried_parameter_m: float | None) -> R0Class:
+    """Return the class of a Fried parameter, from the number that is printed, in cm with one decimal."""
+    if fried_parameter_m is None or not isfinite(fried_parameter_m):
         return "unknown"
-    shown = round(metres * 100, 1)
+    shown = round(fried_parameter_m * 100, 1)
     return "good" if shown >= GOOD_CM else "fair" if shown >= FAIR_CM else "poor"
 
 
 def observed_lines(dataset: Dataset) -> list[str]:
-    """Return the spectral lines that a dataset observes, as the store names them; where it names none, one by its range."""
+    """Return the spectral lines that a dataset observes, as named in the store; if it names none, one presumed by its range."""
     if dataset.spectral_lines is not None:
         return dataset.spectral_lines
     low, high = dataset.wavelength_min, dataset.wavelength_max
@@ -109,7 +109,7 @@ def observed_lines(dataset: Dataset) -> list[str]:
 
 
 def _required_lines(dataset: Dataset, rules: Qualification) -> list[str]:
-    """The lines of a dataset that covers a required band: whoever chooses has them in every OP."""
+    """Return the lines of a dataset that covers a required band, which every OP has."""
     low, high = dataset.wavelength_min, dataset.wavelength_max
     if low is None or high is None:
         return []
@@ -130,7 +130,7 @@ def _mu(boxes: Sequence[tuple[Dataset, tuple[float, float, float, float]]]) -> f
 
 
 def _odd(datasets: Sequence[Dataset], rules: Qualification, x: float | None, y: float | None) -> list[str]:
-    """What whoever chooses should see first, each in a few words."""
+    """Return what is odd about the datasets, each as a phrase."""
     narrow = {
         found["band"]
         for d in datasets
@@ -145,5 +145,5 @@ def _odd(datasets: Sequence[Dataset], rules: Qualification, x: float | None, y: 
 
 
 def plain(found: Measures) -> Mapping[str, Any]:
-    """Return the measures as they stand in JSON."""
+    """Return the measures as plain data."""
     return msgspec.structs.asdict(found)

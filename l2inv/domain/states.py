@@ -13,7 +13,7 @@ State = Literal[
 ]
 STATES: tuple[State, ...] = get_args(State)
 
-# Until science holds it, new data or new rules may change what an OP is judged to be.
+# States in which new data or new rules may change the verdict: those before science claims the OP.
 JUDGED: tuple[State, ...] = ("invertible", "not_invertible", "preprocessed")
 
 # Kind of event -> the edges it may take: (state before, state after). Before None: the OP is new.
@@ -67,38 +67,38 @@ EDGES: dict[str, Edges] = {
     "voided": {(state, None) for state in STATES},
 }
 
-# Kind of event -> what it says. docs/reference.md is made from this.
+# Kind of event -> its meaning. docs/reference.md is generated from this.
 MEANINGS: dict[str, str] = {
     "discovered": "its first datasets were read from the metadata store",
-    "datasets_changed": "datasets of it came, changed, went to another OP or were withdrawn",
-    "judged": "qualify judged it; the state stays where the verdict on it is as before",
-    "overruled": "somebody set its verdict aside, with a reason, until its datasets change",
+    "datasets_changed": "datasets of it arrived, changed, moved to another OP or were withdrawn",
+    "judged": "qualify judged it; the state stays if the verdict is the same as before",
+    "overruled": "somebody overruled its verdict, with a reason, until its datasets change",
     "preprocess_started": "a job begins to prepare it",
     "preprocessed": "it is prepared: science may claim it",
-    "claimed": "somebody took it to work on, until a date",
-    "extended": "its holder needs it for longer",
-    "handed_over": "its holder gave it to somebody else",
+    "claimed": "somebody claimed it to work on, until a date",
+    "extended": "its holder extended the claim",
+    "handed_over": "its holder transferred it to somebody else",
     "taken_over": "somebody took it from a holder who let it become overdue, with a reason",
-    "released": "its holder gave it back",
+    "released": "its holder released it",
     "inverted": "science's ready event: it is inverted, with what, and where the outputs are",
-    "amended": "its ready event was corrected before the store was told; this is what holds",
-    "resumed": "its ready event was taken back before the store was told: its holder works on it again",
+    "amended": "its ready event was corrected before it was sent to the store; this one replaces it",
+    "resumed": "its ready event was canceled before it was sent to the store: its holder works on it again",
     "transfer_started": "a job begins to transfer the files of one of its inversions",
-    "transferred": "the files of one of its inversions are where they are published",
-    "cataloged": "the catalog took messages of files of one of its inversions",
-    "inversion_named": "what the store is about to be told, and under which id: recorded before it is told",
-    "inversion_created": "the store holds that inversion, as it was told, or found later of an abandoned cycle",
-    "published": "the store holds every inversion of this cycle",
+    "transferred": "the files of one of its inversions were transferred",
+    "cataloged": "the catalog accepted messages about files of one of its inversions",
+    "inversion_named": "an inversion with its id, recorded before it is created in the store",
+    "inversion_created": "the store has that inversion: created, or found later of an abandoned cycle",
+    "published": "the store has every inversion of this cycle",
     "reopened": "its next cycle begins: it is judged and inverted again, with a reason",
     "withdrawn": "inversions of it were marked as bad, with a reason",
     "reinstated": "inversions of it that were withdrawn by mistake are good again, with a reason",
     "cleaned": "its intermediate files were removed",
-    "put_on_hold": "it is not to be prepared, offered or published, with a reason",
-    "taken_off_hold": "it may go on",
-    "prioritized": "it is to come sooner or later than others in next, with a reason",
-    "noted": "somebody added a word to its history",
-    "failed": "a stage failed on it: which, the cause, and how many times by now",
-    "retried": "it goes back to the state before its error",
+    "put_on_hold": "it will not be prepared, offered or published, with a reason",
+    "taken_off_hold": "it continues",
+    "prioritized": "its rank in next was raised or lowered, with a reason",
+    "noted": "somebody added a note to its history",
+    "failed": "a stage failed on it: which, the cause, and how many times so far",
+    "retried": "it returned to the state before its error",
     "restored": "the database was restored from a backup: what was recorded after that is lost",
     "voided": "the schema's owner declared an event of it void: no view counts it any more, with a reason",
 }
@@ -134,7 +134,7 @@ class Op(msgspec.Struct):
     due_at: datetime | None = None
 
 
-# The kinds of events of which the detail changes more of an OP's present state than the event itself.
+# The kinds of events whose detail changes an OP's present state.
 FOLLOWED = {
     "datasets_changed",
     "judged",
@@ -149,7 +149,7 @@ FOLLOWED = {
 
 
 class Detail(msgspec.Struct):
-    """What of an event's detail the present state follows."""
+    """The fields of an event's detail that change the present state."""
 
     affects_verdict: bool = False
     criteria_version: str | None = None
@@ -162,7 +162,7 @@ class Detail(msgspec.Struct):
 def follow(
     op: Op, seq: int, kind: str, state: State | None, recorded_at: datetime, hash_: bytes, detail: Detail
 ) -> None:
-    """Change an OP's present state to what it is after its next event.
+    """Apply the next event to an OP's present state.
 
     The trigger record_event of the database does the same; a test compares the two over random histories.
     """

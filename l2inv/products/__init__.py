@@ -1,4 +1,4 @@
-"""The products of an inversion, checked before a reader sees them: what science delivers and what is published.
+"""Checks of an inversion's products: what science delivers and what is published.
 
 Nothing here knows the database. It needs the extra `products` (astropy, asdf), which nothing else imports.
 """
@@ -20,12 +20,12 @@ MB = 1_000_000
 def check(
     folder: Path, issued: Issued, progress: Callable[[int, int], None] = lambda done_mb, of_mb: None
 ) -> Iterator[Finding]:
-    """Yield what is wrong with the products of an inversion in a folder, as it is found; nothing for good ones.
+    """Yield findings about the products of an inversion in a folder; none for correct ones.
 
-    Science's three files are checked where any of them is there, or nothing else is; the generated Level 2, FITS and
-    ASDF, where any file of it is there. Every file is read once in pieces, and once more where a sum was recorded;
-    progress is told in MB. Raise L2invError where the folder cannot be read or a package is not installed: neither says
-    anything of the products.
+    Science's three files are checked if any of them exists, or nothing else does; the generated Level 2, FITS and ASDF,
+    if any file of it exists. Every file is read once in pieces, and once more if a checksum was recorded; progress is in
+    MB. Raise L2invError if the folder cannot be read or a package is not installed, which is no finding about the
+    products.
     """
     lacking = [name for name in ("astropy", "asdf") if find_spec(name) is None]
     if lacking:
@@ -68,7 +68,7 @@ def _check(folder: Folder) -> Iterator[Finding]:
 
 
 def _entries(folder: Folder, named: set[str], is_generated: bool) -> Iterator[Finding]:
-    """Yield what stands in the folder and must not."""
+    """Yield what must not be in the folder."""
     from l2inv.products.frames import is_like_a_frame
 
     issued = folder.issued
@@ -85,7 +85,7 @@ def _entries(folder: Folder, named: set[str], is_generated: bool) -> Iterator[Fi
 
 
 def _recorded(folder: Folder) -> Iterator[Finding]:
-    """Yield which of the recorded outputs are not there or are not as they were recorded."""
+    """Yield which of the recorded outputs are missing or differ from what was recorded."""
     for output in folder.issued.outputs:
         name, entry = output.name, folder.entries.get(output.name)
         if entry is None:
@@ -106,7 +106,7 @@ def _sum(folder: Folder, name: str, required: str) -> Iterator[Finding]:
 
 
 def _key(folder: Folder) -> Iterator[Finding]:
-    """Yield whether the asdfObjectKey names a file, and that the folder holds it."""
+    """Yield whether the asdfObjectKey names a file, and whether it is in the folder."""
     issued = folder.issued
     if issued.asdf_object_key not in (None, issued.metadata_key):
         yield finding(None, None, "asdf_object_key", issued.asdf_object_key, issued.metadata_key)

@@ -1,7 +1,7 @@
-"""An ASDF file, read with care: its tree as it stands there, and where its blocks lie.
+"""An ASDF file, read safely: its tree and the positions of its blocks.
 
-No converter runs and no block is unpacked, so nothing depends on what else is installed, and nothing that a file says
-is obeyed.
+No converter runs and no block is unpacked, so the result does not depend on what else is installed, and nothing in the
+file is executed.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ _BYTES = {
 
 
 class Block(NamedTuple):
-    """A block of the file: how long its array is, and where its bytes lie."""
+    """A block of the file: the length of its array, and where its bytes are."""
 
     data_bytes: int  # once unpacked
     at: int
@@ -107,7 +107,7 @@ def _is_bounded(tree: Any) -> bool:
 
 
 def _inside(node: Any) -> list[Any]:
-    """Return the containers that stand in one."""
+    """Return the containers in a container."""
     children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
     return [one for one in children if isinstance(one, (dict, list))]
 
@@ -126,7 +126,7 @@ def read_blocks(file: BinaryIO, size_bytes: int, end: int) -> list[Block]:
                 break
             raise Unfit(
                 "structure",
-                f"what follows block {len(blocks) - 1} is none",
+                f"what follows block {len(blocks) - 1} is not a block",
                 "blocks, then nothing or their index",
             )
         (header_bytes,) = struct.unpack_from(">H", head)
@@ -148,7 +148,7 @@ def read_blocks(file: BinaryIO, size_bytes: int, end: int) -> list[Block]:
 
 
 def _padding(file: BinaryIO, at: int, size_bytes: int) -> int:
-    """Return how many bytes of nothing follow the tree; a tree may be rewritten in place if there is room."""
+    """Return how many zero bytes follow the tree: they leave space to rewrite the tree in place."""
     padding = 0
     while at + padding < size_bytes and padding < MOST_TREE_BYTES:
         piece = files.read_at(file, at + padding, files.PIECE_BYTES)
@@ -183,7 +183,7 @@ def containers(tree: Any) -> Iterator[tuple[str, Any]]:
 
 
 def array_bytes(node: dict[str, Any]) -> int | None:
-    """Return how many bytes an array takes by what is said of it; None where that does not say it."""
+    """Return an array's size in bytes from its description; None if that is incomplete."""
     datatype, shape = node.get("datatype"), node.get("shape")
     item = _BYTES.get(datatype) if isinstance(datatype, str) else None
     match datatype:

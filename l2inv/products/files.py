@@ -28,7 +28,7 @@ _KINDS = {
 
 
 class Entry(NamedTuple):
-    """What stands in a folder under a name."""
+    """An entry of a folder."""
 
     name: str
     kind: str | None  # in words; None for a file
@@ -55,20 +55,20 @@ def opened(path: Path, issued: Issued, tick: Tick) -> Iterator[Folder]:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (OSError, ValueError) as problem:
         raise L2invError(
-            f"{path} is no folder that can be read: {_said(problem)}", "mount it again"
+            f"{path} is not a readable folder: {_message(problem)}", "mount it again"
         ) from problem
     try:
         try:
             names = sorted(os.listdir(descriptor))  # noqa: PTH208 - of a descriptor, which is no path
             entries = {name: _entry(descriptor, name) for name in names}
         except OSError as problem:
-            raise L2invError(f"{path} cannot be listed: {_said(problem)}", "mount it again") from problem
+            raise L2invError(f"{path} cannot be listed: {_message(problem)}", "mount it again") from problem
         yield Folder(descriptor, entries, issued, tick)
     finally:
         os.close(descriptor)
 
 
-def _said(problem: Exception) -> str:
+def _message(problem: Exception) -> str:
     return problem.strerror or str(problem) if isinstance(problem, OSError) else str(problem)
 
 
@@ -96,7 +96,7 @@ def reading(folder: Folder, name: str) -> Iterator[tuple[BinaryIO, int]]:
     except OSError as problem:
         if problem.errno in (errno.ELOOP, errno.ENXIO):
             raise Unfit("not_a_file", "a link, a pipe or a device", "a file") from problem
-        raise Unfit("unreadable", _said(problem), "a file that can be read") from problem
+        raise Unfit("unreadable", _message(problem), "a file that can be read") from problem
     with file:
         found = os.fstat(file.fileno())
         if kind := _kind(found):
@@ -104,11 +104,11 @@ def reading(folder: Folder, name: str) -> Iterator[tuple[BinaryIO, int]]:
         try:
             yield file, found.st_size
         except OSError as problem:
-            raise Unfit("unreadable", _said(problem), "a file that can be read") from problem
+            raise Unfit("unreadable", _message(problem), "a file that can be read") from problem
 
 
 def read_into(file: BinaryIO, buffer: memoryview) -> int:
-    """Fill the buffer from where the file stands and return how many bytes there were."""
+    """Fill the buffer from the file's position and return how many bytes were read."""
     filled = 0
     while filled < len(buffer):
         count = file.readinto(buffer[filled:])  # type: ignore[attr-defined]

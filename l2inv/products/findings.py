@@ -1,4 +1,4 @@
-"""What a check of products can find, and one finding."""
+"""The possible findings of a check of products."""
 
 import math
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from l2inv.wording import clean, value
 LONGEST = 200  # characters of what was measured; what a file holds may be of any length
 MOST_NAMED = 20
 
-# Everything that can be found, and what it means; docs/products.md shows the same.
+# Every kind of finding, and its meaning; docs/products.md has the same.
 WHAT = {
     # any file
     "missing": "a file that must be there is not",
@@ -86,7 +86,7 @@ class Finding(Struct, frozen=True):
 
 
 class Unfit(Exception):
-    """A file is such that nothing more can be said of it."""
+    """Nothing more in a file can be checked."""
 
     def __init__(self, what: str, measured: object, required: object, hdu: int | None = None) -> None:
         super().__init__(what)
@@ -142,8 +142,8 @@ def line(found: Finding, files: int = 1) -> str:
 
 
 def grouped(found: Iterable[Finding]) -> list[tuple[Finding, int]]:
-    """Return the first finding of each kind and in how many files it was found: a fault of one frame is mostly one of
-    all, with other numbers."""
+    """Return the first finding of each kind and the number of files with it: a fault of one frame is usually in all,
+    with other numbers."""
     groups: dict[tuple[object, ...], tuple[Finding, int]] = {}
     for one in found:
         file = "a frame" if one.file and one.file.endswith("_L2.fits") else one.file

@@ -1,7 +1,7 @@
-"""A FITS file, read with care: its HDUs within bounds, its values in pieces, the standard's own checks.
+"""A FITS file, read safely: its HDUs within limits, its values in pieces, the standard's own checks.
 
-astropy reads headers and checks them against the standard. What it would do with a file that is no FITS file at all
-(unpack it, read on for an END that never comes, allocate what a header asks for) is kept from it here.
+astropy reads headers and checks them against the standard. This module protects it from files that are not FITS, which
+it would unpack, search for an END without limit, or allocate memory for.
 """
 
 import os
@@ -28,7 +28,7 @@ _BITPIX = (8, 16, 32, 64, -32, -64)
 
 
 class Hdu(NamedTuple):
-    """A header and where its data lie."""
+    """A header, and where its data are."""
 
     number: int
     header: Any  # astropy's Header
@@ -93,7 +93,7 @@ def shorter(measured: str) -> str:
 
 
 def _header(file: BinaryIO, at: int, number: int) -> bytes:
-    """Return a header as it stands in the file, whole blocks up to the one with END."""
+    """Return a header's blocks up to the one with END."""
     raw = b""
     file.seek(at)
     block = memoryview(bytearray(BLOCK))
@@ -153,7 +153,7 @@ def zero(hdu: Hdu) -> float:
 
 
 def is_scaled(hdu: Hdu) -> bool:
-    """Return whether the values are not those that stand in the file."""
+    """Return whether the values differ from those stored in the file."""
     return scale(hdu) != 1 or zero(hdu) != 0
 
 
@@ -189,7 +189,7 @@ def _lines(text: str) -> list[str]:
 
 
 def pieces(file: BinaryIO, hdu: Hdu, tick: files.Tick, multiple: int = 1) -> Iterator["NDArray[np.float32]"]:
-    """Yield the values of an HDU in order, as flat arrays whose lengths are multiples of `multiple` but for the last.
+    """Yield the values of an HDU in order, as flat arrays whose lengths are multiples of `multiple`, except the last.
 
     Each array is overwritten by the next. Raise Unfit where the file became shorter than it was.
     """

@@ -40,7 +40,7 @@ QUANTITIES = (
 FIRST_PROFILE = len(QUANTITIES) + 1
 ANGLES = (7, 8)  # HDUs of inclination and azimuth
 MOST_DATA_BYTES = 2**30  # of one HDU; a frame's are a few megabytes
-CLOCK = timedelta(seconds=1)  # by which a frame may lie outside its dataset's times
+CLOCK = timedelta(seconds=1)  # by which a frame may be outside its dataset's times
 NEAR_LINE_NM = 0.1
 
 _DATE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,6}))?", re.ASCII)
@@ -197,7 +197,7 @@ def _images(name: str, hdus: list[Hdu], issued: Issued, delivered: Delivered | N
 def _shape_of_quantities(
     name: str, hdu: Hdu, delivered: Delivered | None
 ) -> Generator[Finding, None, tuple[int, int]]:
-    """Yield whether the first quantity has the shape that it must have, and return the two lengths it stands for."""
+    """Yield whether the first quantity has the shape that it must have, and return its two lengths."""
     slit, depth = hdu.shape[1:] if len(hdu.shape) == 3 else (0, 0)
     wanted = (delivered.slit, delivered.depth) if delivered else (None, None)
     known = all(one in (None, other) for one, other in zip(wanted, (slit, depth), strict=True))
@@ -274,7 +274,7 @@ def _values(folder: Folder, name: str, file: BinaryIO, hdus: list[Hdu]) -> Itera
         if not hdu.data_bytes or not hdu.number or hdu.bitpix > 0:
             folder.tick(hdu.data_bytes)
             continue
-        # A profile's four Stokes parameters lie side by side, each a plane; a quantity is one plane.
+        # A profile has four planes, one per Stokes parameter; a quantity has one.
         planes = STOKES if hdu.number >= FIRST_PROFILE and hdu.shape[-1] == STOKES else 1
         alive = np.zeros(planes, bool)
         low, high = np.inf, -np.inf

@@ -29,9 +29,7 @@ class Dataset(Struct, frozen=True):
     wavelength_max_nm: float | None = None
     start_time: datetime | None = None
     end_time: datetime | None = None
-    vsparmid: int | None = (
-        None  # which arm of ViSP; stands in the Level 1 headers alone, not in the inventory
-    )
+    vsparmid: int | None = None  # the arm of ViSP; only in the Level 1 headers, not in the inventory
 
     @property
     def positions(self) -> int | None:
@@ -66,7 +64,7 @@ class Issued(Struct, frozen=True):
 
     @property
     def stem(self) -> str:
-        """Return what every file's name begins with: INV_XXXXXX."""
+        """Return the beginning of every file's name: INV_XXXXXX."""
         return self.inversion_id.upper().replace(".", "_")
 
     @property

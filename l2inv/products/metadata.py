@@ -1,7 +1,7 @@
-"""The ASDF of an inversion, checked as it stands in the file: no converter runs, and no array is unpacked.
+"""Checks of the ASDF of an inversion, as stored in the file: no converter runs, and no array is unpacked.
 
-What it must hold is in the schemas asdf://dkist.nso.edu/schemas/inversion-0.1.0, dataset-1.3.0 and file_manager-1.1.0
-of the package dkist, in ndcollection-1.0.0 of ndcube, and in what dkist reads besides when it opens one.
+The requirements are in the schemas asdf://dkist.nso.edu/schemas/inversion-0.1.0, dataset-1.3.0 and file_manager-1.1.0
+of the package dkist, in ndcollection-1.0.0 of ndcube, and in what else dkist reads when it opens one.
 """
 
 import re

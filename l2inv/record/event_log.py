@@ -19,6 +19,7 @@ from l2inv.database.connection import Connection
 from l2inv.domain import states
 from l2inv.errors import Refused
 
+MOST_ALIKE = 500  # ids that a mistyped one is compared with
 LEAST_TAIL, LONGEST_NUMBER = 6, 8  # characters of an id's end, which is a number after a period
 
 
@@ -183,7 +184,25 @@ def resolve(connection: Connection, op: str) -> str:
     if candidates:
         more = ", …" if len(candidates) > 5 else ""
         raise Refused(f"{op!r} matches several OPs: {', '.join(candidates[:5])}{more}", "type more of the id")
-    raise Refused(f"OP {op!r} is unknown", "see: l2inv list")
+    near = _nearest(connection, op)
+    raise Refused(f"OP {op!r} is unknown" + (f", the nearest is {near}" if near else ""), "see: l2inv list")
+
+
+def _nearest(connection: Connection, op: str) -> str | None:
+    """Return the OP whose id is most like a text, among the first that have one half of it: one slip leaves a half whole."""
+    from difflib import get_close_matches
+
+    half = len(op) // 2
+    if half < 3:
+        return None
+    alike = _ids(
+        connection,
+        "select op_id from l2inv.op where strpos(op_id, %s) > 0 or strpos(op_id, %s) > 0 order by op_id limit %s",
+        [op[:half], op[half:], MOST_ALIKE],
+    )
+    ends = {op_id[-len(op) :]: op_id for op_id in alike}
+    near = get_close_matches(op, ends, n=1, cutoff=0.7)
+    return ends[near[0]] if near else None
 
 
 def _holding(connection: Connection, thing: str) -> list[str]:
@@ -247,7 +266,7 @@ def tails(connection: Connection, op_ids: Iterable[str]) -> dict[str, str]:
 def _tail(op_id: str, alike: list[str]) -> str:
     """Return the shortest end that no other id has. `alike` are the reversed ids, sorted, that share LEAST_TAIL characters.
 
-    It begins with a letter or a digit: else a shell or an option parser would misread it.
+    Its first character is alphanumeric: else a shell or an option parser would misread it.
     """
     backwards = op_id[::-1]
     at = bisect(alike, backwards)

@@ -1,6 +1,6 @@
-"""The Data Center's catalogers in small: takes the catalog's messages from RabbitMQ and makes records of the files.
+"""A small version of the Data Center's catalogers: takes messages from RabbitMQ and creates records of the files.
 
-A message is read as strictly as its definition allows; one that is not so is refused, and says why.
+Messages are checked as strictly as their definition allows, and refused with a reason.
 """
 
 import threading
@@ -75,7 +75,7 @@ def read(queue: str, body: bytes) -> Values:
             raise Malformed(f"groupId: {said.group_id}, and objectName is of {inversion_id}")
         group = {"objectType": said.object_type, "groupId": said.group_id, "groupName": said.group_name}
         return record | {"objectStatus": AVAILABLE} | group
-    # What the receivers find in the file's header stands in its name, too.
+    # The receivers read this from the file's header; it is in the name, too.
     header = {"datasetId": inversion_id, "proposalId": path.parts[0], "processingType": "L2"}
     return record | {"frameStatus": AVAILABLE, "frameId": path.stem} | header
 

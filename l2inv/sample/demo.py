@@ -1,4 +1,4 @@
-"""The main job on input of its own making: a sample metadata store, a database of its own, the very same stages."""
+"""The whole pipeline on sample data: a sample metadata store, a database of its own, the real stages."""
 
 import fcntl
 import json
@@ -36,13 +36,13 @@ from l2inv.stages.scan import scan
 HAN, CRON = "han", "cron"
 FRAME_TIME = "2022_06_03T18_03_43_89"  # in the name of the one frame that is delivered
 NOT_CONFIGURED = {  # of the four steps of publish, by what setting each would be taken
-    "transfer": "(publish.transfer.command: the files would be copied to where they are served)",
-    "catalog": "(publish.catalog.url, a RabbitMQ: the catalogers would be told of each file)",
+    "transfer": "(publish.transfer.command: the files would be copied to their bucket)",
+    "catalog": "(publish.catalog.url, a RabbitMQ: the catalogers would get a message about each file)",
     "available": "(with the catalog: the OP would be published only once the store serves every file)",
 }
 LOCK = "demo.lock"  # what tells the demo's folder from any other
 
-# Stands in for the science team's own command: it fails for the OP that a file beside the folders names.
+# A substitute for the science team's command: it fails for the OP that a file beside the folders names.
 COMMAND = """
 import json, pathlib, sys
 folder, trouble = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
@@ -58,13 +58,13 @@ def run(
 ) -> dict[str, Any]:
     """Run every stage once on a fresh database in the demo's own folder, on the sample of a day, and print what each did.
 
-    The database stays for the commands that it ends by naming. Raise Refused for a folder that holds something else,
-    Busy while another demo runs in it, and L2invError.
+    The database stays, for the commands printed at the end. Raise Refused for a folder with other content, Busy while
+    another demo runs in it, and L2invError.
     """
     if folder is None:
         folder = demo_folder()
     elif folder.exists() and not (folder / LOCK).exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise Refused(f"{folder} is not the demo's: it holds something else", "name an empty or a new folder")
+        raise Refused(f"{folder} is not the demo's: it has other content", "name an empty or a new folder")
     folder = folder.absolute()
     own = 0o700 if os.geteuid() else 0o711  # root's server is another user's, who must get there
     folder.mkdir(mode=own, parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def run(
     now = now or datetime.now(UTC)
     store = Store(inventory.make(now=now))
     with _alone(folder), serving(store, port) as url:
-        say(f"A sample metadata store serves at {url}; everything is kept in {folder}")
+        say(f"A sample metadata store runs at {url}; everything is kept in {folder}")
         trouble = folder / "trouble"
         command = [sys.executable, "-c", COMMAND, "{folder}", str(trouble)]
         settings = Settings(

@@ -143,7 +143,7 @@ _SORTS = (
     _Sort(change=_poor),
 )
 
-_LONG = """We propose to follow the “light bridges” of a decaying sunspot over several days, from disc centre
+_LONG = """We propose to follow the “light bridges” of a decaying sunspot over several days, from disk center
 (μ ≈ 1.0) outwards, and to ask whether the weak, inclined field above them comes before or after the umbra
 breaks up.
 
@@ -159,7 +159,7 @@ _DESCRIPTIONS = (
     + "\n"
     + "Each repeat takes about 25 min; four repeats make one visit, and we ask for six visits.\n" * 24,
     "A short one.\\nIts second paragraph begins after a backslash and n, as real ones do.",
-    "Quiet Sun at disc centre; \"deep\" integrations, 'slow' rasters. Überlappung: 10 %.",
+    "Quiet Sun at disk center; \"deep\" integrations, 'slow' rasters. Überlappung: 10 %.",
     "<script>alert('x')</script> [bold red]not markup[/bold red] \x1b[31mnot red\x1b[0m\a {{ 7 * 7 }} ${HOME}"
     " %s '; drop table event; -- ../../etc/passwd =1+1\u202egnp.exe\r\n| a | table |\n</dataset>&amp;",
     None,
@@ -192,7 +192,7 @@ class _Draw(Random):
 def make(seed: int = 2024, ops: int = 40, now: datetime = NOW) -> list[Values]:
     """Return the datasets of that many OPs, oldest first, as the store describes them: always the same ones.
 
-    The times lie before `now` (which has an offset). A quarter of the OPs are invertible by the rules in use,
+    The times are before `now` (which has an offset). A quarter of the OPs are invertible by the rules in use,
     most others fail a single one, and of every twenty one is too recent to be judged. Three more datasets
     belong to no OP that can be read: one names none, one a name of 300 characters, one holds a NUL character.
     """
@@ -335,7 +335,7 @@ def _embargo(draw: _Draw, embargoed: bool, number: int, now: datetime) -> Values
 
 
 def _pointing(draw: _Draw) -> Values:
-    """A field of view well within the disc."""
+    """A field of view well within the disk."""
     x, y = draw.uniform(-420, 420), draw.uniform(-420, 420)
     width, height = draw.uniform(50, 170), draw.uniform(50, 170)
     return {"boundingBox": f"({x + width:.2f},{y + height:.2f}),({x:.2f},{y:.2f})"}

@@ -473,7 +473,7 @@ def _create(store: Store, given: Values) -> Values:
     if unknown:
         raise _refusal(f"no such dataset: {', '.join(unknown)}")
     if set(buckets.values()) - {given["bucket"]}:
-        raise _refusal(f"not every dataset of {name} lies in the bucket {given['bucket']!r}")
+        raise _refusal(f"not every dataset of {name} is in the bucket {given['bucket']!r}")
     now = datetime.now(UTC).replace(tzinfo=None).isoformat()
     with store.lock:
         if name in store.inversions:

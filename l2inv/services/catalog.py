@@ -1,7 +1,7 @@
-"""Tell the Data Center's catalogers of the files of an inversion: AMQP 0-9-1 messages, each confirmed by the broker.
+"""Sends the Data Center's catalogers messages about the files of an inversion: AMQP 0-9-1, each confirmed by the broker.
 
-Nothing is declared: the exchange and the queues are the operators'. A message that no queue gets, or that the broker
-does not take, is an error that names the queue; whatever was confirmed until then counts.
+Nothing is declared: exchange and queues belong to the operators. A message that is not routed to a queue, or that the
+broker rejects, is an error that names the queue; messages confirmed before count.
 """
 
 import json
@@ -26,12 +26,12 @@ FRAME, OBJECT = "catalog.frame.m", "catalog.object.m"
 QUEUES = {FRAME: "catalog.frame.q", OBJECT: "catalog.object.q"}
 PORTS = {"amqp": 5672, "amqps": 5671}
 
-# What goes wrong is raised here; pika's log would say it once more on stderr.
+# Errors are raised here; pika's log would repeat them on stderr.
 logging.getLogger("pika").addHandler(logging.NullHandler())
 
 
 class Message(Struct, frozen=True):
-    """One file to be cataloged: where the message goes, the file's name below the bucket, and the JSON text."""
+    """One file to be cataloged: routing key, the file's name in the bucket, and the JSON text."""
 
     routing_key: str
     object_name: str
@@ -51,10 +51,10 @@ def messages(
     conversation_id: str,
     group_name: str = "DATASET",
 ) -> list[Message]:
-    """Return the messages of one publication in the order of sending: one for each FITS file, then the ASDF's.
+    """Return the messages of one publication in the order of sending: one for each FITS file, then the ASDF file's.
 
-    `frames` are the FITS files' names below the bucket, such as `pid_1_118/inv_7QK2ZD/INV_7QK2ZD_…_L2.fits`.
-    Raise L2invError for a name that is no UTF-8.
+    `frames` are the FITS files' names in the bucket, such as `pid_1_118/inv_7QK2ZD/INV_7QK2ZD_…_L2.fits`.
+    Raise L2invError for a name that is not UTF-8.
     """
     group = {"objectType": "ASDF", "groupId": inversion_id, "groupName": group_name}
     files: list[tuple[str, str, dict[str, str]]] = [(FRAME, name, {}) for name in frames] + [
@@ -62,26 +62,26 @@ def messages(
     ]
     found = []
     for routing_key, name, more in files:
-        said = {
+        fields = {
             "bucket": bucket,
             "objectName": name,
             "incrementDatasetCatalogReceiptCount": False,  # the receivers' default is true
             "conversationId": conversation_id,
         }
         try:
-            body = json.dumps(said | more, ensure_ascii=False).encode()
+            body = json.dumps(fields | more, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            raise L2invError(f"{name!r} is no UTF-8, so that no message can name it", "rename it") from None
+            raise L2invError(f"{name!r} is not UTF-8, so no message can contain it", "rename it") from None
         found.append(Message(routing_key, name, body))
     return found
 
 
-def tell(catalog: Catalog, messages: Sequence[Message]) -> Iterator[list[str]]:
-    """Send the messages and yield the names of the files that the broker confirmed, batch by batch, for the record.
+def send(catalog: Catalog, messages: Sequence[Message]) -> Iterator[list[str]]:
+    """Send the messages and yield the names of the files that the broker confirmed, batch by batch, to be recorded.
 
-    Those with one routing key go before the next, so that the ASDF is sent when every frame is confirmed. Whoever
-    is killed sends what was not recorded once more. No wait is longer than `timeout_seconds`. Raise CatalogError,
-    after the last that was confirmed, and ConfigError.
+    All messages of one routing key are confirmed before the next, so that the ASDF file comes after every frame. After
+    a kill, the next run sends again what was not recorded. No wait is longer than `timeout_seconds`. Raise
+    CatalogError, after yielding the last confirmed files, and ConfigError.
     """
     if not messages:
         return
@@ -97,19 +97,19 @@ def tell(catalog: Catalog, messages: Sequence[Message]) -> Iterator[list[str]]:
 
 
 def check(catalog: Catalog) -> None:
-    """Raise ConfigError for what would keep every message from being sent: no URL, no pika, no readable authority."""
+    """Raise ConfigError if no message could be sent: no URL, no pika, no readable authority."""
     if catalog.url is not None:
         _parameters(catalog)
 
 
 def named(catalog: Catalog) -> str:
-    """Name the broker without user and password."""
+    """Return the broker's name without user and password."""
     where = _split(catalog)
     return f"catalog {where['scheme']}://{where['shown']}:{where['port']}/{where['path']}"
 
 
 def _split(catalog: Catalog) -> dict[str, Any]:
-    """The parts of the URL as the RabbitMQ URI specification has them, but for an empty path: it means `/`, too."""
+    """Return the parts of the URL as in the RabbitMQ URI specification, except that an empty path means `/`, too."""
     parts = urlsplit(catalog.url or "")
     host = parts.hostname or ""
     path = parts.path.removeprefix("/")
@@ -128,16 +128,16 @@ def _parameters(catalog: Catalog) -> Any:
     try:
         import pika
     except ImportError as problem:
-        words = "the catalog is told by AMQP, which needs pika: pip install 'l2inv[amqp]'"
+        words = "the catalog uses AMQP, which needs pika: pip install 'l2inv[amqp]'"
         raise ConfigError("publish.catalog.url", [words]) from problem
     if catalog.url is None:
-        raise ConfigError("publish.catalog.url", ["an amqp(s) URL is needed; set is none"])
+        raise ConfigError("publish.catalog.url", ["must be an amqp(s) URL, and is none"])
     where, tls = _split(catalog), None
     if where["scheme"] == "amqps":
         try:
             context = ssl.create_default_context(cafile=catalog.ca_bundle)
         except OSError as problem:
-            words = f"{catalog.ca_bundle} is no readable PEM file: {short(problem)}"
+            words = f"{catalog.ca_bundle} is not a readable PEM file: {short(problem)}"
             raise ConfigError("publish.catalog.ca_bundle", [words]) from problem
         tls = pika.SSLOptions(context, where["host"])
     return pika.ConnectionParameters(
@@ -148,7 +148,7 @@ def _parameters(catalog: Catalog) -> Any:
         ssl_options=tls,
         socket_timeout=catalog.timeout_seconds,
         stack_timeout=catalog.timeout_seconds,  # for TCP, TLS and the login together
-        heartbeat=0,  # nobody would answer while the caller records a batch
+        heartbeat=0,  # nothing would answer while the caller records a batch
     )
 
 
@@ -158,19 +158,19 @@ def _connected(catalog: Catalog) -> "Iterator[_Link]":
     try:
         link.open()
         yield link
-        link.take_leave()
+        link.close()
     finally:
         link.hang_up()
 
 
 class _Late(Exception):
-    """Nothing came for as long as may be waited."""
+    """Nothing arrived within the time limit."""
 
 
 class _Link:
     """A connection with one channel in confirm mode. Each answer of the broker is noted, and ends the wait for it.
 
-    pika's blocking channel waits for a confirm without a limit, one message at a time; so this one waits itself.
+    pika's blocking channel waits for each confirm without a time limit, so this class waits itself.
     """
 
     def __init__(self, catalog: Catalog, parameters: Any) -> None:
@@ -182,23 +182,23 @@ class _Link:
         self.blocked = ""  # why the broker takes no messages for now
         self.ended: BaseException | None = None
         self.tag = 0
-        self.sent: dict[int, Message] = {}  # those that were not answered, by delivery tag
+        self.sent: dict[int, Message] = {}  # unanswered messages by delivery tag
         self.confirmed: list[Message] = []
         self.nacked: list[Message] = []
-        self.returned: dict[bytes, str] = {}  # the broker's words by the message's body
+        self.returned: dict[bytes, str] = {}  # the broker's reason by the message's body
         self.connection = pika.SelectConnection(parameters, self._on_open, self._on_gone, self._on_gone)
         self.connection.add_on_connection_blocked_callback(self._on_blocked)
         self.connection.add_on_connection_unblocked_callback(self._on_unblocked)
 
     def open(self) -> None:
         """Wait until messages can be sent. Raise CatalogError."""
-        self._wait(lambda: self.connection.is_open, limited=False)  # it has a limit of pika's
+        self._wait(lambda: self.connection.is_open, limited=False)  # pika limits it
         self._wait(lambda: self.is_ready)
         if self.ended:
             raise _problem(self.catalog, self.ended, self.blocked)
 
     def send(self, batch: Sequence[Message]) -> tuple[list[str], CatalogError | None]:
-        """Send the messages; return the names of the files confirmed, and what became of the others."""
+        """Send the messages; return the names of the files confirmed, and the error of the others."""
         import pika
 
         properties = pika.BasicProperties(
@@ -219,21 +219,21 @@ class _Link:
             return good, _nacked(self.catalog, self.nacked, len(batch))
         return good, _problem(self.catalog, self.ended, self.blocked) if self.ended else None
 
-    def take_leave(self) -> None:
-        """Close the connection as the broker likes it; if it does not answer, nothing is lost."""
+    def close(self) -> None:
+        """Close the connection with a handshake; nothing is lost if the broker does not answer."""
         self.connection.close()
         self._wait(lambda: False)
 
     def hang_up(self) -> None:
-        """Close the connection at once."""
+        """Close the connection without a handshake."""
         if self.connection.is_open or self.connection.is_closing:
-            # In public, pika closes a connection only after the broker's answer.
+            # pika's public methods close a connection only after the broker's answer.
             self.connection._terminate_stream(_Late())
             self._wait(lambda: False)
         self.connection.ioloop.close()
 
     def _wait(self, holds: Callable[[], bool], limited: bool = True) -> None:
-        """Run until it holds, or never will. The limit is on what comes next, not on the whole."""
+        """Run the loop until the condition holds, or the connection is gone. The limit is on each wait, not on the total."""
         loop = self.connection.ioloop
         while not (self.is_gone or holds()):
             timer = loop.call_later(self.catalog.timeout_seconds, self._on_late) if limited else None
@@ -295,6 +295,7 @@ def _returned(catalog: Catalog, messages: Sequence[Message], words: str, of: int
         f"{named(catalog)}: exchange {catalog.exchange} has no queue for {key} and returned {len(messages)} of {of} "
         f"messages ({words}), the first for {messages[0].object_name}",
         f"ask who runs RabbitMQ to bind {QUEUES[key]} to that exchange by {key}, or set publish.catalog.exchange",
+        key=f"{named(catalog)}: {key} returned",
     )
 
 
@@ -303,12 +304,13 @@ def _nacked(catalog: Catalog, messages: Sequence[Message], of: int) -> CatalogEr
     return CatalogError(
         f"{named(catalog)}: queue {QUEUES[key]} ({key}) did not take {len(messages)} of {of} messages, the first for "
         f"{messages[0].object_name}",
-        "it is full or cannot store: see that the catalogers run, then try again",
+        "it is full or cannot store: check that the catalogers run, then try again",
+        key=f"{named(catalog)}: {key} not accepted",
     )
 
 
 def _problem(catalog: Catalog, ended: BaseException, blocked: str) -> CatalogError:
-    """What the end of a connection means."""
+    """Return the error for the end of a connection."""
     words, hint = _explained(catalog, ended, blocked)
     return CatalogError(f"{named(catalog)}: {words}", hint)
 
@@ -321,38 +323,41 @@ def _explained(catalog: Catalog, ended: BaseException, blocked: str) -> tuple[st
     match cause:
         case _Late() if blocked:
             return (
-                f"takes no messages for now ({blocked})",
-                "ask who runs RabbitMQ; try again when it has room",
+                f"accepts no messages for now ({blocked})",
+                "ask who runs RabbitMQ; try again when it has space",
             )
         case _Late() | exceptions.ConnectionOpenAborted() | AMQPConnectorStackTimeout():
             words = f"no answer in {catalog.timeout_seconds:g} s"
             return words, "try again later, or raise publish.catalog.timeout_seconds"
         case exceptions.ChannelClosedByBroker(reply_code=404):
             words = f"there is no exchange {catalog.exchange} ({cause.reply_text})"
-            return words, "set publish.catalog.exchange to the catalogers' one: l2inv declares none"
+            return words, "set publish.catalog.exchange to the catalogers' exchange: l2inv declares none"
         case exceptions.ChannelClosedByBroker() | exceptions.ConnectionClosedByBroker():
             return f"closed: {cause.reply_code} {cause.reply_text}", "ask who runs RabbitMQ"
         case exceptions.ProbableAuthenticationError():
             return "the login is refused", "check the user and the password in publish.catalog.url"
         case exceptions.ProbableAccessDeniedError():
-            words = "there is no such virtual host, or this user may not enter it"
+            words = "there is no such virtual host, or this user has no access to it"
             return words, "check what follows the host in publish.catalog.url"
         case exceptions.IncompatibleProtocolError():
-            words = "is no AMQP 0-9-1 server, or speaks TLS alone"
+            words = "is not an AMQP 0-9-1 server, or requires TLS"
             return words, "check the port in publish.catalog.url, and whether it should begin with amqps"
         case exceptions.StreamLostError():
-            return f"the connection broke ({short(cause)})", "the next run goes on; else check the network"
+            return (
+                f"the connection broke ({short(cause)})",
+                "the next run continues; if it happens again, check the network",
+            )
         case ssl.SSLCertVerificationError():
             where = _split(catalog)
             return certificates.refused(cause, (where["host"], where["port"]), "publish.catalog")
         case ssl.SSLError():
-            words = f"no TLS comes about: {short(cause)}"
+            words = f"TLS failed: {short(cause)}"
             return words, "check the port in publish.catalog.url, and whether it should begin with amqp"
     return short(cause), "check publish.catalog.url and the network"
 
 
 def _innermost(problem: BaseException) -> BaseException:
-    """The cause that pika wrapped: it keeps it as an attribute or an argument, never as the cause."""
+    """Return the cause that pika wrapped: it is an attribute or an argument, never __cause__."""
     inner = getattr(problem, "exception", None) or [*getattr(problem, "exceptions", ()), *problem.args][-1:]
     inner = inner[-1] if isinstance(inner, list) and inner else inner
     return _innermost(inner) if isinstance(inner, BaseException) else problem

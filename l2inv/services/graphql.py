@@ -1,4 +1,4 @@
-"""Asking a GraphQL service over HTTP: sessions, retries, limits, and what each failure means."""
+"""A GraphQL client over HTTP: sessions, retries, limits, and errors with hints."""
 
 import json
 import os
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 BACKOFF_SECONDS = 0.2  # before the first retry, doubled before each further one
 LONGEST_BACKOFF_SECONDS = 60.0
-CHUNK_BYTES = 16_384  # gzip inflates a chunk to a thousandfold at most: so much is held before it is counted
+CHUNK_BYTES = 16_384  # gzip inflates a chunk at most a thousandfold, before its size is checked
 Page = list[msgspec.Raw]  # the JSON text of each record
 
 
 class _Answer(msgspec.Struct):
     data: dict[str, msgspec.Raw] | None = None
-    errors: Any = None  # not empty: refused, whatever stands in it and beside it
+    errors: Any = None  # not empty: refused, whatever else the answer has
 
 
 class Query(NamedTuple):
-    """The text of a query, the one field of its answer that is read (none: all of them), and the type that it is read as."""
+    """A query's text, the field of its answer that is read (empty: all), and the type that it is decoded as."""
 
     text: str
     field: str
@@ -42,7 +42,7 @@ class Query(NamedTuple):
 
 
 class MayPass(StoreError):
-    """May succeed when the same is requested `again`, not before `after_seconds`, or when `less` is requested."""
+    """May succeed if sent `again`, not before `after_seconds`, or if `less` is requested."""
 
     def __init__(
         self, message: str, hint: str, *, again: bool = True, less: bool = False, after_seconds: float = 0
@@ -52,13 +52,13 @@ class MayPass(StoreError):
 
 
 class Client:
-    """A GraphQL service over HTTP, asked within the limits of its settings.
+    """A client of a GraphQL service over HTTP, within the limits of the settings.
 
-    It has a session for each request that may be in flight, and keeps their connections until it is closed.
+    It has a session for each request that may be in flight, and keeps the connections until it is closed.
     """
 
     def __init__(self, settings: MetadataStore) -> None:
-        """Open the sessions. Raise ConfigError where the settings do not allow it."""
+        """Open the sessions. Raise ConfigError."""
         self.settings = settings
         self.name = named(settings)
         self._sessions = [_session(settings) for _ in range(settings.parallel_pages)]
@@ -68,17 +68,17 @@ class Client:
         self._closed = threading.Event()
 
     def close(self) -> None:
-        """Close the sessions; requests that wait to be sent again are given up."""
+        """Close the sessions; requests that wait for a retry are abandoned."""
         self._closed.set()
         for http in self._sessions:
             http.close()
 
     def deadline(self) -> float:
-        """Return when an answer asked for now must be there, as of time.monotonic."""
+        """Return the deadline of a request sent now, in time.monotonic's seconds."""
         return time.monotonic() + self.settings.total_timeout_seconds
 
     def ask(self, query: Query, variables: Mapping[str, Any], until: float | None = None) -> Any:
-        """Return what the query asks for, by the deadline. Raise StoreError."""
+        """Return a query's result, by the deadline. Raise StoreError."""
         until = self.deadline() if until is None else until
         return self.wait(self.begin(query, variables, until), until)
 
@@ -89,10 +89,10 @@ class Client:
         until: float,
         given_up: threading.Event | None = None,
     ) -> "Future[Any]":
-        """Return the answer to come, from a daemon thread: an executor's would keep Ctrl-C waiting for what is in flight.
+        """Return the future result of a query, from a daemon thread: an executor would delay Ctrl-C until requests end.
 
-        It asks again, unless the query is a mutation, after a fault that may pass, until it is given up. `until` bounds
-        the retries, not an answer that trickles in: wait() for it.
+        Temporary faults are retried, except for mutations, until `given_up` is set. `until` limits the retries, not an
+        answer that trickles in: use wait().
         """
         future: Future[Any] = Future()
 
@@ -106,10 +106,10 @@ class Client:
         return future
 
     def wait(self, future: "Future[Any]", until: float) -> Any:
-        """Return an answer that is there by `until`. Raise StoreError when there is none.
+        """Return a future's result by `until`. Raise StoreError if there is none.
 
-        A limit on the whole can only be kept from outside: requests limits the wait for the next byte, and an answer
-        may trickle in, its headers too, or consist of `100 Continue` for ever.
+        The total time can only be limited from outside: requests limits the wait for the next byte, but an answer, its
+        headers included, may trickle in, or be an endless `100 Continue`.
         """
         try:
             return future.result(max(0.0, until - time.monotonic()))
@@ -123,7 +123,7 @@ class Client:
         try:
             return _asked(until, http, self.settings, query, variables, given_up)
         except StoreError as problem:
-            # Some services repeat in their refusal what they refuse.
+            # Some services repeat the token in their refusal.
             if token := _token(self.settings):
                 problem.message = problem.message.replace(token, "***")
                 problem.args = (problem.message,)
@@ -135,17 +135,17 @@ class Client:
 def _session(store: MetadataStore) -> "requests.Session":
     """Return an HTTP session with the store's certificate authority, the token and the header Service-Name.
 
-    Raise ConfigError when no service is set, its token is not in the environment, or the authority's file is none.
+    Raise ConfigError if no service is set, its token is not in the environment, or the authority's file is invalid.
     """
     import requests
 
     if store.url is None or not store.url.startswith(("http://", "https://")):
         raise ConfigError(
             "metadata_store.url",
-            [f"an http(s) URL of the metadata store is needed; set is {store.url or 'none'}"],
+            [f"must be an http(s) URL of the metadata store, and is {store.url or 'none'}"],
         )
     http = requests.Session()
-    # Neither a password from netrc nor an authority from the environment may outvote the settings.
+    # Neither a password from netrc nor an authority from the environment may override the settings.
     http.trust_env = False
     http.proxies.update(requests.utils.get_environ_proxies(store.url))
     http.headers.update({"Accept": "application/json", "Accept-Encoding": "gzip"})
@@ -154,7 +154,7 @@ def _session(store: MetadataStore) -> "requests.Session":
         try:
             ssl.create_default_context(cafile=store.ca_bundle)
         except OSError as problem:
-            words = f"{store.ca_bundle} is no readable PEM file: {short(problem)}"
+            words = f"{store.ca_bundle} is not a readable PEM file: {short(problem)}"
             raise ConfigError("metadata_store.ca_bundle", [words]) from problem
         http.verify = store.ca_bundle
     if store.token_env:
@@ -167,7 +167,7 @@ def _authorization(store: MetadataStore, variable: str) -> Callable[[Any], Any]:
     if not token:
         raise ConfigError("metadata_store.token_env", [f"{variable} is not set in the environment"])
     if not (token.isascii() and token.isprintable()) or token != token.strip():
-        words = f"{variable} holds characters that no HTTP header takes, such as an end of line"
+        words = f"{variable} contains characters that are invalid in an HTTP header, such as a newline"
         raise ConfigError("metadata_store.token_env", [words])
     header = f"{store.token_scheme} {token}" if store.token_scheme else token
 
@@ -190,9 +190,9 @@ def _asked(
     variables: Mapping[str, Any],
     given_up: threading.Event,
 ) -> Any:
-    """Return what the query asks for, asked for again after a fault that may pass.
+    """Return a query's result, with retries after temporary faults.
 
-    Not with urllib3's Retry: it does not see a body that is cut short, and its waits know neither limit nor end.
+    urllib3's Retry does not detect a truncated body, and its waits cannot be limited or interrupted.
     """
     retries = 0 if query.text.startswith("mutation") else store.retries
     attempt = 0
@@ -214,7 +214,7 @@ def _asked(
 def _content(
     http: "requests.Session", store: MetadataStore, query: Query, variables: Mapping[str, Any], until: float
 ) -> bytes:
-    """Return an answer's body. A redirect is refused: a token goes to one host only."""
+    """Return an answer's body. Redirects are not followed: the token is for one host only."""
     import requests
     from urllib3.exceptions import HTTPError
 
@@ -253,30 +253,30 @@ def _content(
 
 
 def _check(store: MetadataStore, answer: "requests.Response") -> None:
-    """Raise StoreError for a status that is no success, and for a compression whose size cannot be limited here."""
-    status, said = answer.status_code, f"{named(store)}: answers {answer.status_code} {answer.reason}"
+    """Raise StoreError for an error status, and for a compression whose size cannot be limited."""
+    status, message = answer.status_code, f"{named(store)}: answers {answer.status_code} {answer.reason}"
     if status in (401, 403):
         raise StoreError(
             f"{named(store)}: access denied ({status})",
             "set metadata_store.token_env to the variable that holds a valid token"
-            " (metadata_store.token_scheme is the word that is sent before it)",
+            " (metadata_store.token_scheme is the word sent before it)",
         )
     if status == 404:
         raise MayPass(
-            said,
-            "either metadata_store.url is wrong, or the gateway there is being deployed: try again later",
+            message,
+            "either metadata_store.url is wrong, or the gateway is being deployed: try again later",
         )
     if status == 413:
-        raise MayPass(said, "lower metadata_store.page_size", again=False, less=True)
+        raise MayPass(message, "lower metadata_store.page_size", again=False, less=True)
     if status == 429 or status >= 500:
-        raise MayPass(said, "try again later", less=status != 429, after_seconds=_retry_after(answer))
-    if status not in (200, 400, 422):  # some services answer so what others answer as 200, with errors
+        raise MayPass(message, "try again later", less=status != 429, after_seconds=_retry_after(answer))
+    if status not in (200, 400, 422):  # some services send errors with these, others with 200
         hint = "set metadata_store.url to where it redirects" if answer.is_redirect else "try again later"
-        raise StoreError(said, hint)
+        raise StoreError(message, hint)
     if (coding := answer.headers.get("Content-Encoding", "identity")) not in ("identity", "gzip"):
         raise StoreError(
             f"{named(store)}: the answer is encoded as {coding!r}",
-            "let the store send gzip, or nothing of it",
+            "the store must send gzip, or no compression",
         )
 
 
@@ -291,7 +291,7 @@ def _retry_after(answer: "requests.Response") -> float:
 
 
 def _fault(store: MetadataStore, problem: Exception, divisible: bool) -> StoreError:
-    """Return the error for a failed request. A page that takes too long is not requested again if half of it can be."""
+    """Return the error for a failed request. A page that takes too long is not requested again if a smaller one can be."""
     from requests.exceptions import ChunkedEncodingError, ConnectionError, SSLError, Timeout
     from urllib3.exceptions import ProtocolError, ReadTimeoutError
 
@@ -313,30 +313,30 @@ def _fault(store: MetadataStore, problem: Exception, divisible: bool) -> StoreEr
 
 
 def too_late(store: MetadataStore, last: StoreError | None = None) -> StoreError:
-    said = f"{named(store)}: not read to its end in {store.total_timeout_seconds:g} s"
+    message = f"{named(store)}: not read to the end in {store.total_timeout_seconds:g} s"
     return StoreError(
-        said + (last.message.replace(named(store), "; last", 1) if last else ""),
+        message + (last.message.replace(named(store), "; last", 1) if last else ""),
         "try again later, or raise metadata_store.total_timeout_seconds",
     )
 
 
 def named(store: MetadataStore) -> str:
-    """Name a service without what its URL may hold of secrets: a user's password, a query."""
+    """Return a service's name without secrets of its URL: a password, a query."""
     parts = urlsplit(store.url or "")
     return f"metadata store {parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def read(content: bytes, query: Query, where: str) -> Any:
-    """Return the field of the answer that the query is for. Raise StoreRefused where the answer holds errors, and StoreError."""
+    """Return the query's field of the answer. Raise StoreRefused if the answer has errors, and StoreError."""
     try:
         answer = _decoded(content)
         if answer.errors:
-            raise StoreRefused(f"{where}: {_said(answer.errors)}", "ask who runs the metadata store")
+            raise StoreRefused(f"{where}: {_first_message(answer.errors)}", "ask who runs the metadata store")
         data = answer.data or {}
         if not query.field:
             return msgspec.json.decode(msgspec.json.encode(data), type=query.kind)
         if query.field not in data:
-            raise StoreError(f"{where}: the answer holds no {query.field}", "ask who runs the metadata store")
+            raise StoreError(f"{where}: the answer has no {query.field}", "ask who runs the metadata store")
         found = data[query.field]
         if query.kind is Page and isinstance(found, list):
             return [msgspec.Raw(json.dumps(record).encode()) for record in found]
@@ -347,12 +347,13 @@ def read(content: bytes, query: Query, where: str) -> Any:
         raise StoreError(
             f"{where}: the answer is not GraphQL's JSON ({problem}): {start!r}",
             "check that metadata_store.url is the GraphQL service itself",
+            key=f"{where}: not GraphQL's JSON",
         ) from problem
 
 
 def _decoded(content: bytes) -> _Answer:
-    """Return the answer with the JSON text of each field; as Python reads it where strict JSON does not allow the whole,
-    such as one with a NaN: then its errors are found, and its good records are read."""
+    """Return the answer with the JSON text of each field. If it is not strict JSON, such as one with a NaN, decode it as
+    Python does, so that its errors are found and its good records are read."""
     try:
         return msgspec.json.decode(content, type=_Answer)
     except (msgspec.DecodeError, UnicodeError) as problem:
@@ -366,14 +367,14 @@ def _decoded(content: bytes) -> _Answer:
         return _Answer(data if isinstance(data, dict) else None, answer.get("errors"))
 
 
-def _said(errors: Any) -> str:
-    """Return the message of the first error, or the error itself where it has none."""
+def _first_message(errors: Any) -> str:
+    """Return the message of the first error, or the error itself if it has none."""
     first = errors[0] if isinstance(errors, list) else errors
     return str(first.get("message") if isinstance(first, dict) else first)
 
 
 def short(problem: BaseException) -> str:
-    """Return the message of the innermost cause: the layers above it add nothing that helps."""
+    """Return the message of the innermost cause: the layers above it add nothing useful."""
     inner = _innermost(problem)
     words = getattr(inner, "verify_message", None) or getattr(inner, "strerror", None) or inner
     return " ".join(str(words).split()) or type(inner).__name__
@@ -381,7 +382,7 @@ def short(problem: BaseException) -> str:
 
 def _innermost(problem: BaseException) -> BaseException:
     inner = problem.__cause__ or problem.__context__ or (problem.args[0] if problem.args else None)
-    # While a failure is being handled, it is the context of the next one, but not its cause.
+    # A failure that is being handled is the context of the next one, but not its cause.
     if not isinstance(inner, BaseException) or isinstance(inner, StoreError):
         return problem
     return _innermost(inner)

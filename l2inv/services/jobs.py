@@ -1,9 +1,8 @@
-"""One attempt at one OP as a process that outlives l2inv: what is left in the OP's folder tells any later run.
+"""One attempt at one OP as a process that outlives l2inv: a later run learns its outcome from files in the OP's folder.
 
-A POSIX shell script runs the command; beside it in .l2inv/ lie, under the job's name, `.pid` from when it began
-(process id and host), `.err` with what it wrote to stderr, and `.exit` from when it ended. The same script runs here
-and on a cluster. Here, it holds a lock on `.lock` for as long as it or its command lives: the kernel lets go of it
-whatever happens to them.
+A POSIX shell script runs the command. Beside it in .l2inv/, under the job's name, are `.pid` from its start (process id
+and host), `.err` with its stderr, and `.exit` from its end. The same script runs here and on a cluster. Here, it holds
+a lock on `.lock` while it or its command runs; the kernel releases the lock in any case.
 """
 
 import fcntl
@@ -26,36 +25,36 @@ from l2inv.files import private_folder, replace
 from l2inv.services import slurm
 
 REQUEUED = {"TIMEOUT", "NODE_FAIL", "PREEMPTED", "LOST"}
-UNTOLD = {"FAILED", "COMPLETED"}  # states that add nothing to a job's own exit code
+UNINFORMATIVE = {"FAILED", "COMPLETED"}  # states that add nothing to a job's own exit code
 
 Fate = Literal["done", "failed", "again", "running"]
 
-OWN = ".l2inv"  # what l2inv keeps in an OP's folder for itself
+OWN = ".l2inv"  # l2inv's own folder in an OP's folder
 LOG = "preprocess.log"
 _PAUSE_SECONDS = 0.05
-# All that a command gets of l2inv's environment; LC_* beside it. No token or password of l2inv's is among it.
+# The variables that a command gets from l2inv's environment, besides LC_*. No token or password is among them.
 ENVIRONMENT = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR")
 
-# Here, l2inv gives the lock as standard input and the two ends of a pipe as the other streams (writing, reading); on a
-# cluster, the script makes a named pipe. An end that is there already, from a run that gave the job up, means that it
-# must not begin. What the command left running in its group ends with it: only here is the group the script's own. In
-# the shell, a wait that a signal ends leaves the child: it is waited for again.
+# Here, l2inv passes the lock as standard input and the two ends of a pipe as the other streams (writing, reading); on a
+# cluster, the script creates a named pipe. If `.exit` exists already, a run gave the job up, and it must not begin. What
+# the command left running in its group is killed at its end: only here is the group the script's own. In the shell, a
+# wait interrupted by a signal leaves the child running, so the script waits again.
 #
-# Both streams go into the log. What comes through stderr is kept apart as well: a program may hold back its stdout
-# until it ends, so that the last line of the log need not be its last word. grep passes whole lines on, which stdout's
-# would tear otherwise (busybox's cannot: then cat does without). The copying ignores every signal but SIGKILL, or else
-# the command would be killed by writing to it; it is waited for, but not for long: what the command left running may
-# hold its stderr open. A file system without named pipes has the log alone.
+# Both streams go into the log. stderr is also kept separately: a program may buffer its stdout until it ends, so that the
+# last line of the log need not be its last message. grep passes on whole lines, which stdout would break otherwise
+# (busybox's cannot: then cat is used). The copying process ignores every signal but SIGKILL, or else the command would be
+# killed by writing to it. The script waits for it, but not for long: what the command left running may hold its stderr
+# open. On a file system without named pipes there is only the log.
 #
-# A process costs a millisecond, as much as many a command: the shell does by itself what it can. A reader may meet
-# an end that is not written yet: see ended().
+# A process costs a millisecond, as long as many commands take, so the shell does what it can itself. A reader may find
+# an empty `.exit`: see ended().
 _SCRIPT = """#!/bin/sh
 cd {folder} || exit 1
 job={own}/{name}
 [ ! -e "$job.exit" ] || exit 0
-child= told=null
+child= signal=null
 end() {{
-    told='"TERM"'
+    signal='"TERM"'
     [ -z "$child" ] || kill -TERM "$child"
 }}
 trap end TERM
@@ -87,7 +86,7 @@ fi
 exec {argv} 2>&8 7<&- 8>&- &
 child=$!
 exec 7<&- 8>&-
-[ "$told" = null ] || kill -TERM "$child"
+[ "$signal" = null ] || kill -TERM "$child"
 while :; do
     wait "$child"
     code=$?
@@ -100,24 +99,24 @@ while [ "$tee" ] && kill -0 "$tee" 2>/dev/null && [ "$polls" -lt 100 ]; do
     polls=$((polls + 1))
     [ "$polls" -lt 5 ] || nap=0.02
 done
-printf '{{"exit_code": %s, "signal": %s, "host": "%s"}}\\n' "$code" "$told" "$host" >"$job.exit" || exit 1
+printf '{{"exit_code": %s, "signal": %s, "host": "%s"}}\\n' "$code" "$signal" "$host" >"$job.exit" || exit 1
 [ "$1" != here ] || kill -KILL 0
 exit "$code"
 """
 
 
 class Stopped(Exception):
-    """l2inv was told to end while it waited."""
+    """l2inv was stopped while it waited."""
 
 
 class TookTooLong(Exception):
-    """The job has run for longer than it may."""
+    """The job exceeded its time limit."""
 
 
 class Job(msgspec.Struct, frozen=True):
-    """One attempt at one OP: the command and the OP's folder. The name is that of no other job in the folder.
+    """One attempt at one OP: the command and the OP's folder. The name is unique in the folder.
 
-    What the command prints goes into the file `log` there.
+    The command's output goes into the file `log` there.
     """
 
     name: str
@@ -127,9 +126,9 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class Ended(msgspec.Struct, frozen=True):
-    """How a job ended. A shell's exit code: 128 and the number of the signal that killed the command.
+    """How a job ended. The exit code is a shell's: 128 plus the signal that killed the command.
 
-    `signal` is TERM where the job was told to end.
+    `signal` is TERM if the job was terminated.
     """
 
     exit_code: int | None = None
@@ -138,21 +137,21 @@ class Ended(msgspec.Struct, frozen=True):
 
     @property
     def how(self) -> str:
-        """Return how the command ended, in words."""
+        """Return how the command ended, as a phrase."""
         if self.exit_code is None:
-            return "ended without leaving its exit code"
+            return "ended without recording its exit code"
         with suppress(ValueError):
             return f"was killed by {signal.Signals(self.exit_code - 128).name}"
         return f"ended with exit code {self.exit_code}"
 
 
 def new_name() -> str:
-    """Return a name that no other job has."""
+    """Return a unique name for a job."""
     return f"l2inv-{secrets.token_hex(6)}"
 
 
 def prepare(job: Job) -> Path:
-    """Write a job's script and return its path. No part of the command is read by a shell. Raise OSError."""
+    """Write a job's script and return its path. No shell interprets the command. Raise OSError."""
     script = _SCRIPT.format(
         folder=shlex.quote(str(job.folder)),
         own=OWN,
@@ -163,16 +162,14 @@ def prepare(job: Job) -> Path:
     path = _file(job.folder, job.name, "sh")
     private_folder(path.parent)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(
-        os.open(path, flags, 0o700), "wb"
-    ) as file:  # nobody knows its name yet: it needs no other first
+    with os.fdopen(os.open(path, flags, 0o700), "wb") as file:
         file.write(os.fsencode(script))
-    (job.folder / job.log).unlink(missing_ok=True)  # an earlier attempt's words are not this one's
+    (job.folder / job.log).unlink(missing_ok=True)  # of an earlier attempt
     return path
 
 
 def start(job: Job) -> "subprocess.Popen[bytes]":
-    """Start a job on this machine, in a session of its own: it goes on when l2inv is killed. Raise OSError."""
+    """Start a job on this machine, in a session of its own: it keeps running if l2inv is killed. Raise OSError."""
     script = prepare(job)
     reading, writing = os.pipe()
     try:
@@ -192,7 +189,7 @@ def start(job: Job) -> "subprocess.Popen[bytes]":
 
 
 def environment() -> dict[str, str]:
-    """Return what a command gets of l2inv's own environment."""
+    """Return the environment of a command."""
     return {k: v for k, v in os.environ.items() if k in ENVIRONMENT or k.startswith("LC_")}
 
 
@@ -202,20 +199,20 @@ def ended(folder: Path, name: str) -> Ended | None:
         content = _file(folder, name, "exit").read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    if not content:  # about to be written, or the disk was full
+    if not content:  # not written yet, or the disk was full
         return None
     try:
         return msgspec.json.decode(content, type=Ended)
-    except msgspec.DecodeError:  # the command may write where it likes
+    except msgspec.DecodeError:  # the command may have overwritten it
         return Ended()
 
 
 def fate(end: Ended | None, state: str) -> Fate:
-    """Return what a job came to, by what it left of how it ended and by its state as Slurm names it.
+    """Return a job's outcome, from its recorded end and its state as Slurm names it.
 
-    Two states are not Slurm's: LOST, where nothing runs that began, and UNKNOWN, where nothing began. A job that is
-    COMPLETED and left nothing left it on another host, from where it is yet to be seen. Why a job did not end well
-    is for its last state to say: it may have been told to end before it could write that down.
+    Two states are not Slurm's: LOST, of a job that began and no longer runs, and UNKNOWN, of one that did not begin. If a
+    job is COMPLETED without a recorded end, that was written on another host and is not visible here yet. The state
+    says why a job failed: it may have been killed before it could record its end.
     """
     if end is not None and end.exit_code == 0 and end.signal is None:
         return "done"
@@ -228,13 +225,13 @@ def fate(end: Ended | None, state: str) -> Fate:
 
 def state_here(folder: Path, name: str) -> tuple[Ended | None, str]:
     """Return how a job on this machine ended, and its state as Slurm would name it. Raise OSError."""
-    running = is_running(folder, name)  # asked first: what ends meanwhile has left how
+    running = is_running(folder, name)  # checked first: a job that ends meanwhile has recorded it
     end = ended(folder, name)
     return end, "RUNNING" if running else "LOST" if end is None else "FAILED"
 
 
 def state_forgotten(folder: Path, name: str, end: Ended | None, limit_seconds: float) -> str:
-    """Return the state of a job that Slurm does not know (any more), from what the job itself left. Raise OSError."""
+    """Return the state of a job that Slurm does not know (any more), from the job's files. Raise OSError."""
     if end is None:
         return "UNKNOWN" if began(folder, name) is None else "LOST"
     if end.signal is None:
@@ -243,10 +240,10 @@ def state_forgotten(folder: Path, name: str, end: Ended | None, limit_seconds: f
 
 
 def failure(command: str, folder: Path, name: str, end: Ended | None, state: str, log: str = LOG) -> str:
-    """Return why a job failed: its state, its exit code, its last words, its log. Raise OSError."""
-    what = "" if state in UNTOLD else f"{state}: "
+    """Return why a job failed: its state, its exit code, its last message, its log. Raise OSError."""
+    what = "" if state in UNINFORMATIVE else f"{state}: "
     how = (end or Ended()).how
-    return f"{what}{command} {how}: {last_word(folder, name, log)} (log: {folder / log})"
+    return f"{what}{command} {how}: {last_line(folder, name, log)} (log: {folder / log})"
 
 
 def began(folder: Path, name: str) -> float | None:
@@ -258,7 +255,7 @@ def began(folder: Path, name: str) -> float | None:
 
 
 def took_seconds(folder: Path, name: str) -> float:
-    """Return how long an ended job ran, by the clock of the file system. Raise OSError."""
+    """Return how long an ended job ran in seconds, by the file system's clock. Raise OSError."""
     end = _file(folder, name, "exit").stat().st_mtime
     return round(max(0.0, end - (began(folder, name) or end)), 3)
 
@@ -276,10 +273,10 @@ def is_running(folder: Path, name: str) -> bool:
 
 
 def wait(folder: Path, name: str, timeout_seconds: float, stop: Flag, pid: int | None = None) -> Ended | None:
-    """Wait for a job on this machine: return how it ended, None if that cannot be told any more.
+    """Wait for a job on this machine: return how it ended, None if that is unknown.
 
-    Where it is a child of this process, its pid lets its end be seen at once. Raise TookTooLong, and Stopped when stop
-    is set: the job runs on. Raise OSError.
+    If it is a child of this process, its pid makes its end visible at once. Raise TookTooLong, Stopped when stop is set
+    (the job keeps running), and OSError.
     """
     with _pausing(pid) as pause:
         while True:
@@ -295,8 +292,8 @@ def wait(folder: Path, name: str, timeout_seconds: float, stop: Flag, pid: int |
 
 @contextmanager
 def _pausing(pid: int | None) -> Iterator[Callable[[], object]]:
-    """Lend a function that lets a moment pass, no longer than until a child of this process ends."""
-    if pid is None or not hasattr(os, "pidfd_open"):  # Linux alone has it
+    """Yield a function that waits a moment, at most until a child of this process ends."""
+    if pid is None or not hasattr(os, "pidfd_open"):  # only on Linux
         yield lambda: time.sleep(_PAUSE_SECONDS)
         return
     number = os.pidfd_open(pid)
@@ -309,11 +306,11 @@ def _pausing(pid: int | None) -> Iterator[Callable[[], object]]:
 
 
 def kill(folder: Path, name: str, patience_seconds: float = 5.0) -> bool:
-    """Kill a job on this machine with all its group; False if a part of it runs on, as on another host. Raise OSError."""
+    """Kill a job's process group on this machine; return False if some of it keeps running, such as on another host. Raise OSError."""
     deadline = time.monotonic() + patience_seconds
     while is_running(folder, name):
-        # The lock is held, so that the group is still the job's and no stranger's.
-        with suppress(FileNotFoundError, ProcessLookupError, ValueError):  # not yet begun; ended meanwhile
+        # The lock is held, so the group id still belongs to the job.
+        with suppress(FileNotFoundError, ProcessLookupError, ValueError):  # not started yet; ended meanwhile
             pid, host = _file(folder, name, "pid").read_text().split()
             if host == os.uname().nodename:
                 os.killpg(int(pid), signal.SIGKILL)
@@ -324,18 +321,18 @@ def kill(folder: Path, name: str, patience_seconds: float = 5.0) -> bool:
 
 
 def forget_end(folder: Path, name: str) -> None:
-    """Remove how a job ended: a later run finds it lost, and has it begin again. Raise OSError."""
+    """Remove a job's recorded end: a later run finds it lost, and starts it again. Raise OSError."""
     _file(folder, name, "exit").unlink(missing_ok=True)
 
 
 def give_up(folder: Path, name: str) -> None:
-    """Return that a job ended, in its place: it begins no more, and no later run looks for it. Raise OSError."""
+    """Record in a job's place that it ended: it will not begin, and no later run looks for it. Raise OSError."""
     if folder.exists():
         _file(folder, name, "sh").parent.mkdir(mode=0o700, exist_ok=True)
         replace(_file(folder, name, "exit"), msgspec.json.encode(Ended(signal="TERM")).decode())
 
 
-def last_word(folder: Path, name: str, log: str = LOG) -> str:
+def last_line(folder: Path, name: str, log: str = LOG) -> str:
     """Return the last line that a job wrote to stderr, else to its log: at most 300 characters. Raise OSError."""
     if not (folder / log).exists():
         return "it did not begin"

@@ -1,4 +1,4 @@
-"""The Data Center's metadata store: what is read from it and recorded in it over GraphQL, or a saved response in a file."""
+"""The Data Center's metadata store over GraphQL, or a saved response in a file."""
 
 import gzip
 import json
@@ -20,18 +20,17 @@ from l2inv.errors import ConfigError, StoreError
 from l2inv.services.graphql import Client, MayPass, Page, Query, read, short
 
 IDS_AT_ONCE = 200
-# No two rows share it, so that pages neither overlap nor leave out any, and what is new comes last: createDate does
-# neither for datasets of the same instant.
+# Unique, so that pages neither overlap nor omit rows, and new rows come last. createDate is not unique.
 SORTED_BY = "datasetInventoryId"
-ACTIVE = "ACTIVE"  # of the codes of a dataset's status, the one that a plain query returns
+ACTIVE = "ACTIVE"  # the status code of the datasets that a plain query returns
 
 _INVERSION = "inversionId primaryProposalId instrumentProgramExecutionId bucket asdfObjectKey datasetIds spectralLines createDate"
-# The struct's own fields, so that query and reader cannot disagree. Counts and distributions are scalars of the store's.
+# From the struct, so that query and reader agree. Counts and distributions are scalars in the store.
 _FIELDS = " ".join(Dataset.__struct_encode_fields__)
 
 
 class Recipes(msgspec.Struct, frozen=True):
-    """How many recipes L1 plans for an OP, and how many it has run."""
+    """The number of recipes that L1 plans for an OP, and of those that are complete."""
 
     planned: int
     complete: int
@@ -52,7 +51,7 @@ class _StatusCode(msgspec.Struct, rename="camel"):
 
 
 class _Status(msgspec.Struct, rename="camel"):
-    """What a record says of its own status."""
+    """The status in a record."""
 
     status: Any = None
     is_active: Any = None  # in answers of 2023
@@ -87,7 +86,7 @@ FIND_BY_DATASETS = Query(
 
 
 class Known(msgspec.Struct, rename="camel"):
-    """What the store has of inversions before one is created: under its id, and of any of its datasets."""
+    """The inversions that the store has before one is created: with its id, and of any of its datasets."""
 
     by_id: list[dict[str, Any]] | None
     by_datasets: list[dict[str, Any]] | None
@@ -120,7 +119,7 @@ STATUS = Query(
 
 
 class CatalogObject(msgspec.Struct, frozen=True, rename="camel"):
-    """A file of a group, such as an inversion's ASDF file, as the catalogers filed it."""
+    """A cataloged file of a group, such as an inversion's ASDF file."""
 
     inventory_id: str
     bucket: str
@@ -132,7 +131,7 @@ class CatalogObject(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class CatalogedFrame(msgspec.Struct, frozen=True, rename="camel"):
-    """A FITS file as the catalogers filed it, by its header."""
+    """A cataloged FITS file."""
 
     inventory_id: str
     bucket: str
@@ -157,7 +156,7 @@ FRAMES = Query(
 
 
 class Look(msgspec.Struct, frozen=True):
-    """What a store over HTTP answered to the cheapest question."""
+    """What a store over HTTP answered to the cheapest query."""
 
     url: str
     reachable: bool
@@ -167,48 +166,48 @@ class Look(msgspec.Struct, frozen=True):
 
 
 class Source(Protocol):
-    """Where the datasets come from: a metadata store over HTTP, or its response saved in a file."""
+    """A source of datasets: a metadata store over HTTP, or its response saved in a file."""
 
     name: str
 
     def count(self, updated_since: datetime | None = None) -> int | None:
-        """Return how many datasets pages() has to give; None where that is not known. Raise StoreError."""
+        """Return how many datasets pages() yields; None if that is unknown. Raise StoreError."""
 
     def pages(self, updated_since: datetime | None = None) -> Iterator[Page]:
-        """Return the datasets page by page, each as the JSON text of its record, in the order in which they came in.
+        """Yield the datasets page by page, each as the JSON text of its record, in the order in which the store got them.
 
-        With `updated_since` (a time with an offset) only those whose updateDate is no earlier; one that was never
-        updated has none. A dataset may come twice: where the store changed meanwhile, or a page was too heavy and was
-        asked for in halves. Raise StoreError when the store cannot be read to its end, in time (what the caller takes
-        for the pages counts too); those given until then are good.
+        With `updated_since` (a time with an offset), only those with a later updateDate; datasets that were never
+        updated have none. A dataset may come twice, if the store changed meanwhile or a page was too large and was
+        requested in halves. Raise StoreError if the store cannot be read to the end in time (the caller's time
+        included); pages yielded until then are valid.
         """
 
     def holds(self, record: msgspec.Raw | bytes) -> bool:
-        """Return whether a record of a page is that of an active dataset."""
+        """Return whether a record is of an active dataset."""
 
     def pages_by_id(self, dataset_ids: Sequence[str]) -> Iterator[Page]:
-        """Return, as pages() does, those that are still active. Raise StoreError."""
+        """Yield, like pages(), those that are still active. Raise StoreError."""
 
     def count_by_id(self, dataset_ids: Sequence[str]) -> int:
-        """Return how many datasets the store reports as still active of those named. Raise StoreError."""
+        """Return how many of these datasets the store reports as still active. Raise StoreError."""
 
     def recipes(self) -> dict[str, Recipes]:
-        """Return for each OP id what L1 plans and has finished of it. Raise StoreError when that cannot be known."""
+        """Return by OP id the recipes that L1 plans and has completed. Raise StoreError if that is not available."""
 
     def check(self) -> None:
-        """Raise ConfigError for what would keep every scan from even asking."""
+        """Raise ConfigError for settings with which every scan would fail."""
 
     def look(self) -> Look | None:
-        """Return the answer to the cheapest question, where there is somebody to ask. Raise StoreError.
+        """Return the answer to the cheapest query, None for a file. Raise StoreError.
 
-        The store is asked once without variables and once with one, by which `takes_variables` is true, or null where
-        it has no code of a status but one, so that nothing is proven.
+        It is sent once without variables and once with one, which shows whether `takes_variables` is true; it is null
+        if the store has only one status code, which proves nothing.
         """
 
 
 @contextmanager
 def source(settings: MetadataStore) -> Iterator[Source]:
-    """Lend what the settings name. Raise ConfigError where they name nothing, or lack what a service needs."""
+    """Yield the source in the settings. Raise ConfigError if there is none, or a setting is missing."""
     if settings.url is not None and not settings.url.startswith(("http://", "https://")):
         yield SavedResponse(settings)
         return
@@ -218,7 +217,7 @@ def source(settings: MetadataStore) -> Iterator[Source]:
 
 @contextmanager
 def service(settings: MetadataStore) -> Iterator["Service"]:
-    """Lend the store over HTTP. Raise ConfigError where the settings name none, its token or authority is missing."""
+    """Yield the store over HTTP. Raise ConfigError if there is none, or its token or authority is missing."""
     store = Service(settings)
     try:
         yield store
@@ -227,7 +226,7 @@ def service(settings: MetadataStore) -> Iterator["Service"]:
 
 
 class SavedResponse:
-    """A file that holds the response to DATASETS, as JSON or gzip of it, perhaps with datasets of any status."""
+    """A file with the response to DATASETS, as JSON or gzipped JSON, perhaps with datasets of any status."""
 
     def __init__(self, settings: MetadataStore) -> None:
         self.settings = settings
@@ -238,8 +237,7 @@ class SavedResponse:
         return None
 
     def pages(self, updated_since: datetime | None = None) -> Iterator[Page]:
-        """Return all that the file holds, held to the same limit as an answer over HTTP: a small .gz may unpack to
-        any size."""
+        """Yield the file's records. Its size is limited like an answer over HTTP: a small .gz may unpack to any size."""
         most = self.settings.max_answer_mb * 1_000_000
         try:
             with gzip.open(self.path) if self.path.suffix == ".gz" else self.path.open("rb") as file:
@@ -256,7 +254,7 @@ class SavedResponse:
             yield records[start : start + self.settings.page_size]
 
     def holds(self, record: msgspec.Raw | bytes) -> bool:
-        """One that names no status is active, and what cannot be read is left to the reader."""
+        """Return whether a record is active; also True without a status, or if it cannot be decoded."""
         try:
             status = msgspec.json.decode(record, type=_Status)
         except (msgspec.DecodeError, UnicodeError, RecursionError):
@@ -269,14 +267,14 @@ class SavedResponse:
         return not isinstance(status.status, str) or status.status.upper() == ACTIVE
 
     def pages_by_id(self, dataset_ids: Sequence[str]) -> Iterator[Page]:
-        """Return none: a file holds no more than was read of it."""
+        """Return no pages: a file has no more than was read."""
         return iter(())
 
     def count_by_id(self, dataset_ids: Sequence[str]) -> int:
         return 0
 
     def recipes(self) -> dict[str, Recipes]:
-        raise StoreError("a saved response does not hold them", "set metadata_store.url to the service")
+        raise StoreError("a saved response has no recipes", "set metadata_store.url to the service")
 
     def check(self) -> None:
         if not self.path.is_file():
@@ -317,7 +315,7 @@ class Service(Client):
         }
 
     def check(self) -> None:
-        """Find nothing: whatever is missing kept the service from being made."""
+        """Do nothing: __init__ checked the settings."""
 
     def look(self) -> Look:
         codes = self._status_codes(STATUSES, {})
@@ -325,23 +323,23 @@ class Service(Client):
             active = self._status_codes(STATUS, {"filter": {"datasetInventoryStatusCode": ACTIVE}})
         except StoreError as problem:
             raise StoreError(
-                f"{problem.message} (to a question with a variable; it answers one without)", _VARIABLES
+                f"{problem.message} (for a query with a variable; one without is answered)", _VARIABLES
             ) from problem
         others = [code for code in codes if code.upper() != ACTIVE]
         if not set(active).isdisjoint(others):
-            raise StoreError(f"{self.name}: passes over the variables of a question", _VARIABLES)
+            raise StoreError(f"{self.name}: ignores the variables of a query", _VARIABLES)
         return Look(masked(self.settings.url or ""), True, True, True if others else None, codes)
 
     def create_inversion(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Create an inversion's record and return what the store then holds of it. Not repeated when the answer is lost.
+        """Create an inversion's record and return it as the store has it. Not repeated if the answer is lost.
 
-        Raise StoreError; find_inversion shows whether the store took it all the same.
+        Raise StoreError; then find_inversion shows whether the store created it anyway.
         """
         held: dict[str, Any] = self.ask(CREATE, {"params": params})
         return held
 
     def find_inversion(self, inversion_id: str) -> dict[str, Any] | None:
-        """Return what the store holds under an inversionId, or None. Raise StoreError, also for one of another id."""
+        """Return the inversion with an inversionId, or None. Raise StoreError, also if the answer has another id."""
         return self._of_id(self.ask(FIND, {"id": inversion_id}), inversion_id)
 
     def known_inversions(
@@ -355,35 +353,35 @@ class Service(Client):
         for held in found or ():
             if held.get("inversionId") != inversion_id:
                 raise StoreError(
-                    f"{self.name}: asked for {inversion_id}, and answers with {str(held.get('inversionId'))[:80]!r}",
+                    f"{self.name}: was asked for {inversion_id}, and answered with {str(held.get('inversionId'))[:80]!r}",
                     "ask who runs the metadata store",
                 )
         return found[0] if found else None
 
     def inversions_of(self, dataset_ids: Sequence[str]) -> list[dict[str, Any]]:
-        """Return the inversions that the store holds of any of the datasets. Raise StoreError."""
+        """Return the inversions that the store has of any of the datasets. Raise StoreError."""
         return self.ask(FIND_BY_DATASETS, {"ids": list(dataset_ids)}) or []
 
     def catalog_objects(self, group_id: str) -> list["CatalogObject"]:
-        """Return the files that the catalogers filed for a group; an inversion's id is one. Raise StoreError."""
+        """Return the cataloged files of a group, such as an inversion's id. Raise StoreError."""
         return self._filed(OBJECTS, {"groupId": group_id})
 
     def cataloged_frames(self, inversion_id: str) -> list["CatalogedFrame"]:
-        """Return the FITS files filed under an inversion's id, which their header has as DSETID. Raise StoreError."""
+        """Return the cataloged FITS files with an inversion's id, which is DSETID in their header. Raise StoreError."""
         return self._filed(FRAMES, {"datasetId": inversion_id})
 
     def _filed(self, query: Query, filters: Mapping[str, Any]) -> list[Any]:
-        """Return every page, each file once. Neither a count nor an order can be asked for: a page without news is the last."""
+        """Return the files of all pages, each once. There is neither a count nor an order: a page without new files is the last."""
         found: dict[str, Any] = {}
         number = 0
         while True:
             number += 1
             asked = {**filters, "pageSize": self.settings.page_size, "pageNumber": number}
             page = self.ask(query, {"filter": asked})
-            news = {one.inventory_id: one for one in page if one.inventory_id not in found}
-            if not news:
+            new = {one.inventory_id: one for one in page if one.inventory_id not in found}
+            if not new:
                 return list(found.values())
-            found |= news
+            found |= new
 
     def _count(self, filters: Mapping[str, Any], until: float) -> int:
         counted: _Count = self.ask(COUNT, {"filter": filters}, until)
@@ -393,7 +391,7 @@ class Service(Client):
         return [status.dataset_inventory_status_code for status in self.ask(query, variables)]
 
     def _pages(self, filters: Mapping[str, Any], until: float) -> Iterator[Page]:
-        """Return every page to the last. `at` counts the records up to here, so that the size of a page may change midway."""
+        """Yield every page. `at` counts the records so far, so that the page size may change in between."""
         at, size, count = 0, self.settings.page_size, self._count(filters, until)
         while True:
             try:
@@ -403,28 +401,28 @@ class Service(Client):
                             return
                         yield page
                         at = max(at, start + len(page))
-                        # A full page may not be the last, whatever the count. A store that ignores the paging would
-                        # give it for ever: hence the new count.
+                        # A full page may not be the last, whatever the count. A store that ignores paging would return
+                        # it forever: hence the new count.
                         if at >= count and (
                             len(page) != size or (at > count and self._count(filters, until) < at)
                         ):
                             return
-                        if len(page) != size:  # the store's own size then: it may number the pages by that
+                        if len(page) != size:  # the store has its own page size, and may number pages by it
                             size = len(page)
                             break
             except MayPass as problem:
                 if not problem.less or size == 1:
                     raise
-                # This fails where the store is down: there no smaller page would come either.
+                # This fails if the store is down, when smaller pages would not help either.
                 count = self._count(filters, until)
                 size //= 2
 
     def _ahead(
         self, filters: Mapping[str, Any], at: int, size: int, count: int, until: float
     ) -> Generator[tuple[int, Page], None, None]:
-        """Return endless pages, each with the number of records before it, beginning with the one that holds record `at`.
+        """Yield pages without end, each with the number of records before it, from the one with record `at` on.
 
-        Up to the count, several are asked for at a time; closing this gives up those in flight.
+        Up to the count, several are requested in parallel; closing the generator abandons those in flight.
         """
         window: deque[tuple[int, Future[Page]]] = deque()
         given_up = threading.Event()
@@ -442,20 +440,20 @@ class Service(Client):
             given_up.set()
 
 
-_VARIABLES = "l2inv passes all arguments as variables: ask who runs the gateway whether it takes them"
+_VARIABLES = "l2inv passes all arguments as variables: ask who runs the gateway whether it supports them"
 
 
 def check(settings: MetadataStore) -> None:
-    """Raise ConfigError for what would keep every scan from even asking: a missing file, authority or token."""
+    """Raise ConfigError for settings with which every scan would fail: a missing file, authority or token."""
     if settings.url is not None:
         with source(settings) as store:
             store.check()
 
 
 def look(settings: MetadataStore) -> Look | None:
-    """Return what the store answers to the cheapest question; None where there is nobody to ask.
+    """Return the store's answer to the cheapest query; None without a store.
 
-    Raise ConfigError, and StoreError when it does not answer, refuses l2inv, or does not take variables.
+    Raise ConfigError, and StoreError if it does not answer, refuses l2inv, or does not support variables.
     """
     if settings.url is None:
         return None
@@ -469,5 +467,5 @@ def _by_id(dataset_ids: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def _since(moment: datetime | None) -> dict[str, Any]:
-    """Return the filter, in which a time is UTC without an offset, as the store's are."""
+    """Return the filter, with the time in UTC without an offset, as in the store."""
     return {"updateDateMin": moment.astimezone(UTC).replace(tzinfo=None).isoformat()} if moment else {}

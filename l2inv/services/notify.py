@@ -1,7 +1,7 @@
-"""Writes to people by mail or chat, through the notification library apprise.
+"""Sends notifications by mail or chat, with the library apprise.
 
-It runs in a process of its own: one that hangs can be ended, and what the library logs, which may hold passwords, is
-shown to nobody. Called as a program, this module is that process.
+It runs in a process of its own, which can be killed if it hangs, and whose logs, which may contain passwords, are
+discarded. Run as a program, this module is that process.
 """
 
 import importlib.util
@@ -16,15 +16,15 @@ INSTALL = "apprise is not installed; run: pip install 'l2inv[notify]'"
 
 
 def send(addresses: Sequence[str], title: str, body: str, limit_seconds: float = LIMIT_SECONDS) -> list[str]:
-    """Send plain text to each address (a URL of apprise's) and return why it could not, where it could not.
+    """Send plain text to each address (a URL of apprise's) and return a reason for each that failed.
 
-    The reasons name an address by its kind alone, since the rest may be a password. Never raises.
+    A reason contains only the URL's scheme, since the rest may be a password. Never raises.
     """
     if importlib.util.find_spec("apprise") is None:
         return [INSTALL]
-    letters = [json.dumps({"address": address, "title": title, "body": body}) for address in addresses]
+    messages = [json.dumps({"address": address, "title": title, "body": body}) for address in addresses]
     with ThreadPoolExecutor(8) as pool:
-        problems = pool.map(lambda letter: _sent(letter, limit_seconds), letters)
+        problems = pool.map(lambda message: _sent(message, limit_seconds), messages)
         return [
             f"{address.partition('://')[0]}://*** {problem}"
             for address, problem in zip(addresses, problems, strict=True)
@@ -32,11 +32,11 @@ def send(addresses: Sequence[str], title: str, body: str, limit_seconds: float =
         ]
 
 
-def _sent(letter: str, limit_seconds: float) -> str | None:
+def _sent(message: str, limit_seconds: float) -> str | None:
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-m", "l2inv.services.notify"],
-            input=letter.encode(),
+            input=message.encode(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             timeout=limit_seconds,
@@ -45,19 +45,20 @@ def _sent(letter: str, limit_seconds: float) -> str | None:
     except subprocess.TimeoutExpired:
         return f"took longer than {limit_seconds:g} s"
     except OSError as problem:
-        return f"was not tried: {problem.strerror}"
-    return None if done.returncode == 0 else "does not take it; to see why: apprise -vv -b test ADDRESS"
+        return f"could not be started: {problem.strerror}"
+    return None if done.returncode == 0 else "did not accept it; to see why: apprise -vv -b test ADDRESS"
 
 
 def _main() -> int:
     from apprise import Apprise, NotifyFormat
 
-    letter = json.load(sys.stdin)
+    message = json.load(sys.stdin)
     people = Apprise()
-    taken = people.add(letter["address"])
+    taken = people.add(message["address"])
     return (
         0
-        if taken and people.notify(body=letter["body"], title=letter["title"], body_format=NotifyFormat.TEXT)
+        if taken
+        and people.notify(body=message["body"], title=message["title"], body_format=NotifyFormat.TEXT)
         else 1
     )
 

@@ -1,7 +1,7 @@
-"""Slurm by its commands: gives it a job array and asks, by the job's name, what became of each task.
+"""Slurm by its commands: submits a job array and looks up, by the job's name, the state of each task.
 
-What is read is plain text in columns that are asked for by name (squeue(1), sacct(1)): --json is not in every
-Slurm, and its shape differs between versions. Only jobs of the user's own are looked at: names are public.
+The output read is plain text in named columns (squeue(1), sacct(1)): not every Slurm has --json, and its shape differs
+between versions. Only the user's own jobs are considered, since anybody can use a job's name.
 """
 
 import os
@@ -16,40 +16,40 @@ import msgspec
 from l2inv.config.settings import Slurm
 from l2inv.files import replace
 
-# "JOB STATE CODES" of squeue(1): a task in any other state is not at its end.
+# "JOB STATE CODES" of squeue(1): a task in any other state has not ended.
 ENDED = frozenset(
     {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"}
     | {"NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"}
 )
 TIMEOUT_SECONDS = 60.0
 _DAYS_BACK = 30
-# How sbatch says that it is the cluster that fails, and not that it was asked for what cannot be had.
+# sbatch's messages for a cluster that is down, in contrast to a request that it refuses.
 _DOWN = re.compile(
     r"contact slurm|timed out|connection|transmitted|authenticat|munge|configuration file|temporarily|standby",
     re.IGNORECASE,
 )
 _NO_ACCOUNTING = "accounting storage is disabled"
-# Lines of another form are of jobs that are no array, or name the cluster.
+# Lines of another form are of jobs that are not arrays, or name the cluster.
 _LIVE = re.compile(r"^(\S+) +(\d+) +(\d+|N/A) +([A-Z_]+) +(\d+) +(\S.*?)? *$", re.ASCII | re.MULTILINE)
 _PAST = re.compile(
     r"^([^|\n]+)\|(\d+)(?:_(\d+|\[[^|\n]*\]))?\|([A-Z_]+)[^|\n]*\|(\d+):(\d+)$", re.ASCII | re.MULTILINE
 )
-_REFUSED = ("FAILED", "BadConstraints")  # what sbatch refused stays with the controller as a job that failed
+_REFUSED = ("FAILED", "BadConstraints")  # the controller lists jobs that sbatch refused as failed
 
-# Job name, array index (None: what was left to begin of an array that was cancelled), id of the array, what is known.
+# Job name, array index (None: the tasks of a canceled array that did not begin), id of the array, state.
 _Task = tuple[str, int | None, int, "Standing"]
 
 
 class SlurmDown(Exception):
-    """The cluster cannot be asked now; the text says so in one line."""
+    """The cluster cannot be reached now; the text is one line."""
 
 
 class SlurmRefused(Exception):
-    """sbatch will not have the job; the text is its words, in one line."""
+    """sbatch refused the job; the text is its message, in one line."""
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """A task's state as Slurm names it, and once it ended its exit code; None where a signal ended it."""
+    """A task's state as Slurm names it, and once it ended its exit code; None if a signal ended it."""
 
     state: str
     exit_code: int | None
@@ -58,19 +58,19 @@ class Standing(msgspec.Struct, frozen=True):
 def submit(
     settings: Slurm, name: str, time_minutes: int, batch_folder: Path, scripts: Sequence[Path]
 ) -> None:
-    """Return the cluster one job array: task i runs scripts[i] by /bin/sh. Nodes must see the paths as they are here.
+    """Submit one job array: task i runs scripts[i] by /bin/sh. The nodes must see the same paths.
 
-    A task that fails to start leaves its words in I.out in the batch folder. Raise SlurmRefused; SlurmDown, after
-    which the jobs may be there all the same (standing() tells); and OSError.
+    A task that fails to start leaves its message in I.out in the batch folder. Raise SlurmRefused, OSError, and
+    SlurmDown, after which the jobs may exist anyway: see standing().
     """
-    # The shell becomes the script: it would end by the SIGTERM of scancel and of the time limit, and the task with it,
-    # before the script has said how it ended. Slurm reads % and \ of a path as its own: it is given none.
+    # exec, because a shell would end by the SIGTERM of scancel and of the time limit, and the task with it, before the
+    # script recorded how it ended. Slurm interprets % and \ in paths, so it gets none.
     tasks = "".join(f"{i}) exec /bin/sh {shlex.quote(str(path))} ;;\n" for i, path in enumerate(scripts))
     batch = batch_folder / "batch.sh"
     replace(
         batch,
         "#!/bin/sh\n"
-        "unset SLURM_EXPORT_ENV\n"  # or else an srun of the command's would get no environment
+        "unset SLURM_EXPORT_ENV\n"  # else an srun in the command would get no environment
         f'exec >{shlex.quote(str(batch_folder))}/"$SLURM_ARRAY_TASK_ID".out 2>&1 || exit 1\n'
         f'case "$SLURM_ARRAY_TASK_ID" in\n{tasks}esac\n',
         0o700,
@@ -86,12 +86,12 @@ def submit(
     argv = [
         "sbatch",
         "--parsable",
-        "--no-requeue",  # who asks counts how often a task begins again
+        "--no-requeue",  # l2inv counts how often a task begins again
         f"--job-name={name}",
         f"--array=0-{len(scripts) - 1}{throttle}",
         f"--time={time_minutes}",
         "--ntasks=1",
-        "--export=NONE",  # the login environment, whoever submits; and no password of l2inv's is kept by the cluster
+        "--export=NONE",  # the login environment: the cluster must not store a password of l2inv's
         "--chdir=/",
         "--input=/dev/null",
         "--output=/dev/null",
@@ -105,11 +105,11 @@ def submit(
 
 
 def standing(names: Collection[str]) -> dict[tuple[str, int], Standing]:
-    """Return for each job name and array index the newest that is known; a task that is not known is absent.
+    """Return the newest state by job name and array index; unknown tasks are absent.
 
-    The controller knows what waits and runs, and for a while (MinJobAge, 5 minutes by default) what ended; the
-    accounting, where there is one, knows the rest, but says 128 too little of an exit code above 127. A task that
-    was cancelled while it waited is absent as well: see has_heard_of(). Raise SlurmDown when either does not answer.
+    The controller knows waiting and running tasks, and ended ones for a while (MinJobAge, 5 minutes by default). The
+    accounting, if there is one, knows the rest, but reports exit codes above 127 too low by 128. A task that was
+    canceled while it waited is absent, too: see has_heard_of(). Raise SlurmDown if either does not answer.
     """
     found: dict[tuple[str, int], tuple[int, Standing]] = {}
     for name, task, job, known in _known(names):
@@ -119,30 +119,30 @@ def standing(names: Collection[str]) -> dict[tuple[str, int], Standing]:
 
 
 def has_heard_of(names: Collection[str]) -> set[str]:
-    """Return those names of which the cluster was given an array, also if it was cancelled before it began.
+    """Return those names that the cluster has an array of, even one canceled before it began.
 
-    A task of such an array that never began, and that standing() does not know, was cancelled. Raise SlurmDown.
+    A task of such an array that is absent from standing() was canceled. Raise SlurmDown.
     """
     return {name for name, *_ in _known(names)}
 
 
 def cancel(name: str, index: int) -> None:
-    """End a task, if it waits or runs: it gets a SIGTERM, and later (KillWait) a SIGKILL. Raise SlurmDown."""
+    """Cancel a task, if it waits or runs: it gets a SIGTERM, and later (KillWait) a SIGKILL. Raise SlurmDown."""
     for _, task, job, known in _live([name]):
         if task == index and known.state not in ENDED:
             _answer(["scancel", "--quiet", f"{job}_{task}"])
 
 
 def _known(names: Collection[str]) -> list[_Task]:
-    """What the accounting knows, and then what the controller does."""
+    """Return the tasks in the accounting, and then those of the controller."""
     if not names:
         return []
-    live = _live(names)  # asked first: what ends and is forgotten meanwhile is in the accounting
+    live = _live(names)  # first: what it forgets meanwhile is in the accounting
     return _past(names) + live
 
 
 def _live(names: Collection[str]) -> list[_Task]:
-    """What the controller knows."""
+    """Return the controller's tasks."""
     columns = "Name:80,ArrayJobID:20,ArrayTaskID:20,State:20,exit_code:20,Reason:40"
     text = _answer(["squeue", *_ours(names), "--noheader", "--array", "--states=all", f"--Format={columns}"])
     return [
@@ -158,7 +158,7 @@ def _live(names: Collection[str]) -> list[_Task]:
 
 
 def _past(names: Collection[str]) -> list[_Task]:
-    """What the accounting knows to have ended; nothing where there is no accounting."""
+    """Return the ended tasks in the accounting; none if there is no accounting."""
     asked = ["--noheader", "--parsable2", "--allocations", "--format=JobName,JobID,State,ExitCode"]
     done = _run(["sacct", *_ours(names), *asked, f"--starttime=now-{_DAYS_BACK}days"])
     if done.returncode != 0 and _NO_ACCOUNTING in done.stderr:
@@ -192,11 +192,11 @@ def _answer(argv: list[str]) -> str:
 
 
 def _run(argv: list[str]) -> "subprocess.CompletedProcess[str]":
-    # What these variables ask for, the options of the commands here do not all undo.
+    # The options used here do not override all that these variables can set.
     own = ("SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_")
     env = {key: value for key, value in os.environ.items() if not key.startswith(own)} | {"LC_ALL": "C"}
     try:
-        return subprocess.run(  # noqa: S603 - an argv, and never a shell
+        return subprocess.run(  # noqa: S603 - an argv, no shell
             argv,
             env=env,
             stdin=subprocess.DEVNULL,
@@ -213,6 +213,6 @@ def _run(argv: list[str]) -> "subprocess.CompletedProcess[str]":
 
 
 def _one_line(words: str) -> str:
-    """What a command of Slurm's complained of, in one line that is safe to print."""
+    """Return an error message of a Slurm command as one printable line."""
     line = " ".join("".join(c if c.isprintable() else " " for c in words).split())
     return line[:300] or "no reason given"

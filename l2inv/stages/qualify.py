@@ -23,7 +23,7 @@ BATCH = 1000  # OPs read, judged and recorded at a time
 
 
 class Judged(Counts):
-    """What became of the OPs that could be judged."""
+    """Counts of the OPs that could be judged."""
 
     judged: int = 0
     invertible: int = 0
@@ -64,11 +64,11 @@ def qualify(
     as_of: datetime,
     progress: Progress = lambda done, of: None,
 ) -> Qualified:
-    """Judge what is to be judged as of a time, and return the report of the contract.
+    """Judge the OPs that are due as of a time, and return the stage's report.
 
-    OPs that science holds, and those beyond, are never touched. An OP that cannot be judged goes to `error`. Where
-    the settings ask for it, the store is asked which OPs L1 has finished: these need not wait. Raise Busy and
-    DatabaseError; batches recorded until then stay.
+    OPs that are claimed, inverted or published are not judged. An OP that cannot be judged goes to `error`. If the
+    settings say so, the store is asked which OPs L1 has finished, and these need not wait. Raise Busy and DatabaseError;
+    batches recorded until then stay.
     """
     version = criteria.version(settings.qualification)
     report = Qualified(criteria_version=version, as_of=as_of.astimezone(UTC))
@@ -83,7 +83,7 @@ def qualify(
 
 
 def _recipes(stage: Stage[Qualified]) -> dict[str, Recipes]:
-    """Return what L1 plans and has finished of each OP; nothing, and a warning, where the store does not answer that."""
+    """Return the recipes that L1 plans and has completed by OP; nothing, with a warning, if the store does not answer."""
     report = stage.report
     report.outstanding = {}
     recipes: dict[str, Recipes] = {}
@@ -93,7 +93,7 @@ def _recipes(stage: Stage[Qualified]) -> dict[str, Recipes]:
             recipes = store.recipes()
     except StoreError as problem:
         report.recipes = problem.message
-        stage.warn(f"went by quiet days alone: what L1 has finished is not known: {report.recipes}")
+        stage.warn(f"used quiet days only, since it is unknown what L1 has finished: {report.recipes}")
     return recipes
 
 
@@ -142,7 +142,7 @@ def _judge_batch(stage: Stage[Qualified], op_ids: Sequence[str], recipes: dict[s
                     report.outstanding[candidate.op_id] = planned.planned - planned.complete
                 continue
             verdict = criteria.judge(datasets, settings.qualification)
-        except Exception as problem:  # whatever it is, it is this OP's alone: the others are judged
+        except Exception as problem:  # of this OP alone: the others are judged
             failures.append((candidate, f"{type(problem).__name__}: {problem}"))
             continue
         events.append(_event(candidate, verdict, report, newest, planned))
@@ -193,7 +193,7 @@ def _event(
     newest: datetime | None,
     planned: Recipes | None,
 ) -> event_log.Event:
-    """The state stays where the verdict does; what was preprocessed stays so for the same instrument programs."""
+    """Return the event: the state stays if the verdict does; preprocessed stays for the same instrument programs."""
     state: states.State = "invertible" if verdict["invertible"] else "not_invertible"
     same = candidate.state == state or (
         candidate.state == "preprocessed"
@@ -222,11 +222,11 @@ def _invertible_programs(verdict: criteria.Verdict) -> list[str | None]:
 def overrule(
     connection: Connection, op_id: str, invertible: bool, reason: str, programs: Sequence[str], actor: str
 ) -> None:
-    """Record what a scientist decides against, or in support of, the newest verdict, which the event names.
+    """Record a scientist's decision that overrules, or confirms, the newest verdict, which the event contains.
 
-    Invertible are then the instrument programs named, or all that were judged and have an id. It holds until the
-    datasets change, whatever the criteria. Raise Refused for an OP that was never judged, or that science holds or has
-    done, or of which no inversion could be published.
+    The given instrument programs are then invertible, or all that were judged and have an id. It applies until the
+    datasets change, whatever the criteria. Raise Refused for an OP that was never judged, that is claimed, inverted or
+    published, or whose inversions could not be published.
     """
     with connection.transaction():
         present = event_log.locked(connection, op_id)
@@ -244,7 +244,7 @@ def overrule(
         if invertible and judged_ids and not known:
             raise Refused(
                 f"OP {op_id}: its datasets name no instrument program, so no inversion of it could be published",
-                f"once the metadata store names one, l2inv scan and qualify see to it; see: l2inv explain {op_id}",
+                f"once the metadata store names one, l2inv scan and qualify judge it again; see: l2inv explain {op_id}",
             )
         if unknown or (invertible and not known):
             what = (

@@ -1,4 +1,4 @@
-"""What every stage works with: connection, settings, the run that it records under, and the report that it returns."""
+"""What every stage works with: connection, settings, the recorded run, and the report that it returns."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,15 +13,15 @@ from l2inv.database.connection import Connection
 from l2inv.database.runs import Run, stage_run
 from l2inv.record import event_log
 
-Progress = Callable[[int, int | None], None]  # how many are done, of how many; None where that is not known
+Progress = Callable[[int, int | None], None]  # how many are done, of how many (None if unknown)
 
 
 class Counts(msgspec.Struct):
-    """How many OPs came to what; each stage has its own."""
+    """Counts of OPs by outcome; each stage has its own."""
 
 
 class Outcomes(Counts):
-    """What became of OPs in a stage that works on one after another."""
+    """Counts of OPs for a stage that works on them one by one."""
 
     done: int = 0
     failed: int = 0
@@ -29,7 +29,7 @@ class Outcomes(Counts):
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """The report of the contract. A stage adds its own fields, and gives `stage` and `ops` their defaults."""
+    """A stage's report. Each stage adds its own fields, and defaults for `stage` and `ops`."""
 
     run_id: int = 0
     stage: str
@@ -53,25 +53,25 @@ class Stage(Generic[R]):
     _counting: Lock = field(default_factory=Lock, repr=False)
 
     def count(self, what: str, number: int = 1) -> None:
-        """Add to one of the report's counts of OPs, from whichever thread."""
+        """Add to one of the report's counts of OPs; callable from any thread."""
         with self._counting:
             setattr(self.report.ops, what, getattr(self.report.ops, what) + number)
 
     def warn(self, text: str) -> None:
-        """Report something that is no failure; each text once."""
+        """Add a warning to the report; each text once."""
         if text not in self.report.warnings:
             self.report.warnings.append(text)
 
     def add(self, events: Sequence[event_log.Event]) -> set[str]:
-        """Record one event for each of many OPs, all or none; return the OPs that had not moved on."""
+        """Record one event for each of many OPs, all or none; return the OPs that had not changed."""
         return event_log.add(self.connection, events, self.run.actor, self.run.run_id)
 
     def append(self, event: event_log.Event) -> bool:
-        """Record one event; return False where the OP moved on meanwhile."""
+        """Record one event; return False if the OP changed meanwhile."""
         return event_log.append(self.connection, event, self.run.actor, self.run.run_id)
 
     def fail(self, op_id: str, seq: int, cause: str) -> bool:
-        """Put an OP into `error` with the cause; return False where it moved on meanwhile."""
+        """Put an OP into `error` with the cause; return False if it changed meanwhile."""
         run = self.run
         return event_log.fail(self.connection, op_id, seq, run.stage, cause, run.actor, run.run_id)
 
@@ -84,9 +84,9 @@ def opened(
     report: R,
     progress: Progress = lambda done, of: None,
 ) -> Iterator[Stage[R]]:
-    """Lend a run of the stage that the report names, holding its lock; the report is kept with the run at its end.
+    """Yield a run of the report's stage, holding the stage's lock; at its end the report is stored with the run.
 
-    Raise Busy when another run of this stage holds the lock, on any host.
+    Raise Busy if another run of this stage, on any host, holds the lock.
     """
     with stage_run(connection, report.stage, actor) as run:
         report.run_id = run.run_id

@@ -293,7 +293,7 @@ def test_a_settings_file_in_a_folder_that_others_may_write_is_warned_of_unless_i
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 def test_a_settings_file_of_another_user_is_warned_of(l2inv: Commands) -> None:
     os.chown(l2inv.config, 65534, 65534)
-    assert "belongs to another user (number 65534)" in l2inv("status").stderr
+    assert "belongs to another user (uid 65534)" in l2inv("status").stderr
 
 
 # Secrets

@@ -197,7 +197,9 @@ def test_what_is_typed_outvotes_the_environment_before_and_after_the_command(
     assert l2inv.json("claim", ready[1], "--actor", "ann")["assignee"] == "ann"
 
 
-@pytest.mark.parametrize("argv", [["claim"], ["list", "--state", "lost"], ["nonsense"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "argv", [["claim"], ["list", "--state", "lost"], ["list", "--format", "csv"], ["nonsense"]], ids=" ".join
+)
 def test_wrong_usage_under_json_is_a_document_too(l2inv: Commands, argv: list[str]) -> None:
     answer = l2inv(*argv, "--json", expect=2)
     assert answer.json["error"]["code"] == 2

@@ -75,8 +75,8 @@ def test_a_schema_of_a_development_version_is_refused_and_never_taken_for_curren
         )
     for command in ("status", "migrate"):
         assert l2inv(command, expect=1).stderr == (
-            "l2inv: schema l2inv was made by a development version of l2inv: it has 0001.event, 0006.pace;"
-            " make a new one: name another database, or another database.schema, in the settings\n"
+            "l2inv: schema l2inv was created by a development version of l2inv: it has 0001.event, 0006.pace;"
+            " create a new one: name another database, or another database.schema, in the settings\n"
         )
 
 

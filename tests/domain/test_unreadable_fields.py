@@ -88,7 +88,7 @@ def test_the_keys_of_the_counts_are_read_in_any_case(spelled: Any, as_text: bool
 
 
 def test_a_key_in_two_spellings_is_no_count() -> None:
-    assert "health holds a key twice" in unread(health={"good": 3, "GOOD": 5}).reason
+    assert "health has a key twice" in unread(health={"good": 3, "GOOD": 5}).reason
 
 
 @pytest.mark.parametrize(

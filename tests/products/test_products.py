@@ -292,7 +292,7 @@ def test_a_file_that_may_not_be_read_is_a_finding_and_a_folder_an_error(good: di
         folder.chmod(0)
         os.seteuid(65534)
         try:
-            with pytest.raises(L2invError, match="no folder that can be read"):
+            with pytest.raises(L2invError, match="not a readable folder"):
                 list(check(folder, issued))
         finally:
             os.seteuid(0)
@@ -301,7 +301,7 @@ def test_a_file_that_may_not_be_read_is_a_finding_and_a_folder_an_error(good: di
 @pytest.mark.parametrize("where", ["nowhere", "a\0b", "file"])
 def test_a_folder_that_is_none_is_an_error(tmp_path: Path, where: str) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(L2invError, match="no folder that can be read"):
+    with pytest.raises(L2invError, match="not a readable folder"):
         list(check(tmp_path / where, GOOD))
 
 

@@ -3,6 +3,8 @@
 import re
 import shutil
 import subprocess
+import tokenize
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -306,4 +308,34 @@ def test_no_document_uses_a_word_that_the_glossary_says_to_avoid(path: Path) -> 
         for line in written(path).splitlines()
         for word in avoided().findall(line)
     ]
+    assert found == []
+
+
+def worded(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the comments, docstrings and other strings of a Python module, or the lines of any other file."""
+    if path.suffix != ".py":
+        yield from enumerate(path.read_text().splitlines(), 1)
+        return
+    with path.open("rb") as source:
+        for token in tokenize.tokenize(source.readline):
+            if token.type in PROSE:
+                yield from enumerate(token.string.splitlines(), token.start[0])
+
+
+# Since Python 3.12, the text of an f-string is a token of its own.
+PROSE = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
+CODE = sorted(
+    [*(TOP / "l2inv").rglob("*.py"), *(TOP / "l2inv").rglob("*.html"), *(TOP / "migrations").glob("*.sql")]
+)
+
+
+def test_no_module_or_migration_uses_a_word_that_the_glossary_says_to_avoid() -> None:
+    pattern = avoided()
+    found = [
+        f"{path.relative_to(TOP)}:{number}: {word}: {line.strip()[:100]}"
+        for path in CODE
+        for number, line in worded(path)
+        for word in pattern.findall(line)
+    ]
+    assert len(CODE) > 100
     assert found == []

@@ -68,6 +68,17 @@ def test_the_functions_return_what_the_commands_print(l2inv: Commands, ready: li
     assert [event.kind for event in story] == [e["kind"] for e in l2inv.json("history", ready[0])["events"]]
 
 
+def test_a_mistyped_rank_or_state_is_named_with_those_that_there_are(
+    l2inv: Commands, ready: list[str]
+) -> None:
+    wrong: Any = "workin"
+    with api.connected(l2inv.config) as (connection, settings):
+        with pytest.raises(ValueError, match=r"rank_by: 'workin' is none of r0_class, age, .*, movie"):
+            api.next_ops(connection, settings, rank_by=wrong)
+        with pytest.raises(ValueError, match=r"state: 'workin' is none of discovered, .*, error"):
+            next(api.ops(connection, settings, state=wrong))
+
+
 def test_each_function_is_in_the_notebooks_table() -> None:
     told = set(re.findall(r"^\| `api\.(\w+)\(", NOTEBOOK.read_text(), re.MULTILINE))
     assert told == {

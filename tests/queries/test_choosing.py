@@ -23,6 +23,7 @@ from l2inv.domain.measures import measure, r0_class
 from l2inv.queries import filters, observing_programs
 from l2inv.record import event_log
 from l2inv.sample.server import Store
+from l2inv.stages.mark_working import offers
 from tests.helpers.commands import Commands
 from tests.helpers.terminals import ESCAPE, in_this_process
 
@@ -53,6 +54,17 @@ def test_a_good_op_stands_on_top_and_the_reason_is_said(l2inv: Commands, ready: 
         f"3 of {len(ready)}, by priority, then r0_class; all: l2inv next -n {len(ready)}"
         in l2inv("next", "-n", "3").stdout
     )
+
+
+def test_next_shows_what_decided_each_rank() -> None:
+    def op(r0_class: str, priority: int = 0) -> dict[str, Any]:
+        return {"r0_class": r0_class, "priority": priority, "priority_reason": "eclipse"}
+
+    ranked = [op("poor", 5), op("good"), op("good"), op("poor"), op("good", -1)]
+    decided = ["priority 5 (eclipse)", "wait", "r0 class", "priority", "priority -1 (eclipse)"]
+    assert offers.decided(ranked, "r0_class") == decided
+    assert offers.decided([op("good"), op("poor")], "r0_class") == ["r0 class", "r0 class"]
+    assert offers.decided([op("good")], "age") == ["wait"]
 
 
 HIGHEST: dict[str, Callable[[dict[str, Any]], Any]] = {

@@ -347,6 +347,8 @@ def test_near_misses_are_the_ops_with_a_program_that_fails_on_one_criterion_alon
     assert (by_name["ao"]["measured"], by_name["ao"]["required"], by_name["ao"]["margin"]) == (0.74, 0.75, -0.01)  # fmt: skip
     assert (by_name["stokes"]["measured"], by_name["stokes"]["margin"]) == ("I", None)
     shown = l2inv("near-misses").stdout
+    assert not shown.endswith("\n\n")
+    assert shown.count("\n\n") == len(found) - 1
     assert f"ao: {len(expected['ao'])} OP" in shown
     assert all(op in shown for ops in expected.values() for op in ops)
 

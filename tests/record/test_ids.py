@@ -91,3 +91,20 @@ def test_what_several_ops_hold_is_refused_with_the_candidates(
     said = l2inv("claim", "L1-SHARED", expect=3).stderr
     assert "matches several OPs" in said
     assert all(op in said for op in ready[:2])
+
+
+@pytest.mark.parametrize(
+    ("typed", "near"),
+    [("18999772", "18999727"), ("eid_1_118_opAvoqBr_R001.82591.18999728", "18999727"), ("999123", None), ("x" * 5000, None), ("a", None)],
+)  # fmt: skip
+def test_the_nearest_id_is_named_where_one_was_mistyped(
+    connection: Connection, typed: str, near: str | None
+) -> None:
+    beginning = "eid_1_118_opAvoqBr_R001.82591."
+    with (
+        known(connection, [beginning + number for number in ("18999727", "13964206", "55512345")]),
+        pytest.raises(Refused) as refused,
+    ):
+        event_log.resolve(connection, typed)
+    named = f", the nearest is {beginning}{near}" if near else ""
+    assert refused.value.message == f"OP {typed!r} is unknown{named}"

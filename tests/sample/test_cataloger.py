@@ -255,7 +255,7 @@ def test_what_is_told_becomes_available_and_what_is_malformed_is_refused(
             missing = {key: value for key, value in GOOD_FRAME.items() if not key.startswith("increment")}
             channel.basic_publish(rabbitmq.EXCHANGE, FRAME, json.dumps(missing).encode())
             for _ in range(2):  # twice is as good as once
-                list(catalog.tell(Catalog(url=broker.url(), timeout_seconds=20), messages()))
+                list(catalog.send(Catalog(url=broker.url(), timeout_seconds=20), messages()))
             until(lambda: told.catalog_objects("inv.7QK2ZD"), seconds=20)
             until(lambda: len(told.cataloged_frames("inv.7QK2ZD")) == len(NAMES), seconds=20)
             until(lambda: cataloger.refused, seconds=20)

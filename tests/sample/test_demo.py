@@ -220,6 +220,6 @@ def test_the_demo_empties_no_server_but_the_one_in_its_folder(
 def test_the_demo_takes_no_folder_that_holds_something_else(home: Path) -> None:
     (home / "server" / "pg18").mkdir(parents=True)
     for folder in (home, home / "server"):
-        with pytest.raises(Refused, match="holds something else"):
+        with pytest.raises(Refused, match="has other content"):
             demo.run(print, folder=folder)
     assert [path.name for path in home.rglob("*")] == ["server", "pg18"]

@@ -54,7 +54,7 @@ def test_whatever_a_file_is_called_its_message_is_json_in_utf8(bucket: str, name
 
 
 def test_a_name_that_is_no_utf8_is_refused_before_anything_is_sent() -> None:
-    with pytest.raises(L2invError, match=r"INV_\\udcff\.fits' is no UTF-8"):
+    with pytest.raises(L2invError, match=r"INV_\\udcff\.fits' is not UTF-8"):
         catalog.messages("data", [f"{FOLDER}/INV_\udcff.fits"], ASDF, "inv.7QK2ZD", "l2pub.7QK2ZD")
 
 
@@ -65,7 +65,7 @@ def test_a_conversation_has_an_id_of_its_own() -> None:
 
 
 def test_nothing_to_send_needs_no_broker() -> None:
-    assert list(catalog.tell(Catalog(), [])) == []
+    assert list(catalog.send(Catalog(), [])) == []
 
 
 # What is no broker
@@ -109,7 +109,7 @@ def listening() -> Iterator[Callable[[bytes | None], int]]:
 
 def told(url: str, **settings: object) -> CatalogError:
     with pytest.raises(CatalogError) as caught:
-        list(catalog.tell(Catalog(url=url, timeout_seconds=0.5, **settings), some_messages()))  # type: ignore[arg-type]
+        list(catalog.send(Catalog(url=url, timeout_seconds=0.5, **settings), some_messages()))  # type: ignore[arg-type]
     assert "secret" not in str(caught.value) + caught.value.hint
     assert caught.value.exit_code == 1
     return caught.value
@@ -136,12 +136,12 @@ def test_a_server_that_accepts_and_says_nothing_is_not_waited_for_without_end(
 
 def test_a_server_of_another_kind_is_told_apart(listening: Callable[[bytes | None], int]) -> None:
     port = listening(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-    assert "is no AMQP 0-9-1 server" in told(f"amqp://127.0.0.1:{port}/").message
-    assert "no TLS comes about" in told(f"amqps://127.0.0.1:{port}/").message
+    assert "is not an AMQP 0-9-1 server" in told(f"amqp://127.0.0.1:{port}/").message
+    assert "TLS failed" in told(f"amqps://127.0.0.1:{port}/").message
 
 
 def test_a_silent_end_of_the_connection_is_an_error(listening: Callable[[bytes | None], int]) -> None:
-    assert "is no AMQP 0-9-1 server" in told(f"amqp://127.0.0.1:{listening(b'')}/").message
+    assert "is not an AMQP 0-9-1 server" in told(f"amqp://127.0.0.1:{listening(b'')}/").message
 
 
 def test_without_pika_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,5 +220,5 @@ def test_config_check_looks_at_the_authoritys_file(tmp_path: Path) -> None:
     path = written(tmp_path, {"url": "amqps://l2inv:secret@h/", "ca_bundle": "gone.pem"})
     refused = CliRunner().invoke(main, ["--config", str(path), "config", "check"])
     assert refused.exit_code == 10
-    assert f"publish.catalog.ca_bundle: {tmp_path}/gone.pem is no readable PEM file" in refused.stderr
+    assert f"publish.catalog.ca_bundle: {tmp_path}/gone.pem is not a readable PEM file" in refused.stderr
     assert "secret" not in refused.output

@@ -1,4 +1,4 @@
-"""The metadata store over a network that fails: read to its end, or a line that says what to do."""
+"""The metadata store over a network that fails: read to the end, or a line that says what to do."""
 
 import gzip
 import itertools
@@ -179,7 +179,7 @@ def test_a_retry_after_is_waited_for(settings: Settings, store: Store) -> None:
 def test_a_retry_after_beyond_the_total_limit_is_not_waited_for(settings: Settings, store: Store) -> None:
     store.fault = lambda name, nth: Fault(status=503, headers=(("Retry-After", "7200"),))
     began = time.monotonic()
-    with pytest.raises(StoreError, match="not read to its end in 3600 s; last: answers 503") as failed:
+    with pytest.raises(StoreError, match="not read to the end in 3600 s; last: answers 503") as failed:
         read(settings())
     assert "metadata_store.total_timeout_seconds" in failed.value.hint
     assert time.monotonic() - began < 2
@@ -292,7 +292,7 @@ def test_a_store_that_is_busy_is_not_asked_for_smaller_pages(settings: Settings,
 def test_a_reading_that_takes_too_long_in_all_is_ended_and_says_so(settings: Settings, store: Store) -> None:
     on_pages(store, lambda asked: Fault(delay_seconds=0.2))
     began = time.monotonic()
-    with pytest.raises(StoreError, match=r"not read to its end in 0\.5 s") as failed:
+    with pytest.raises(StoreError, match=r"not read to the end in 0\.5 s") as failed:
         read(settings(page_size=10, parallel_pages=1, total_timeout_seconds=0.5))
     assert "metadata_store.total_timeout_seconds" in failed.value.hint
     assert time.monotonic() - began < 1
@@ -316,7 +316,7 @@ def test_an_answer_that_trickles_in_is_ended_by_the_total_limit() -> None:
     try:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/graphql"
         began = time.monotonic()
-        with pytest.raises(StoreError, match="not read to its end"):
+        with pytest.raises(StoreError, match="not read to the end"):
             count(MetadataStore(url=url, total_timeout_seconds=0.3))
         assert time.monotonic() - began < 2
     finally:
@@ -637,7 +637,9 @@ def test_a_token_that_no_header_takes_is_a_mistake_in_the_settings(
     settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch, token: str
 ) -> None:
     monkeypatch.setenv("STORE_TOKEN", token)
-    with pytest.raises(ConfigError, match="STORE_TOKEN holds characters that no HTTP header takes") as failed:
+    with pytest.raises(
+        ConfigError, match="STORE_TOKEN contains characters that are invalid in an HTTP header"
+    ) as failed:
         read(settings(token_env="STORE_TOKEN"))
     assert "t0k" not in failed.value.message
     assert store.requests == []
@@ -659,7 +661,7 @@ def authority() -> trustme.CA:
 
 @pytest.fixture
 def over_tls(store: Store, authority: trustme.CA) -> Iterator[Callable[..., str]]:
-    """Serve the store over TLS with a certificate made out to a name, and return its URL."""
+    """Serve the store over TLS with a certificate issued to a name, and return its URL."""
     servers = []
 
     def serve(name: str = "127.0.0.1", **how: Any) -> str:
@@ -720,7 +722,7 @@ def test_a_wrong_host_name_is_refused_and_it_is_the_url_that_is_named(
     assert "metadata_store.url" in problem.hint
     assert "ca_bundle" not in problem.hint
     assert asked in problem.message
-    assert f"(made out to {made_out_to}, by " in problem.message
+    assert f"(issued to {made_out_to} by " in problem.message
     assert store.requests == []
 
 

@@ -123,7 +123,7 @@ def test_a_monitor_that_never_ends_its_answer_holds_nothing_up(l2inv: Commands, 
         answer = l2inv("-q", "publish")
         assert time.monotonic() - started < 5
     assert answer.stderr.startswith("l2inv: monitoring: http://127.0.0.1:")
-    assert answer.stderr.endswith("/*** was not told: no answer within 0.3 s\n")
+    assert answer.stderr.endswith("/*** could not be pinged: no answer within 0.3 s\n")
     assert answer.stderr.count("\n") == 1
 
 
@@ -148,7 +148,7 @@ def test_a_monitor_that_is_not_there_changes_no_exit_code_and_tells_no_secret(
 
 def test_a_monitor_that_refuses_is_told_of(l2inv: Commands, watched: Listener) -> None:
     watched.status = 404
-    assert l2inv("publish").stderr.endswith("was not told: it answers 404\n")
+    assert l2inv("publish").stderr.endswith("could not be pinged: it answers 404\n")
 
 
 @pytest.mark.parametrize(

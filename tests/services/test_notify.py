@@ -111,7 +111,7 @@ def test_a_notification_that_fails_warns_without_the_secret_and_changes_no_exit_
     people(l2inv, science=[address])
     answer = l2inv("-vv", "digest", "--send")
     kind = address.partition(":")[0]
-    assert f"l2inv: digest: science: {kind}://*** does not take it" in answer.stderr
+    assert f"l2inv: digest: science: {kind}://*** did not accept it" in answer.stderr
     said = (
         answer.stdout
         + answer.stderr

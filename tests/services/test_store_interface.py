@@ -293,7 +293,7 @@ def test_config_check_asks_nothing_offline_or_where_there_is_no_service(
     ("fault", "said"),
     [
         (Fault(status=401), "access denied (401)"),
-        (Fault(status=404), "the gateway there is being deployed"),
+        (Fault(status=404), "the gateway is being deployed"),
         (Fault(status=503), "answers 503"),
         (Fault(drop="before"), "Remote end closed"),
         (Fault(body=b'{"errors": [{"message": "not for you"}]}'), "not for you"),
@@ -322,10 +322,10 @@ def statuses(*codes: str) -> bytes:
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (Fault(body=b'{"errors": [{"message": "no variables here"}]}'), "no variables here (to a question"),
-        (Fault(status=400), "answers 400 Bad Request (to a question"),
-        (Fault(status=500), "answers 500 Internal Server Error (to a question"),
-        (Fault(body=statuses("ACTIVE", "DEPRECATED", "REMOVED")), "passes over the variables"),
+        (Fault(body=b'{"errors": [{"message": "no variables here"}]}'), "no variables here (for a query"),
+        (Fault(status=400), "answers 400 Bad Request (for a query"),
+        (Fault(status=500), "answers 500 Internal Server Error (for a query"),
+        (Fault(body=statuses("ACTIVE", "DEPRECATED", "REMOVED")), "ignores the variables"),
     ],
     ids=["refused", "400", "500", "passed over"],
 )
@@ -372,7 +372,7 @@ def test_config_check_ends_by_the_total_limit(l2inv: Commands) -> None:
         }
         l2inv.save()
         began = time.monotonic()
-        assert "not read to its end in 0.4 s" in l2inv("config", "check", expect=1).stderr
+        assert "not read to the end in 0.4 s" in l2inv("config", "check", expect=1).stderr
         assert time.monotonic() - began < 5
     finally:
         ended.set()

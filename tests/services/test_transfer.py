@@ -20,7 +20,7 @@ from l2inv.services import jobs, slurm
 from l2inv.services.jobs import OWN, Ended
 from l2inv.stages.preprocess import bundle
 from l2inv.stages.publish import transfer
-from l2inv.stages.publish.transfer import Begun, Failed, Move
+from l2inv.stages.publish.transfer import Failed, Job, Move
 from tests.helpers import slurm_cluster
 from tests.helpers.slurm_cluster import Cluster
 from tests.helpers.waiting import until
@@ -62,12 +62,12 @@ def move(source: Path) -> Move:
     return Move(str(source), "data", "pid_1_118/inv_7QK2ZD")
 
 
-def begun(how: Settings, source: Path) -> Begun:
-    (one,) = transfer.begun(how, source.parent / "work", [move(source)])
+def begun(how: Settings, source: Path) -> Job:
+    (one,) = transfer.planned(how, source.parent / "work", [move(source)])
     return one
 
 
-def run(how: Settings, one: Begun, stop: Flag | None = None) -> str:
+def run(how: Settings, one: Job, stop: Flag | None = None) -> str:
     """Start a job and return its outcome."""
     (process,) = transfer.start(how, [one])
     try:
@@ -104,10 +104,10 @@ def test_each_difference_is_named(source: Path, archive: Path) -> None:
     (there / "below/d.fits").touch()
     where = "globus://archive/data/pid_1_118/inv_7QK2ZD"
     assert sorted(transfer.differences(how, move(source), files) or []) == [
-        f"{where}/%C3%A9.asdf: is not there",
+        f"{where}/%C3%A9.asdf: is missing",
         f"{where}/INV_7QK2ZD_1_L2.fits: has 0 bytes, not 1000",
         f"{where}/a%20b.fits: has another sha256",
-        f"{where}/below/d.fits: is there, and was not sent",
+        f"{where}/below/d.fits: is there, but was not sent",
     ]
 
 
@@ -117,7 +117,7 @@ def test_what_cannot_be_looked_at_is_not_called_different(source: Path, archive:
     assert transfer.differences(elsewhere, move(source), files) is None
     assert transfer.differences(Settings(), move(source), files) is None
     archive.rmdir()
-    with pytest.raises(L2invError, match="is no folder that can be read"):
+    with pytest.raises(L2invError, match="is not a readable folder"):
         transfer.differences(how, move(source), files)
 
 
@@ -175,7 +175,7 @@ def test_a_job_that_is_lost_too_often_fails(source: Path, archive: Path) -> None
     how = msgspec.structs.replace(how, preprocess=Preprocess(slurm=Slurm(max_requeues=1)))
     first = begun(how, source)
     assert transfer.outcome(how, first, Flag()) == "again"
-    with pytest.raises(Failed, match="LOST: sh ended without leaving its exit code: it did not begin"):
+    with pytest.raises(Failed, match="LOST: sh ended without recording its exit code: it did not begin"):
         transfer.outcome(how, transfer.again(how, source.parent / "work", first), Flag())
 
 
@@ -183,7 +183,7 @@ STARTER = """
 import sys, msgspec
 from l2inv.stages.publish import transfer
 from l2inv.config.settings import Settings
-how, one = msgspec.json.decode(sys.argv[1], type=Settings), msgspec.json.decode(sys.argv[2], type=transfer.Begun)
+how, one = msgspec.json.decode(sys.argv[1], type=Settings), msgspec.json.decode(sys.argv[2], type=transfer.Job)
 transfer.start(how, [one])
 print("started", flush=True)
 sys.stdin.read()
@@ -191,7 +191,7 @@ sys.stdin.read()
 
 
 @pytest.fixture
-def killed(source: Path, archive: Path) -> Iterator[tuple[Settings, Begun, Path]]:
+def killed(source: Path, archive: Path) -> Iterator[tuple[Settings, Job, Path]]:
     """A job whose l2inv was killed while it ran; it waits for the file `go`."""
     go = source.parent / "go"
     script = 'while [ ! -e "$3" ]; do sleep 0.05; done; mkdir -p "$2" && cp -r "$1/." "$2"'
@@ -215,7 +215,7 @@ def killed(source: Path, archive: Path) -> Iterator[tuple[Settings, Begun, Path]
         jobs.kill(Path(one.folder), one.job)
 
 
-def test_a_job_goes_on_when_l2inv_is_killed(source: Path, killed: tuple[Settings, Begun, Path]) -> None:
+def test_a_job_goes_on_when_l2inv_is_killed(source: Path, killed: tuple[Settings, Job, Path]) -> None:
     how, one, go = killed
     assert jobs.is_running(Path(one.folder), one.job)
     go.touch()
@@ -224,7 +224,7 @@ def test_a_job_goes_on_when_l2inv_is_killed(source: Path, killed: tuple[Settings
     assert transfer.outcome(how, one, Flag()) == "done"  # however often it is asked for
 
 
-def test_a_job_that_is_killed_itself_is_to_begin_again(killed: tuple[Settings, Begun, Path]) -> None:
+def test_a_job_that_is_killed_itself_is_to_begin_again(killed: tuple[Settings, Job, Path]) -> None:
     how, one, go = killed
     pid = Path(one.folder) / OWN / f"{one.job}.pid"
     until(pid.exists, seconds=20)
@@ -275,14 +275,14 @@ def test_what_a_job_came_to(end: Ended | None, state: str, found: str) -> None:
     "destination", ["", "a//b", "../a", "a/..", "-a/b", "a/.b", "a/b;c", "a/b c", "a/b\n", "/a", "é"]
 )
 def test_a_destination_that_may_be_another_is_refused(destination: str) -> None:
-    with pytest.raises(L2invError, match="nothing is brought to"):
-        transfer.begun(Settings(), Path("/work"), [Move("/source", "data", destination)])
+    with pytest.raises(L2invError, match="cannot transfer to"):
+        transfer.planned(Settings(), Path("/work"), [Move("/source", "data", destination)])
 
 
 @pytest.mark.parametrize("source", ["", "-delete", "relative/folder", "/a\0b"])
 def test_a_source_that_may_be_an_option_is_refused(source: str) -> None:
-    with pytest.raises(L2invError, match="nothing is brought from"):
-        transfer.begun(Settings(), Path("/work"), [Move(source, "data", "pid/inv")])
+    with pytest.raises(L2invError, match="cannot transfer from"):
+        transfer.planned(Settings(), Path("/work"), [Move(source, "data", "pid/inv")])
 
 
 @pytest.mark.parametrize(
@@ -369,11 +369,11 @@ def test_transfers_on_a_cluster(cluster: Cluster, source: Path, archive: Path, t
     script = 'case "$2" in *good) mkdir -p "$2" && cp -r "$1/." "$2" ;; *bad) echo no room; exit 4 ;; *) sleep 60 ;; esac'
     how = to_archive(archive, ["sh", "-c", script, "sh", "{source}"], executor="slurm")
     moves = [Move(str(source), "data", f"pid/{name}") for name in ("good", "bad", "cancelled", "failed_node")]
-    work = transfer.begun(how, tmp_path / "work", moves)
+    work = transfer.planned(how, tmp_path / "work", moves)
     assert transfer.start(how, work) == []
     good, bad, cancelled, lost = work
 
-    def found(one: Begun) -> str:
+    def found(one: Job) -> str:
         try:
             return transfer.outcome(how, one, Flag())
         except Failed as problem:
@@ -396,7 +396,7 @@ def test_transfers_on_a_cluster(cluster: Cluster, source: Path, archive: Path, t
     cluster.tell("scontrol", "update", f"NodeName={cluster.node}", "State=RESUME")
     when(lambda: found(lost) != "running")
     assert found(lost) == "again"
-    never = transfer.begun(how, tmp_path / "work", [move(source)])[0]
+    never = transfer.planned(how, tmp_path / "work", [move(source)])[0]
     assert found(never) == "again"
     # slurmd does not end before its steps, and they do not before slurmctld heard of their end.
     when(lambda: not list((cluster.folder / "spool").glob(f"{cluster.node}_*")))

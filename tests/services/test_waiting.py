@@ -111,7 +111,7 @@ def waits(l2inv: Commands, trickle: Trickle) -> Callable[..., None]:
             answer = l2inv(*argv, expect=code)
             assert time.monotonic() - began < 2 * limit_seconds + 4, name
             assert trickle.heard, f"{argv} asked nothing"
-            assert f"not read to its end in {limit_seconds:g} s" in answer.stderr, name
+            assert f"not read to the end in {limit_seconds:g} s" in answer.stderr, name
             assert answer.stderr.count("\n") == 1, name
         l2inv.settings["metadata_store"] = usual
         l2inv.save()
@@ -179,7 +179,7 @@ def test_a_process_that_gave_up_an_answer_ends_with_it(
     finally:
         process.kill()
     assert process.returncode == 1
-    assert "not read to its end in 0.5 s" in said
+    assert "not read to the end in 0.5 s" in said
 
 
 # Who waits for the store keeps nobody waiting
@@ -329,7 +329,7 @@ def test_who_moves_an_op_while_the_store_is_asked_need_not_wait_and_wins(
     store.fault = note
     argv = ("reopen", op) if command == "reopen" else ("adopt", op, "inv.OTHERS", "--beside")
     answer = l2inv(*argv, "--reason", "x", expect=3)
-    assert "moved on while the store was asked" in answer.stderr
+    assert "changed while the store was asked" in answer.stderr
     assert kinds(l2inv, op)[-2:] == ["inversion_named", "noted"]
     store.fault = None
     l2inv(*argv, "--reason", "x")

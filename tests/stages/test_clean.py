@@ -102,7 +102,7 @@ def test_a_folder_that_is_a_link_is_left_and_said_to_be(
 ) -> None:
     (work / published).rename(tmp_path / "moved")
     (work / published).symlink_to(tmp_path / "moved")
-    assert "is no folder of l2inv's making" in l2inv("clean", *NOW_AND_THEN, expect=1).stderr
+    assert "is not a folder that l2inv created" in l2inv("clean", *NOW_AND_THEN, expect=1).stderr
     assert (tmp_path / "moved" / "a").exists()
     assert l2inv.json("history", published)["events"][-1]["kind"] == "published"
 

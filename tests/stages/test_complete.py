@@ -69,7 +69,7 @@ def test_a_page_that_comes_again_and_again_is_read_once(scans: Commands, store: 
     report = incomplete(scans)
     assert report["datasets"]["seen"] == PAGE
     held = len(store.datasets)
-    assert f"reports {held} datasets, and gave {PAGE} different ones ({PAGE} of them" in report["failed"]
+    assert f"reports {held} datasets, and returned {PAGE} different ones ({PAGE} of them" in report["failed"]
 
 
 def test_nothing_is_withdrawn_of_what_an_incomplete_scan_did_not_see(scans: Commands, store: Store) -> None:
@@ -109,14 +109,14 @@ def test_a_count_that_is_less_than_what_the_pages_hold_is_no_end(
 ) -> None:
     counting(store, number)
     report = incomplete(scans)
-    assert f"the store reports {number} datasets, and gave" in report["failed"]
+    assert f"the store reports {number} datasets, and returned" in report["failed"]
 
 
 def test_a_full_store_of_which_the_count_is_none_is_not_complete_on_one_page(
     l2inv: Commands, store: Store
 ) -> None:
     counting(store, 0)
-    assert f"reports 0 datasets, and gave {len(store.datasets)} different" in incomplete(l2inv)["failed"]
+    assert f"reports 0 datasets, and returned {len(store.datasets)} different" in incomplete(l2inv)["failed"]
 
 
 def test_a_row_in_place_of_another_is_missed(scans: Commands, store: Store) -> None:
@@ -170,7 +170,7 @@ def test_what_left_and_what_came_between_two_passes_is_not_counted_for_another(
     held = len(store.datasets)
     on_pages(store, given)
     report = incomplete(scans)
-    assert f"reports {held - 1} datasets, and gave {held - 2} different ones" in report["failed"]
+    assert f"reports {held - 1} datasets, and returned {held - 2} different ones" in report["failed"]
     assert report["datasets"]["seen"] == held - 1
 
 

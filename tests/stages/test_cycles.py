@@ -86,7 +86,7 @@ def test_reopening_asks_the_store_for_what_a_killed_publisher_named(
         return
     (held,) = store.inversions
     before = kinds(l2inv, op)
-    assert f"the store holds {held} of it" in l2inv("reopen", op, "--reason", "x", expect=3).stderr
+    assert f"the store has {held} of it" in l2inv("reopen", op, "--reason", "x", expect=3).stderr
     assert kinds(l2inv, op) == before
     l2inv("publish")
     publish_again(l2inv, op)

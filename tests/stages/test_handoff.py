@@ -252,9 +252,9 @@ def test_a_time_yet_to_come_is_refused_but_for_clocks_that_differ(op: str, conne
         said = ready_event.Ready(op_id=op, inverted_at=at, **SAID)
         return ready_event.mark_inverted(connection, said, "han", now)
 
-    with pytest.raises(Refused, match="is yet to come"):
+    with pytest.raises(Refused, match="is in the future"):
         say(now + timedelta(minutes=6))
-    with pytest.raises(Refused, match="is yet to come"):
+    with pytest.raises(Refused, match="is in the future"):
         say(datetime(2026, 11, 1, 12, tzinfo=timezone(-timedelta(hours=1))))
     assert say(datetime(2026, 11, 1, 12, 4))
 
@@ -289,10 +289,10 @@ def data(l2inv: Commands, tmp_path: Path) -> Path:
         ("a file", {"size_bytes": 8, "sha256": "0" * 64}, "has another sha256"),
         ("a folder", {}, None),
         ("a folder", {"size_bytes": 8}, "is a folder"),
-        ("a file/below", {}, "is not there"),
-        ("gone", {}, "is not there"),
+        ("a file/below", {}, "is missing"),
+        ("gone", {}, "is missing"),
         ("pipe", {"sha256": SHA}, "is neither a file nor a folder"),
-        ("../l2 data/a file", {}, "must not hold .."),
+        ("../l2 data/a file", {}, "must not contain .."),
         ("x" * 300, {}, "cannot be read: File name too long"),
     ],
 )
@@ -314,8 +314,8 @@ def test_what_lies_outside_every_mount_is_not_looked_at(data: Path) -> None:
     assert outputs.mounted("globus://l2/gone/x", mounts) == data / "a folder" / "x"
     for uri in ("globus://l2/%2e%2e/x", "globus://l2/a/../../x"):
         assert outputs.mounted(uri, mounts) is None
-    assert outputs.problems([{"uri": "globus://l2/a%00b"}], mounts) == ["globus://l2/a%00b: is not there"]
-    with pytest.raises(L2invError, match=r"publish\.mounts: /no/such is no folder"):
+    assert outputs.problems([{"uri": "globus://l2/a%00b"}], mounts) == ["globus://l2/a%00b: is missing"]
+    with pytest.raises(L2invError, match=r"publish\.mounts: /no/such is not a readable folder"):
         outputs.problems([{"uri": "l2:x/y"}], [Mount("l2:x", "/no/such")])
 
 
@@ -326,7 +326,7 @@ def test_every_wrong_output_is_named_and_the_good_ones_are_noted_as_looked_at(
     wrong = ["globus://l2/one", f"file://{data}/two"]
     argv = [arg for uri in (good, elsewhere, *wrong) for arg in ("--output", uri)]
     refused = l2inv("mark-inverted", op, *argv, expect=3).stderr
-    assert f"outputs: {wrong[0]}: is not there; {wrong[1]}: is not there; " in refused
+    assert f"outputs: {wrong[0]}: is missing; {wrong[1]}: is missing; " in refused
     assert l2inv.json("show", op)["state"] == "working"
     taken = l2inv("mark-inverted", op, "--output", good, "--output", elsewhere)
     assert "products are not checked" in taken.stderr and "its outputs are in 2 folders" in taken.stderr
@@ -532,7 +532,7 @@ def test_each_of_several_programs_says_what_is_its_own(
 
     other = [one | {"inversion_id": "inv.OTHER1"} for one in said]
     assert "inv.OTHER1 is not the one that was issued" in refused(other)
-    assert "inversions stands in place of outputs" in refused(said, outputs=[{"uri": "globus://x"}])
+    assert "inversions replaces outputs" in refused(said, outputs=[{"uri": "globus://x"}])
     assert "must name each instrument program once" in refused([said[0], dict(said[0], outputs=[])])
     without = [{"instrument_program_id": program} for program in programs]
     assert f"no output is named of {programs[0]}, {programs[1]}" in refused(without)
@@ -562,7 +562,7 @@ def test_each_of_several_programs_says_what_is_its_own(
         ({"asdf_object_key": "/pid/x.asdf"}, "asdf_object_key '/pid/x.asdf' names no *.asdf file"),
         ({"asdf_object_key": "pid//x.asdf"}, "asdf_object_key 'pid//x.asdf' names no *.asdf file"),
         ({"lines": ["Fe I 630.2"]}, "line 'Fe I 630.2' is unknown, the nearest known one is 'Fe I (630."),
-        ({"lines": ["Si IX (3934.0 nm)"]}, "line 'Si IX (3934.0 nm)' lies outside what the datasets used observed"),
+        ({"lines": ["Si IX (3934.0 nm)"]}, "line 'Si IX (3934.0 nm)' is outside the range of the datasets used"),
         ({"inverted_at": "2001-01-01T00:00:00Z"}, "2001-01-01T00:00:00Z is before the end of the observation"),
         ({"inverted_by": "ann"}, "is held by han"),
     ],

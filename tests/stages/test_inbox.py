@@ -75,7 +75,7 @@ def test_a_good_file_is_recorded_for_the_holder_and_filed_under_done(
         ("op_id: {held}\ndatasets: [X]\n", "has no dataset X"),
         (
             "op_id: {held}\nsoftware: {{name: x, version: '1'}}\noutputs: [{{uri: /no/such/file}}]\n",
-            "/no/such/file: is not there",
+            "/no/such/file: is missing",
         ),
         ("op_id: [\n", "line "),
         ("", "op_id: missing"),
@@ -122,8 +122,8 @@ def test_only_plain_files_with_the_names_of_ready_files_are_taken(
     os.mkfifo(folder / "pipe.yaml")
     answer = l2inv("inbox", str(folder), "--json", actor="cron", expect=4)
     assert answer.json["files"] == {"done": 0, "rejected": 2, "waiting": 0}
-    assert "link.yaml: is no regular file" in answer.stderr
-    assert "pipe.yaml: is no regular file" in answer.stderr
+    assert "link.yaml: is not a regular file" in answer.stderr
+    assert "pipe.yaml: is not a regular file" in answer.stderr
     assert names(folder) == sorted([".a.yaml", "a.yaml.part", "a.txt", "folder.yaml", "done", "rejected"])
     assert (folder / "rejected" / "link.yaml").is_symlink()
     assert elsewhere.read_text() == text
@@ -144,7 +144,7 @@ def test_no_file_is_filed_where_a_link_of_somebody_elses_leads(
     answer = l2inv("inbox", str(folder), expect=1)
     assert (
         answer.stderr
-        == f"l2inv: {link}: is a link that another user made; remove it: l2inv makes the folder\n"
+        == f"l2inv: {link}: is a link that another user made; remove it: l2inv creates the folder\n"
     )
     assert list(elsewhere.iterdir()) == []
     assert (folder / "bad.yaml").exists()

@@ -143,12 +143,12 @@ def test_the_cause_is_the_last_line_of_stderr_and_the_log_has_both_streams(tmp_p
         jobs.start(jobs.Job(name, tmp_path, argv)).wait()
         log = (tmp_path / jobs.LOG).read_text().splitlines()
         if name == "l2inv-1":
-            assert jobs.last_word(tmp_path, name) == "no such calibration"
+            assert jobs.last_line(tmp_path, name) == "no such calibration"
             assert (log[0], sorted(log)) == (
                 "begun", ["a: first", "begun", "held back", "no such calibration"],
             )  # fmt: skip
         else:
-            assert (jobs.last_word(tmp_path, name), log) == ("fine", ["fine"])
+            assert (jobs.last_line(tmp_path, name), log) == ("fine", ["fine"])
     assert not list(tmp_path.rglob("*.pipe"))
 
 
@@ -156,7 +156,7 @@ def test_all_of_a_long_stderr_is_there_when_the_job_has_ended(tmp_path: Path) ->
     code = "import sys; sys.stderr.write('x' * 100 + chr(10)); " * 2000 + "sys.exit('the cause')"
     jobs.start(jobs.Job("l2inv-1", tmp_path, [sys.executable, "-c", code])).wait()
     assert jobs.ended(tmp_path, "l2inv-1") is not None
-    assert jobs.last_word(tmp_path, "l2inv-1") == "the cause"
+    assert jobs.last_line(tmp_path, "l2inv-1") == "the cause"
     assert len((tmp_path / jobs.LOG).read_text().splitlines()) == 2001
 
 
@@ -169,7 +169,7 @@ def test_what_a_command_leaves_running_with_its_stderr_open_holds_its_end_up_for
     assert time.monotonic() - started < 30
     end = jobs.ended(tmp_path, "l2inv-1")
     assert end is not None
-    assert (end.exit_code, jobs.last_word(tmp_path, "l2inv-1")) == (4, "gone")
+    assert (end.exit_code, jobs.last_line(tmp_path, "l2inv-1")) == (4, "gone")
     until(lambda: not is_running(int((tmp_path / "child").read_text())), "it ended, too")
 
 
@@ -431,7 +431,7 @@ def test_any_name_of_a_program_is_a_program_to_the_script(tmp_path: Path, progra
     end = jobs.ended(path.parent, "l2inv-1")
     assert end is not None
     assert (end.exit_code, end.signal, end.how) == (7, None, "ended with exit code 7")
-    assert jobs.last_word(path.parent, "l2inv-1") == "a  b||*|\\n|"
+    assert jobs.last_line(path.parent, "l2inv-1") == "a  b||*|\\n|"
 
 
 def test_a_script_that_is_told_to_end_passes_it_on_and_says_so(tmp_path: Path) -> None:
@@ -443,7 +443,7 @@ def test_a_script_that_is_told_to_end_passes_it_on_and_says_so(tmp_path: Path) -
         process.terminate()
     end = jobs.ended(tmp_path, "l2inv-1")
     assert end is not None
-    assert (end.exit_code, end.signal, jobs.last_word(tmp_path, "l2inv-1")) == (3, "TERM", "told")
+    assert (end.exit_code, end.signal, jobs.last_line(tmp_path, "l2inv-1")) == (3, "TERM", "told")
     assert process.returncode == 3
 
 

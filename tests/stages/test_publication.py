@@ -230,7 +230,7 @@ def test_a_mount_that_is_gone_stops_the_stage_and_fails_no_op(
 ) -> None:
     deliver(l2inv, op, tmp_path / "science")
     (tmp_path / "science").rename(tmp_path / "elsewhere")
-    stops_and_fails_no_op(l2inv, op, f"publish.mounts: {tmp_path}/science is no folder that can be read")
+    stops_and_fails_no_op(l2inv, op, f"publish.mounts: {tmp_path}/science is not a readable folder")
     (tmp_path / "elsewhere").rename(tmp_path / "science")
     assert l2inv.json("publish")["ops"]["done"] == 1
 

@@ -117,7 +117,7 @@ def test_a_store_that_fails_on_one_inversion_alone_does_not_keep_the_others_wait
     l2inv("claim", ready[1])
     l2inv("mark-inverted", ready[1])
     store.fault = lambda operation, nth: Fault(status=500) if operation == "Create" and nth < 3 else None
-    assert "the next run goes on" in l2inv("publish", expect=1).stderr
+    assert "the next run continues" in l2inv("publish", expect=1).stderr
     assert l2inv.json("show", ready[1])["state"] == "published"
     assert l2inv.json("show", inverted)["state"] == "inverted"
     named = [e for e in l2inv.json("history", inverted)["events"] if e["kind"] == "inversion_named"]
@@ -178,7 +178,7 @@ def test_another_inversion_under_the_same_id_is_not_taken_for_ours(
     }  # fmt: skip
     l2inv("publish", expect=4)
     assert (
-        "the store holds another primaryProposalId"
+        "the store has another primaryProposalId"
         in l2inv.json("history", inverted)["events"][-1]["detail"]["cause"]
     )
 
@@ -309,7 +309,7 @@ def test_the_embargo_its_end_and_the_bucket_are_compared_and_only_warn(
         return check(found, "embargo")
 
     assert said("public", False, None) == ("pass", "not under embargo, in bucket public")
-    assert said("data", False, None) == ("warn", "not under embargo, yet in bucket data")
+    assert said("data", False, None) == ("warn", "not under embargo, but in bucket data")
     result, words = said("data", True, "2999-01-01T00:00:00")
     assert result == "pass"
     assert words == "under embargo until 2999-01-01T00:00:00Z, in bucket data"
@@ -332,7 +332,7 @@ def test_an_output_that_is_gone_keeps_its_inversion_from_being_told(
     output.unlink()
     assert check(l2inv.json("publish", "--dry-run")["ops"][0], "outputs")[0] == "fail"
     l2inv("publish", expect=4)
-    assert f"outputs: {output}: is not there" in cause(l2inv, ready[0])
+    assert f"outputs: {output}: is missing" in cause(l2inv, ready[0])
     assert store.inversions == {}
     output.write_text("here again")
     l2inv("retry", ready[0])
@@ -493,7 +493,7 @@ def test_a_store_that_keeps_something_else_than_it_was_told_is_found_out(
 
     store.fault = fault
     l2inv("publish", expect=4)
-    assert "the store holds another asdfObjectKey" in cause(l2inv, inverted)
+    assert "the store has another asdfObjectKey" in cause(l2inv, inverted)
     assert "inversion_created" not in kinds(l2inv, inverted)
 
 
@@ -505,7 +505,7 @@ def test_a_store_that_answers_with_another_inversion_is_not_believed(
     ).encode()
     store.fault = lambda operation, nth: Fault(body=body) if operation == "Find" else None
     said = l2inv("publish", expect=1).stderr
-    assert "and answers with 'inv.OTHER1'; ask who runs the metadata store" in said
+    assert "and answered with 'inv.OTHER1'; ask who runs the metadata store" in said
     assert l2inv.json("show", inverted)["state"] == "inverted"
     store.fault = None
     assert l2inv.json("publish")["ops"]["done"] == 1
@@ -523,7 +523,7 @@ def test_an_id_that_the_store_holds_for_something_else_is_an_error_that_says_wha
         "createDate": "2026-01-01T00:00:00", "updateDate": "2026-01-01T00:00:00",
     }  # fmt: skip
     l2inv("publish", expect=4)
-    assert f"the store holds another inversion under {issued['inversion_id']}" in cause(l2inv, inverted)
+    assert f"the store has another inversion under {issued['inversion_id']}" in cause(l2inv, inverted)
     assert f"l2inv reopen {inverted} --reason WHY" in cause(l2inv, inverted)
     assert creates(store) == 0
 

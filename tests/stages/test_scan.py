@@ -199,7 +199,7 @@ FAULTS = {
     "401": (Fault(status=401), "access denied"),
     "html": (Fault(body=b"<html>maintenance</html>"), "not GraphQL's JSON"),
     "errors": (Fault(body=b'{"errors": [{"message": "Cannot query field"}]}'), "Cannot query field"),
-    "no data": (Fault(body=b'{"data": null}'), "holds no data"),
+    "no data": (Fault(body=b'{"data": null}'), "has no dataset"),
     "dropped": (Fault(drop="before"), "metadata store http"),
     "truncated": (Fault(drop="midway"), "metadata store http"),
     "redirect": (Fault(status=302, headers=(("Location", "http://example.invalid/"),)), "answers 302"),
@@ -264,7 +264,7 @@ def test_secrets_in_the_stores_url_or_a_spoilt_token_are_never_shown(
     l2inv.save()
     for argv in (["-vv", "scan"], ["config", "check"], ["scan", "--json"]):
         answer = l2inv(*argv, expect=10)
-        assert "no HTTP header takes" in answer.stdout + answer.stderr
+        assert "are invalid in an HTTP header" in answer.stdout + answer.stderr
         assert "secrettoken" not in answer.stdout + answer.stderr
 
 

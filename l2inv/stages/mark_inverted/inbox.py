@@ -1,7 +1,7 @@
-"""inbox: takes the ready files that science drops into a folder, each once, and files them under done/ or rejected/.
+"""inbox: records the ready files that science puts into a folder, each once, and moves them to done/ or rejected/.
 
-A ready event is recorded before its file is moved. Whoever is killed in between leaves a file that the next run finds
-said already.
+A ready event is recorded before its file is moved. If the process is killed in between, the next run finds the event
+already recorded and only moves the file.
 """
 
 import fcntl
@@ -27,12 +27,12 @@ from l2inv.files import replace
 from l2inv.stages.mark_inverted import ready_event
 
 SUFFIXES = (".yaml", ".yml", ".json")
-OPEN_SECONDS = 3600  # some network file systems call every file open: what is unchanged for so long is read
-LONGEST_NAME = 150  # bytes: room for a number and the reason's suffix, where file systems end at 255
+OPEN_SECONDS = 3600  # on some network file systems every file seems open: one unchanged for this long is read
+LONGEST_NAME = 150  # bytes: leaves space for a number and the reason's suffix within 255
 
 
 class _Waiting(Exception):
-    """The file is still being written, or was replaced: the next run looks at it."""
+    """The file is still being written, or was replaced: the next run reads it."""
 
 
 def inbox(
@@ -43,22 +43,22 @@ def inbox(
     now: datetime,
     rejected: Callable[[str, str], None] = lambda file, reason: None,
 ) -> dict[str, Any]:
-    """Take each ready file of the folder, return the report of the stage, and report each file as it is rejected.
+    """Record each ready file of the folder and return the stage's report; call `rejected` for each rejected file.
 
-    A file is rejected with its reason beside it when its ready event is refused. One whose outputs lie on a mount
-    that is not there waits, the others are taken, and Unavailable is raised at the end. Raise Busy, DatabaseError,
-    L2invError when the folder is not there, and OSError when a file cannot be moved; the file at hand and those after
-    it then stay for the next run.
+    A file whose ready event is refused is rejected, with the reason in a file beside it. If its outputs are on a mount
+    that is missing, it waits, the others are recorded, and Unavailable is raised at the end. Raise Busy, DatabaseError,
+    L2invError if the folder is missing, and OSError if a file cannot be moved; this file and those after it then remain
+    for the next run.
     """
     if not folder.is_dir():
-        raise L2invError(f"{folder}: no such folder", "name the folder that ready files are dropped into")
+        raise L2invError(f"{folder}: no such folder", "name the folder of the ready files")
     with stage_run(connection, "inbox", actor) as run:
         counts = {"done": 0, "rejected": 0, "waiting": 0}
         run.report |= {"files": counts, "rejected": [], "warnings": []}
         for place in ("done", "rejected"):
             (folder / place).mkdir(mode=0o755, exist_ok=True)
-            _must_not_be_led_away(folder / place)
-        unseen: list[Unavailable] = []
+            _must_not_be_a_link(folder / place)
+        unavailable: list[Unavailable] = []
         for path in _ready_files(folder):
             try:
                 was = _identity(path.lstat())
@@ -72,23 +72,23 @@ def inbox(
                 continue
             except Unavailable as problem:
                 counts["waiting"] += 1
-                unseen.append(Unavailable(f"{path.name}: {problem.message}", problem.hint))
+                unavailable.append(Unavailable(f"{path.name}: {problem.message}", problem.hint))
                 continue
             counts["rejected" if reason else "done"] += 1
             if reason:
-                told = {"file": wording.clean(path.name), "reason": reason}
-                run.report["rejected"].append(told)
-                rejected(told["file"], reason)
-        if unseen:
-            raise unseen[0]
+                name = wording.clean(path.name)
+                run.report["rejected"].append({"file": name, "reason": reason})
+                rejected(name, reason)
+        if unavailable:
+            raise unavailable[0]
     return run.report
 
 
-def _must_not_be_led_away(place: Path) -> None:
-    """Raise L2invError where somebody else made a link of it: who drops files here would choose where they land."""
+def _must_not_be_a_link(place: Path) -> None:
+    """Raise L2invError for a link that another user made, who could choose where the files are moved."""
     found = place.lstat()
     if stat.S_ISLNK(found.st_mode) and found.st_uid not in (0, os.geteuid()):
-        raise L2invError(f"{place}: is a link that another user made", "remove it: l2inv makes the folder")
+        raise L2invError(f"{place}: is a link that another user made", "remove it: l2inv creates the folder")
 
 
 def _ready_files(folder: Path) -> list[Path]:
@@ -124,11 +124,11 @@ def _refusal(
 
 
 def _content(path: Path, was: tuple[int, ...]) -> bytes:
-    """Read a file, one byte beyond the limit at most. Raise _Waiting when it is not whole, Refused and OSError."""
+    """Read a file, at most one byte beyond the limit. Raise _Waiting if it is not complete, Refused and OSError."""
     if not stat.S_ISREG(path.lstat().st_mode):
-        raise Refused(f"{path.name}: is no regular file", "drop the file itself")
+        raise Refused(f"{path.name}: is not a regular file", "put the file itself here")
     try:
-        # A link would lead elsewhere, and opening a pipe waits for its writer.
+        # A link is not followed, and opening a pipe must not wait for its writer.
         number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except PermissionError as problem:
         raise Refused(f"{path.name}: cannot be read: {problem.strerror}", "make it readable") from problem
@@ -142,15 +142,16 @@ def _content(path: Path, was: tuple[int, ...]) -> bytes:
 
 
 def _is_open_for_writing(number: int) -> bool:
-    """Return whether some process has the file open for writing, which no read lease is given on (fcntl(2), F_SETLEASE)."""
-    fcntl.fcntl(
-        number, fcntl.F_SETSIG, signal.SIGURG
-    )  # sent when a writer comes: SIGIO would end this process
+    """Return whether some process has the file open for writing: then a read lease is refused (fcntl(2), F_SETLEASE)."""
+    # Sent when a writer opens it; the default, SIGIO, would end this process.
+    fcntl.fcntl(number, fcntl.F_SETSIG, signal.SIGURG)
     try:
         fcntl.fcntl(number, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except BlockingIOError:
         return True
-    except OSError:  # another's file, or a file system without leases: the rename is trusted
+    except (
+        OSError
+    ):  # another user's file, or a file system without leases: trust that it was renamed into place
         return False
     fcntl.fcntl(number, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     return False
@@ -161,7 +162,7 @@ def _identity(found: os.stat_result) -> tuple[int, ...]:
 
 
 def _move(path: Path, folder: Path, was: tuple[int, ...], reason: str | None) -> None:
-    """Move the file that was read to a free name, its reason written first. Raise _Waiting when it was replaced."""
+    """Write the reason, then move the file that was read to a free name. Raise _Waiting if it was replaced."""
     target = _free(folder, path.name)
     if reason:
         beside = folder / f"{target.name}.reason.txt"
@@ -174,7 +175,7 @@ def _move(path: Path, folder: Path, was: tuple[int, ...], reason: str | None) ->
 
 
 def _free(folder: Path, name: str) -> Path:
-    """Return a path that nothing has yet: the name, or the name with a number. The stage's lock keeps it free."""
+    """Return a path that does not exist: the name, or the name with a number. The stage's lock keeps it free."""
     path = folder / name
     stem = os.fsdecode(os.fsencode(path.stem)[:LONGEST_NAME])
     names = (f"{stem}{f'.{n}' if n else ''}{path.suffix}" for n in count())

@@ -1,4 +1,4 @@
-"""Science's ready event: what was inverted, with what, and where it lies; checked before it is recorded."""
+"""Science's ready event: what was inverted, with what, and where the outputs are; checked before it is recorded."""
 
 import json
 import re
@@ -60,7 +60,7 @@ class Inverted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class Ready(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Science's ready event: what was inverted, with what, and where it lies."""
+    """Science's ready event: what was inverted, with what, and where the outputs are."""
 
     op_id: Text
     inversion_id: Text | None = None  # null: the one that was issued when the work began
@@ -92,7 +92,7 @@ _ESCAPES = re.compile(rb"\\(?:u(d[89ab][0-9a-f]{2})\\ud[c-f][0-9a-f]{2}|.)", re.
 
 
 def _as_yaml(escape: re.Match[bytes]) -> bytes:
-    """JSON is YAML but for this: it escapes a character beyond the first 65,536 as a pair of surrogates."""
+    """Decode pairs of surrogates, by which JSON escapes characters beyond the first 65,536 and YAML does not."""
     if escape[1] is None:  # any other escape stays
         return escape[0]
     character: str = json.loads(b'"%s"' % escape[0])
@@ -126,7 +126,7 @@ def mark_inverted(
     `amends` is where an inverted OP was seen whose ready event this one corrects, which may be done of nothing newer.
 
     With for_holder the actor records on behalf of the holder: `inverted_by`, or else the OP's assignee. A reason
-    why superseded datasets are accepted stands in the record beside them. Each inversion has the id that was issued
+    why superseded datasets are accepted is recorded with them. Each inversion has the id that was issued
     when the work began; one of an instrument program that was not to be inverted then gets its id now.
 
     Raise Refused when another holds the OP, its state does not allow it, the event names another inversion id, an
@@ -143,7 +143,7 @@ def mark_inverted(
         present = event_log.locked(connection, ready.op_id)
         if amends and present.seq != amends.seq:
             raise Refused(
-                f"OP {present.op_id} moved on meanwhile", f"see: l2inv history {present.op_id}; try again"
+                f"OP {present.op_id} changed meanwhile", f"see: l2inv history {present.op_id}; try again"
             )
         holder = (ready.inverted_by or present.assignee or actor) if for_holder or amends else actor
         if amends and ready.inverted_by not in (None, present.assignee):
@@ -154,7 +154,7 @@ def mark_inverted(
         if present.state == "working" and ready.inverted_by not in (None, present.assignee):
             event_log.must_hold(present, ready.inverted_by or actor)
         given = _given(ready, ready.inverted_by or holder)
-        if _is_said(connection, present, given) or _was_read(connection, present.op_id, file_sha256):
+        if _is_recorded(connection, present, given) or _was_read(connection, present.op_id, file_sha256):
             return None
         event_log.must_hold(present, holder)
         event_log.must_allow(present, kind, state)
@@ -162,13 +162,13 @@ def mark_inverted(
 
     publish = publish or Publish(check_products=False)
     mounts = publish.mounts
-    # Reading the outputs takes long, and is done while no row is locked: so what comes before is checked twice.
+    # Reading the outputs takes long and must not hold a lock on a row, so the event is checked before and after it.
     with connection.transaction():
         first = checked()
         if first is None:
             return False
-    said = [ready, *(ready.inversions or ())]
-    plain = [output for one in said for output in msgspec.to_builtins(one.outputs)]
+    parts = [ready, *(ready.inversions or ())]
+    plain = [output for one in parts for output in msgspec.to_builtins(one.outputs)]
     if wrong := outputs.problems(plain, mounts):
         raise Refused(
             f"OP {ready.op_id}: outputs: {'; '.join(wrong)}", "fix what is named, or the ready event"
@@ -199,7 +199,7 @@ def _check_products(
     progress: Callable[[int, int], None],
     warn: Callable[[str], None],
 ) -> list[str]:
-    """Return the inversions of which the products are good. Raise WrongProducts.
+    """Return the inversions whose products are correct. Raise WrongProducts.
 
     An inversion that gets its id with this event has no files under that id yet.
     """
@@ -216,7 +216,7 @@ def _check_products(
         return []
     if found.wrong:
         raise WrongProducts(
-            f"OP {op_id}: {found.wrong}", f"fix the files; all that is wrong: l2inv check {op_id}"
+            f"OP {op_id}: {found.wrong}", f"fix the files; for all findings: l2inv check {op_id}"
         )
     if found.why_not:
         warn(found.why_not)
@@ -224,15 +224,15 @@ def _check_products(
 
 
 def _given(ready: Ready, inverted_by: str) -> dict[str, Any]:
-    """Return a ready event as the record keeps it, without what it leaves to its defaults."""
+    """Return a ready event as it is recorded, without defaults."""
     each = ready.inversions
     if each is not None:
-        _must_stand_alone(ready, each)
-    said: Sequence[Ready | Inverted] = [ready] if each is None else each
+        _must_be_separate(ready, each)
+    parts: Sequence[Ready | Inverted] = [ready] if each is None else each
     given = {
         "software": _software(ready.software),
-        "outputs": [output for one in said for output in _plain(one.outputs)],
-        "lines": list(dict.fromkeys(line for one in said for line in one.lines)),
+        "outputs": [output for one in parts for output in _plain(one.outputs)],
+        "lines": list(dict.fromkeys(line for one in parts for line in one.lines)),
         "asdf_object_key": ready.asdf_object_key,
         "inverted_by": inverted_by,
         "note": ready.note,
@@ -253,11 +253,11 @@ def _given(ready: Ready, inverted_by: str) -> dict[str, Any]:
     return given
 
 
-def _must_stand_alone(ready: Ready, each: Sequence[Inverted]) -> None:
+def _must_be_separate(ready: Ready, each: Sequence[Inverted]) -> None:
     beside = ("inversion_id", "instrument_programs", "datasets", "outputs", "lines", "asdf_object_key")
     if both := [name for name in beside if getattr(ready, name)]:
         raise Refused(
-            f"OP {ready.op_id}: inversions stands in place of {', '.join(both)}", "name these in each of them"
+            f"OP {ready.op_id}: inversions replaces {', '.join(both)}", "name these in each of the inversions"
         )
     programs = [one.instrument_program_id for one in each]
     if not each or len(set(programs)) < len(programs):
@@ -268,7 +268,7 @@ def _must_stand_alone(ready: Ready, each: Sequence[Inverted]) -> None:
 
 
 def _given_of(one: Inverted) -> dict[str, Any]:
-    """Return what is given of one instrument program, without what is left to its defaults."""
+    """Return one instrument program's part of a ready event, without defaults."""
     given: dict[str, Any] = {
         "instrument_program_id": one.instrument_program_id,
         "outputs": _plain(one.outputs),
@@ -286,7 +286,7 @@ def _plain(said: Sequence[Output]) -> list[dict[str, Any]]:
 
 
 def _software(software: Software | None) -> dict[str, Any] | None:
-    """The software as the record keeps it; a version that looks like a commit of Git is named as one."""
+    """Return the software as it is recorded; a version that looks like a Git commit is also recorded as `commit`."""
     if software is None:
         return None
     is_commit = re.fullmatch(r"(?=.*[0-9])[0-9a-f]{7,40}", software.version or "")
@@ -294,8 +294,8 @@ def _software(software: Software | None) -> dict[str, Any] | None:
     return found | ({"commit": software.version} if is_commit else {})
 
 
-def _is_said(connection: Connection, present: event_log.Present, given: dict[str, Any]) -> bool:
-    """Return whether this cycle's ready event is the same. What is left to its default does not differ."""
+def _is_recorded(connection: Connection, present: event_log.Present, given: dict[str, Any]) -> bool:
+    """Return whether this cycle's ready event is the same, ignoring what is left to its default."""
     said = event_log.newest(connection, present.op_id, "inverted", "amended")
     if said is None or (present.state_before_error or present.state) not in ("inverted", "published"):
         return False
@@ -310,7 +310,7 @@ def _is_said(connection: Connection, present: event_log.Present, given: dict[str
 
 
 def _was_read(connection: Connection, op_id: str, file_sha256: str | None) -> bool:
-    """Return whether a ready file was read before. One of an OP that was unmarked since is read again."""
+    """Return whether a ready file was recorded before. After `unmark`, it may be recorded again."""
     row = connection.execute(
         """
         select exists (select from l2inv.event where op_id = %(op)s and kind = 'inverted'
@@ -327,7 +327,7 @@ def _was_read(connection: Connection, op_id: str, file_sha256: str | None) -> bo
 def _detail(
     connection: Connection, ready: Ready, given: dict[str, Any], now: datetime, accepted_because: str | None
 ) -> dict[str, Any]:
-    """The event's detail: what was given, with its defaults filled in from the newest verdict."""
+    """Return the event's detail: what was given, with defaults from the newest verdict."""
     op_id = ready.op_id
     judged = event_log.newest(connection, op_id, "judged") or {}
     chosen = given.get("instrument_programs", event_log.invertible_programs(connection, op_id))
@@ -352,7 +352,7 @@ def _detail(
         words = "; ".join(f"dataset {dataset}: {why}" for dataset, why in superseded.items())
         raise Refused(
             f"OP {op_id}: {words}",
-            "invert what is new, or name the datasets used; if it is good all the same, as the holder: "
+            "invert the new data, or name the datasets used; if it is good anyway, as the holder: "
             "l2inv mark-inverted … --accept-superseded --reason WHY",
         )
     defaults = {"inverted_at": msgspec.to_builtins(now), "criteria_version": judged.get("criteria_version")}
@@ -369,7 +369,7 @@ def _detail(
 def _must_be_credible(
     op_id: str, detail: dict[str, Any], rows: dict[str, dict[str, Any]], now: datetime
 ) -> None:
-    """Raise Refused with all that a ready event must say and does not, and with what cannot be."""
+    """Raise Refused with everything that a ready event lacks, and what cannot be true."""
     software, at = detail["software"], datetime.fromisoformat(detail["inverted_at"])
     ends = [row["end_time"] or row["start_time"] for row in rows.values()]
     observed = max((end for end in ends if end), default=None)
@@ -395,7 +395,7 @@ def _must_be_credible(
     if without:
         wrong.append(f"no output is named{' of ' * any(without)}{used.named(without)}")
     if at > now + CLOCKS_DIFFER:
-        wrong.append(f"inverted_at {detail['inverted_at']} is yet to come")
+        wrong.append(f"inverted_at {detail['inverted_at']} is in the future")
     if observed and at < observed:
         wrong.append(
             f"inverted_at {detail['inverted_at']} is before the end of the observation, {observed:%Y-%m-%dT%H:%M:%SZ}"
@@ -407,19 +407,19 @@ def _must_be_credible(
         wrong += lines.mistakes(one["lines"], {name for r in mine for name in r["lines"] or ()}, ranges)
     if wrong:
         raise Refused(
-            f"OP {op_id}: {'; '.join(wrong)}", "fix the ready event, or the options that stand for it"
+            f"OP {op_id}: {'; '.join(wrong)}", "fix the ready event, or the options that describe it"
         )
 
 
 def _inversions(
     connection: Connection, ready: Ready, detail: dict[str, Any], rows: dict[str, dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Each inversion under its id, with what was said of it, or of all of them, and with its defaults."""
+    """Return each inversion with its id, what was given for it or for all, and its defaults."""
     op_id = ready.op_id
     ids = issued.issue(connection, op_id, detail["instrument_programs"])
     if len(ids) > 1 and (both := [n for n in ("inversion_id", "asdf_object_key") if getattr(ready, n)]):
         raise Refused(
-            f"OP {op_id}: {' and '.join(both)} stands for one inversion, and here are {len(ids)}",
+            f"OP {op_id}: {' and '.join(both)} is for one inversion, but there are {len(ids)}",
             "name each instrument program under inversions",
         )
     said = {one["instrument_program_id"]: one for one in detail.get("inversions", ())}

@@ -1,4 +1,4 @@
-"""The datasets that a ready event names: whether they are the OP's, and what became of them since it was claimed."""
+"""The datasets that a ready event names: whether they are the OP's, and what happened to them since it was claimed."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,7 +9,7 @@ from l2inv.errors import Refused
 
 
 def datasets(connection: Connection, op_id: str) -> list[dict[str, Any]]:
-    """Every dataset that is or was the OP's, as it was last, with the newer one of the same product there is of it."""
+    """Return every dataset that is or was the OP's, in its last version, with the dataset that supersedes it."""
     return connection.execute(
         """
         select distinct on (v.dataset_id) v.dataset_id, d.op_id as present_op, d.withdrawn,
@@ -61,7 +61,7 @@ def named(things: Iterable[str | None]) -> str:
 
 
 def superseded(connection: Connection, op_id: str, used: list[dict[str, Any]]) -> dict[str, str]:
-    """What happened to datasets used that makes what was inverted from them old, by dataset."""
+    """Return by dataset why an inversion of it is outdated; only for datasets that changed."""
     since_claim: dict[str, str] = {}
     for row in connection.execute(
         """
@@ -75,7 +75,7 @@ def superseded(connection: Connection, op_id: str, used: list[dict[str, Any]]) -
         detail = row["detail"]
         changed = [d for d, fields in detail.get("changed", {}).items() if INPUTS.intersection(fields)]
         since_claim |= dict.fromkeys(changed, "changed since it was claimed")
-        # Also of one that came back: it may have come back changed.
+        # Also of one that returned: it may have changed.
         for what in ("left", "withdrawn"):
             since_claim |= dict.fromkeys(detail.get(what, ()), f"{what} since it was claimed")
     found = {}

@@ -1,4 +1,4 @@
-"""Who works on which OP, and when it is due: exactly one person holds one that is claimed."""
+"""Claims: who works on an OP, and until when. Exactly one person holds a claimed OP."""
 
 from datetime import datetime
 from typing import Any
@@ -13,10 +13,10 @@ from l2inv.stages.mark_working import offers
 
 
 def claim(connection: Connection, op_id: str, actor: str, due_at: datetime, *, extend: bool = False) -> bool:
-    """Let the actor hold the OP until `due_at`: exactly one of all who try gets it.
+    """Claim an OP for the actor until `due_at`: of all who try, exactly one gets it.
 
-    Return False if the actor held it already; then `extend` says whether the claim becomes due at another time.
-    Raise Refused when another holds it, saying who and since when, and when it is not ready to be worked on.
+    Return False if the actor held it already; with `extend`, the claim is then due at `due_at`. Raise Refused if
+    somebody else holds it, with their name and since when, and if it is not ready to be claimed.
     """
     with connection.transaction():
         present = event_log.locked(connection, op_id)
@@ -51,9 +51,9 @@ def claim_first(
     due_at: datetime,
     number: int = 1,
 ) -> list[str]:
-    """Return the first OPs that are offered to the actor, in one step, and their ids; as many as there are up to `number`.
+    """Claim the first offered OPs for the actor in one step, at most `number`; return their ids.
 
-    Those that others take at this moment are passed over, not waited for.
+    OPs that others are claiming at the same moment are skipped, not waited for.
     """
     statement, values, _ = offers.first(connection, rank_by, wanted, number, rules)
     with connection.transaction():
@@ -69,7 +69,7 @@ def claim_first(
 
 
 def _named(connection: Connection, op_id: str) -> dict[str, Any]:
-    """Each instrument program to be inverted, under its inversion's id."""
+    """Return the detail with an inversion id for each instrument program to be inverted."""
     return {"inversions": issued.issue(connection, op_id, event_log.invertible_programs(connection, op_id))}
 
 
@@ -78,7 +78,7 @@ def _claimed(actor: str, due_at: datetime) -> dict[str, Any]:
 
 
 def release(connection: Connection, op_id: str, actor: str, reason: str | None) -> None:
-    """Put an OP that the actor holds back for others. Raise Refused when the actor does not hold it."""
+    """Release an OP for others to claim. Raise Refused if the actor does not hold it."""
     with connection.transaction():
         present = event_log.locked(connection, op_id)
         event_log.must_hold(present, actor)
@@ -89,7 +89,7 @@ def release(connection: Connection, op_id: str, actor: str, reason: str | None) 
 def hand_over(
     connection: Connection, op_id: str, to: str, actor: str, due_at: datetime | None, reason: str | None
 ) -> None:
-    """Transfer an OP that the actor holds to somebody else, due as before unless `due_at` says otherwise. Raise Refused."""
+    """Transfer an OP that the actor holds to somebody else, due at `due_at` or else as before. Raise Refused."""
     with connection.transaction():
         present = event_log.locked(connection, op_id)
         event_log.must_hold(present, actor)
@@ -97,13 +97,15 @@ def hand_over(
             raise Refused(f"OP {op_id} is held by {to} already", "name somebody else: --to")
         due = due_at or present.due_at
         detail = {"assignee": to, "from": present.assignee, "due_at": due.isoformat() if due else None}
-        event_log.add_one(connection, present, "handed_over", None, actor, detail | _given(reason=reason))
+        event_log.add_one(
+            connection, present, "handed_over", None, actor, detail | _without_none(reason=reason)
+        )
 
 
 def take_over(
     connection: Connection, op_id: str, actor: str, reason: str, due_at: datetime, now: datetime
 ) -> None:
-    """Let the actor hold an OP whose holder let it become overdue. Raise Refused, naming holder and due date."""
+    """Transfer an overdue OP from its holder to the actor. Raise Refused, with holder and due date, if it is not overdue."""
     with connection.transaction():
         present = event_log.locked(connection, op_id)
         if present.state == "working":
@@ -135,16 +137,16 @@ def hold(connection: Connection, op_id: str, reason: str, actor: str) -> None:
 
 
 def unhold(connection: Connection, op_id: str, reason: str | None, actor: str) -> None:
-    """Let an OP that was put on hold go on from where it is. Raise Refused."""
+    """Take an OP off hold. Raise Refused."""
     with connection.transaction():
         present = event_log.locked(connection, op_id)
         if not present.on_hold:
             raise Refused(f"OP {op_id} is not on hold", "nothing to do")
-        event_log.add_one(connection, present, "taken_off_hold", None, actor, _given(reason=reason))
+        event_log.add_one(connection, present, "taken_off_hold", None, actor, _without_none(reason=reason))
 
 
 def prioritize(connection: Connection, op_id: str, priority: int, reason: str, actor: str) -> None:
-    """Set how soon an OP is to be worked on: `next` offers the highest priority first; 0 is usual. Raise Refused."""
+    """Set an OP's priority: `next` offers the highest first; the default is 0. Raise Refused."""
     with connection.transaction():
         present = event_log.locked(connection, op_id)
         detail = {"priority": priority, "reason": reason}
@@ -158,9 +160,9 @@ def note(connection: Connection, op_id: str, text: str, actor: str) -> None:
         event_log.add_one(connection, present, "noted", None, actor, {"note": text})
 
 
-def _given(**what: str | None) -> dict[str, Any]:
+def _without_none(**what: str | None) -> dict[str, Any]:
     return {name: value for name, value in what.items() if value is not None}
 
 
 def _day(due_at: datetime | None) -> str:
-    return wording.due(due_at) if due_at else "at no set date"
+    return wording.due(due_at) if due_at else "without a due date"

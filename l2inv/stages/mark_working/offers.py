@@ -1,11 +1,12 @@
-"""What science is offered to invert next: which OPs, in which order, and why each stands where it does."""
+"""What science is offered to invert next: which OPs, in which order, and why."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from l2inv import wording
 from l2inv.config.settings import Qualification
 from l2inv.database.connection import Connection
+from l2inv.domain.measures import R0_CLASSES
 from l2inv.queries.filters import Wanted, conditions
 from l2inv.queries.observing_programs import COLUMNS, PRESENT, add_measures
 
@@ -13,7 +14,7 @@ READY = "s.state = 'preprocessed' and s.on_hold_seq is null and not coalesce(s.d
 
 
 def _most(name: str) -> Callable[[dict[str, Any]], tuple[bool, float]]:
-    """Rank first what has most; what has none comes last."""
+    """Return a sort key by a column, the largest first and null last."""
     return lambda row: (row[name] is None, -(row[name] or 0))
 
 
@@ -22,8 +23,10 @@ def _field(row: dict[str, Any]) -> tuple[bool, float]:
     return x is None, -(x or 0) * (y or 0)
 
 
-# By what OPs of the same priority are ranked; longest waiting comes first where that leaves them equal.
+# Sort keys for OPs of the same priority. Among equals, the one that has waited longest comes first.
 RANKS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "r0_class": lambda row: R0_CLASSES.index(row["r0_class"]),
+    "age": lambda row: 0,
     "fried_parameter": _most("fried_parameter_med_m"),
     "r0": _most("fried_parameter_med_m"),
     "proposal": lambda row: (row["proposal_id"] is None, row["proposal_id"] or ""),
@@ -37,9 +40,9 @@ RANKS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "odd": lambda row: len(row["odd"]),
     "movie": lambda row: not row["movie_urls"],
 }
-# The columns whose order is that of an index.
+# Rankings for which there is an index.
 _INDEXED = {"r0_class": "s.r0_class, ", "age": ""}
-# What is read of each OP to rank it. Everything else is measured.
+# What is read of an OP to rank it without computing its measures.
 _READ = {
     "proposal": "(select o.proposal_id from l2inv.op o where o.op_id = s.op_id) as proposal_id",
 } | dict.fromkeys(
@@ -52,9 +55,9 @@ _READ = {
 def offered(
     connection: Connection, rank_by: str, limit: int, rules: Qualification, wanted: Wanted | None = None
 ) -> tuple[list[dict[str, Any]], int]:
-    """Return the OPs that science can claim, the one to do first at the top, and how many there are, shown or not.
+    """Return the OPs that science can claim, the first to do first, at most `limit`, and how many there are in all.
 
-    They are ranked by priority, then by `rank_by`. `reason` is what put each where it is, `why` that and since when it waits.
+    They are ranked by priority, then by `rank_by`. `reason` has the values that rank an OP, `why` also its waiting time.
     """
     wanted = wanted or Wanted()
     statement, values, total = first(connection, rank_by, wanted, limit, rules)
@@ -75,13 +78,28 @@ def offered(
     return rows, total
 
 
+def decided(ops: Sequence[dict[str, Any]], rank_by: str) -> list[str]:
+    """Return for each ranked OP what decided its rank against the next one (the last: against the one before it): its
+    priority with the reason, the ranking, or `wait` where only the waiting time differs."""
+    keys = [(op["priority"], RANKS[rank_by](op)) for op in ops]
+    found = []
+    for place, op in enumerate(ops):
+        other = keys[place + 1] if place + 1 < len(keys) else keys[max(place - 1, 0)]
+        by_rank = "wait" if other == keys[place] else rank_by.replace("_", " ")
+        if op["priority"]:
+            found.append(f"priority {op['priority']} ({op['priority_reason']})")
+        else:
+            found.append("priority" if other[0] else by_rank)
+    return found
+
+
 def first(
     connection: Connection, rank_by: str, wanted: Wanted, limit: int, rules: Qualification
 ) -> tuple[str, dict[str, Any], int]:
-    """Return the statement that finds op_id and seq of the first OPs offered, in order, with its values; and how many fit.
+    """Return the statement that selects op_id and seq of the first OPs offered, in order, its values, and how many match.
 
-    It may go on with `for update of s skip locked`. An index gives the order by r0 class and by age; everything else is
-    ranked here, from one reading of all that is ready: the statement looks again whether it still is.
+    `for update of s skip locked` may be appended. By r0 class and by age, an index has the order; other rankings are
+    computed here from all OPs that are ready, and the statement checks again that they still are.
     """
     condition, values = conditions(wanted, rules)
     fits = f"and exists (select from l2inv.op o where o.op_id = s.op_id and {condition})" if condition else ""
@@ -114,7 +132,7 @@ def first(
 
 
 def _reason(op: dict[str, Any], rank_by: str) -> str:
-    """What put an OP where it is, in a word or two."""
+    """Return the values that rank an OP, as a phrase."""
     x, y = op["field_x_arcsec"], op["field_y_arcsec"]
     ranked = {
         "r0_class": f"{op['r0_class']} r0",

@@ -1,4 +1,4 @@
-"""One OP's turn in preprocess, wherever its job runs: what is due, that a job begins, and what came of it."""
+"""One OP in preprocess, here or on the cluster: whether it is due, the start of its job, and the job's outcome."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ from l2inv.stages.preprocess import bundle
 from l2inv.stages.preprocess.bundle import work_folder
 from l2inv.stages.stage import Outcomes, Report
 
-# What a file system or the machine refuses one OP, it refuses the next.
+# Errors of a file system or the machine, which every OP would meet.
 EVERY_OPS = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE,
     errno.ENOMEM, errno.EAGAIN,
@@ -36,7 +36,7 @@ class Jobs(msgspec.Struct):
 
 
 class Preprocessed(Report, kw_only=True):
-    """The report of preprocess. `jobs` is there where a cluster has to do with it."""
+    """The report of preprocess. `jobs` exists only if a cluster is involved."""
 
     stage: str = "preprocess"
     ops: Outcomes = msgspec.field(default_factory=Outcomes)
@@ -47,7 +47,7 @@ Stage = base.Stage[Preprocessed]
 
 
 class Failed(Exception):
-    """The command did not do its work for this OP; the text is the cause."""
+    """The command failed for this OP; the text is the cause."""
 
 
 class Started(msgspec.Struct, frozen=True):
@@ -59,7 +59,7 @@ class Started(msgspec.Struct, frozen=True):
     command: list[str]
     task: int | None = None  # its index in the Slurm array
     attempt: int = 1
-    after: str | None = None  # the state in which an earlier job came to nothing
+    after: str | None = None  # the state of an earlier job that was lost
 
     @property
     def on_cluster(self) -> bool:
@@ -96,7 +96,7 @@ class Op(msgspec.Struct):
 
 
 class Start(msgspec.Struct, frozen=True):
-    """A job to begin: which attempt it is, and the state in which an earlier one came to nothing."""
+    """A job to start: the number of the attempt, and the state of an earlier one that was lost."""
 
     op: Op
     attempt: int = 1
@@ -134,8 +134,8 @@ def bundled(stage: Stage, op_id: str) -> Path:
 
 
 def describe(connection: Connection, op_id: str) -> dict[str, Any]:
-    """Return what a command needs to know of an OP: its verdict, which instrument programs are to be inverted, the names
-    of their inversions where these have begun in this cycle, and the newest version of each dataset in full."""
+    """Return what a command needs to know about an OP: its verdict, the instrument programs to be inverted, the names of
+    their inversions if there are any in this cycle, and the newest version of each dataset in full."""
     row = connection.execute(
         """
         select s.op_id, o.proposal_id, o.experiment_id, e.detail -> 'verdict' as verdict,
@@ -165,7 +165,7 @@ def command(settings: Preprocess, op_id: str, folder: Path) -> list[str]:
 
 
 def again(op: Op, state: str) -> Start:
-    """Return the start that follows a job which came to nothing in that state; what never began was no attempt."""
+    """Return the start after a job that was lost in that state; a job that never began does not count as an attempt."""
     return Start(op, op.started.attempt + (state != "UNKNOWN"), state)
 
 
@@ -185,7 +185,7 @@ def job_of(
 
 
 def begin(stage: Stage, started: list[tuple[Op, Started]]) -> list[Op]:
-    """Record that jobs begin, before they do; return the OPs that had not moved on, each with its job."""
+    """Record that jobs begin, before they do; return the OPs that had not changed, each with its job."""
     events = [
         event_log.Event(op.op_id, op.seq, "preprocess_started", None, msgspec.to_builtins(job))
         for op, job in started
@@ -239,8 +239,8 @@ def _preprocessed(stage: Stage, op: Op, folder: Path, detail: dict[str, Any]) ->
 def blaming(stage: Stage, op: Op) -> Iterator[None]:
     """Record what fails within as the failure of this OP.
 
-    Raise Unavailable for what every other OP would meet as well; the OP is left as it is, and a job of it that
-    failed for that reason begins again in the next run.
+    Raise Unavailable for what every other OP would meet, too; the OP keeps its state, and a job of it that failed for that
+    reason is started again in the next run.
     """
     try:
         yield
@@ -251,17 +251,17 @@ def blaming(stage: Stage, op: Op) -> Iterator[None]:
                 with suppress(OSError):
                     jobs.forget_end(*op.started.place)
             raise unavailable(everyones) from problem
-        cause = redact(str(problem), stage.settings)  # it holds the command's last words
+        cause = redact(str(problem), stage.settings)  # it contains the command's last message
         _settle(stage, op, "failed", lambda seq: stage.fail(op.op_id, seq, cause))
 
 
 def unavailable(what: str) -> Unavailable:
-    """Return the error that stops the stage for what every OP would meet."""
+    """Return the error that stops the stage, for problems that every OP would meet."""
     return Unavailable(f"preprocess: {what}", "no OP failed for it: fix that, then: l2inv preprocess")
 
 
 def _every_ops(problem: Exception, work: Path) -> str | None:
-    """Return what is wrong with this machine or the work folder, which is no fault of one OP; None where it is."""
+    """Return what is wrong with this machine or the work folder; None if the problem is only this OP's."""
     if isinstance(problem, OSError) and problem.errno in EVERY_OPS:
         return f"{problem.filename or work}: {problem.strerror}"
     try:
@@ -274,7 +274,7 @@ def _every_ops(problem: Exception, work: Path) -> str | None:
 
 
 def _settle(stage: Stage, op: Op, outcome: str, record: Callable[[int], bool]) -> None:
-    """Record what came of an OP; if it moved on meanwhile, a later run finds its job as it was left."""
+    """Record the outcome of an OP; if it changed meanwhile, a later run finds its job."""
     recorded = record(op.seq)
     if not recorded and op.is_open:
         present = read(stage.connection, op.op_id)  # a note meanwhile changes nothing

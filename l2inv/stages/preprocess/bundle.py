@@ -27,7 +27,7 @@ def work_folder(settings: Preprocess) -> Path:
 
 
 def folder_name(name: str) -> str:
-    """Return a name for an OP's folder that is safe whatever the id holds; unquoted() gives the id back."""
+    """Return a name for an OP's folder that is safe for any id; unquoted() returns the id."""
     safe = quote(name, safe="")
     return f"%{ord(safe[0]):02X}{safe[1:]}" if safe[:1] in (".", "-", "~") else safe
 
@@ -38,7 +38,7 @@ def unquoted(name: str) -> str:
 
 
 def files(folder: Path) -> Iterator[Path]:
-    """Return the files below an OP's folder in order, but for links and what l2inv keeps for itself."""
+    """Yield the files in an OP's folder in order, except links and l2inv's own files."""
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.is_symlink() and path.relative_to(folder).parts[0] != OWN:
             yield path
@@ -74,7 +74,7 @@ def write_inversions(folder: Path, inversions: list[dict[str, Any]]) -> None:
 def manifest(
     description: dict[str, Any], rules: Qualification, settings: Preprocess, folder: Path
 ) -> dict[str, Any]:
-    """Return the manifest: the OP, its verdict, and each dataset with its version and where it lies; wavelengths in nm.
+    """Return the manifest: the OP, its verdict, and each dataset with its version and location; wavelengths in nm.
 
     `qualifying` are the datasets that the verdict on an invertible instrument program names, `path` is below the
     bucket, and `fetch` is the command line for globus-batch.txt, null where the settings do not name both ends.
@@ -122,9 +122,7 @@ def batch(made: dict[str, Any], settings: Preprocess) -> str:
     op = folder_name(made["op_id"])
     lines = [f"# The Level 1 inputs of {op}"]
     if missing:
-        lines.append(
-            f"# The settings name no {' and no '.join(missing)}: add that to: globus transfer --batch"
-        )
+        lines.append(f"# The settings have no {' and no '.join(missing)}: add it to: globus transfer --batch")
     else:
         lines.append(f"# {made['fetch']}" if made["fetch"].isprintable() else "# see fetch in manifest.json")
     for dataset in made["datasets"]:

@@ -15,10 +15,11 @@ from l2inv.stages.preprocess import bundle
 
 
 def files(connection: Connection, op_id: str) -> dict[str, Any]:
-    """Return the files that the newest preprocessing of an OP left, each with how it stands.
+    """Return the files of an OP's newest preprocessing, each with its `standing`.
 
-    `standing` is ok, changed (the SHA-256 given is that of now), missing (size and SHA-256 are as recorded), or new:
-    in the folder and not on record, as the names of the inversions are. What was cleaned is missing no more; `cleaned_at` says when. An OP that was not preprocessed has no folder and no files. Raise OSError.
+    It is ok, changed (with the present SHA-256), missing (with the recorded size and SHA-256), or new: in the folder and
+    not recorded, such as the names of the inversions. Removed files are not listed; `cleaned_at` is when they were
+    removed. An OP that was not preprocessed has no folder and no files. Raise OSError.
     """
     detail = event_log.newest(connection, op_id, "preprocessed") or {}
     row = connection.execute(
@@ -56,7 +57,7 @@ def _proposal(connection: Connection, op_id: str) -> str | None:
 
 
 def write_names(connection: Connection, op_id: str, inversions: list[dict[str, Any]]) -> None:
-    """Put inversions.json into an OP's folder where that is at hand and may be written to. Raise OSError."""
+    """Write inversions.json into an OP's folder if it is mounted here and writable. Raise OSError."""
     folder = (event_log.newest(connection, op_id, "preprocessed") or {}).get("folder")
     if folder and os.access(folder, os.W_OK | os.X_OK):
         bundle.write_inversions(Path(folder), inversions)
@@ -72,9 +73,9 @@ def clean(
 ) -> dict[str, Any]:
     """Remove the folders of the OPs that have been published for longer than that, and record it on each.
 
-    A folder is recorded as cleaned in the transaction in which it is moved aside, and removed after that: no event
-    claims more than was done, and what a killed run left there, the next removes. `failed` names the folders that
-    could not be removed. Links are not followed.
+    A folder is recorded as cleaned in the same transaction in which it is renamed, and removed afterward: no event claims
+    more than was done, and the next run removes what a killed one left. `failed` lists the folders that could not be
+    removed. Links are not followed.
     """
     work = bundle.work_folder(settings.preprocess)
     rows = connection.execute(
@@ -127,6 +128,6 @@ def _size(places: list[Path]) -> dict[str, int]:
     sizes = []
     for place in places:
         if place.is_symlink() or not place.is_dir():
-            raise NotADirectoryError(20, "is no folder of l2inv's making", str(place))
+            raise NotADirectoryError(20, "is not a folder that l2inv created", str(place))
         sizes += [path.lstat().st_size for path in place.rglob("*") if path.is_symlink() or not path.is_dir()]
     return {"files": len(sizes), "bytes": sum(sizes)}

@@ -1,4 +1,4 @@
-"""The jobs of preprocess on a Slurm cluster: what state they are in, those that are to end, those that are to begin."""
+"""The jobs of preprocess on a Slurm cluster: look up their states, cancel, submit."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,12 +18,12 @@ ARRAY = 1000  # OPs in one Slurm array: as a cluster allows by default
 
 @contextmanager
 def asked() -> Iterator[None]:
-    """Raise Unavailable while the controller cannot be reached, and L2invError when it refuses: no OP is blamed."""
+    """Raise Unavailable while the controller cannot be reached, and L2invError if it refuses: no OP goes to error."""
     try:
         yield
     except slurm.SlurmDown as problem:
         raise Unavailable(
-            f"preprocess: the cluster cannot be reached: {problem}", "nothing is lost: the next run goes on"
+            f"preprocess: the cluster cannot be reached: {problem}", "nothing is lost: the next run continues"
         ) from problem
     except slurm.SlurmRefused as problem:
         raise L2invError(
@@ -80,7 +80,7 @@ def _submit_array(stage: Stage, starts: Sequence[Start]) -> int:
     begun = {op.op_id for op in attempts.begin(stage, made)}
     for op, job in made:
         if op.op_id not in begun:
-            jobs.give_up(*job.place)  # the array holds it: it begins, and ends at once
+            jobs.give_up(*job.place)  # it is in the array: it starts, and ends at once
             stage.count("skipped")
     if begun:
         folder = work_folder(settings) / ".batches" / name

@@ -38,7 +38,7 @@ def _stopping(pool: ThreadPoolExecutor, stop: Flag, running: Sequence[Op]) -> It
 
 
 def _start(stage: Stage, start: Start, stop: Flag) -> None:
-    """Take an OP through its turn: bundle, command, record. Raise Stopped, Unavailable."""
+    """Preprocess one OP: bundle, command, record. Raise Stopped, Unavailable."""
     settings, op = stage.settings.preprocess, start.op
     with attempts.blaming(stage, op):
         folder = attempts.bundled(stage, op.op_id)
@@ -57,7 +57,7 @@ def _start(stage: Stage, start: Start, stop: Flag) -> None:
 
 
 def _wait_for(stage: Stage, op: Op, stop: Flag, pid: int | None = None) -> None:
-    """Wait for a job and record how it ended. What is no longer waited for, for whatever reason, is ended."""
+    """Wait for a job and record how it ended; kill it if the wait ends for any other reason."""
     seconds = stage.settings.preprocess.timeout_seconds
     folder, name = op.started.place
     with attempts.blaming(stage, op):
@@ -73,5 +73,5 @@ def _wait_for(stage: Stage, op: Op, stop: Flag, pid: int | None = None) -> None:
 
 
 def _took_too_long(op: Op, seconds: float, is_over: bool) -> str:
-    more = "" if is_over else ", and runs on, on another host"
+    more = "" if is_over else ", and keeps running on another host"
     return f"{op.started.command[0]} took longer than {seconds:g} s{more} (log: {op.started.place[0] / jobs.LOG})"

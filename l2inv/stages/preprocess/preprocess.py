@@ -1,7 +1,7 @@
-"""preprocess: give each invertible OP its input bundle and run the configured command, in a folder of the OP's own.
+"""preprocess: write each invertible OP's input bundle and run the configured command, in a folder of the OP's own.
 
-That a job begins is recorded before it does; what it left in the OP's folder (jobs.py) tells a later run what came of
-it. So a job that a killed l2inv left running, or finished, is picked up, and one on the cluster is collected.
+The start of a job is recorded before it starts; a later run learns its outcome from the OP's folder (jobs.py). So jobs
+that a killed l2inv left running, or that ended since, are picked up, and those on the cluster are collected.
 """
 
 import os
@@ -25,13 +25,13 @@ def preprocess(
     actor: str,
     progress: Progress = lambda done, of: None,
 ) -> Preprocessed:
-    """Preprocess what is invertible and return the report of the contract.
+    """Preprocess the invertible OPs and return the stage's report.
 
-    An OP whose command fails goes to `error`; one whose datasets changed since its verdict is skipped until it is
-    judged again, and one on hold until that ends. Without a command, the state moves on with the bundle alone. Stopped
-    by a signal, it ends the commands that run here; their OPs stay invertible for the next run. On the cluster, `jobs`
-    counts what was submitted and what runs. Raise Busy, ConfigError and DatabaseError; Unavailable for what every OP
-    would meet, such as a full disk or a cluster that is down, and L2invError when the cluster refuses: no OP fails then.
+    An OP whose command fails goes to `error`; one whose datasets changed since its verdict is skipped until it is judged
+    again, and one on hold until that ends. Without a command, the bundle alone makes an OP preprocessed. If stopped by a
+    signal, it ends the commands that run here; their OPs stay invertible for the next run. On the cluster, `jobs` counts
+    what was submitted and what runs. Raise Busy, ConfigError and DatabaseError; Unavailable for problems that every OP
+    would meet, such as a full disk or a cluster that is down, and L2invError if the cluster refuses: no OP fails then.
     """
     report = Preprocessed()
     with opened(connection, settings, actor, report, progress) as stage:
@@ -45,7 +45,7 @@ def preprocess(
         due = [op for op in invertible if op.fresh and not op.on_hold and op.op_id not in in_use]
         stage.count("skipped", len(invertible) - len(due))
 
-        running, lost = _settle_begun(stage, [op for op in due if op.is_open])
+        running, lost = _settle_started(stage, [op for op in due if op.is_open])
         starts = [Start(op) for op in due if not op.is_open] + lost
         if settings.preprocess.executor == "slurm":
             cluster.submit(stage, starts)
@@ -55,7 +55,7 @@ def preprocess(
 
 
 def check(settings: Preprocess) -> None:
-    """Raise ConfigError when no OP could be preprocessed, and Unavailable when the work folder cannot be made now."""
+    """Raise ConfigError if no OP could be preprocessed, and Unavailable if the work folder cannot be created now."""
     mistakes = []
     if settings.executor == "slurm":
         if settings.command is None:
@@ -78,7 +78,7 @@ def check(settings: Preprocess) -> None:
 
 
 def _end_unwanted(stage: Stage, ops: Sequence[Op]) -> set[str]:
-    """End the jobs of verdicts that hold no longer; return the OPs whose folder such a job may still write to."""
+    """End the jobs of outdated verdicts; return the OPs whose folder such a job may still write to."""
     unended = [op for op in ops if op.started.place[0].exists() and jobs.ended(*op.started.place) is None]
     in_use = set()
     if distant := [op for op in unended if op.started.on_cluster]:
@@ -89,15 +89,15 @@ def _end_unwanted(stage: Stage, ops: Sequence[Op]) -> set[str]:
         if not op.started.on_cluster and not jobs.kill(*op.started.place):
             in_use.add(op.op_id)
             stage.warn(
-                f"OP {op.op_id}: job {op.started.job} is no longer wanted, but runs on, on another host"
+                f"OP {op.op_id}: job {op.started.job} is no longer needed, but keeps running on another host"
             )
         if op.op_id not in in_use:
             jobs.give_up(*op.started.place)
     return in_use
 
 
-def _settle_begun(stage: Stage, ops: Sequence[Op]) -> tuple[list[Op], list[Start]]:
-    """Record the jobs that ended; return those that run on this machine, and what is to begin again."""
+def _settle_started(stage: Stage, ops: Sequence[Op]) -> tuple[list[Op], list[Start]]:
+    """Record the jobs that ended; return those that run on this machine, and the starts of those to be repeated."""
     running, lost = _settle(stage, ((op, *_left(op)) for op in ops))
     distant = [op for op in running if op.started.on_cluster]
     if distant:
@@ -110,14 +110,14 @@ def _settle_begun(stage: Stage, ops: Sequence[Op]) -> tuple[list[Op], list[Start
 
 
 def _left(op: Op) -> tuple[jobs.Ended | None, str]:
-    """Return what can be seen from here of a job."""
+    """Return how a job ended and its state, as far as visible here."""
     if op.started.on_cluster:
         return jobs.ended(*op.started.place), "RUNNING"
     return jobs.state_here(*op.started.place)
 
 
 def _settle(stage: Stage, found: Iterable[tuple[Op, jobs.Ended | None, str]]) -> tuple[list[Op], list[Start]]:
-    """Record each job that ended, by how it ended and its state; return those that run, and what is to begin again."""
+    """Record each job that ended; return those that run, and the starts of those to be repeated."""
     running, lost = [], []
     most = stage.settings.preprocess.slurm.max_requeues
     for op, end, state in found:
@@ -136,7 +136,7 @@ def _settle(stage: Stage, found: Iterable[tuple[Op, jobs.Ended | None, str]]) ->
 
 @contextmanager
 def _cluster_may_be_down(stage: Stage) -> Iterator[None]:
-    """Let jobs of a cluster that was used before wait until it can be asked. Raise Unavailable where it is in use."""
+    """Warn if a cluster that was used before cannot be reached. Raise Unavailable if the settings use it."""
     try:
         with cluster.asked():
             yield

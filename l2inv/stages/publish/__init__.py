@@ -1,1 +1,1 @@
-"""publish: bring each inversion to the portal, recording it in the metadata store exactly once; reopen and withdraw."""
+"""publish: publish each inversion, recorded in the metadata store exactly once; reopen and withdraw."""

@@ -1,7 +1,7 @@
-"""Inversions of cycles that ended before they were published: the store may hold them all the same.
+"""Inversions of cycles that ended before they were published: the store may have them anyway.
 
-A request to create one may reach the store after the OP was reopened. So the store is asked for each id that such a
-cycle named, in every run, and what it holds is recorded and reported until somebody settles it.
+A request to create one may reach the store after the OP was reopened. So every run asks the store for the ids of such
+cycles, and records and reports what it has until somebody settles it.
 """
 
 from typing import Any
@@ -14,15 +14,12 @@ from l2inv.stages.publish.store import Store
 from l2inv.stages.stage import Stage
 
 
-def ask(stage: Stage[Published], told: Store, watched: list[dict[str, Any]]) -> None:
-    """Ask the store for the abandoned inversions that it was not found to have yet, and record those that it has.
-
-    Raise StoreError.
-    """
+def ask(stage: Stage[Published], store: Store, watched: list[dict[str, Any]]) -> None:
+    """Ask the store for abandoned inversions that were not found yet, and record those that it has. Raise StoreError."""
     unknown = {one["inversion_id"]: one for one in watched if one["held_since"] is None}
     dataset_ids = sorted({dataset for one in unknown.values() for dataset in one["dataset_ids"]})
     for start in range(0, len(dataset_ids), IDS_AT_ONCE):
-        for held in told.of_datasets(dataset_ids[start : start + IDS_AT_ONCE]):
+        for held in store.of_datasets(dataset_ids[start : start + IDS_AT_ONCE]):
             if one := unknown.pop(held.get("inversionId"), None):
                 _record(stage, one, held)
 
@@ -37,7 +34,7 @@ def _record(stage: Stage[Published], one: dict[str, Any], held: dict[str, Any]) 
 
 
 def report(stage: Stage[Published]) -> None:
-    """Put what is watched into the stage's report, with a warning for each inversion that the store holds."""
+    """Add the abandoned inversions to the stage's report, with a warning for each that the store has."""
     for one in publication.abandoned(stage.connection):
         is_held = one["held_since"] is not None
         stage.report.abandoned.append(Abandoned(one["op_id"], one["inversion_id"], one["cycle"], is_held))

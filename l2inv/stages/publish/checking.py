@@ -23,18 +23,18 @@ def check(
 ) -> list[dict[str, Any]]:
     """Return, for each inversion named in an OP's present cycle, its `folder` and the `findings` in it.
 
-    `files` is the folder, or one that holds the folder inv_XXXXXX of each; else it is where the ready event's outputs
-    are mounted. Raise Refused where nothing is named yet, or nothing can be looked at, and L2invError without the
-    packages that read the files.
+    `files` is the folder, or its parent with a folder inv_XXXXXX for each; the default is where the ready event's
+    outputs are mounted. Raise Refused if there is no inversion yet, or the files are not accessible, and L2invError
+    without the packages that read them.
     """
     inversions = observing_programs.show(connection, op_id, settings.qualification)["inversions"]
     named = [one for one in inversions if "asdf_file" in one]
     if not named:
-        raise Refused(f"OP {op_id}: no inversion of it is named yet", f"l2inv claim {op_id}")
-    told = _told(connection, settings, op_id)
+        raise Refused(f"OP {op_id}: it has no inversion yet", f"l2inv claim {op_id}")
+    inverted = _inverted(connection, settings, op_id)
     found = []
     for one in named:
-        inversion = told.get(one["inversion_id"]) or _expected(connection, op_id, one)
+        inversion = inverted.get(one["inversion_id"]) or _expected(connection, op_id, one)
         place = _folder(files, one) if files else _mounted(settings, inversion)
         if place is None:
             raise Refused(
@@ -52,7 +52,7 @@ def check(
     return found
 
 
-def _told(connection: Connection, settings: Settings, op_id: str) -> dict[str, dict[str, Any]]:
+def _inverted(connection: Connection, settings: Settings, op_id: str) -> dict[str, dict[str, Any]]:
     from l2inv.stages.publish.preflight import preflight
 
     if event_log.seen(connection, op_id).state not in ("inverted", "published", "error"):
@@ -65,7 +65,7 @@ def _told(connection: Connection, settings: Settings, op_id: str) -> dict[str, d
 
 
 def _expected(connection: Connection, op_id: str, one: dict[str, Any]) -> dict[str, Any]:
-    """An inversion that is worked on: of every dataset of its instrument program."""
+    """Return an inversion in work: of every dataset of its instrument program."""
     rows = connection.execute(
         "select dataset_id, proposal_id from l2inv.dataset "
         "where op_id = %s and instrument_program_id = %s and not withdrawn order by dataset_id",

@@ -1,4 +1,4 @@
-"""Taking a ready event back, or correcting it, before its inversions are in the store."""
+"""Canceling a ready event, or correcting it, before its inversions are in the store."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,16 +13,15 @@ from l2inv.services import metadata_store
 
 
 def unmark(connection: Connection, settings: Settings, op_id: str, reason: str | None, actor: str) -> None:
-    """Take an OP's ready event back: it is `working` again, held as before and due as before, its verdict and its prepared
-    files as they were.
+    """Cancel an OP's ready event: it is `working` again, with the same holder and due date, verdict and prepared files.
 
-    Who is not its holder must give a reason. Raise Refused, also where the store holds one of its inversions of
-    this cycle; Busy while a publisher runs; StoreError and ConfigError where the store has to be asked.
+    Anyone but its holder must give a reason. Raise Refused, also if the store has one of its inversions of this cycle;
+    Busy while publish runs; StoreError and ConfigError if the store must be asked.
     """
     with correcting(connection, settings, op_id, reason, actor) as seen, connection.transaction():
         present = event_log.locked(connection, op_id)
         if present.seq != seen.seq:
-            raise Refused(f"OP {op_id} moved on meanwhile", f"see: l2inv history {op_id}; try again")
+            raise Refused(f"OP {op_id} changed meanwhile", f"see: l2inv history {op_id}; try again")
         detail: dict[str, Any] = {"assignee": present.assignee, "due_at": _due_at(connection, op_id)}
         detail |= {"reason": reason} if reason else {}
         event_log.add_one(connection, present, "resumed", "working", actor, detail)
@@ -32,9 +31,9 @@ def unmark(connection: Connection, settings: Settings, op_id: str, reason: str |
 def correcting(
     connection: Connection, settings: Settings, op_id: str, reason: str | None, actor: str
 ) -> Iterator[event_log.Present]:
-    """Keep publishers waiting while a ready event is corrected or taken back; lend the OP's present state.
+    """Keep publish from running while a ready event is corrected or canceled; yield the OP's present state.
 
-    Raise what unmark does.
+    Raises the same errors as unmark().
     """
     with stage_lock(connection, "publish", "try again when it has ended"):
         seen = event_log.seen(connection, op_id)
@@ -49,12 +48,12 @@ def correcting(
                 f"OP {op_id} was inverted by {seen.assignee}, not by {actor}",
                 f"give a reason with --reason; the digest informs {seen.assignee}",
             )
-        _must_not_be_told(connection, settings, op_id)
+        _must_not_be_in_the_store(connection, settings, op_id)
         yield seen
 
 
 def _due_at(connection: Connection, op_id: str) -> str | None:
-    """When the claim was due that the ready event ended."""
+    """Return when the claim that the ready event ended was due."""
     row = connection.execute(
         """
         select detail ->> 'due_at' as due_at from l2inv.history
@@ -68,8 +67,8 @@ def _due_at(connection: Connection, op_id: str) -> str | None:
     return due_at
 
 
-def _must_not_be_told(connection: Connection, settings: Settings, op_id: str) -> None:
-    """Raise Refused where the store holds an inversion of this cycle: it is asked where one was named."""
+def _must_not_be_in_the_store(connection: Connection, settings: Settings, op_id: str) -> None:
+    """Raise Refused if the store has an inversion of this cycle; it is only asked if one was named."""
     rows = connection.execute(
         """
         select distinct e.detail ->> 'inversion_id' as inversion_id
@@ -84,6 +83,6 @@ def _must_not_be_told(connection: Connection, settings: Settings, op_id: str) ->
         held = [row["inversion_id"] for row in rows if store.find_inversion(row["inversion_id"])]
     if held:
         raise Refused(
-            f"OP {op_id}: the store holds {', '.join(held)} of it",
+            f"OP {op_id}: the store has {', '.join(held)} of it",
             f"l2inv publish finishes that; then: l2inv withdraw {op_id} or l2inv reopen {op_id}",
         )

@@ -1,4 +1,4 @@
-"""A further inversion of an OP, withdrawing a bad one, and counting one that only the store has."""
+"""Reopening an OP, withdrawing and reinstating inversions, and adopting one that only the store has."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -21,8 +21,8 @@ from l2inv.stages.publish.store import differences
 def reopen(connection: Connection, settings: Settings, op_id: str, reason: str, actor: str) -> None:
     """Start an OP's next cycle: it is judged, inverted and published again; what was published stays.
 
-    Of an OP that is inverted, or in error since, but was not published, the store must not hold anything: it is
-    asked where the record names an inversion. Raise Refused, Busy while a publisher runs, StoreError and ConfigError.
+    If the OP is inverted, or in error since, but not published, the store must not have its inversions: it is asked if
+    the event log names one. Raise Refused, Busy while publish runs, StoreError and ConfigError.
     """
     with stage_lock(connection, "publish", "try again when it has ended"):
         seen = _seen(connection, op_id, "reopened", "discovered")
@@ -38,7 +38,7 @@ def reopen(connection: Connection, settings: Settings, op_id: str, reason: str, 
         ).fetchone()
         assert row is not None
         if seen.state == "inverted" and row["named"]:
-            _must_not_be_told(settings, op_id, row["named"])
+            _must_not_be_in_the_store(settings, op_id, row["named"])
         with connection.transaction():
             present = _as_seen(connection, seen, actor)
             detail = {"reason": reason, "cycle": row["cycle"]}
@@ -54,10 +54,10 @@ def adopt(
     reason: str,
     actor: str,
 ) -> None:
-    """Record of an inversion that the store holds, and the record does not count, that it is this OP's present one; or,
-    `beside`, that it is another, which does not keep this one from being told: that is possible in any state.
+    """Record an inversion that the store has, and the event log does not, as this OP's present one; or, with `beside`,
+    as another in addition to it, which is possible in any state.
 
-    Raise Refused where the store holds no such inversion or another than this, Busy, StoreError and ConfigError.
+    Raise Refused if the store has no such inversion or it differs from this OP's, Busy, StoreError and ConfigError.
     """
     with stage_lock(connection, "publish", "try again when it has ended"):
         seen = (
@@ -66,7 +66,7 @@ def adopt(
         with metadata_store.service(settings.metadata_store) as store:
             held = store.find_inversion(inversion_id)
         if held is None:
-            raise Refused(f"the store holds no inversion {inversion_id}", _see(op_id))
+            raise Refused(f"the store has no inversion {inversion_id}", _see(op_id))
         if (owner := issued.owner(connection, inversion_id)) not in (None, op_id):
             raise Refused(f"{inversion_id} was issued for OP {owner}", f"see: l2inv history {owner}")
         kind, detail = "noted", {"note": reason, "beside": [inversion_id]}
@@ -78,13 +78,13 @@ def adopt(
 
 
 def _same(connection: Connection, settings: Settings, op_id: str, held: dict[str, Any]) -> dict[str, Any]:
-    """Return the OP's inversion that the store holds, under its id there. Raise Refused when it is another."""
+    """Return the OP's inversion with the id that it has in the store. Raise Refused if the two differ."""
     inversion_id, other = held["inversionId"], ["instrumentProgramExecutionId"]
     inversions: list[dict[str, Any]] = preflight(connection, settings, op_id)["inversions"]
     for inversion in inversions:
         if inversion["instrument_program_id"] == held.get("instrumentProgramExecutionId"):
             convention = issued.asdf_object_key(inversion["proposal_id"], inversion["inversion_id"])
-            if inversion["asdf_object_key"] == convention:  # nobody named it; it follows from the id
+            if inversion["asdf_object_key"] == convention:  # not given, but derived from the id
                 inversion["asdf_object_key"] = held.get("asdfObjectKey")
             inversion["inversion_id"] = inversion_id
             other = differences(inversion, held)
@@ -92,14 +92,14 @@ def _same(connection: Connection, settings: Settings, op_id: str, held: dict[str
                 return inversion
             break
     raise Refused(
-        f"OP {op_id}: {inversion_id} is another: it differs in {', '.join(other)}",
-        f"if both are to be: l2inv adopt {op_id} {inversion_id} --beside",
+        f"OP {op_id}: {inversion_id} is another inversion: it differs in {', '.join(other)}",
+        f"to keep both: l2inv adopt {op_id} {inversion_id} --beside",
     )
 
 
 def _seen(connection: Connection, op_id: str, kind: str, state: State | None) -> event_log.Present:
-    """Return an OP's present state, one in `error` as if it were brought back, without keeping others from moving it:
-    nobody is to wait for its row while the store is asked. Raise Refused where it does not allow the event."""
+    """Return an OP's present state, as `inverted` if publishing it failed, without a lock: nobody should wait for its row
+    while the store is asked. Raise Refused if the state does not allow the event."""
     seen = event_log.seen(connection, op_id)
     if _failed_to_publish(seen):
         seen = msgspec.structs.replace(seen, state="inverted", state_before_error=None)
@@ -108,10 +108,10 @@ def _seen(connection: Connection, op_id: str, kind: str, state: State | None) ->
 
 
 def _as_seen(connection: Connection, seen: event_log.Present, actor: str) -> event_log.Present:
-    """Return an OP's present state, under its lock, brought back from `error`. Raise Refused if it moved on since."""
+    """Lock an OP, retry it if publishing it failed, and return its present state. Raise Refused if it changed since."""
     present = event_log.locked(connection, seen.op_id)
     if present.seq != seen.seq:
-        raise Refused(f"OP {seen.op_id} moved on while the store was asked", f"{_see(seen.op_id)}; try again")
+        raise Refused(f"OP {seen.op_id} changed while the store was asked", f"{_see(seen.op_id)}; try again")
     if _failed_to_publish(present):
         event_log.retry(connection, [seen.op_id], actor)
         present = event_log.locked(connection, seen.op_id)
@@ -122,12 +122,12 @@ def _failed_to_publish(present: event_log.Present) -> bool:
     return present.state == "error" and present.state_before_error == "inverted"
 
 
-def _must_not_be_told(settings: Settings, op_id: str, inversion_ids: Sequence[str]) -> None:
+def _must_not_be_in_the_store(settings: Settings, op_id: str, inversion_ids: Sequence[str]) -> None:
     with metadata_store.service(settings.metadata_store) as store:
         held = [i for i in inversion_ids if store.find_inversion(i)]
     if held:
         raise Refused(
-            f"OP {op_id}: the store holds {', '.join(held)} of it",
+            f"OP {op_id}: the store has {', '.join(held)} of it",
             "l2inv publish finishes that; then reopen it",
         )
 
@@ -135,12 +135,12 @@ def _must_not_be_told(settings: Settings, op_id: str, inversion_ids: Sequence[st
 def withdraw(
     connection: Connection, op_id: str, reason: str, inversion_ids: Sequence[str], actor: str
 ) -> list[dict[str, Any]]:
-    """Mark inversions of an OP as bad: those named, or all that were published in its newest cycle. One named may be
-    of a cycle that ended before it was published.
+    """Mark inversions of an OP as bad: those given, or all that were published in its newest cycle. One that is given may
+    be of a cycle that ended before it was published.
 
-    Return for each what stays where it was brought, since nobody takes it back: `inversion_id`, whether the store holds
-    its `record`, how many `files` the catalogers were told of, and the `destination` of the files, or null. Raise
-    Refused when one named is not the OP's, or none is left to withdraw.
+    Return for each what remains elsewhere: `inversion_id`, whether the store has its `record`, how many `files` were
+    sent to the catalog, and the `destination` of the files, or null. Raise Refused if one is not the OP's, or there is
+    nothing to withdraw.
     """
     return _mark(connection, op_id, reason, inversion_ids, actor, "withdrawn")
 
@@ -148,9 +148,9 @@ def withdraw(
 def reinstate(
     connection: Connection, op_id: str, reason: str, inversion_ids: Sequence[str], actor: str
 ) -> list[str]:
-    """Undo a withdrawal that was a mistake and return the inversions' ids: those named, or all of the newest cycle.
+    """Undo a withdrawal and return the inversions' ids: those given, or all of the newest cycle.
 
-    Raise Refused when one named is not the OP's, or none of them is withdrawn.
+    Raise Refused if one is not the OP's, or none of them is withdrawn.
     """
     return [
         one["inversion_id"] for one in _mark(connection, op_id, reason, inversion_ids, actor, "reinstated")
@@ -168,12 +168,12 @@ def _mark(
     with connection.transaction():
         one_at_a_time(connection)
         present = event_log.locked(connection, op_id)
-        told = connection.execute(
+        rows = connection.execute(
             "select inversion_id, cycle, withdrawn_at is not null as withdrawn, published_at is not null as published "
             "from l2inv.published_op where op_id = %s order by inversion_id",
             [op_id],
         ).fetchall()
-        found = {i["inversion_id"]: i for i in told}
+        found = {i["inversion_id"]: i for i in rows}
         for one in publication.abandoned(connection, op_id):
             found[one["inversion_id"]] = one | {"withdrawn": False, "published": False}
         if unknown := sorted(set(inversion_ids) - found.keys()):
@@ -189,7 +189,8 @@ def _mark(
         if not chosen:
             already = "withdrawn already" if kind == "withdrawn" else "not withdrawn"
             raise Refused(
-                f"OP {op_id}: what is to be {kind} was {already if meant else 'never published'}", _see(op_id)
+                f"OP {op_id}: what should be {kind} was {already if meant else 'never published'}",
+                _see(op_id),
             )
         ids = sorted(i["inversion_id"] for i in chosen)
         detail: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""What would be published of an inverted OP, and what is against it. Reads only."""
+"""What would be published of an inverted OP, and what prevents it. Reads only."""
 
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -27,10 +27,10 @@ def inverted_ops(connection: Connection) -> list[str]:
 def preflight(connection: Connection, settings: Settings, op_id: str, look: bool = True) -> dict[str, Any]:
     """Return `op_id`, `seq`, `ready`, `on_hold`, the `checks`, the `inversions` as they would be published, and the `steps`.
 
-    An inversion has the columns of the view published_op, under the id that was issued when the work began. What the
-    record says that the store holds in part is ready: it is to be finished, whatever its datasets have become. The
-    files are looked at unless `look` is false. Raise Refused for an OP that was never inverted, and L2invError when a
-    mount with outputs is not there.
+    An inversion has the columns of the view published_op, and the id that was issued when the work began. If the store
+    already has one of this cycle, the OP is ready: it must be finished, whatever happened to its datasets. The files
+    are checked unless `look` is false. Raise Refused for an OP that was never inverted, and L2invError if a mount with
+    outputs is missing.
     """
     row = connection.execute(
         """
@@ -58,13 +58,13 @@ def preflight(connection: Connection, settings: Settings, op_id: str, look: bool
             if name in ("outputs", "asdf_object_key")
         }
         inversion |= {"instrument_program_id": program} | {name: inverted[name] for name in TAKEN} | own
-        said = each.get(program, {}).get("lines", inverted["lines"])
-        inversion["spectral_lines"] = said or inversion["spectral_lines"]
+        given = each.get(program, {}).get("lines", inverted["lines"])
+        inversion["spectral_lines"] = given or inversion["spectral_lines"]
         if without := [d["dataset_id"] for d in datasets if d["dataset_id"] in not_judged]:
             inversion["not_judged"] = without
         inversions.append(inversion)
         if program is None:
-            missing.append("its datasets name no instrument program, and the store wants one")
+            missing.append("its datasets name no instrument program, which the store requires")
         elif program not in ids:
             missing.append(f"no inversion id was issued for {program}: l2inv reopen {op_id} --reason WHY")
         missing += _not_one(datasets, "proposal_id")
@@ -82,8 +82,8 @@ def preflight(connection: Connection, settings: Settings, op_id: str, look: bool
     if look:
         checks.insert(4, _outputs(inverted["outputs"], settings))
     if held := _created(connection, op_id, cycle):
-        words = f"the store holds {', '.join(held)}: to be finished"
-        checks.append({"name": "begun", "result": "warn", "detail": words})
+        words = f"the store has {', '.join(held)}: to be finished"
+        checks.append({"name": "started", "result": "warn", "detail": words})
     fit = bool(held) or not failed(checks)
     return {
         "op_id": op_id,
@@ -98,7 +98,7 @@ def preflight(connection: Connection, settings: Settings, op_id: str, look: bool
 
 
 def _not_judged(connection: Connection, op_id: str, used: list[dict[str, Any]]) -> list[str]:
-    """Return the datasets used that the newest verdict does not cover: they came, or were added, after it."""
+    """Return the datasets used that the newest verdict does not cover: they arrived after it."""
     covered = (event_log.newest(connection, op_id, "judged") or {}).get("datasets", {})
     return [d["dataset_id"] for d in used if d["dataset_id"] not in covered]
 
@@ -135,7 +135,7 @@ def _created(connection: Connection, op_id: str, cycle: int) -> list[str]:
 
 
 def _datasets(connection: Connection, dataset_ids: dict[str, Any]) -> list[dict[str, Any]]:
-    """The datasets used, as they are now, each with the newer one there is of its product."""
+    """Return the datasets used, in their present versions, each with the dataset that supersedes it."""
     return connection.execute(
         """
         select dataset_id, op_id, product_id, bucket, proposal_id, withdrawn, record, heir
@@ -147,7 +147,7 @@ def _datasets(connection: Connection, dataset_ids: dict[str, Any]) -> list[dict[
 
 
 def _of_datasets(datasets: list[dict[str, Any]]) -> dict[str, Any]:
-    """What an inversion takes from its L1 datasets; of what they must share, the first."""
+    """Return an inversion's fields that come from its L1 datasets; of those that they must share, the first value."""
     records = [d["record"] for d in datasets]
     ends = [r["embargoEndDate"] for r in records if r.get("isEmbargoed") and r.get("embargoEndDate")]
     experiments = [r["primaryExperimentId"] for r in records if r.get("primaryExperimentId")]
@@ -164,11 +164,11 @@ def _of_datasets(datasets: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _lines(record: dict[str, Any]) -> list[str]:
-    """The lines of a dataset as the store has them, or what it is taken to hold where they are null."""
-    said: list[str] | None = record.get("spectralLines")
-    return (
-        lines.presumed((record.get("wavelengthMin"), record.get("wavelengthMax"))) if said is None else said
-    )
+    """Return the lines of a dataset as the store has them, or presumed ones if they are null."""
+    named: list[str] | None = record.get("spectralLines")
+    if named is not None:
+        return named
+    return lines.presumed((record.get("wavelengthMin"), record.get("wavelengthMax")))
 
 
 def _not_one(datasets: list[dict[str, Any]], name: str) -> list[str]:
@@ -183,7 +183,7 @@ def _check(name: str, problems: list[str], good: str, result: Literal["fail", "w
 
 
 def _embargo(inversions: list[dict[str, Any]]) -> Check:
-    """`data` holds what is under embargo, `public` the rest; the store itself has exceptions, so this only warns."""
+    """Data under embargo belong in `data`, others in `public`; the store itself has exceptions, so this only warns."""
     problems, good = [], set()
     for inversion in inversions:
         bucket, end = inversion["bucket"], inversion["embargo_end_date"]
@@ -193,24 +193,24 @@ def _embargo(inversions: list[dict[str, Any]]) -> Check:
         past = end is not None and datetime.fromisoformat(end) < datetime.now(UTC)
         good.add(f"{words}, in bucket {bucket}")
         if bucket != ("data" if inversion["is_embargoed"] else "public"):
-            problems.append(f"{words}, yet in bucket {bucket}")
+            problems.append(f"{words}, but in bucket {bucket}")
         elif past:
             problems.append(f"{words}, which is past")
     return _check("embargo", list(dict.fromkeys(problems)), "; ".join(sorted(good)), "warn")
 
 
-def _outputs(said: list[dict[str, Any]], settings: Settings) -> Check:
-    if not said:
+def _outputs(named: list[dict[str, Any]], settings: Settings) -> Check:
+    if not named:
         return _check("outputs", ["science named none"], "", "warn")
-    seen = [o for o in said if outputs.mounted(o["uri"], settings.publish.mounts)]
-    good = f"{_counted(said, 'output')}, {len(seen)} of them mounted and compared"
-    return _check("outputs", outputs.problems(said, settings.publish.mounts), good)
+    seen = [o for o in named if outputs.mounted(o["uri"], settings.publish.mounts)]
+    good = f"{_counted(named, 'output')}, {len(seen)} of them mounted and compared"
+    return _check("outputs", outputs.problems(named, settings.publish.mounts), good)
 
 
 def _superseded(
     connection: Connection, op_id: str, seq: int, inverted: dict[str, Any], used: list[dict[str, Any]]
 ) -> Check:
-    """Fail for datasets that are no longer what was inverted, unless the ready event accepted just that."""
+    """Fail for datasets that changed since they were inverted, unless the ready event accepted that."""
     accepted = (inverted.get("accepted") or {}).get("superseded") or {}
     changed = {
         dataset_id

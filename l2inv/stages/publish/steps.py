@@ -1,4 +1,4 @@
-"""The steps beside the record: the files are transferred and cataloged, and the store serves them."""
+"""The steps other than the record: the files are transferred and cataloged, and the store serves them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +21,7 @@ AVAILABLE = "AVAILABLE"
 
 
 def folder(guard: Guard, inversion: dict[str, Any]) -> str:
-    """Return the folder of an inversion's files, as delivered.folder does. Raise Unpublishable where there is not one."""
+    """Return delivered.folder() of an inversion. Raise Unpublishable if there is not exactly one."""
     try:
         return delivered.folder(inversion, guard.settings.publish.mounts)
     except delivered.Scattered as problem:
@@ -29,9 +29,9 @@ def folder(guard: Guard, inversion: dict[str, Any]) -> str:
 
 
 def _files(guard: Guard, inversion: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the files of an inversion (`path`, `size_bytes`, `sha256`) as they lie in its folder, or, where that
-    is not mounted, as the ready event names them."""
-    said = {Path(unquote(urlsplit(o["uri"]).path)).name: o for o in inversion["outputs"]}
+    """Return the files of an inversion (`path`, `size_bytes`, `sha256`) in its folder, or, if that is not mounted, in
+    the ready event."""
+    named = {Path(unquote(urlsplit(o["uri"]).path)).name: o for o in inversion["outputs"]}
     place = Path(folder(guard, inversion))
     if (
         any(outputs.mounted(o["uri"], guard.settings.publish.mounts) for o in inversion["outputs"])
@@ -42,8 +42,8 @@ def _files(guard: Guard, inversion: dict[str, Any]) -> list[dict[str, Any]]:
             for path in sorted(place.rglob("*"))
             if path.is_file()
         }
-        return [{"path": n, "size_bytes": size} | _sum(said.get(n, {})) for n, size in names.items()]
-    return [{"path": n, **{k: o[k] for k in ("size_bytes", "sha256") if k in o}} for n, o in said.items()]
+        return [{"path": n, "size_bytes": size} | _sum(named.get(n, {})) for n, size in names.items()]
+    return [{"path": n, **{k: o[k] for k in ("size_bytes", "sha256") if k in o}} for n, o in named.items()]
 
 
 def _sum(output: dict[str, Any]) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def _sum(output: dict[str, Any]) -> dict[str, Any]:
 
 
 def products(guard: Guard) -> str:
-    """Return what is wrong with the inversions' files where they are mounted; an empty text where they are good."""
+    """Return what is wrong with the inversions' files if they are mounted; empty if they are correct."""
     try:
         found = delivered.check(guard.connection, guard.settings.publish, guard.op_id, guard.inversions)
     except delivered.Scattered as problem:
@@ -62,9 +62,9 @@ def products(guard: Guard) -> str:
 
 
 def transfer_files(guard: Guard, inversion: dict[str, Any]) -> bool:
-    """Transfer an inversion's files to where they are served, unless that was done; False where a job still runs.
+    """Transfer an inversion's files to their bucket, unless that was done; return False while a job runs.
 
-    Raise Unpublishable with the command's cause, or with how what is there differs, and L2invError.
+    Raise Unpublishable with the command's failure, or with the differences at the destination, and L2invError.
     """
     settings = guard.settings
     events = publication.events(guard.connection, guard.op_id)
@@ -84,7 +84,7 @@ def transfer_files(guard: Guard, inversion: dict[str, Any]) -> bool:
     try:
         one = _of_event(started[-1]) if started else None
         if one is None or one.move != move:
-            (one,) = transfer.begun(settings, work, [move])
+            (one,) = transfer.planned(settings, work, [move])
             _start(guard, inversion, one)
         while (fate := transfer.outcome(settings, one, Flag())) == "again":
             one = transfer.again(settings, work, one)
@@ -92,7 +92,7 @@ def transfer_files(guard: Guard, inversion: dict[str, Any]) -> bool:
     except transfer.Failed as problem:
         raise Unpublishable(f"transfer: {problem}") from problem
     except (slurm.SlurmDown, slurm.SlurmRefused) as problem:
-        raise L2invError(f"publish: transfer: {problem}", "the next run goes on") from problem
+        raise L2invError(f"publish: transfer: {problem}", "the next run continues") from problem
     if fate == "running":
         return False
     files = _files(guard, inversion)
@@ -114,21 +114,21 @@ def work_folder(guard: Guard) -> Path:
     return Path(set_) if set_ else user_data_path("l2inv") / "work"
 
 
-def _start(guard: Guard, inversion: dict[str, Any], one: transfer.Begun) -> None:
+def _start(guard: Guard, inversion: dict[str, Any], one: transfer.Job) -> None:
     key = {name: inversion[name] for name in ("cycle", "inversion_id")}
     guard.add("transfer_started", None, key | msgspec.to_builtins(one))
     for process in transfer.start(guard.settings, [one]):
         process.wait()
 
 
-def _of_event(event: dict[str, Any]) -> transfer.Begun:
-    return msgspec.convert(event["detail"], transfer.Begun)
+def _of_event(event: dict[str, Any]) -> transfer.Job:
+    return msgspec.convert(event["detail"], transfer.Job)
 
 
-def tell_catalog(guard: Guard, inversion: dict[str, Any]) -> None:
-    """Send the catalogers a message for each file that was not confirmed before, and record which were, batch by batch.
+def catalog_files(guard: Guard, inversion: dict[str, Any]) -> None:
+    """Send the catalogers a message for each file not yet confirmed, and record the confirmed ones, batch by batch.
 
-    Raise Unpublishable where the files are not known, CatalogError, and Changed before the next batch.
+    Raise Unpublishable if the files are not known, CatalogError, and Changed before the next batch.
     """
     settings = guard.settings.publish.catalog
     if settings.url is None:
@@ -151,7 +151,7 @@ def tell_catalog(guard: Guard, inversion: dict[str, Any]) -> None:
     confirmed = {name for event in events for name in event["detail"].get("files", ())}
     rest = [message for message in messages if message.object_name not in confirmed]
     key = {name: inversion[name] for name in ("cycle", "inversion_id")} | {"conversation_id": conversation}
-    for files in _guarded(guard, catalog.tell(settings, rest)):
+    for files in _guarded(guard, catalog.send(settings, rest)):
         confirmed.update(files)
         guard.note(
             "cataloged", key | {"files": files, "of": len(messages), "whole": len(confirmed) == len(messages)}
@@ -159,7 +159,7 @@ def tell_catalog(guard: Guard, inversion: dict[str, Any]) -> None:
 
 
 def _guarded(guard: Guard, batches: Iterator[list[str]]) -> Iterator[list[str]]:
-    """Give the batches, each sent only if the OP is as it was."""
+    """Yield the batches, each sent only if the OP has not changed."""
     while True:
         guard.check()
         files = next(batches, None)
@@ -169,7 +169,7 @@ def _guarded(guard: Guard, batches: Iterator[list[str]]) -> Iterator[list[str]]:
 
 
 def frame_keys(guard: Guard, inversion: dict[str, Any]) -> list[str]:
-    """Return the names below the bucket of an inversion's FITS files, in order."""
+    """Return the names in the bucket of an inversion's FITS files, sorted."""
     stem = issued.stem(inversion["inversion_id"])
     names = [file["path"] for file in _files(guard, inversion)]
     below = issued.folder(inversion["proposal_id"], inversion["inversion_id"])
@@ -178,18 +178,18 @@ def frame_keys(guard: Guard, inversion: dict[str, Any]) -> list[str]:
     )
 
 
-def is_available(guard: Guard, told: Store, inversion: dict[str, Any]) -> bool:
-    """Return whether the store serves every cataloged file; True where that is not to be waited for."""
+def is_available(guard: Guard, store: Store, inversion: dict[str, Any]) -> bool:
+    """Return whether the store serves every cataloged file; True if the settings do not wait for that."""
     settings = guard.settings.publish.catalog
     if settings.url is None or not settings.await_available:
         return True
     inversion_id = inversion["inversion_id"]
-    objects: list[CatalogObject] = told.service.catalog_objects(inversion_id)
+    objects: list[CatalogObject] = store.service.catalog_objects(inversion_id)
     if not any(
         o.object_key == inversion["asdf_object_key"] and o.object_status == AVAILABLE for o in objects
     ):
         return False
-    frames: list[CatalogedFrame] = told.service.cataloged_frames(inversion_id)
+    frames: list[CatalogedFrame] = store.service.cataloged_frames(inversion_id)
     served = {frame.object_key for frame in frames if frame.frame_status == AVAILABLE}
     events = publication.of(publication.events(guard.connection, guard.op_id), inversion_id, "cataloged")
     files = {name for event in events for name in event["detail"]["files"]} - {inversion["asdf_object_key"]}
@@ -197,7 +197,7 @@ def is_available(guard: Guard, told: Store, inversion: dict[str, Any]) -> bool:
 
 
 def recorded_at(guard: Guard) -> Any:
-    """Return when the store's record of the last of an OP's inversions was made."""
+    """Return when the last of an OP's inversions was recorded in the store."""
     events = publication.events(guard.connection, guard.op_id)
     own = {inversion["inversion_id"] for inversion in guard.inversions}
     created = (e for e in events if e["kind"] == "inversion_created" and e["detail"]["inversion_id"] in own)

@@ -1,7 +1,7 @@
 """The third step, record: each inversion is created in the store exactly once, however often publish runs.
 
-The inversion, with its id, is recorded before the request is sent. Whatever happens after that, the next run knows which
-id to ask for before it sends the request again.
+The inversion, with its id, is recorded before the request is sent, so that the next run knows which id to look up before
+it sends the request again.
 """
 
 from typing import Any, NamedTuple
@@ -15,23 +15,23 @@ from l2inv.stages.publish.preflight import named
 
 
 class Unfinished(Exception):
-    """No good answer came, and the store does not have the inversion: the next run goes on, under the same id."""
+    """The answer was lost, and the store does not have the inversion: the next run continues, with the same id."""
 
 
 class Store(NamedTuple):
-    """The store as one run of publish uses it."""
+    """The store, for one run of publish."""
 
     service: Service
 
     def held(self, inversion_id: str) -> dict[str, Any] | None:
-        """Return the inversion that the store has under an id. A refusal is not about the inversion: raise StoreError."""
+        """Return the inversion with an id. A refusal is not about the inversion: raise StoreError."""
         try:
             return self.service.find_inversion(inversion_id)
         except StoreRefused as problem:
             raise StoreError(problem.message, problem.hint) from problem
 
     def of_datasets(self, dataset_ids: list[str]) -> list[dict[str, Any]]:
-        """Return the inversions that the store holds of any of the datasets. Raise StoreError."""
+        """Return the inversions that the store has of any of the datasets. Raise StoreError."""
         try:
             return self.service.inversions_of(dataset_ids)
         except StoreRefused as problem:
@@ -40,14 +40,14 @@ class Store(NamedTuple):
     def known(
         self, inversion_id: str, dataset_ids: list[str]
     ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-        """Return what the store holds under an id, and of any of the datasets. Raise StoreError."""
+        """Return the store's inversion with an id, and its inversions of any of the datasets. Raise StoreError."""
         try:
             return self.service.known_inversions(inversion_id, dataset_ids)
         except StoreRefused as problem:
             raise StoreError(problem.message, problem.hint) from problem
 
     def create(self, params: dict[str, Any]) -> str | None:
-        """Return None, or why no good answer came: the work may be done all the same. Raise StoreRefused."""
+        """Return None, or why the answer was lost: the inversion may exist anyway. Raise StoreRefused."""
         try:
             self.service.create_inversion(params)
         except StoreRefused:
@@ -57,41 +57,41 @@ class Store(NamedTuple):
         return None
 
 
-def begun(
-    guard: Guard, told: Store, inversion: dict[str, Any]
+def started(
+    guard: Guard, store: Store, inversion: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Return the inversion beside what the store holds of it since a run before this one.
+    """Return the inversion, and the store's record of it from an earlier run, or None.
 
-    An inversion that the store has is of the datasets as they were then, whatever they have become since.
+    An inversion that the store has keeps its datasets of that time, whatever happened to them since.
     """
-    said = named(guard.connection, guard.op_id, inversion["cycle"], inversion["instrument_program_id"])
-    held = told.held(said["inversion_id"]) if said else None
-    return (inversion | said if said and held else inversion), held
+    before = named(guard.connection, guard.op_id, inversion["cycle"], inversion["instrument_program_id"])
+    held = store.held(before["inversion_id"]) if before else None
+    return (inversion | before if before and held else inversion), held
 
 
-def record(guard: Guard, told: Store, inversion: dict[str, Any], held: dict[str, Any] | None) -> None:
-    """Tell the store of an inversion unless it holds it, and record that it does.
+def record(guard: Guard, store: Store, inversion: dict[str, Any], held: dict[str, Any] | None) -> None:
+    """Create an inversion in the store unless it exists, and record that it does.
 
-    Raise StoreError when the store cannot be asked, StoreRefused and Unpublishable when it will not have this one,
-    Unfinished when no good answer came, and Changed before anything is sent.
+    Raise StoreError if the store cannot be asked, StoreRefused and Unpublishable if it refuses this inversion,
+    Unfinished if the answer was lost, and Changed before anything is sent.
     """
     if held is None:
-        held = _named(guard, told, inversion) or _tell(guard, told, inversion)
+        held = _named(guard, store, inversion) or _create(guard, store, inversion)
     _recorded(guard, inversion, held)
 
 
-def _named(guard: Guard, told: Store, inversion: dict[str, Any]) -> dict[str, Any] | None:
-    """Record the inversion before the request. Return what the store has under that id already: of a restored record."""
+def _named(guard: Guard, store: Store, inversion: dict[str, Any]) -> dict[str, Any] | None:
+    """Record the inversion before the request. Return the store's inversion with that id, if a restored database lost it."""
     before = named(guard.connection, guard.op_id, inversion["cycle"], inversion["instrument_program_id"])
     held = None
     if before is None:
-        held, of_datasets = told.known(inversion["inversion_id"], inversion["dataset_ids"])
+        held, of_datasets = store.known(inversion["inversion_id"], inversion["dataset_ids"])
         _must_not_be_held(guard, of_datasets, inversion)
         if held and (other := differences(inversion, held)):
             raise Unpublishable(
-                f"the store holds another inversion under {inversion['inversion_id']}: it differs in "
+                f"the store has another inversion under {inversion['inversion_id']}: it differs in "
                 f"{', '.join(other)}. A new cycle gets another id (l2inv reopen {guard.op_id} --reason WHY), after "
-                "which the files are to be named"
+                "which the files must be named"
             )
     if before != inversion:
         guard.add("inversion_named", None, inversion)
@@ -99,8 +99,8 @@ def _named(guard: Guard, told: Store, inversion: dict[str, Any]) -> dict[str, An
 
 
 def _must_not_be_held(guard: Guard, of_datasets: list[dict[str, Any]], inversion: dict[str, Any]) -> None:
-    """Raise Unpublishable when the store holds an inversion of the same that no event named: the record is a copy
-    from before that, restored, and would create it a second time. What adopt() called another one does not count."""
+    """Raise Unpublishable if the store has an inversion of the same datasets that no event names: the database may have
+    been restored from an older backup, and would create it a second time. Those adopted with --beside do not count."""
     same = [
         held["inversionId"]
         for held in of_datasets
@@ -117,8 +117,8 @@ def _must_not_be_held(guard: Guard, of_datasets: list[dict[str, Any]], inversion
     known = {row["inversion_id"] for row in rows} | {inversion["inversion_id"]}
     if unknown := sorted(set(same) - known):
         raise Unpublishable(
-            f"the store already holds {', '.join(unknown)} of these datasets, which the record does not know: was an "
-            "old backup of l2inv's database restored, or did somebody else tell the store? Nothing was told; if it is "
+            f"the store already holds {', '.join(unknown)} of these datasets, which the event log does not: was an "
+            "old backup of l2inv's database restored, or did somebody else create it? Nothing was sent; if it is "
             f"this one: l2inv adopt {guard.op_id} {unknown[0]} --reason WHY, with --beside if it is another"
         )
 
@@ -135,30 +135,30 @@ def _params(inversion: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _tell(guard: Guard, told: Store, inversion: dict[str, Any]) -> dict[str, Any]:
+def _create(guard: Guard, store: Store, inversion: dict[str, Any]) -> dict[str, Any]:
     """Create an inversion that the store does not have, and return it as the store has it then.
 
     A second request is safe: the store refuses a second inversion with the same id.
     """
     params = _params(inversion)
     guard.check()
-    lost = told.create(params)
-    held = told.held(params["inversionId"])
-    if lost and held is None:  # the store is there and does not have it
+    lost = store.create(params)
+    held = store.held(params["inversionId"])
+    if lost and held is None:  # the store answers and does not have it
         guard.check()
-        lost = told.create(params)
-        held = told.held(params["inversionId"])
+        lost = store.create(params)
+        held = store.held(params["inversionId"])
     if held is None and lost:
         raise Unfinished(lost)
     if held is None:
-        raise Unpublishable(f"the store took {params['inversionId']} and does not hold it")
+        raise Unpublishable(f"the store accepted {params['inversionId']} and does not have it")
     return held
 
 
 def _recorded(guard: Guard, inversion: dict[str, Any], held: dict[str, Any]) -> None:
     """Record that the store has the inversion, unless a run before this one did. Raise Unpublishable."""
     if other := differences(inversion, held):
-        raise Unpublishable(f"the store holds another {', '.join(other)} under {inversion['inversion_id']}")
+        raise Unpublishable(f"the store has another {', '.join(other)} under {inversion['inversion_id']}")
     key = {name: inversion[name] for name in ("cycle", "instrument_program_id", "inversion_id")}
     row = guard.connection.execute(
         "select from l2inv.event where op_id = %s and kind = 'inversion_created' and detail @> %s::jsonb",

@@ -1,7 +1,7 @@
-"""Bring an inversion's files to where they are served, by the configured command, and compare them there.
+"""Transfer an inversion's files to their bucket, by the configured command, and compare them there.
 
-The command runs as a job that outlives l2inv (jobs.py), here or on the cluster. Whoever uses this records what
-`begun` returns, then starts it, and asks for the `outcome` as often as it likes, also in a later run.
+The command runs as a job that outlives l2inv (jobs.py), here or on the cluster. The caller records what planned()
+returns, then starts it, and calls outcome() any number of times, also in a later run.
 """
 
 import re
@@ -25,19 +25,19 @@ LOG = "transfer.log"
 
 
 class Failed(Exception):
-    """The command did not bring the files; the text is the cause."""
+    """The command did not transfer the files; the text is the cause."""
 
 
 class Move(msgspec.Struct, frozen=True):
-    """What is to be brought where: a folder, as the command reads it, to a folder below a bucket."""
+    """A transfer: from a folder, as the command reads it, to a folder in a bucket."""
 
     source: str
     bucket: str
     destination: str
 
 
-class Begun(msgspec.Struct, frozen=True):
-    """A job for a move: what a later run has to know of it, plain enough for an event's detail."""
+class Job(msgspec.Struct, frozen=True):
+    """A job for a move: what a later run needs to know, as recorded in an event's detail."""
 
     move: Move
     executor: Literal["local", "slurm"]
@@ -49,7 +49,7 @@ class Begun(msgspec.Struct, frozen=True):
 
 
 def check(settings: Settings) -> None:
-    """Raise ConfigError when no file could be brought anywhere."""
+    """Raise ConfigError if no file could be transferred."""
     transfer, mistakes = settings.publish.transfer, []
     if transfer.command is None and transfer.executor == "slurm":
         mistakes.append("publish.transfer.command: executor slurm needs one")
@@ -61,11 +61,11 @@ def check(settings: Settings) -> None:
         raise ConfigError("publish.transfer", mistakes)
 
 
-def begun(settings: Settings, work: Path, moves: Sequence[Move]) -> list[Begun]:
+def planned(settings: Settings, work: Path, moves: Sequence[Move]) -> list[Job]:
     """Return a job for each move, to be recorded and then started. Nothing is written.
 
-    `work` is the folder below which jobs keep their state; on a cluster, its nodes must see it. Raise L2invError for
-    a name that could mean another place, or an option: they are made of what others said.
+    `work` is the folder in which jobs keep their state; a cluster's nodes must see it. Raise L2invError for a name that
+    could mean another place or an option, since the names come from outside.
     """
     transfer, array = settings.publish.transfer, jobs.new_name()
     found = []
@@ -73,7 +73,7 @@ def begun(settings: Settings, work: Path, moves: Sequence[Move]) -> list[Begun]:
         _must_be_plain(move)
         on_cluster = transfer.executor == "slurm"
         found.append(
-            Begun(
+            Job(
                 move,
                 transfer.executor,
                 array if on_cluster else jobs.new_name(),
@@ -89,23 +89,23 @@ def _must_be_plain(move: Move) -> None:
     for part in (move.bucket, *move.destination.split("/")):
         if not re.fullmatch(r"\w[\w.-]*", part, re.ASCII):
             raise L2invError(
-                f"nothing is brought to {move.destination!r} in bucket {move.bucket!r}",
-                "the names of a bucket and of a folder there are letters, digits and _ . -",
+                f"cannot transfer to {move.destination!r} in bucket {move.bucket!r}",
+                "the names of a bucket and of its folders may have letters, digits and _ . -",
             )
     if not move.source.startswith("/") or "\0" in move.source:
-        raise L2invError(f"nothing is brought from {move.source!r}", "name the folder from the root on")
+        raise L2invError(f"cannot transfer from {move.source!r}", "name the folder by an absolute path")
 
 
-def again(settings: Settings, work: Path, one: Begun) -> Begun:
-    """Return the job that follows one that came to nothing, to be recorded and then started."""
-    (new,) = begun(settings, work, [one.move])
+def again(settings: Settings, work: Path, one: Job) -> Job:
+    """Return the job that follows a lost one, to be recorded and then started."""
+    (new,) = planned(settings, work, [one.move])
     return msgspec.structs.replace(new, attempt=one.attempt + 1)
 
 
-def start(settings: Settings, work: Sequence[Begun]) -> "list[subprocess.Popen[bytes]]":
-    """Start jobs that `begun` gave together; return the processes here, each to be waited for behind its outcome.
+def start(settings: Settings, work: Sequence[Job]) -> "list[subprocess.Popen[bytes]]":
+    """Start jobs from one call of planned(); return the local processes, each to be waited for after its outcome.
 
-    Raise OSError, slurm.SlurmDown and slurm.SlurmRefused. Some may run all the same: `outcome` tells of each.
+    Raise OSError, slurm.SlurmDown and slurm.SlurmRefused. Some may run anyway: see outcome().
     """
     here = [jobs.start(_job(one)) for one in work if one.task is None]
     if distant := [one for one in work if one.task is not None]:
@@ -117,11 +117,11 @@ def start(settings: Settings, work: Sequence[Begun]) -> "list[subprocess.Popen[b
     return here
 
 
-def outcome(settings: Settings, one: Begun, stop: Flag) -> Literal["done", "again", "running"]:
-    """Return what became of a job; "again" where it was lost, and is to begin once more as `again` has it.
+def outcome(settings: Settings, one: Job, stop: Flag) -> Literal["done", "again", "running"]:
+    """Return the outcome of a job; "again" if it was lost and must be started again: see again().
 
-    A job on this machine is waited for; one on the cluster may be "running", or wait. Raise Failed with the cause,
-    jobs.Stopped when stop is set (a job here is ended then), slurm.SlurmDown, and OSError.
+    A job on this machine is waited for; one on the cluster may be "running", or waiting. Raise Failed with the cause,
+    jobs.Stopped when stop is set (a job here is killed then), slurm.SlurmDown, and OSError.
     """
     end, state = _local(settings, one, stop) if one.task is None else _distant(settings, one)
     found = jobs.fate(end, state)
@@ -130,14 +130,14 @@ def outcome(settings: Settings, one: Begun, stop: Flag) -> Literal["done", "agai
     if found == "failed":
         raise Failed(jobs.failure(one.command[0], Path(one.folder), one.job, end, state, LOG))
     if found == "again":
-        jobs.give_up(Path(one.folder), one.job)  # whoever still holds its script: it ends at once
+        jobs.give_up(Path(one.folder), one.job)  # should its script still start, it ends at once
     return found
 
 
 def differences(settings: Settings, move: Move, files: Sequence[Mapping[str, Any]]) -> list[str] | None:
-    """Return how what lies at the destination differs from the files (`path`, `size_bytes`, `sha256`), a line each.
+    """Return the differences between the destination and the files (`path`, `size_bytes`, `sha256`), a line each.
 
-    None where it cannot be looked at from here. Raise L2invError when a mount is not there.
+    None if the destination is not mounted here. Raise L2invError if a mount is missing.
     """
     template, mounts = settings.publish.transfer.destination_uri, settings.publish.mounts
     if template is None:
@@ -146,13 +146,13 @@ def differences(settings: Settings, move: Move, files: Sequence[Mapping[str, Any
     folder = outputs.mounted(uri, mounts)
     if folder is None:
         return None
-    said = {str(file["path"]): file for file in files}
+    sent = {str(file["path"]): file for file in files}
     wanted = [
         {**file, "uri": f"{uri}/{quote(path, errors='surrogateescape') if '://' in uri else path}"}
-        for path, file in said.items()
+        for path, file in sent.items()
     ]
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
-    too_many = [f"{uri}/{name}: is there, and was not sent" for name in sorted(found - said.keys())]
+    too_many = [f"{uri}/{name}: is there, but was not sent" for name in sorted(found - sent.keys())]
     return outputs.problems(wanted, mounts) + too_many
 
 
@@ -161,27 +161,27 @@ def _filled(command: Sequence[str], move: Move) -> list[str]:
     return [re.sub(r"\{(source|bucket|destination)\}", lambda at: values[at[1]], part) for part in command]
 
 
-def _job(one: Begun) -> jobs.Job:
+def _job(one: Job) -> jobs.Job:
     return jobs.Job(one.job, Path(one.folder), one.command, LOG)
 
 
-def _local(settings: Settings, one: Begun, stop: Flag) -> tuple[jobs.Ended | None, str]:
-    """Wait for a job on this machine. What is no longer waited for, for whatever reason, is ended."""
+def _local(settings: Settings, one: Job, stop: Flag) -> tuple[jobs.Ended | None, str]:
+    """Wait for a job on this machine; kill it if the wait ends for any other reason."""
     folder, seconds = Path(one.folder), settings.publish.transfer.timeout_seconds
     try:
         end = jobs.wait(folder, one.job, seconds, stop)
     except BaseException as problem:
         ended = jobs.kill(folder, one.job)
         if isinstance(problem, jobs.TookTooLong):
-            more = "" if ended else ", and runs on, on another host"
+            more = "" if ended else ", and keeps running on another host"
             words = f"{one.command[0]} took longer than {seconds:g} s{more} (log: {folder / LOG})"
             raise Failed(words) from None
         raise
     return end, "LOST" if end is None else "FAILED"
 
 
-def _distant(settings: Settings, one: Begun) -> tuple[jobs.Ended | None, str]:
-    """Return how a job on the cluster ended, and what state Slurm has it in; or had, by what the job left."""
+def _distant(settings: Settings, one: Job) -> tuple[jobs.Ended | None, str]:
+    """Return how a job on the cluster ended, and its state in Slurm, or if Slurm forgot it, from the job's files."""
     assert one.task is not None
     folder = Path(one.folder)
     end = jobs.ended(folder, one.job)

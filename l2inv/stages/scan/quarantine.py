@@ -1,4 +1,4 @@
-"""The records of the metadata store that cannot be read: kept as received, each once, until they can or are gone."""
+"""Quarantine: records of the metadata store that cannot be read, kept as received, once each, until resolved."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from l2inv.errors import Refused
 
 
 def put(connection: Connection, unreadable: Sequence[Unreadable]) -> dict[bytes, str | None]:
-    """Keep records with their reasons, those kept before only as seen again. Return the dataset id of each by its hash."""
+    """Quarantine records with their reasons, or mark them as seen again. Return the dataset id of each by its hash."""
     rows = {hashlib.sha256(u.raw).digest(): u for u in unreadable}
     with connection.cursor() as cursor:
         cursor.executemany(
@@ -25,8 +25,8 @@ def put(connection: Connection, unreadable: Sequence[Unreadable]) -> dict[bytes,
 
 
 def settle(connection: Connection, run_id: int, readable_ids: list[str], gone_too: bool) -> None:
-    """Mark as resolved what a run did not find unreadable again: its dataset was readable or, where the whole store was
-    read, it is gone."""
+    """Mark records as resolved that a run did not find unreadable again: the dataset was readable, or is gone from the
+    whole store."""
     connection.execute(
         """
         update l2inv.quarantine set resolved_at = clock_timestamp()
@@ -38,20 +38,20 @@ def settle(connection: Connection, run_id: int, readable_ids: list[str], gone_to
 
 
 def open_records(connection: Connection) -> list[bytes]:
-    """Return each unresolved record as it was received, except those of which another of the same dataset is kept."""
+    """Return each unresolved record as it was received, except second records of a dataset."""
     rows = connection.execute("select raw from l2inv.unresolved where not is_second order by first_seen")
     return [row["raw"] for row in rows]
 
 
 def listed(connection: Connection) -> list[dict[str, Any]]:
-    """Return the unresolved records, those seen first at the top, each with the key that names it."""
+    """Return the unresolved records in the order in which they were first seen, each with its key."""
     return connection.execute(
         "select dataset_id, reason, first_seen, last_seen, key from l2inv.unresolved order by first_seen, raw_hash"
     ).fetchall()
 
 
 def shown(connection: Connection, name: str) -> list[dict[str, Any]]:
-    """Return the records that a dataset id or the beginning of a key names, with the raw text. Raise Refused."""
+    """Return the records with that dataset id or beginning of a key, with the raw text. Raise Refused."""
     rows = connection.execute(
         """
         select dataset_id, reason, first_seen, last_seen, resolved_at, raw,

@@ -1,4 +1,4 @@
-"""One page of datasets: what is unchanged by its bytes, what must be quarantined, and versions of what differs."""
+"""One page of datasets: recognize unchanged records, quarantine unreadable ones, add versions of changed ones."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +18,7 @@ Raw = bytes | msgspec.Raw  # the JSON text of one record
 
 
 class Datasets(msgspec.Struct):
-    """What became of the records that were read; `seen` counts each dataset once."""
+    """Counts of the records read; `seen` counts each dataset once."""
 
     seen: int = 0
     new: int = 0
@@ -29,7 +29,7 @@ class Datasets(msgspec.Struct):
 
 
 class Ops(stage.Counts):
-    """To how many OPs the datasets belong, and how many of these got an event."""
+    """Counts of the OPs that the datasets belong to, and of those that got an event."""
 
     seen: int = 0
     new: int = 0
@@ -85,7 +85,7 @@ class Scan:
 
 
 class Decoded(NamedTuple):
-    """A readable record beside what was received."""
+    """A readable record, and what was received."""
 
     record: inventory.Record
     raw: Raw
@@ -104,7 +104,7 @@ def begin(
 
 
 def take(scan: Scan, page: Iterable[Raw]) -> None:
-    """Take one page. What came before in this scan is passed over, as when pages shift while they are read."""
+    """Process one page. Records seen before in this scan are skipped, such as when pages shift while they are read."""
     scan.page += 1
     arrived = _by_hash(scan, page)
     hashes = list(arrived)
@@ -212,7 +212,7 @@ def _second(one: Decoded) -> inventory.Unreadable:
 
 
 def _quarantine(scan: Scan, unreadable: Sequence[inventory.Unreadable]) -> None:
-    """Keep records as they are. Their datasets are not gone, and are decoded again by the next scan."""
+    """Quarantine records. Their datasets are not gone, and are decoded again by the next scan."""
     if not unreadable:
         return
     kept = quarantine.put(scan.connection, unreadable)
@@ -224,12 +224,12 @@ def _quarantine(scan: Scan, unreadable: Sequence[inventory.Unreadable]) -> None:
 
 
 def _keep(scan: Scan, taken: Sequence[Decoded], known: dict[str, Known]) -> None:
-    """Add a version of each dataset that is new or not as it was, and note it for its OP's event."""
+    """Add a version of each dataset that is new or changed, and note it for its OP's event."""
     fresh = [one.record for one in taken if _differs(one.record, known[one.record.dataset_id])]
     if fresh:
         _write_versions(scan, fresh, known)
     scan.stage.report.datasets.unchanged += len(taken) - len(fresh)
-    # What there is to report of a record is found by decoding it.
+    # Records with something to report must be decoded again by the next scan.
     plain = [one for one in taken if not scan.profile.examine(one.record)]
     seen.remember(scan.connection, [one.record for one in plain], [one.raw_hash for one in plain])
 

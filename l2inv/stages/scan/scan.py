@@ -28,17 +28,17 @@ def scan(
     decode_all: bool = False,
     progress: Progress = lambda seen, of: None,
 ) -> Scanned:
-    """Read the whole store, or what changed since the last complete scan, and return the report of the contract.
+    """Read the whole store, or what changed since the last complete scan, and return the stage's report.
 
     A record that arrives in the bytes in which it last did, as the table `received` says, is not decoded, unless all are
     to be: a writer can change that table.
 
-    Everything it writes becomes visible at once at its end. When the store fails on the way, or changes faster than
-    it can be read, what was read is kept, the report has `complete: false`, and `failed` names the cause. Only a
-    complete scan of the whole store finds datasets withdrawn. `warnings` names what looks like drift.
+    Everything it writes becomes visible at its end. If the store fails midway, or changes faster than it can be read, what
+    was read is kept, the report has `complete: false`, and `failed` is the cause. Only a complete scan of the whole store
+    finds withdrawn datasets. `warnings` lists signs of drift.
 
-    Raise Busy, DatabaseError, and StoreError when nothing could be read at all, and TooManyGone when more datasets
-    would be withdrawn than the settings allow; then nothing is written.
+    Raise Busy, DatabaseError, StoreError if nothing could be read, and TooManyGone if more datasets would be withdrawn
+    than the settings allow; then nothing is written.
     """
     report = Scanned()
     with (
@@ -74,7 +74,7 @@ def read_again(connection: Connection, settings: Settings, actor: str) -> Scanne
 
 
 class Incomplete(Exception):
-    """The store could not be read as a whole; the text is the reason."""
+    """The store could not be read completely; the text is the reason."""
 
 
 def _last_complete(connection: Connection) -> datetime | None:
@@ -88,7 +88,7 @@ def _last_complete(connection: Connection) -> datetime | None:
 
 
 def _read_all(scan: Scan, store: Source, since: datetime | None) -> None:
-    """Read until the store holds no more than was read. Raise Incomplete when it never comes to that."""
+    """Read until the store has no more than was read. Raise Incomplete if that never happens."""
     held = store.count(since)
     for number in range(1, PASSES + 1):
         scan.begin_pass(number, held)
@@ -104,7 +104,7 @@ def _read_all(scan: Scan, store: Source, since: datetime | None) -> None:
         held = holds
     more_than_once = f" ({len(scan.repeated)} of them came more than once)" if scan.repeated else ""
     raise Incomplete(
-        f"the store reports {held} datasets, and gave {read} different ones{more_than_once} "
+        f"the store reports {held} datasets, and returned {read} different ones{more_than_once} "
         f"in the last of {PASSES} passes; it may be changing: try again later"
     )
 
@@ -112,8 +112,8 @@ def _read_all(scan: Scan, store: Source, since: datetime | None) -> None:
 def _held_twice(scan: Scan, store: Source) -> int:
     """Return how many records the store holds beyond one of each dataset, of those that came more than once.
 
-    That they came so proves nothing: a page may have been given again in place of another. Asked for by name, those
-    that the store does hold twice stand beside each other on one page.
+    Repetition alone proves nothing: a page may have been sent again in place of another. Requested by id, datasets that
+    the store really has twice are adjacent on one page.
     """
     extra = 0
     for page in store.pages_by_id(sorted(scan.repeated)):
@@ -123,9 +123,9 @@ def _held_twice(scan: Scan, store: Source) -> int:
 
 
 def _withdraw(scan: Scan, store: Source, allowed: bool) -> None:
-    """Record as withdrawn what the whole store, and the store asked by name, no longer holds.
+    """Record as withdrawn the datasets that are neither in the whole store nor found by id.
 
-    Raise TooManyGone when that is more than the settings allow: rather a broken store than an empty Sun.
+    Raise TooManyGone if that is more than the settings allow: the store is probably broken.
     """
     gone = _gone(scan, store)
     if not gone:
@@ -140,7 +140,7 @@ def _withdraw(scan: Scan, store: Source, allowed: bool) -> None:
         )
     if still := store.count_by_id(gone):
         raise Incomplete(
-            f"asked by id for {len(gone)} datasets that may be gone, the store gives none and reports {still}"
+            f"asked by id for {len(gone)} datasets that may be gone, the store returns none and reports {still}"
         )
     rows = scan.connection.execute(
         """
@@ -171,7 +171,7 @@ def _withdraw(scan: Scan, store: Source, allowed: bool) -> None:
 
 
 def _gone(scan: Scan, store: Source) -> list[str]:
-    """Return the active datasets that the store gives neither with all others nor when it is asked for them by id."""
+    """Return the active datasets that the store returns neither with all others nor by id."""
     missing = seen.missing(scan.connection)
     if not missing:
         return []
@@ -179,7 +179,7 @@ def _gone(scan: Scan, store: Source) -> list[str]:
     for page in store.pages_by_id(missing):
         take(scan, page)
     if len(scan.nameless) > nameless:
-        raise Incomplete("the store gives records without an id for datasets asked for by id")
+        raise Incomplete("the store returns records without an id for datasets requested by id")
     return seen.missing(scan.connection)
 
 
@@ -199,15 +199,15 @@ def _heirs(connection: Connection, dataset_ids: Sequence[str]) -> dict[str, str]
 
 
 class TooManyGone(L2invError):
-    """More datasets are gone than the settings let one scan withdraw."""
+    """More datasets are gone than one scan may withdraw by the settings."""
 
 
 def _end(scan: Scan, whole: bool) -> None:
-    """Tell the OPs, settle the quarantine, and compare with the profile of earlier scans."""
+    """Record the OPs' events, resolve quarantined records, and compare with the profile of earlier scans."""
     connection, report, profile = scan.connection, scan.stage.report, scan.profile
     _, report.datasets.seen = scan.datasets_read()
     report.ops.seen = seen.count_ops(connection)
-    report.ops.new, report.ops.changed = telling.tell(scan.stage)
+    report.ops.new, report.ops.changed = telling.record(scan.stage)
     readable = seen.readable_in_quarantine(connection)
     quarantine.settle(connection, scan.stage.run.run_id, readable, whole)
     for given, datasets in seen.undecoded(connection).items():

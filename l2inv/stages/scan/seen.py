@@ -1,6 +1,6 @@
-"""What one scan has seen so far, in a temporary table: its memory stays flat whatever the store holds.
+"""What a scan has seen so far, in a temporary table, so that its memory is bounded.
 
-A dataset whose record arrives in the bytes in which it last did is known by their hash, and is not decoded.
+A dataset whose record arrives in the same bytes as last time is recognized by their hash, and not decoded.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from l2inv.domain import inventory
 
 
 class Unchanged(NamedTuple):
-    """What a page tells by the hashes of its records alone."""
+    """What is known of a page from the hashes of its records alone."""
 
     differing: list[int]  # places on the page, from 0, of the records that must be decoded
     repeated: list[str]  # datasets that came before in this pass
@@ -52,7 +52,7 @@ def create(connection: Connection) -> None:
 
 
 def unchanged(connection: Connection, hashes: Sequence[bytes], page: int, passed: int) -> Unchanged:
-    """Note as seen what arrived in the bytes in which it last did."""
+    """Mark as seen the records that arrived in the same bytes as last time."""
     row = connection.execute(
         """
         with given as materialized (
@@ -78,7 +78,7 @@ def unchanged(connection: Connection, hashes: Sequence[bytes], page: int, passed
 
 
 def unseen_again(connection: Connection, dataset_ids: Sequence[str], page: int) -> list[bytes]:
-    """Take back that some datasets came unchanged for the first time on a page; return the hashes of their records."""
+    """Undo that datasets were marked as seen, unchanged, on a page; return the hashes of their records."""
     rows = connection.execute(
         """
         delete from pg_temp.seen s using l2inv.received r
@@ -93,7 +93,7 @@ def unseen_again(connection: Connection, dataset_ids: Sequence[str], page: int) 
 def known(
     connection: Connection, records: Sequence[inventory.Record], page: int, passed: int
 ) -> dict[str, Known]:
-    """Note decoded records as seen, and return what is known of their datasets."""
+    """Mark decoded records as seen, and return what is known of their datasets."""
     rows = connection.execute(
         """
         with given as materialized (
@@ -130,7 +130,7 @@ def known(
 
 
 def replace(connection: Connection, records: Sequence[inventory.Record]) -> None:
-    """Note that newer records of datasets came than those that this scan saw first."""
+    """Replace the records that this scan saw first by newer ones."""
     with connection.cursor() as cursor:
         cursor.executemany(
             """
@@ -141,7 +141,7 @@ def replace(connection: Connection, records: Sequence[inventory.Record]) -> None
 
 
 def unreadable(connection: Connection, dataset_ids: Sequence[str], page: int, passed: int) -> None:
-    """Note datasets as seen whose records cannot be read."""
+    """Mark datasets as seen whose records cannot be read."""
     connection.execute(
         """
         insert into pg_temp.seen (dataset_id, page, pass) select distinct unnest(%s::text[]), %s, %s
@@ -152,7 +152,7 @@ def unreadable(connection: Connection, dataset_ids: Sequence[str], page: int, pa
 
 
 def remember(connection: Connection, records: Sequence[inventory.Record], hashes: Sequence[bytes]) -> None:
-    """Keep by which bytes each dataset, as it is now kept, is known to the next scan."""
+    """Store the hashes of the records' bytes, for the next scan."""
     connection.execute(
         """
         insert into l2inv.received (dataset_id, raw_hash, op_id, content_hash, updated_at, given)
@@ -172,7 +172,7 @@ def remember(connection: Connection, records: Sequence[inventory.Record], hashes
 
 
 def forget(connection: Connection, dataset_ids: Sequence[str]) -> None:
-    """Have the next scan decode some datasets, whatever their bytes."""
+    """Make the next scan decode these datasets, whatever their bytes."""
     connection.execute(
         "update l2inv.received set raw_hash = null where dataset_id = any(%s) and raw_hash is not null",
         [dataset_ids],

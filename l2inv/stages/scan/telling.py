@@ -1,4 +1,4 @@
-"""What a scan tells the OPs: noted dataset by dataset in a temporary table, recorded as one event an OP at its end."""
+"""The events of a scan: changes are noted per dataset in a temporary table, and recorded as one event per OP at the end."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +16,7 @@ NOTED_FIELDS = 10  # of a changed dataset, named in its OP's event
 
 
 class Found(NamedTuple):
-    """What a scan found of one dataset, for the event of its OP."""
+    """A change of one dataset, for the event of its OP."""
 
     op_id: str
     what: str  # new, changed, left (for another OP) or withdrawn
@@ -26,7 +26,7 @@ class Found(NamedTuple):
     pin: str | None = None
     proposal_id: str | None = None
     experiment_id: str | None = None
-    old_new: str | None = None  # JSON: old and new of what somebody decides by
+    old_new: str | None = None  # JSON: old and new values of fields that people decide by
 
 
 def create(connection: Connection) -> None:
@@ -51,7 +51,7 @@ def create(connection: Connection) -> None:
 
 
 def note(connection: Connection, found: Iterable[Found]) -> None:
-    """Note what is to be told to the OPs at the scan's end."""
+    """Note changes to be recorded at the scan's end."""
     with (
         connection.cursor() as cursor,
         cursor.copy(f"copy pg_temp.found ({', '.join(Found._fields)}) from stdin") as copy,
@@ -61,15 +61,15 @@ def note(connection: Connection, found: Iterable[Found]) -> None:
 
 
 def pinned(version: int, content_hash: bytes) -> str:
-    """Return how an event names a version, so that the OP's events hold its datasets to what was read."""
+    """Return how an event names a version: with its hash, so that the events prove what was read."""
     return f"{version}:{content_hash.hex()[:16]}"
 
 
 def found(
     now: inventory.Dataset, before: inventory.Dataset | None, pin: str, instruments: Sequence[str]
 ) -> Iterator[Found]:
-    """Return what there is to tell of a dataset that is new or changed, to the OP that it belongs to and to the one that
-    it left. `instruments` are those that a verdict depends on."""
+    """Yield the changes by a dataset that is new or changed: for its OP, and for the OP that it left. `instruments` are
+    those that a verdict depends on."""
     op_id, dataset_id = now.observing_program_execution_id, now.dataset_id
     names = (pin, now.primary_proposal_id, now.primary_experiment_id)
     if before is None:
@@ -80,7 +80,7 @@ def found(
         now.instrument_name in instruments or before.instrument_name in instruments
     )
     if before.observing_program_execution_id == op_id:
-        # What the verdict depends on is never among those that are not noted.
+        # Fields that the verdict depends on come first, so they are never cut off.
         told = sorted(fields, key=lambda name: name not in INPUTS)[:NOTED_FIELDS]
         yield Found(op_id, "changed", dataset_id, json.dumps(told), affects, *names, _old_new(before, now))
         return
@@ -93,11 +93,11 @@ def _old_new(before: inventory.Dataset, now: inventory.Dataset) -> str | None:
     return json.dumps(values) if values else None
 
 
-def tell(stage: Stage[Any]) -> tuple[int, int]:
-    """Add one event to each OP of which something was found; return how many OPs are new, and how many changed.
+def record(stage: Stage[Any]) -> tuple[int, int]:
+    """Record one event for each OP with changes; return how many OPs are new, and how many changed.
 
-    `discovered` goes to a new one, else `datasets_changed`, which takes an OP that was judged back to `discovered` when
-    its verdict depends on what changed.
+    It is `discovered` for a new OP, else `datasets_changed`, which returns a judged OP to `discovered` if its verdict
+    depends on what changed.
     """
     stage.connection.execute(
         """
