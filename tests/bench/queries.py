@@ -48,7 +48,7 @@ def listing(place: Place) -> Iterator[Figure]:
 
 @measurement(filled=True)
 def next_query(place: Place) -> Iterator[Figure]:
-    """What `next` reads: an index leads to its rows, so the number of OPs does not matter."""
+    """What `next` reads: an index leads to its rows, and those that are ready are counted."""
     rules = Settings().qualification
     with place.connect() as connection:
         took = median(lambda: offers.offered(connection, "r0_class", 20, rules), 21)
