@@ -247,7 +247,7 @@ def test_a_full_disk_and_a_missing_privilege_are_each_reported_with_what_helps(
     finally:
         connection.execute("drop role lesser")
     assert answer.stderr.startswith("l2inv: pg_restore: could not execute query: ERROR:  permission denied")
-    assert "; run as a role that has the rights" in answer.stderr
+    assert "; run as a role with the privileges" in answer.stderr
 
 
 def test_a_backup_takes_the_place_of_no_pipe_nor_device(l2inv: Commands, lived: str, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from l2inv.config.settings import Database, MetadataStore, Settings
@@ -164,6 +164,12 @@ RECORDS = st.builds(record, st.sampled_from("ABC"), st.integers(0, 1), st.intege
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(stores=st.lists(st.lists(RECORDS, min_size=1, max_size=6), min_size=2, max_size=4))
+@example(
+    stores=[
+        [record("A", 0, 0, 1)],
+        [record("A", 1, 1, 1), *[record("A", 0, 0, 1)] * 3, record("A", 1, 1, 1)],
+    ]
+)
 def test_scans_end_the_same_whether_they_know_the_bytes_or_decode_everything(
     connection: Connection, tmp_path: Path, stores: list[list[dict[str, Any]]]
 ) -> None:

@@ -57,7 +57,6 @@ class Scan:
     stage: stage.Stage[Scanned]
     profile: drift.Profile
     holds: Callable[[Raw], bool] = lambda raw: True  # whether a record is that of an active dataset
-    decodes_all: bool = False  # also what arrives in the bytes in which it last did
     held: int | None = None  # records that the store reports to hold
     page: int = 0  # pages taken, over all passes
     passed: int = 1  # the pass over the store, from 1
@@ -93,14 +92,16 @@ class Decoded(NamedTuple):
 
 
 def begin(
-    opened: stage.Stage[Scanned], holds: Callable[[Raw], bool] = lambda raw: True, decodes_all: bool = False
+    opened: stage.Stage[Scanned], holds: Callable[[Raw], bool] = lambda raw: True, decode_all: bool = False
 ) -> Scan:
     """Begin a scan within a transaction, at whose end its temporary tables are gone."""
     seen.create(opened.connection)
+    if decode_all:
+        seen.forget_all(opened.connection)
     telling.create(opened.connection)
     row = opened.connection.execute("select clock_timestamp() as now").fetchone()
     assert row is not None
-    return Scan(opened, drift.Profile(latest=row["now"] + drift.CLOCKS_DIFFER), holds, decodes_all)
+    return Scan(opened, drift.Profile(latest=row["now"] + drift.CLOCKS_DIFFER), holds)
 
 
 def take(scan: Scan, page: Iterable[Raw]) -> None:
@@ -108,10 +109,7 @@ def take(scan: Scan, page: Iterable[Raw]) -> None:
     scan.page += 1
     arrived = _by_hash(scan, page)
     hashes = list(arrived)
-    if scan.decodes_all:
-        unchanged = seen.Unchanged(differing=list(range(len(hashes))), repeated=[], first_time=0)
-    else:
-        unchanged = seen.unchanged(scan.connection, hashes, scan.page, scan.passed)
+    unchanged = seen.unchanged(scan.connection, hashes, scan.page, scan.passed)
     scan.repeated.update(unchanged.repeated)
     first_time = unchanged.first_time
     if unchanged.differing:

@@ -179,6 +179,11 @@ def forget(connection: Connection, dataset_ids: Sequence[str]) -> None:
     )
 
 
+def forget_all(connection: Connection) -> None:
+    """Forget the bytes of every dataset: a writer may have put others there. Nobody can until the transaction ends."""
+    connection.execute("update l2inv.received set raw_hash = null where raw_hash is not null")
+
+
 def count(connection: Connection, passed: int) -> tuple[int, int]:
     """Return how many different datasets came in a pass, and in any."""
     row = connection.execute(
