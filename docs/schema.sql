@@ -53,8 +53,8 @@ $$;
 
 revoke all on function l2inv.is_allowed(text,text,text,text) from public;
 
--- What the detail of each kind of event must hold, as far as the views, the trigger or the program rely on it, and what
--- that is made of. KEY? may be missing; the types are those of l2inv.fits. What else there is in it is free.
+-- The keys that the detail of each kind of event must have, as far as the views, the trigger or the program rely on them,
+-- with their types, as in l2inv.fits. KEY? may be missing. Other keys are allowed.
 create function l2inv.shape(name text) returns jsonb language plpgsql immutable parallel safe as $$
 begin
     return case name
@@ -171,7 +171,7 @@ end $$;
 
 revoke all on function l2inv.fits(jsonb,text) from public;
 
--- Whether any reader can take a document: it is no deeper than 32 levels, and its numbers are within floating point.
+-- Whether any reader can parse a document: it has at most 32 levels, and its numbers are within floating point.
 create function l2inv.is_readable(document jsonb) returns boolean language sql immutable parallel safe as $$
     select not document @? '$.**{32}' and not document @?
         '$.** ? (@ > 1.7976931348623157e308 || @ < -1.7976931348623157e308)'
@@ -179,7 +179,7 @@ $$;
 
 revoke all on function l2inv.is_readable(jsonb) from public;
 
--- Whether a detail is what its kind of event needs.
+-- Whether a detail is valid for its kind of event.
 create function l2inv.detail_fits(kind text, detail jsonb) returns boolean language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp as $$
 begin
@@ -197,7 +197,7 @@ end $$;
 
 revoke all on function l2inv.refuse_change() from public;
 
--- The trigger of the events is the only writer of op_state: it writes as the table's owner, from within a trigger.
+-- Only the trigger of the events writes op_state: as the table's owner, from within a trigger.
 create function l2inv.refuse_direct_write() returns trigger language plpgsql
     set search_path = pg_catalog, pg_temp as $$
 begin
@@ -211,7 +211,7 @@ end $$;
 
 revoke all on function l2inv.refuse_direct_write() from public;
 
--- Refuses an event that is out of sequence or not allowed; completes and hashes any other, and has op_state follow it.
+-- Refuses an event that is out of sequence or not allowed; completes and hashes any other, and updates op_state.
 create function l2inv.record_event() returns trigger language plpgsql
     security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -331,8 +331,8 @@ end $$;
 
 revoke all on function l2inv.record_event() from public;
 
--- Whether a record is a dataset as the store describes it, under its own names; what else there is in it is free. A first
--- scan asks this of every dataset, so what a jsonpath can say is asked in one. In it, `!(… != …)` lets a field be missing.
+-- Whether a record is a dataset as the store describes it, under its own names; other fields are allowed. A first scan
+-- checks every dataset, so one jsonpath checks as much as it can. In it, `!(… != …)` lets a field be missing.
 create function l2inv.record_fits(record jsonb) returns boolean language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp as $$
 begin
@@ -378,7 +378,7 @@ end $$;
 
 revoke all on function l2inv.record_fits(jsonb) from public;
 
--- What a run was is not changed, and once it ended, neither is what it reported.
+-- A run's identity never changes, and once it ended, neither does its report.
 create function l2inv.end_run() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     if old.finished_at is not null then
@@ -396,7 +396,7 @@ end $$;
 
 revoke all on function l2inv.end_run() from public;
 
--- Takes a lock until the session ends or unlocks its key, without waiting: false where another session has it.
+-- Takes a lock until the session ends or unlocks its key, without waiting; returns false if another session has it.
 create function l2inv.take_lock(wanted text) returns boolean language plpgsql
     set search_path = pg_catalog, pg_temp as $$
 declare
@@ -574,7 +574,7 @@ create view l2inv.dataset as
     where not exists (select from l2inv.dataset_version newer
                       where newer.dataset_id = v.dataset_id and newer.version > v.version);
 
--- Each OP as it is now. What is read from its datasets counts those that are not withdrawn, if there is any.
+-- Each OP's present state. Values from its datasets are of those that are not withdrawn, if there are any.
 create view l2inv.op as
     select s.op_id, d.proposal_id, d.experiment_id, s.state, s.since, s.assignee, s.priority, s.due_at,
            s.on_hold_seq is not null as on_hold, s.cycle,
@@ -657,8 +657,8 @@ create view l2inv.inversion as
     ) t
     where h.kind in ('published', 'withdrawn');
 
--- What the metadata store aggregates: one row for each inversion that it was told of. The event_id is that of the
--- newest event that told of the OP's inversions: a row that changed is found behind the last one seen, like a new one.
+-- What the metadata store aggregates: one row for each inversion that was sent to it. The event_id is of the newest event
+-- about the OP's inversions: a reader finds a changed row after the last event_id that it saw, like a new one.
 create view l2inv.published_op as
     select (select max(t.event_id) from l2inv.event t
             where t.op_id = i.op_id
@@ -687,7 +687,7 @@ create view l2inv.published_op as
            i.withdrawn_at
     from l2inv.inversion i;
 
--- What supersedes a dataset: a newer one of the same product in its OP; of one that was withdrawn, any other.
+-- The dataset that supersedes another: a newer one of the same product in its OP; for a withdrawn one, any other.
 create view l2inv.heir as
     select d.dataset_id, h.dataset_id as heir
     from l2inv.dataset d cross join lateral (
@@ -702,7 +702,7 @@ create view l2inv.unresolved as
     select raw_hash, left(encode(raw_hash, 'hex'), 12) as key, dataset_id, reason, first_seen, last_seen, raw, is_second
     from l2inv.quarantine where resolved_at is null;
 
--- Why the OPs in error are there.
+-- Why OPs are in error.
 create view l2inv.failure as
     select s.op_id, s.since, e.detail ->> 'stage' as stage, e.detail ->> 'cause' as cause,
            e.detail -> 'attempt' as attempt
@@ -712,7 +712,7 @@ create view l2inv.failure as
     ) e
     where s.state = 'error';
 
--- What the instrument programs of OPs that are not invertible do not meet; margin is negative by what they fail.
+-- The criteria that instrument programs of OPs that are not invertible do not meet; a negative margin is the shortfall.
 create view l2inv.unmet as
     select s.op_id, p.number, p.program ->> 'instrument_program_id' as instrument_program_id, c ->> 'name' as name,
            c ->> 'result' = 'fail' as fails, c -> 'measured' as measured, c -> 'required' as required,

@@ -1,4 +1,4 @@
--- What may happen to an observing program (OP), and what the event of it must say.
+-- Which events an observing program (OP) may have, and what their details must contain.
 
 -- Which event may happen in which state. l2inv/domain/states.py has the same table in Python; a test compares the two over
 -- every combination.
@@ -46,8 +46,8 @@ returns boolean language sql immutable parallel safe as $$
     end, false)
 $$;
 
--- What the detail of each kind of event must hold, as far as the views, the trigger or the program rely on it, and what
--- that is made of. KEY? may be missing; the types are those of l2inv.fits. What else there is in it is free.
+-- The keys that the detail of each kind of event must have, as far as the views, the trigger or the program rely on them,
+-- with their types, as in l2inv.fits. KEY? may be missing. Other keys are allowed.
 create function l2inv.shape(name text) returns jsonb language plpgsql immutable parallel safe as $$
 begin
     return case name
@@ -160,13 +160,13 @@ begin
                   else s.key like '%?' end);
 end $$;
 
--- Whether any reader can take a document: it is no deeper than 32 levels, and its numbers are within floating point.
+-- Whether any reader can parse a document: it has at most 32 levels, and its numbers are within floating point.
 create function l2inv.is_readable(document jsonb) returns boolean language sql immutable parallel safe as $$
     select not document @? '$.**{32}' and not document @?
         '$.** ? (@ > 1.7976931348623157e308 || @ < -1.7976931348623157e308)'
 $$;
 
--- Whether a detail is what its kind of event needs.
+-- Whether a detail is valid for its kind of event.
 create function l2inv.detail_fits(kind text, detail jsonb) returns boolean language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp as $$
 begin

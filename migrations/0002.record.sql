@@ -1,6 +1,6 @@
--- The record: every event of every OP, and the state that the events add up to.
+-- The event log: every event of every OP, and the present state that follows from them.
 
--- event_id, recorded_at, recorded_by and hash are the trigger's own, whatever an INSERT says of them.
+-- event_id, recorded_at, recorded_by and hash are set by the trigger, whatever an INSERT contains.
 create table l2inv.event (
     event_id    bigint primary key,
     op_id       text collate "C" not null check (op_id <> '' and length(op_id) <= 200),
@@ -42,7 +42,7 @@ create trigger append_only before update or delete or truncate on l2inv.event
     for each statement execute function l2inv.refuse_change();
 alter table l2inv.event enable always trigger append_only;  -- whatever session_replication_role says
 
--- Each OP's present state: a cache of what the events say, kept in the same transaction as they are.
+-- Each OP's present state: derived from its events, and updated in the same transaction.
 create table l2inv.op_state (
     op_id              text collate "C" primary key,
     seq                integer not null,      -- of the newest event
@@ -70,7 +70,7 @@ create index op_state_offered on l2inv.op_state (priority desc, r0_class, since,
     where state = 'preprocessed' and on_hold_seq is null and not coalesce(datasets_seq > verdict_seq, false);
 create index op_state_assignee on l2inv.op_state (assignee) where assignee is not null;
 
--- The trigger of the events is the only writer of op_state: it writes as the table's owner, from within a trigger.
+-- Only the trigger of the events writes op_state: as the table's owner, from within a trigger.
 create function l2inv.refuse_direct_write() returns trigger language plpgsql
     set search_path = pg_catalog, pg_temp as $$
 begin
@@ -86,7 +86,7 @@ create trigger derived_only before insert or update or delete or truncate on l2i
     for each statement execute function l2inv.refuse_direct_write();
 alter table l2inv.op_state enable always trigger derived_only;
 
--- Refuses an event that is out of sequence or not allowed; completes and hashes any other, and has op_state follow it.
+-- Refuses an event that is out of sequence or not allowed; completes and hashes any other, and updates op_state.
 create function l2inv.record_event() returns trigger language plpgsql
     security definer set search_path = pg_catalog, pg_temp as $$
 declare

@@ -1,7 +1,7 @@
--- What was read from the metadata store, what could not be read, which rules judged it, and the runs that did all this.
+-- What was read from the metadata store, what could not be read, the criteria, and the runs.
 
--- Whether a record is a dataset as the store describes it, under its own names; what else there is in it is free. A first
--- scan asks this of every dataset, so what a jsonpath can say is asked in one. In it, `!(… != …)` lets a field be missing.
+-- Whether a record is a dataset as the store describes it, under its own names; other fields are allowed. A first scan
+-- checks every dataset, so one jsonpath checks as much as it can. In it, `!(… != …)` lets a field be missing.
 create function l2inv.record_fits(record jsonb) returns boolean language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp as $$
 begin
@@ -64,8 +64,8 @@ create trigger append_only before update or delete or truncate on l2inv.dataset_
     for each statement execute function l2inv.refuse_change();
 alter table l2inv.dataset_version enable always trigger append_only;
 
--- The bytes in which each dataset was last received, and what they were read as, so that a scan decodes only what
--- differs. It may be emptied at any time: what is missing here is decoded, and compared with the newest version.
+-- The hash of the bytes in which each dataset was last received, so that a scan decodes only what differs. The table may
+-- be emptied at any time: datasets missing here are decoded, and compared with their newest version.
 create table l2inv.received (
     dataset_id   text collate "C" primary key,
     raw_hash     bytea unique,       -- of the reader and the bytes; null: to be decoded again
@@ -105,7 +105,7 @@ create table l2inv.run (
     result      jsonb
 );
 
--- What a run was is not changed, and once it ended, neither is what it reported.
+-- A run's identity never changes, and once it ended, neither does its report.
 create function l2inv.end_run() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     if old.finished_at is not null then
@@ -127,8 +127,8 @@ create trigger append_only before delete or truncate on l2inv.run
     for each statement execute function l2inv.refuse_change();
 alter table l2inv.run enable always trigger append_only;
 
--- What only one session may do at a time. Anybody who connects can take an advisory lock; so its key is drawn
--- each time and written here, beside the process that took it: another process that holds the same key holds nothing.
+-- Locks that one session at a time may hold. Anybody who connects can take an advisory lock; so its key is drawn at
+-- random each time and stored here with the process that took it: another process with the same key does not hold the lock.
 create table l2inv.lock (
     name text primary key,  -- a stage; `export`, whose row is locked by those who tell of inversions; or `issue`, by those who name them
     key  bigint,
@@ -137,7 +137,7 @@ create table l2inv.lock (
 
 insert into l2inv.lock (name) values ('export'), ('issue');
 
--- Takes a lock until the session ends or unlocks its key, without waiting: false where another session has it.
+-- Takes a lock until the session ends or unlocks its key, without waiting; returns false if another session has it.
 create function l2inv.take_lock(wanted text) returns boolean language plpgsql
     set search_path = pg_catalog, pg_temp as $$
 declare

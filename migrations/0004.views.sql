@@ -1,4 +1,4 @@
--- What others read: op, dataset, published_op, history and runs. Columns may be added at the end, never renamed or
+-- The views for readers: op, dataset, published_op, history and runs. Columns may be added at the end, never renamed or
 -- removed.
 
 -- Each dataset's newest version.
@@ -19,7 +19,7 @@ create view l2inv.dataset as
     where not exists (select from l2inv.dataset_version newer
                       where newer.dataset_id = v.dataset_id and newer.version > v.version);
 
--- Each OP as it is now. What is read from its datasets counts those that are not withdrawn, if there is any.
+-- Each OP's present state. Values from its datasets are of those that are not withdrawn, if there are any.
 create view l2inv.op as
     select s.op_id, d.proposal_id, d.experiment_id, s.state, s.since, s.assignee, s.priority, s.due_at,
            s.on_hold_seq is not null as on_hold, s.cycle,
@@ -102,8 +102,8 @@ create view l2inv.inversion as
     ) t
     where h.kind in ('published', 'withdrawn');
 
--- What the metadata store aggregates: one row for each inversion that it was told of. The event_id is that of the
--- newest event that told of the OP's inversions: a row that changed is found behind the last one seen, like a new one.
+-- What the metadata store aggregates: one row for each inversion that was sent to it. The event_id is of the newest event
+-- about the OP's inversions: a reader finds a changed row after the last event_id that it saw, like a new one.
 create view l2inv.published_op as
     select (select max(t.event_id) from l2inv.event t
             where t.op_id = i.op_id
@@ -132,7 +132,7 @@ create view l2inv.published_op as
            i.withdrawn_at
     from l2inv.inversion i;
 
--- What supersedes a dataset: a newer one of the same product in its OP; of one that was withdrawn, any other.
+-- The dataset that supersedes another: a newer one of the same product in its OP; for a withdrawn one, any other.
 create view l2inv.heir as
     select d.dataset_id, h.dataset_id as heir
     from l2inv.dataset d cross join lateral (
@@ -147,7 +147,7 @@ create view l2inv.unresolved as
     select raw_hash, left(encode(raw_hash, 'hex'), 12) as key, dataset_id, reason, first_seen, last_seen, raw, is_second
     from l2inv.quarantine where resolved_at is null;
 
--- Why the OPs in error are there.
+-- Why OPs are in error.
 create view l2inv.failure as
     select s.op_id, s.since, e.detail ->> 'stage' as stage, e.detail ->> 'cause' as cause,
            e.detail -> 'attempt' as attempt
@@ -157,7 +157,7 @@ create view l2inv.failure as
     ) e
     where s.state = 'error';
 
--- What the instrument programs of OPs that are not invertible do not meet; margin is negative by what they fail.
+-- The criteria that instrument programs of OPs that are not invertible do not meet; a negative margin is the shortfall.
 create view l2inv.unmet as
     select s.op_id, p.number, p.program ->> 'instrument_program_id' as instrument_program_id, c ->> 'name' as name,
            c ->> 'result' = 'fail' as fails, c -> 'measured' as measured, c -> 'required' as required,

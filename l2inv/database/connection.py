@@ -128,13 +128,18 @@ _HINTS = (
 )
 
 
+def hint_for(signs: str) -> str:
+    """Return what to do about an error, by its SQLSTATE or words; nothing where none is known."""
+    return next((hint for sign, hint in _HINTS if re.search(sign, signs)), "")
+
+
 def in_words(problem: psycopg.Error, settings: Settings) -> DatabaseError:
     if isinstance(problem, psycopg.errors.LockNotAvailable):
         return _lock_timeout(problem, settings)
     message = str(problem).partition("\nCONTEXT: ")[0]  # without the function in which it happened
     text = " ".join(message.split()) or type(problem).__name__
     signs = f"{problem.sqlstate or ''} {text}"
-    hint = next((hint for sign, hint in _HINTS if re.search(sign, signs)), "")
+    hint = hint_for(signs)
     if not hint and isinstance(problem, psycopg.OperationalError):
         hint = "check database.url, and that the server runs and can be reached"
     return DatabaseError(f"database: {redact(text, settings)}", hint or "run again with -vv for the details")

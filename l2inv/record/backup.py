@@ -14,7 +14,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from l2inv.config.settings import Settings, redact
 from l2inv.database import embedded
-from l2inv.database.connection import Connection
+from l2inv.database.connection import Connection, hint_for
 from l2inv.errors import DatabaseError, L2invError, Refused
 from l2inv.files import replacing
 
@@ -142,8 +142,14 @@ def _run(
         check=False,
     )
     if done.returncode != 0:
-        words = redact(_last_line(done.stderr.decode(errors="replace")), settings)
-        raise DatabaseError(f"{Path(command[0]).name}: {words}", "run again with -vv for the details")
+        name = Path(command[0]).name
+        line = _last_line(done.stderr.decode(errors="replace")).removeprefix(f"{name}: error: ")
+        words = redact(line, settings)
+        if "could not write to output file" in line:  # that of the backup, on this host
+            hint = "free space where the backup is written"
+        else:
+            hint = hint_for(line) or "run again with -vv for the details"
+        raise DatabaseError(f"{name}: {words}", hint)
 
 
 _AUTHENTICATION = {

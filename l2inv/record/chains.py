@@ -180,12 +180,16 @@ def _moment(printed: str | None) -> Any:
 
 def _computed_op(op_id: str, rows: Iterable[TupleRow], findings: Findings) -> states.Op:
     op = states.Op(op_id)
+    against: dict[int | None, str] = {}  # seq -> finding; what was declared void is none
     for _, seq, kind, state, recorded_at, hash_, detail in rows:
-        states.follow(op, seq, kind, state, recorded_at, hash_, _detail(kind, detail))
+        said = _detail(kind, detail)
+        states.follow(op, seq, kind, state, recorded_at, hash_, said)
         if kind in _verdicts and _is_invertible(kind, detail) is (op.state == "not_invertible"):
-            findings.add(
-                "state", {"op_id": op_id}, f"event {seq} leaves it {op.state}, against its own verdict"
-            )
+            against[seq] = f"event {seq} leaves it {op.state}, against its own verdict"
+        elif kind == "voided":
+            against.pop(said.seq, None)
+    for words in against.values():
+        findings.add("state", {"op_id": op_id}, words)
     return op
 
 

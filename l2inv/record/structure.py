@@ -234,7 +234,8 @@ def _differences(should: dict[str, Any], structure: dict[str, Any]) -> Iterator[
         else:
             parts = sorted(p for p in structure[name] if structure[name][p] != should[name].get(p))
             if parts:
-                yield f"{name} is not what the migrations create: {', '.join(parts)} differ"
+                words = f"{', '.join(parts)} {'differs' if len(parts) == 1 else 'differ'}"
+                yield f"{name} is not what the migrations create: {words}"
 
 
 def _unexpected(connection: Connection, expected: dict[str, list[str]]) -> Iterator[tuple[str, str]]:

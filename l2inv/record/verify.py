@@ -326,8 +326,11 @@ def _judged(detail: str) -> _Judged | None:
 def _batch(connection: Connection, after: int) -> list[dict[str, Any]]:
     return connection.execute(
         """
-        select event_id, op_id, detail::text as detail from l2inv.event
-        where kind = 'judged' and event_id > %s order by event_id limit %s
+        select event_id, op_id, detail::text as detail from l2inv.event e
+        where kind = 'judged' and event_id > %s and not exists (
+            select from l2inv.event v
+            where v.op_id = e.op_id and v.kind = 'voided' and v.detail -> 'seq' = to_jsonb(e.seq))
+        order by event_id limit %s
         """,
         [after, BATCH],
     ).fetchall()

@@ -41,7 +41,7 @@ OWNERS = [
      "returns boolean language sql immutable parallel safe as 'select true'", "function is_allowed"),
     ("create or replace function l2inv.detail_fits(kind text, detail jsonb) returns boolean language sql as 'select true'",
      "function detail_fits"),
-    ("alter function l2inv.record_event() security invoker", "prosecdef"),
+    ("alter function l2inv.record_event() security invoker", "prosecdef differs"),
     ("alter function l2inv.record_event() reset all", "proconfig"),
     ("alter function l2inv.detail_fits(text, jsonb) immutable", "provolatile"),
     ("alter function l2inv.fits(jsonb, text) strict", "proisstrict"),

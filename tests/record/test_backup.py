@@ -18,6 +18,7 @@ from l2inv.record import backup
 from l2inv.sample.server import Fault, Store
 from l2inv.stages.mark_working import claiming
 from tests.helpers.commands import Commands
+from tests.helpers.disks import fill, small_disk
 from tests.helpers.waiting import until
 
 TABLES = ("criteria", "run", "quarantine", "dataset_version", "event", "op_state")
@@ -225,6 +226,28 @@ def test_a_backup_that_cannot_be_written_leaves_the_one_before(
         connection.execute("drop role lesser")
     assert file.read_bytes() == before
     assert [path.name for path in tmp_path.glob(".b*")] == []
+
+
+def test_a_full_disk_and_a_missing_privilege_are_each_reported_with_what_helps(
+    l2inv: Commands, lived: str, url: str, connection: Connection, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "full", 1) as disk:
+        filler = fill(disk)
+        answer = l2inv("backup", str(disk / "b"), "--no-verify", expect=1)
+        assert list(disk.iterdir()) == [filler]
+    assert answer.stderr.startswith("l2inv: pg_dump: could not write to output file: No space left")
+    assert answer.stderr.endswith("; free space where the backup is written\n")
+    dump = str(tmp_path / "b")
+    l2inv("backup", dump, "--no-verify")
+    connection.execute("drop schema l2inv cascade; create role lesser login")
+    l2inv.settings["database"]["url"] = make_conninfo(url, user="lesser")
+    l2inv.save()
+    try:
+        answer = l2inv("restore", dump, expect=1)
+    finally:
+        connection.execute("drop role lesser")
+    assert answer.stderr.startswith("l2inv: pg_restore: could not execute query: ERROR:  permission denied")
+    assert "; run as a role that has the rights" in answer.stderr
 
 
 def test_a_backup_takes_the_place_of_no_pipe_nor_device(l2inv: Commands, lived: str, tmp_path: Path) -> None:

@@ -14,6 +14,9 @@ from l2inv.database.connection import Connection
 from tests.helpers.commands import Commands
 from tests.helpers.events import LEAST
 
+EVENT_FITS = (
+    "alter table l2inv.event add constraint event_detail_fits check (l2inv.detail_fits(kind, detail))"
+)
 DOCUMENT = Path(__file__).parents[2] / "docs" / "operations.md"
 
 
@@ -108,6 +111,25 @@ def test_an_op_whose_verdict_is_void_is_judged_again(
     op = l2inv.json("show", ready[0])
     assert op["verdict"]["invertible"]
     assert op["state"] in ("invertible", "preprocessed")
+
+
+def test_a_forged_verdict_is_found_until_it_is_void(
+    l2inv: Commands, ready: list[str], connection: Connection
+) -> None:
+    """Else no verify would ever be clean again, and no anchor be appended to."""
+    refused = l2inv.json("list", "--state", "not_invertible")["ops"][0]["op_id"]
+    judged = next(e for e in l2inv.json("history", refused)["events"] if e["kind"] == "judged")
+    seq = forged(connection, refused, "judged", "invertible", judged["detail"])
+    other = forged(connection, ready[0], "judged", None, judged["detail"])
+    connection.execute(EVENT_FITS)
+    found = l2inv("verify", "--json", expect=5).json["findings"]
+    assert {f["op_id"] for f in found} == {refused, ready[0]}
+    connection.execute(documented(refused, seq))
+    connection.execute(documented(ready[0], other))
+    assert l2inv.json("verify")["findings"] == []
+    l2inv("qualify", "--as-of", "2099-01-01")
+    assert l2inv.json("show", refused)["state"] == "not_invertible"
+    assert l2inv.json("verify")["findings"] == []
 
 
 def test_a_void_overruling_and_a_void_hold_hold_no_more(
