@@ -32,8 +32,8 @@ def files(app: App, op: str) -> None:
         if rows:
             render.table(("", "bytes", "sha256", "file"), rows, right=("bytes",), title=3)
         cleaned = f", cleaned {wording.day(found['cleaned_at'])}" if found["cleaned_at"] else ""
-        said = f"{found['op_id']}: {len(rows)} files in {found['folder'] or 'no folder yet'}{cleaned}"
-        app.summaries([said, *wording.names(found["inversions"])])
+        line = f"{found['op_id']}: {len(rows)} files in {found['folder'] or 'no folder yet'}{cleaned}"
+        app.summaries([line, *wording.names(found["inversions"])])
 
     app.result(found, text)
 

@@ -72,8 +72,8 @@ def _parsed(text: bytes) -> Any:
     except Unfit:
         raise
     except Exception as problem:  # what constructors raise is as various as what a node can say
-        said = " ".join(str(problem).split())
-        raise Unfit("tree", f"{type(problem).__name__}: {said}", required) from problem
+        message = " ".join(str(problem).split())
+        raise Unfit("tree", f"{type(problem).__name__}: {message}", required) from problem
     if not isinstance(tree, dict):
         raise Unfit("tree", type(tree).__name__, required)
     if not _is_bounded(tree):

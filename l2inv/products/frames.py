@@ -141,22 +141,22 @@ def _primary(name: str, hdu: Hdu, issued: Issued) -> Iterator[Finding]:
         found = fitsfile.value(hdu.header, key)
         if found != wanted or isinstance(found, bool):
             yield finding(name, 0, key, found, wanted)
-    said = fitsfile.value(hdu.header, "DATE-BEG")
-    begin = _time(said)
+    value = fitsfile.value(hdu.header, "DATE-BEG")
+    begin = _time(value)
     if begin is None:
-        yield finding(name, 0, "time", said, "DATE-BEG in UTC, such as 2022-06-03T18:03:43.89")
+        yield finding(name, 0, "time", value, "DATE-BEG in UTC, such as 2022-06-03T18:03:43.89")
         return
     if issued.frame_file(begin) != name:
-        yield finding(name, 0, "name", f"DATE-BEG {said}", issued.frame_file(begin))
+        yield finding(name, 0, "name", f"DATE-BEG {value}", issued.frame_file(begin))
     starts = [d.start_time for d in issued.datasets if d.start_time]
     ends = [d.end_time for d in issued.datasets if d.end_time]
     if (starts and begin < min(starts) - CLOCK) or (ends and begin > max(ends) + CLOCK):
         shown = [f"{min(starts):%FT%T}" if starts else "?", f"{max(ends):%FT%T}" if ends else "?"]
-        yield finding(name, 0, "time", f"DATE-BEG {said}", f"within the observation, {' to '.join(shown)}")
+        yield finding(name, 0, "time", f"DATE-BEG {value}", f"within the observation, {' to '.join(shown)}")
 
 
-def _time(said: object) -> datetime | None:
-    found = _DATE.fullmatch(said) if isinstance(said, str) else None
+def _time(value: object) -> datetime | None:
+    found = _DATE.fullmatch(value) if isinstance(value, str) else None
     try:
         return (
             datetime.fromisoformat(f"{found[1]}.{(found[2] or '').ljust(6, '0')}").replace(tzinfo=UTC)
@@ -297,13 +297,13 @@ def unit_required(quantity: Quantity) -> str:
 
 
 @lru_cache(maxsize=1000)
-def is_unit(said: object, required: str) -> bool:
+def is_unit(value: object, required: str) -> bool:
     """Return whether a unit is the one required, however it is written."""
     from astropy import units
 
-    if not isinstance(said, str) or len(said) > 80:
+    if not isinstance(value, str) or len(value) > 80:
         return False
     try:
-        return bool(units.Unit(said) == units.Unit(required))
+        return bool(units.Unit(value) == units.Unit(required))
     except (ValueError, TypeError):
-        return said == required
+        return value == required

@@ -51,29 +51,29 @@ def read(queue: str, body: bytes) -> Values:
     """
     kind, suffix = (_Frame, ".fits") if queue == FRAMES else (_Object, ".asdf")
     try:
-        said = msgspec.json.decode(body, type=kind)
+        named = msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as problem:
         raise Malformed(str(problem)) from problem
-    if said.increment_dataset_catalog_receipt_count:
+    if named.increment_dataset_catalog_receipt_count:
         raise Malformed(
             "incrementDatasetCatalogReceiptCount: no dataset of Level 1 has received a file of Level 2"
         )
-    path = PurePosixPath(said.object_name)
+    path = PurePosixPath(named.object_name)
     if path.suffix != suffix:
-        raise Malformed(f"objectName: {said.object_name} in {queue}, which is for {suffix}")
+        raise Malformed(f"objectName: {named.object_name} in {queue}, which is for {suffix}")
     inversion_id = path.parent.name.replace("_", ".")
     record = {
-        "inventoryId": str(uuid5(NAMESPACE_URL, f"{said.bucket}/{said.object_name}")),
-        "bucket": said.bucket,
-        "objectKey": said.object_name,
+        "inventoryId": str(uuid5(NAMESPACE_URL, f"{named.bucket}/{named.object_name}")),
+        "bucket": named.bucket,
+        "objectKey": named.object_name,
         "createDate": datetime.now(UTC).replace(tzinfo=None).isoformat(),
         "updateDate": None,
         "lostDate": None,
     }
-    if isinstance(said, _Object):
-        if said.group_id != inversion_id:
-            raise Malformed(f"groupId: {said.group_id}, and objectName is of {inversion_id}")
-        group = {"objectType": said.object_type, "groupId": said.group_id, "groupName": said.group_name}
+    if isinstance(named, _Object):
+        if named.group_id != inversion_id:
+            raise Malformed(f"groupId: {named.group_id}, and objectName is of {inversion_id}")
+        group = {"objectType": named.object_type, "groupId": named.group_id, "groupName": named.group_name}
         return record | {"objectStatus": AVAILABLE} | group
     # The receivers read this from the file's header; it is in the name, too.
     header = {"datasetId": inversion_id, "proposalId": path.parts[0], "processingType": "L2"}

@@ -82,10 +82,10 @@ def run(
         )
         _empty(settings)
         with connected(settings) as connection:
-            told = _pipeline(connection, settings, trouble, now, say)
+            shown = _pipeline(connection, settings, trouble, now, say)
         config = _saved_settings(folder, settings, store)
-    _say_what_next(say, config, told["published"])
-    return told | {"config": str(config)}
+    _print_what_next(say, config, shown["published"])
+    return shown | {"config": str(config)}
 
 
 def run_store(port: int, say: Callable[[str], None]) -> None:
@@ -206,7 +206,7 @@ def _pipeline(
     return {"stages": stages, "states": states, "published": chosen}
 
 
-def _say_what_next(say: Callable[[str], None], config: Path, published: str) -> None:
+def _print_what_next(say: Callable[[str], None], config: Path, published: str) -> None:
     say("\nThe database stays. Try next:")
     say(f"  export L2INV_CONFIG={shlex.quote(str(config))}")
     program = "l2inv" if shutil.which("l2inv") else shlex.quote(sys.argv[0])

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from l2inv.cli import main
 
-# What every ready event must say: as options of mark-inverted, and as text of a ready file.
+# The required parts of a ready event: as options of mark-inverted, and as text of a ready file.
 READY = {"--output": "globus://science/l2", "--software": "DeSIRe", "--software-version": "4.1"}
 READY_TEXT = "software: {name: DeSIRe, version: '4.1'}\noutputs: [{uri: 'globus://science/l2'}]\n"
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)  # the time as of which the tests judge completeness
@@ -23,7 +23,7 @@ AS_OF = ("qualify", "--as-of", NOW.isoformat())
 
 @dataclass
 class Answer:
-    """What a command said."""
+    """A command's exit code and output."""
 
     exit_code: int
     stdout: str
@@ -35,7 +35,7 @@ class Answer:
 
 
 def completed(argv: tuple[str, ...]) -> tuple[str, ...]:
-    """A mark-inverted with what a ready event must say, where it does not say so itself."""
+    """Return a mark-inverted with the required options that it lacks."""
     if argv[:1] != ("mark-inverted",) or "--from" in argv:
         return argv
     lacking = {name: value for name, value in READY.items() if name not in argv}

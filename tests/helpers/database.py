@@ -17,7 +17,7 @@ MIGRATED = "L2INV_TEST_TEMPLATE"  # and with the name of a database that is migr
 
 
 def quick_folder() -> Path:
-    """Make a folder in memory, where there is room: a database there is made ten times as fast."""
+    """Create a folder in memory, if there is space: databases are created ten times as fast there."""
     memory = Path("/dev/shm")
     has_room = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2**31
     return Path(tempfile.mkdtemp(prefix="l2inv-tests-", dir=memory if has_room else None))
@@ -62,7 +62,7 @@ def _janitor(name: str, template: str | None = None) -> DatabaseJanitor:
 
 @contextmanager
 def copied(name: str, template: str) -> Iterator[str]:
-    """Lend a copy of a database."""
+    """Yield a copy of a database."""
     try:
         yield copy(name, template)
     finally:

@@ -27,7 +27,7 @@ def small_disk(folder: Path, size_mb: int) -> Iterator[Path]:
 
 
 def fill(folder: Path) -> Path:
-    """Take all the room there is, and return the file to remove again."""
+    """Fill the disk, and return the file to remove again."""
     filler = folder / "filler"
     with filler.open("wb", buffering=0) as file:
         for size in (1 << 20, 1 << 12, 1 << 8, 1):

@@ -12,9 +12,9 @@ from tests.helpers.commands import Commands
 _WARM = """
 import gc, importlib, json, os, pkgutil, sys, time
 import l2inv, l2inv.cli
-for room in pkgutil.walk_packages(l2inv.__path__, "l2inv."):
-    if not room.name.endswith("__main__"):
-        importlib.import_module(room.name)
+for module in pkgutil.walk_packages(l2inv.__path__, "l2inv."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
 gc.freeze()  # what a collection touches is copied in each process
 for line in sys.stdin:
     what = json.loads(line)

@@ -18,6 +18,7 @@ from msgspec.structs import fields
 from l2inv.config.settings import Mount
 from l2inv.config.yamlfile import MAX_BYTES
 from l2inv.database.connection import Connection
+from l2inv.domain.lines import LINES
 from l2inv.errors import L2invError, Refused
 from l2inv.record import event_log
 from l2inv.sample.server import Store
@@ -592,3 +593,10 @@ def test_a_version_that_looks_like_a_commit_is_recorded_as_one(l2inv: Commands, 
     l2inv("mark-inverted", op, "--software", "DeSIRe", "--software-version", "3f9c1e2")
     software = last(l2inv, op)["software"]
     assert software == {"name": "DeSIRe", "version": "3f9c1e2", "commit": "3f9c1e2"}
+
+
+def test_the_documented_ready_file_is_read_and_names_lines_that_are_known() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    example = "op_id: " + document.partition("```yaml\nop_id: ")[2].partition("```")[0]
+    said = ready_event.read(example.replace("9f86d081…", "9f" * 32).encode(), "ready.yaml")
+    assert said.lines and {*said.lines} <= {*LINES}

@@ -279,9 +279,9 @@ def _given_of(one: Inverted) -> dict[str, Any]:
     return given | ({"datasets": sorted(set(one.datasets))} if one.datasets is not None else {})
 
 
-def _plain(said: Sequence[Output]) -> list[dict[str, Any]]:
+def _plain(given: Sequence[Output]) -> list[dict[str, Any]]:
     return [
-        o | {"sha256": o["sha256"].lower()} if "sha256" in o else o for o in msgspec.to_builtins(list(said))
+        o | {"sha256": o["sha256"].lower()} if "sha256" in o else o for o in msgspec.to_builtins(list(given))
     ]
 
 
@@ -296,17 +296,19 @@ def _software(software: Software | None) -> dict[str, Any] | None:
 
 def _is_recorded(connection: Connection, present: event_log.Present, given: dict[str, Any]) -> bool:
     """Return whether this cycle's ready event is the same, ignoring what is left to its default."""
-    said = event_log.newest(connection, present.op_id, "inverted", "amended")
-    if said is None or (present.state_before_error or present.state) not in ("inverted", "published"):
+    recorded = event_log.newest(connection, present.op_id, "inverted", "amended")
+    if recorded is None or (present.state_before_error or present.state) not in ("inverted", "published"):
         return False
-    each = {one["instrument_program_id"]: one for one in said.get("inversions", ())}
+    each = {one["instrument_program_id"]: one for one in recorded.get("inversions", ())}
     for one in given.get("inversions", ()):
         was = each.get(one["instrument_program_id"], {})
         if was | one != was:
             return False
     flat = {name: value for name, value in given.items() if name != "inversions"}
-    said = said | {name: sorted(said[name], key=str) for name in ("instrument_programs", "datasets")}
-    return said | flat == said
+    recorded = recorded | {
+        name: sorted(recorded[name], key=str) for name in ("instrument_programs", "datasets")
+    }
+    return recorded | flat == recorded
 
 
 def _was_read(connection: Connection, op_id: str, file_sha256: str | None) -> bool:
@@ -422,14 +424,14 @@ def _inversions(
             f"OP {op_id}: {' and '.join(both)} is for one inversion, but there are {len(ids)}",
             "name each instrument program under inversions",
         )
-    said = {one["instrument_program_id"]: one for one in detail.get("inversions", ())}
+    given = {one["instrument_program_id"]: one for one in detail.get("inversions", ())}
     folders = {
         one["inversion_id"]: re.compile(f"inv[_.]{one['inversion_id'][4:]}", re.IGNORECASE) for one in ids
     }
     found = []
     for one in ids:
         inversion_id, program = one["inversion_id"], one["instrument_program_id"]
-        mine = said.get(program, {})
+        mine = given.get(program, {})
         if other := mine.get("inversion_id", ready.inversion_id):
             issued.must_be_issued(op_id, other, inversion_id)
         own = [row for row in rows.values() if row["instrument_program_id"] == program]

@@ -21,7 +21,7 @@ class Found(NamedTuple):
     op_id: str
     what: str  # new, changed, left (for another OP) or withdrawn
     dataset_id: str
-    told: str | None  # JSON: the fields that changed, or the dataset that supersedes the withdrawn one
+    change: str | None  # JSON: the fields that changed, or the dataset that supersedes the withdrawn one
     affects_verdict: bool
     pin: str | None = None
     proposal_id: str | None = None
@@ -39,7 +39,7 @@ def create(connection: Connection) -> None:
             op_id           text collate "C" not null,
             what            text not null,
             dataset_id      text collate "C" not null,
-            told            jsonb,
+            change          jsonb,
             affects_verdict boolean not null,
             pin             text,
             proposal_id     text,
@@ -81,8 +81,8 @@ def found(
     )
     if before.observing_program_execution_id == op_id:
         # Fields that the verdict depends on come first, so they are never cut off.
-        told = sorted(fields, key=lambda name: name not in INPUTS)[:NOTED_FIELDS]
-        yield Found(op_id, "changed", dataset_id, json.dumps(told), affects, *names, _old_new(before, now))
+        change = sorted(fields, key=lambda name: name not in INPUTS)[:NOTED_FIELDS]
+        yield Found(op_id, "changed", dataset_id, json.dumps(change), affects, *names, _old_new(before, now))
         return
     yield Found(op_id, "new", dataset_id, None, affects, *names)
     yield Found(before.observing_program_execution_id, "left", dataset_id, None, affects)
@@ -113,10 +113,10 @@ def record(stage: Stage[Any]) -> tuple[int, int]:
                    (array_agg(f.proposal_id order by place) filter (where f.proposal_id is not null))[1] as proposal_id,
                    (array_agg(f.experiment_id order by place) filter (where f.experiment_id is not null))[1] as experiment_id,
                    array_agg(distinct f.dataset_id) filter (where what = 'new') as new,
-                   jsonb_object_agg(f.dataset_id, told order by place) filter (where what = 'changed') as changed,
+                   jsonb_object_agg(f.dataset_id, change order by place) filter (where what = 'changed') as changed,
                    jsonb_object_agg(f.dataset_id, old_new order by place) filter (where old_new is not null) as "values",
                    array_agg(distinct f.dataset_id) filter (where what = 'left') as "left",
-                   jsonb_object_agg(f.dataset_id, told order by place) filter (where what = 'withdrawn') as withdrawn,
+                   jsonb_object_agg(f.dataset_id, change order by place) filter (where what = 'withdrawn') as withdrawn,
                    jsonb_object_agg(f.dataset_id, pin order by place) filter (where pin is not null) as versions
             from pg_temp.found f left join l2inv.op_state s using (op_id)
             group by f.op_id, s.seq, s.state order by f.op_id
@@ -136,8 +136,8 @@ def _event(row: dict[str, Any]) -> event_log.Event:
         return event_log.Event(row["op_id"], 0, "discovered", "discovered", {"datasets": row["new"], **first})
     reopens = row["affects_verdict"] and row["state"] in JUDGED
     names = ("new", "changed", "values", "left", "withdrawn", "versions")
-    told = {name: row[name] for name in names if row[name] is not None}
-    detail = {"affects_verdict": row["affects_verdict"]} | told
+    change = {name: row[name] for name in names if row[name] is not None}
+    detail = {"affects_verdict": row["affects_verdict"]} | change
     return event_log.Event(
         row["op_id"], row["seq"], "datasets_changed", "discovered" if reopens else None, detail
     )
