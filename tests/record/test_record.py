@@ -16,7 +16,7 @@ from l2inv.domain import states
 from l2inv.errors import Refused
 from l2inv.record import event_log, verify
 from l2inv.record.chains import Findings
-from tests.helpers.events import LEAST, PAST
+from tests.helpers.events import LEAST, PAST, VERDICT
 
 # The shortest way into each state, as (kind, state after).
 WAY: dict[str, list[tuple[str, str | None]]] = {
@@ -254,6 +254,12 @@ SAID = st.fixed_dictionaries(
 TRIES = st.tuples(st.sampled_from(kinds()), st.sampled_from([None, *states.STATES]), SAID)
 
 
+def verdict(kind: str, state: states.State) -> dict[str, Any]:
+    """Return what an event that judges says where it leaves an OP in that state."""
+    invertible: dict[str, Any] = {"invertible": state != "not_invertible"}
+    return {"judged": {"verdict": VERDICT | invertible}, "overruled": invertible}.get(kind, {})
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(TRIES, max_size=30))
 def test_whatever_is_tried_the_derived_state_is_what_the_events_say(
@@ -263,7 +269,7 @@ def test_whatever_is_tried_the_derived_state_is_what_the_events_say(
         insert(connection, "op", 1, "discovered", "discovered")
         for kind, after, drawn in tries:
             op = present(connection, "op")
-            said = LEAST["voided"] | drawn if kind == "voided" else drawn
+            said = (LEAST["voided"] if kind == "voided" else verdict(kind, after or op["state"])) | drawn
             allowed = (
                 states.is_allowed(kind, op["state"], after, op["state_before_error"])
                 and not (kind == "claimed" and op["on_hold_seq"])
