@@ -260,7 +260,7 @@ def verdict(kind: str, state: states.State) -> dict[str, Any]:
     return {"judged": {"verdict": VERDICT | invertible}, "overruled": invertible}.get(kind, {})
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(TRIES, max_size=30))
 def test_whatever_is_tried_the_derived_state_is_what_the_events_say(
     connection: Connection, tries: list[tuple[str, states.State | None, dict[str, Any]]]

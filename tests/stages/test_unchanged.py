@@ -162,7 +162,7 @@ def record(name: str, op: int, frames: int, day: int) -> dict[str, Any]:
 RECORDS = st.builds(record, st.sampled_from("ABC"), st.integers(0, 1), st.integers(-1, 2), st.integers(1, 3))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(stores=st.lists(st.lists(RECORDS, min_size=1, max_size=6), min_size=2, max_size=4))
 @example(
     stores=[

@@ -220,7 +220,7 @@ STORES = st.lists(
 
 
 @pytest.mark.parametrize("schema", ["l2inv"])
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(stores=STORES)
 def test_any_sequence_of_scans_ends_as_one_scan_of_the_last_content_with_nothing_lost_or_twice(
     connection: Connection, tmp_path: Any, stores: list[dict[str, tuple[int, int]]], schema: str
