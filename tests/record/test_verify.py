@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.sql import SQL, Identifier
+from psycopg.conninfo import conninfo_to_dict
 
 from l2inv.database.connection import Connection
 from l2inv.domain import measures, states
 from tests.helpers.commands import Commands
-from tests.helpers.database import SERVER
+from tests.helpers.database import copy, drop
 
 TABLES = ("event", "op_state", "dataset_version", "criteria", "run")
 CONSTRAINTS = {
@@ -25,7 +23,7 @@ CONSTRAINTS = {
 CHECKS = ("events", "state", "verdicts", "datasets", "runs", "schema")
 
 
-KEPT = Identifier(f"lived_{os.getpid()}")  # the database of which each test has a copy
+KEPT = f"lived_{os.getpid()}"  # the database of which each test has a copy
 
 
 @pytest.fixture(scope="module")
@@ -33,22 +31,19 @@ def lives() -> Iterator[list[str]]:
     """The OP that lived, once the kept database is made."""
     lives: list[str] = []
     yield lives
-    with psycopg.connect(make_conninfo(os.environ[SERVER], dbname="postgres"), autocommit=True) as server:
-        server.execute(SQL("drop database if exists {} with (force)").format(KEPT))
+    drop(KEPT)
 
 
 @pytest.fixture
 def lived(l2inv: Commands, url: str, lives: list[str], request: pytest.FixtureRequest) -> str:
     """An OP with a life behind it, which it lived once for all tests."""
-    own = Identifier(str(conninfo_to_dict(url)["dbname"]))
-    with psycopg.connect(make_conninfo(url, dbname="postgres"), autocommit=True) as server:
-        copy = SQL("create database {} template {}").format
-        if not lives:
-            lives.append(life(l2inv, request.getfixturevalue("ready")[0]))
-            server.execute(copy(KEPT, own))
-        else:
-            server.execute(SQL("drop database {} with (force)").format(own))
-            server.execute(copy(own, KEPT))
+    own = str(conninfo_to_dict(url)["dbname"])
+    if not lives:
+        lives.append(life(l2inv, request.getfixturevalue("ready")[0]))
+        copy(KEPT, own)
+    else:
+        drop(own)
+        copy(own, KEPT)
     return lives[0]
 
 
