@@ -108,6 +108,12 @@ begin
             new.kind, coalesce(new.state, '(unchanged)')
             using errcode = 'L2INV', hint = 'see the states in README.md';
     end if;
+    if new.kind in ('judged', 'overruled') and coalesce(new.detail -> 'verdict', new.detail) -> 'invertible'
+            = to_jsonb(coalesce(new.state, op.state) = 'not_invertible') then
+        raise exception 'OP %: event % leaves it in state %, against its own verdict', new.op_id, new.kind,
+            coalesce(new.state, op.state)
+            using errcode = 'L2INV', hint = 'see the states in README.md';
+    end if;
     if new.kind = 'claimed' and op.on_hold_seq is not null then
         raise exception 'OP % is on hold: it cannot be claimed', new.op_id
             using errcode = 'L2INV', hint = 'see: l2inv show OP';

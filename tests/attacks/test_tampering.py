@@ -423,6 +423,12 @@ WRITERS = [
      "execute function l2inv.record_event()", "42501"),
     ("set session_replication_role = replica", "42501"),
     ("alter function l2inv.take_lock(text) owner to current_user", "42501"),
+    # A verdict, and a state against it.
+    ("insert into l2inv.event (op_id, seq, kind, state, actor, detail) select s.op_id, s.seq + 1, 'judged', 'invertible', "
+     "'cron', e.detail from l2inv.op_state s join l2inv.event e on e.op_id = s.op_id and e.seq = s.verdict_seq "
+     "where s.state = 'not_invertible' limit 1", "L2INV"),
+    (f"{AN_EVENT} + 1, 'overruled', 'invertible', 'han', '{{\"invertible\": false, \"instrument_programs\": [], "
+     "\"reason\": \"x\"}' from l2inv.op_state where state = 'not_invertible' limit 1", "L2INV"),
     # What is taken and found.
     (f"{A_VERSION} dataset_id, version + 1, op_id, content_hash, record, run_id from l2inv.dataset limit 1", "alone"),
     (f"{A_VERSION} 'FORGED', 1, op_id, content_hash, record, run_id from l2inv.dataset limit 1", "alone"),
@@ -430,12 +436,6 @@ WRITERS = [
     ("insert into l2inv.quarantine (raw_hash, reason, raw) values (sha256('x'), 'none', 'y')", "alone"),
     ("insert into l2inv.event (op_id, seq, kind, actor, run_id, detail) select op_id, seq + 1, 'noted', 'cron', 1, "
      "'{\"note\": \"x\"}' from l2inv.op_state limit 1", "alone"),
-    # A verdict, and a state against it.
-    ("insert into l2inv.event (op_id, seq, kind, state, actor, detail) select s.op_id, s.seq + 1, 'judged', 'invertible', "
-     "'cron', e.detail from l2inv.op_state s join l2inv.event e on e.op_id = s.op_id and e.seq = s.verdict_seq "
-     "where s.state = 'not_invertible' limit 1", "alone"),
-    (f"{AN_EVENT} + 1, 'overruled', 'invertible', 'han', '{{\"invertible\": false, \"instrument_programs\": [], "
-     "\"reason\": \"x\"}' from l2inv.op_state where state = 'not_invertible' limit 1", "alone"),
     # What is taken and not found: it is what the writer's role is for, or nothing vouches for it.
     (f"{AN_EVENT} + 1, 'noted', null, 'somebody else', '{{\"note\": \"x\"}}' from l2inv.op_state limit 1", "not"),
     ("insert into l2inv.run (stage, actor) values ('scan', 'eve')", "not"),

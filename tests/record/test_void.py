@@ -119,8 +119,14 @@ def test_a_forged_verdict_is_found_until_it_is_void(
     """Else no verify would ever be clean again, and no anchor be appended to."""
     refused = l2inv.json("list", "--state", "not_invertible")["ops"][0]["op_id"]
     judged = next(e for e in l2inv.json("history", refused)["events"] if e["kind"] == "judged")
+    row = connection.execute(
+        "select pg_get_functiondef('l2inv.record_event()'::regprocedure) as trigger"
+    ).fetchone()
+    assert row
+    connection.execute(row["trigger"].replace("new.kind in ('judged', 'overruled') and", "false and"))
     seq = forged(connection, refused, "judged", "invertible", judged["detail"])
     other = forged(connection, ready[0], "judged", None, judged["detail"])
+    connection.execute(row["trigger"])
     connection.execute(EVENT_FITS)
     found = l2inv("verify", "--json", expect=5).json["findings"]
     assert {f["op_id"] for f in found} == {refused, ready[0]}
