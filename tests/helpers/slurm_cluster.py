@@ -114,7 +114,11 @@ class Cluster:
         if name in self._daemons:
             daemon = self._daemons.pop(name)
             daemon.terminate()
-            daemon.wait(30)
+            try:
+                daemon.wait(10)
+            except subprocess.TimeoutExpired:  # slurmd waits for steps of jobs that were killed
+                daemon.kill()
+                daemon.wait(10)
 
     def start_controller(self, *options: str) -> None:
         """Start slurmctld and waits until the node takes jobs; -c forgets all jobs."""

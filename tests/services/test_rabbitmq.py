@@ -186,7 +186,7 @@ def test_no_memory_is_waited_for_within_the_limit(broker: Broker, channel: Any) 
         confirmed, error = told(settings(broker, timeout_seconds=1))
         assert time.monotonic() - started < 10
     assert confirmed == []
-    assert "takes no messages for now (low on memory)" in error.message
+    assert "accepts no messages for now (low on memory)" in error.message
 
 
 def test_when_there_is_memory_again_the_messages_go_on(broker: Broker, channel: Any) -> None:
