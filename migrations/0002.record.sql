@@ -94,6 +94,8 @@ declare
     affects_verdict boolean := new.kind in ('discovered', 'reopened')
         or new.kind = 'datasets_changed' and new.detail -> 'affects_verdict' = 'true';
     voided_seq      integer := case new.kind when 'voided' then (new.detail ->> 'seq')::integer end;
+    is_invertible   jsonb := case new.kind when 'judged' then new.detail #> '{verdict,invertible}'
+                                           when 'overruled' then new.detail -> 'invertible' end;
 begin
     if tg_relid <> 'l2inv.event'::regclass then
         raise exception '%.% is no table of events', tg_table_schema, tg_table_name using errcode = 'L2INV';
@@ -108,8 +110,7 @@ begin
             new.kind, coalesce(new.state, '(unchanged)')
             using errcode = 'L2INV', hint = 'see the states in README.md';
     end if;
-    if new.kind in ('judged', 'overruled') and coalesce(new.detail -> 'verdict', new.detail) -> 'invertible'
-            = to_jsonb(coalesce(new.state, op.state) = 'not_invertible') then
+    if is_invertible = to_jsonb(coalesce(new.state, op.state) = 'not_invertible') then
         raise exception 'OP %: event % leaves it in state %, against its own verdict', new.op_id, new.kind,
             coalesce(new.state, op.state)
             using errcode = 'L2INV', hint = 'see the states in README.md';
