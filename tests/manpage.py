@@ -10,7 +10,7 @@ from l2inv import __version__
 from l2inv.cli import main as program
 from l2inv.cli.sections import SECTIONS
 from l2inv.errors import EXIT_CODES
-from tests.reference import COMMON, _options
+from tests.reference import COMMON, _options, named_commands
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "l2inv.1"
 COMMAND = "python -m tests.manpage"
@@ -39,14 +39,8 @@ def _lines() -> Iterator[str]:
     yield ".SH COMMANDS"
     for section, commands in SECTIONS.items():
         yield f".SS {_roff(section)}"
-        for name in commands:
-            command = program.get_command(click.Context(program), name)
-            assert command is not None, name
-            if isinstance(command, click.Group):
-                for sub, subcommand in command.commands.items():
-                    yield from _command(f"{name} {sub}", subcommand)
-            else:
-                yield from _command(name, command)
+        for name, command in named_commands(program, commands):
+            yield from _command(name, command)
     yield ".SH EXIT STATUS"
     for code, said in EXIT_CODES.items():
         yield from _item(str(code), said)

@@ -87,14 +87,20 @@ def _commands() -> Iterator[str]:
     yield "shows the version. An OP is named by its id, or by a beginning of it that fits no other OP."
     for section, names in SECTIONS.items():
         yield from ("", f"### {section}")
-        for name in names:
-            command = program.get_command(click.Context(program), name)
-            assert command is not None, name
-            if isinstance(command, click.Group):
-                for sub, subcommand in command.commands.items():
-                    yield from _command(f"{name} {sub}", subcommand)
-            else:
-                yield from _command(name, command)
+        for name, command in named_commands(program, names):
+            yield from _command(name, command)
+
+
+def named_commands(program: click.Group, names: Iterable[str]) -> Iterator[tuple[str, click.Command]]:
+    """Return the commands of these names, and in place of a group those in it, each with its full name."""
+    for name in names:
+        command = program.get_command(click.Context(program), name)
+        assert command is not None, name
+        if isinstance(command, click.Group):
+            for sub, subcommand in command.commands.items():
+                yield f"{name} {sub}", subcommand
+        else:
+            yield name, command
 
 
 def _command(name: str, command: click.Command) -> Iterator[str]:

@@ -182,16 +182,7 @@ def test_from_scan_to_publish_a_statement_means_the_same_under_the_worst_default
     (op, *_) = [one["op_id"] for one in l2inv.json("next")["ops"]]
     for argv in (
         ["claim", op],
-        [
-            "mark-inverted",
-            op,
-            "--software",
-            "DeSIRe",
-            "--software-version",
-            "4.1",
-            "--output",
-            "globus://science/l2",
-        ],
+        ["mark-inverted", op],
         ["publish"],
         ["report", str(l2inv.config.with_name("report.html"))],
     ):

@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import psycopg
@@ -40,12 +41,16 @@ def drop(name: str) -> None:
     _janitor(name).drop()
 
 
+@cache
+def _strategy() -> SQL:
+    # Copied through the log, as is the default from PostgreSQL 15 on, a database costs twice as much.
+    with psycopg.connect(url_of("postgres")) as server:
+        return SQL(" strategy file_copy" if server.info.server_version >= 150000 else "")
+
+
 class _Janitor(DatabaseJanitor):
     def _build_create_database_sql(self) -> Composed:
-        # Copied through the log, as is the default from PostgreSQL 15 on, a database costs twice as much.
-        with psycopg.connect(url_of("postgres")) as server:
-            how = " strategy file_copy" if server.info.server_version >= 150000 else ""
-        return super()._build_create_database_sql() + SQL(how)
+        return super()._build_create_database_sql() + _strategy()
 
 
 def _janitor(name: str, template: str | None = None) -> DatabaseJanitor:

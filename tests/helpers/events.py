@@ -70,3 +70,15 @@ def clock_at(connection: Connection, moment: str) -> Iterator[None]:
     connection.execute(row["source"].replace("clock_timestamp()", f"timestamptz '{moment}'"))
     yield
     connection.execute(row["source"])
+
+
+# The shortest way into each state, as (kind, state after).
+WAYS: dict[str, list[tuple[str, str | None]]] = {
+    "discovered": [("discovered", "discovered")],
+    "invertible": [("discovered", "discovered"), ("judged", "invertible")],
+    "not_invertible": [("discovered", "discovered"), ("judged", "not_invertible")],
+}
+WAYS["preprocessed"] = [*WAYS["invertible"], ("preprocessed", "preprocessed")]
+WAYS["working"] = [*WAYS["preprocessed"], ("claimed", "working")]
+WAYS["inverted"] = [*WAYS["working"], ("inverted", "inverted")]
+WAYS["published"] = [*WAYS["inverted"], ("published", "published")]

@@ -336,16 +336,7 @@ def test_show_has_what_a_scientist_decides_by(l2inv: Commands, ready: list[str],
 def test_show_says_where_the_outputs_lie_and_what_was_withdrawn(l2inv: Commands, ready: list[str]) -> None:
     op = ready[0]
     l2inv("claim", op)
-    l2inv(
-        "mark-inverted",
-        op,
-        "--software",
-        "DeSIRe",
-        "--software-version",
-        "4.1",
-        "--output",
-        "globus://l2/here",
-    )
+    l2inv("mark-inverted", op, "--output", "globus://l2/here")
     assert re.search(r"^output +globus://l2/here$", l2inv("show", op).stdout, re.MULTILINE)
     assert [one for one in l2inv.json("show", op)["inversions"] if "published_at" in one] == []
     l2inv("publish")
@@ -371,28 +362,9 @@ def test_mine_shows_what_was_inverted_and_what_failed_of_it(
 ) -> None:
     for op in ready[:3]:
         l2inv("claim", op)
-        l2inv(
-            "mark-inverted",
-            op,
-            "--software",
-            "DeSIRe",
-            "--software-version",
-            "4.1",
-            "--output",
-            "globus://l2/x",
-        )
+        l2inv("mark-inverted", op)
     l2inv("claim", ready[3], actor="ann")
-    l2inv(
-        "mark-inverted",
-        ready[3],
-        "--software",
-        "D",
-        "--software-version",
-        "4",
-        "--output",
-        "globus://l2/x",
-        actor="ann",
-    )
+    l2inv("mark-inverted", ready[3], actor="ann")
     seq = len(l2inv.json("history", ready[1])["events"])
     event_log.fail(connection, ready[1], seq, "publish", "the store refuses it", "cron", 1)
     mine = l2inv.json("mine")
@@ -430,9 +402,7 @@ def test_after_a_reopening_no_inputs_are_said_to_have_changed(
     l2inv: Commands, ready: list[str], store: Store
 ) -> None:
     l2inv("claim", ready[0])
-    l2inv(
-        "mark-inverted", ready[0], "--software", "D", "--software-version", "4", "--output", "globus://l2/x"
-    )
+    l2inv("mark-inverted", ready[0])
     l2inv("publish")
     l2inv("reopen", ready[0], "--reason", "a better code")
     assert l2inv.json("show", ready[0])["inputs_changed"] is False

@@ -22,7 +22,7 @@ from l2inv.queries import observing_programs, verdicts
 from l2inv.record import event_log as record
 from l2inv.stages.publish import preflight
 from tests.helpers.commands import Commands
-from tests.helpers.events import INVERSION, LEAST, PAST, READY
+from tests.helpers.events import INVERSION, LEAST, PAST, READY, WAYS
 
 KINDS = sorted(LEAST)
 CRITERION = {
@@ -148,17 +148,7 @@ def fitting(connection: Connection, cases: list[tuple[str, Any]]) -> list[tuple[
     return found
 
 
-WAY: dict[str | None, list[tuple[str, str | None]]] = {
-    None: [],
-    "discovered": [("discovered", "discovered")],
-    "not_invertible": [("discovered", "discovered"), ("judged", "not_invertible")],
-    "invertible": [("discovered", "discovered"), ("judged", "invertible")],
-}
-WAY["preprocessed"] = [*WAY["invertible"], ("preprocessed", "preprocessed")]
-WAY["working"] = [*WAY["preprocessed"], ("claimed", "working")]
-WAY["inverted"] = [*WAY["working"], ("inverted", "inverted")]
-WAY["published"] = [*WAY["inverted"], ("published", "published")]
-WAY["error"] = [*WAY["inverted"], ("failed", "error")]
+WAY = WAYS | {"error": [*WAYS["inverted"], ("failed", "error")]}
 # Where each kind is told from, if there is a choice: where most is made of it.
 FROM: dict[str, str] = {
     "judged": "discovered",
@@ -176,7 +166,9 @@ def recorded(connection: Connection, cases: list[tuple[str, Any]]) -> list[str]:
         op_id = f"op.{place}.{kind}"
         edges = states.EDGES.get(kind, {("error", "inverted")})
         before, after = min(edges, key=lambda edge: (edge[0] != FROM.get(kind), str(edge)))
-        steps = [(*step, LEAST[step[0]]) for step in WAY[before]] + [(kind, after, detail)]
+        steps = [(*step, LEAST[step[0]]) for step in (WAY[before] if before else [])] + [
+            (kind, after, detail)
+        ]
         try:
             with connection.transaction(), connection.cursor() as cursor:
                 cursor.executemany(

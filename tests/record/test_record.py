@@ -16,19 +16,9 @@ from l2inv.domain import states
 from l2inv.errors import Refused
 from l2inv.record import event_log, verify
 from l2inv.record.chains import Findings
-from tests.helpers.events import LEAST, PAST, VERDICT
+from tests.helpers.events import LEAST, PAST, VERDICT, WAYS
 
-# The shortest way into each state, as (kind, state after).
-WAY: dict[str, list[tuple[str, str | None]]] = {
-    "discovered": [("discovered", "discovered")],
-    "invertible": [("discovered", "discovered"), ("judged", "invertible")],
-    "not_invertible": [("discovered", "discovered"), ("judged", "not_invertible")],
-}
-WAY["preprocessed"] = [*WAY["invertible"], ("preprocessed", "preprocessed")]
-WAY["working"] = [*WAY["preprocessed"], ("claimed", "working")]
-WAY["inverted"] = [*WAY["working"], ("inverted", "inverted")]
-WAY["published"] = [*WAY["inverted"], ("published", "published")]
-WAY["error"] = [*WAY["working"], ("failed", "error")]
+WAY = WAYS | {"error": [*WAYS["working"], ("failed", "error")]}
 
 
 def verdict(kind: str, state: str) -> dict[str, Any]:

@@ -111,16 +111,22 @@ def test_unmark_waits_for_no_publisher(l2inv: Commands, inverted: str, connectio
     assert kinds(l2inv, inverted)[-1] == "inverted"
 
 
-def test_a_wrong_ready_event_is_amended_and_both_versions_stay(
-    l2inv: Commands, inverted: str, tmp_path: Path
-) -> None:
-    file = tmp_path / "right.yaml"
+def right_event(folder: Path, op: str) -> Path:
+    """Write the file of the ready event that should have been."""
+    file = folder / "right.yaml"
     right = {
-        "op_id": inverted,
+        "op_id": op,
         "outputs": [{"uri": "globus://b"}],
         "software": {"name": "DeSIRe", "version": "4.2"},
     }
     file.write_text(yaml.safe_dump(right))
+    return file
+
+
+def test_a_wrong_ready_event_is_amended_and_both_versions_stay(
+    l2inv: Commands, inverted: str, tmp_path: Path
+) -> None:
+    file = right_event(tmp_path, inverted)
     assert (
         l2inv.json("amend", inverted, "--from", str(file), "--reason", "wrong folder")["state"] == "inverted"
     )
@@ -217,13 +223,7 @@ def test_each_row_of_the_table_has_a_test() -> None:
 def test_each_row_of_the_table_undoes_its_mistake(
     l2inv: Commands, held: str, tmp_path: Path, mistake: str
 ) -> None:
-    file = tmp_path / "right.yaml"
-    right = {
-        "op_id": held,
-        "outputs": [{"uri": "globus://b"}],
-        "software": {"name": "DeSIRe", "version": "4.2"},
-    }
-    file.write_text(yaml.safe_dump(right))
+    file = right_event(tmp_path, held)
     made, expected = MADE[mistake]
     for argv in made:
         l2inv(*(held if word == "OP" else word for word in argv))
