@@ -84,7 +84,7 @@ def _commands() -> Iterator[str]:
         "",
         "Every command that reports takes `--json`: one JSON document on stdout. `l2inv --version`",
     )
-    yield "shows the version. An OP is named by its id, or by a beginning of it that fits no other OP."
+    yield "shows the version. An OP is named by its id, or by any part of it that fits one OP alone."
     for section, names in SECTIONS.items():
         yield from ("", f"### {section}")
         for name, command in named_commands(program, names):
