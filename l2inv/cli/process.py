@@ -23,6 +23,8 @@ _IN_URLS = r"(://(?=[^/@\s]*@)|[?&]\w+=)[^@&\s'\"]+"
 LASTING = (1, 10)  # exit codes of failures that last until somebody fixes them
 DID_ITS_WORK = (0, 4, 5)  # exit codes by which such a failure is over
 
+STOPPED = "stopped", "run it again: nothing was left half-written"
+
 # A group without a command: since click 8.2, its help is the message of an error.
 _HELP = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
@@ -77,6 +79,9 @@ class Group(click.Group):
                     print_on_stderr(f"l2inv: {message}; {hint}")
             except OSError:
                 mute(sys.stdout)
+        except click.Abort:  # Ctrl-C before a command was found: a traceback, if left to Python
+            code = 1
+            print_on_stderr("l2inv: {}; {}".format(*STOPPED))
         except OSError as problem:  # while printing help
             code = 1
             mute(sys.stdout)
@@ -118,7 +123,7 @@ class Group(click.Group):
             if not _reader_is_gone():
                 _report(app, 1, f"unexpected: {problem}", "run again with -vv and report what it prints")
         except (KeyboardInterrupt, click.Abort, _Terminated):
-            _report(app, 1, "stopped", "run it again: nothing was left half-written")
+            _report(app, 1, *STOPPED)
         except OSError as problem:
             where = f"{problem.filename}: " if problem.filename else ""
             text = f"{where}{problem.strerror or problem}"

@@ -25,7 +25,7 @@ from l2inv.database.connection import Connection, open_connection
 from l2inv.sample import inventory
 from l2inv.sample.server import Fault, Store
 from tests.helpers.commands import NOW, READY_TEXT, Commands
-from tests.helpers.waiting import has_ended, until
+from tests.helpers.waiting import WAITS_FOR_A_LOCK, has_ended, until
 from tests.helpers.warm import Warm
 
 SEED = int(os.environ.get("L2INV_ATTACKS_SEED", "1"))
@@ -390,7 +390,7 @@ def test_stopped_while_postgresql_is_slow_it_ends_at_once_and_lets_go_of_its_loc
     argv, before = ready_for(world, stage), world.newest()
     with slow(connection):
         pid = world.warm.start(world.l2inv, *argv)
-        until(lambda: bool(world.rows("select from pg_locks where locktype = 'advisory' and not granted")))
+        until(lambda: bool(world.rows(WAITS_FOR_A_LOCK)))
         os.kill(pid, sign)
         assert world.warm.ended(pid) == (1, "", STOPPED)
         world.gone(but=connection.info.backend_pid)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from l2inv import wording
-from l2inv.cli import app, main, sections
+from l2inv.cli import app, main, process, sections
 from l2inv.sample.server import Store
 from tests.helpers.commands import Commands, all_commands, subcommands
 
@@ -268,6 +268,17 @@ def test_an_unexpected_failure_is_one_line_and_a_traceback_only_with_vv(
         "l2inv: unexpected: ZeroDivisionError: two lines; run again with -vv and report what it prints\n"
     )
     assert "Traceback" in l2inv("-vv", "status", expect=1).stderr
+
+
+def test_ctrl_c_before_a_command_was_found_is_one_line_too(
+    l2inv: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(process.Group, "parse_args", interrupted)
+    stopped = "\nl2inv: stopped; run it again: nothing was left half-written\n"
+    assert l2inv("status", expect=1).stderr == stopped  # after the "^C" of a terminal
 
 
 HEAVY = {"psycopg", "rich", "requests", "yaml", "yoyo", "msgspec", "graphql", "jinja2"}

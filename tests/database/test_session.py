@@ -22,7 +22,7 @@ from l2inv.errors import DatabaseError
 from tests.helpers import poolers
 from tests.helpers.commands import NOW, Commands
 from tests.helpers.terminals import on_terminal
-from tests.helpers.waiting import until
+from tests.helpers.waiting import WAITS_FOR_A_LOCK, until
 
 # Each function and operator of PostgreSQL's that a stranger can make once more, for the same types.
 SHADOWS = """
@@ -389,7 +389,7 @@ def test_who_holds_a_lock_is_named_rather_than_who_waits_before(
         waiting.start()
         with psycopg.connect(url, autocommit=True) as looking:
             until(
-                lambda: looking.execute("select from pg_locks where not granted").fetchone() is not None,
+                lambda: looking.execute(WAITS_FOR_A_LOCK).fetchone() is not None,
                 seconds=10,
             )
         assert f"held by pid {holder.info.backend_pid} (" in l2inv("claim", ready[0], expect=1).stderr

@@ -10,7 +10,7 @@ from typing import Literal
 from l2inv.database.connection import Connection
 from l2inv.sample.server import Fault, Store
 from tests.helpers.commands import Commands
-from tests.helpers.waiting import has_ended, until
+from tests.helpers.waiting import WAITS_FOR_A_LOCK, has_ended, until
 from tests.helpers.warm import Warm
 
 # What one instrument program is told with, in order, and what is recorded of it.
@@ -97,8 +97,7 @@ def blocking(connection: Connection, events: int) -> Iterator[None]:
 
 
 def _waits(connection: Connection) -> bool:
-    waiting = connection.execute("select from pg_locks where locktype = 'advisory' and not granted")
-    return waiting.fetchone() is not None
+    return connection.execute(WAITS_FOR_A_LOCK).fetchone() is not None
 
 
 def _gone(connection: Connection) -> None:

@@ -4,6 +4,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+# Whoever waits for a lock in this database: other tests use the same server at the same time. pg_stat_activity
+# would be read once a transaction, and the lock of a row, which is a transaction's, names no database.
+WAITS_FOR_A_LOCK = """
+    select from pg_locks where not granted and pid in (
+        select pid from pg_locks
+        where database = (select oid from pg_database where datname = current_database())
+    )
+    """
+
 
 def until(holds: Callable[[], object], what: str = "", seconds: float = 30) -> None:
     """Return once something holds; fail where it does not in time."""

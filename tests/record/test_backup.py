@@ -19,7 +19,7 @@ from l2inv.sample.server import Fault, Store
 from l2inv.stages.mark_working import claiming
 from tests.helpers.commands import Commands
 from tests.helpers.disks import fill, small_disk
-from tests.helpers.waiting import until
+from tests.helpers.waiting import WAITS_FOR_A_LOCK, until
 
 TABLES = ("criteria", "run", "quarantine", "dataset_version", "event", "op_state")
 
@@ -155,8 +155,7 @@ def test_a_backup_is_of_one_moment_whatever_is_recorded_while_it_is_written(
     with ThreadPoolExecutor(1) as pool, connection.transaction():
         connection.execute("lock table l2inv.event in access exclusive mode")
         written = pool.submit(l2inv.json, "backup", str(tmp_path / "b"), "--no-verify")
-        waiting = "select from pg_locks where relation = 'l2inv.event'::regclass and not granted"
-        until(lambda: bool(connection.execute(waiting).fetchall()))
+        until(lambda: bool(connection.execute(WAITS_FOR_A_LOCK).fetchall()))
         claiming.note(connection, lived, "meanwhile", "han")
     written.result()
     assert l2inv.json("status")["events"] == before + 1

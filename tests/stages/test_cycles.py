@@ -14,7 +14,7 @@ from l2inv.stages.publish import cycles
 from tests.helpers.commands import NOW, Commands
 from tests.helpers.publisher_kills import REQUESTS, killed_at
 from tests.helpers.steps import invert, kinds, publish_again, published
-from tests.helpers.waiting import until
+from tests.helpers.waiting import WAITS_FOR_A_LOCK, until
 from tests.helpers.warm import Warm
 
 
@@ -195,8 +195,7 @@ def test_events_that_tell_are_seen_in_the_order_of_their_ids(
         cycles.withdraw(connection, ready[0], "bad", [], "han")
         second = threading.Thread(target=withdraw_the_other)
         second.start()
-        waiting = "select from pg_locks where not granted"
-        until(lambda: connection.execute(waiting).fetchone() is not None)
+        until(lambda: connection.execute(WAITS_FOR_A_LOCK).fetchone() is not None)
         row = connection.execute("select max(event_id) as newest from l2inv.event").fetchone()
     second.join()
     assert row is not None

@@ -16,6 +16,7 @@ import yaml
 from l2inv.config.yamlfile import MAX_BYTES
 from tests.helpers.commands import NOW, READY_TEXT, Commands
 from tests.helpers.steps import kinds
+from tests.helpers.waiting import WAITS_FOR_A_LOCK, until
 
 
 @pytest.fixture
@@ -242,22 +243,13 @@ def blocked(url: str, when: str) -> Iterator[psycopg.Connection[tuple[object, ..
         yield connection
 
 
-def until_someone_waits(connection: psycopg.Connection[tuple[object, ...]]) -> None:
-    query = "select count(*) from pg_locks where locktype = 'advisory' and not granted and objid = 4711"
-    for _ in range(3000):
-        if connection.execute(query).fetchone() == (1,):
-            return
-        connection.execute("select pg_sleep(0.01)")
-    raise AssertionError("nobody waits")
-
-
 def test_whoever_is_killed_in_the_event_leaves_the_file_for_the_next_run(
     l2inv: Commands, held: list[str], folder: Path, url: str
 ) -> None:
     (folder / "a.yaml").write_text(f"op_id: {held[0]}\n{READY_TEXT}")
     with blocked(url, "insert on l2inv.event for each statement") as gate:
         with l2inv.start("inbox", str(folder), actor="cron") as process:
-            until_someone_waits(gate)
+            until(lambda: gate.execute(WAITS_FOR_A_LOCK).fetchone() is not None)
             assert l2inv("inbox", str(folder), actor="cron", expect=75).stdout == ""
             process.send_signal(signal.SIGKILL)
         assert names(folder) == ["a.yaml", "done", "rejected"]
