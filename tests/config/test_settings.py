@@ -372,7 +372,7 @@ def test_what_is_not_read_is_refused_soon_and_with_its_place(
 ) -> None:
     started = time.monotonic()
     assert re.match(mistake.replace("(", r"\("), mistakes_of(tmp_path, text)[0])
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20  # some take minutes, or never end, if they are read
 
 
 # The environment

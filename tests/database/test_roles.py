@@ -200,7 +200,7 @@ def test_roles_keeps_nobody_waiting_behind_a_long_reader(
         reader.execute("select * from l2inv.event")  # and goes on reading
         started = time.monotonic()
         assert "s for a lock" in l2inv("roles", *options, expect=1).stderr
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20
         assert not connection.execute("select from pg_roles where rolname = %s", [f"o_{own}"]).fetchone()
     l2inv("roles", *options)
     with psycopg.connect(url) as reader:

@@ -373,7 +373,7 @@ def test_config_check_ends_by_the_total_limit(l2inv: Commands) -> None:
         l2inv.save()
         began = time.monotonic()
         assert "not read to the end in 0.4 s" in l2inv("config", "check", expect=1).stderr
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 60  # 200 s, if it read on
     finally:
         ended.set()
         thread.join()

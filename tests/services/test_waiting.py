@@ -109,7 +109,7 @@ def waits(l2inv: Commands, trickle: Trickle) -> Callable[..., None]:
             trickle.heard.clear()
             began = time.monotonic()
             answer = l2inv(*argv, expect=code)
-            assert time.monotonic() - began < 2 * limit_seconds + 4, name
+            assert time.monotonic() - began < 30, name  # its timeout is 60 s
             assert trickle.heard, f"{argv} asked nothing"
             assert f"not read to the end in {limit_seconds:g} s" in answer.stderr, name
             assert answer.stderr.count("\n") == 1, name
