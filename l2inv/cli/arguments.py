@@ -1,6 +1,7 @@
 """Types of arguments, and their completion in a shell."""
 
 import re
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,26 @@ import click
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+
+def nearest(typed: str, known: Iterable[str]) -> str:
+    """Return the known name that a mistyped one resembles most, as a clause; empty if it resembles none."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(typed, list(known), n=1, cutoff=0.5)
+    return f", the nearest is {near[0]}" if near else ""
+
+
 # ParamType takes a type argument since click 8.4 alone: it has none here.
+
+
+class OneOf(click.Choice):  # type: ignore[type-arg]
+    """One of several values; an error names the nearest."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as problem:
+            self.fail(problem.message.rstrip(".") + nearest(str(value), self.choices), param, ctx)
 
 
 class Actor(click.ParamType):  # type: ignore[type-arg]
@@ -125,7 +145,7 @@ class MaxAge(click.ParamType):  # type: ignore[type-arg]
         stage, equals, length = value.partition("=")
         if not equals:
             self.fail(f"{value!r} is not of the form scan=26h", param, ctx)
-        return click.Choice(STAGES).convert(stage, param, ctx), Duration().convert(length, param, ctx)
+        return OneOf(STAGES).convert(stage, param, ctx), Duration().convert(length, param, ctx)
 
 
 class Op(Words):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import click
 
 from l2inv.cli.app import command
-from l2inv.cli.arguments import Duration, RankBy, Words
+from l2inv.cli.arguments import Duration, OneOf, RankBy, Words
 from l2inv.cli.context import App
 from l2inv.cli.options import json_option
 from l2inv.cli.science import due, put_names
@@ -209,12 +209,12 @@ def _next_row(op: dict[str, Any], decided: str) -> tuple[object, ...]:
 
 
 @command("list")
-@click.option("--state", type=click.Choice(STATES), help="Only OPs in this state.")
+@click.option("--state", type=OneOf(STATES), help="Only OPs in this state.")
 @filter_options
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["table", "json", "ndjson", "csv", "ids"]),
+    type=OneOf(["table", "json", "ndjson", "csv", "ids"]),
     default="table",
     show_default=True,
     help="As text, one JSON document, a JSON object a line, CSV, or the ids alone.",

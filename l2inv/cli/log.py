@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from l2inv.cli.app import command
-from l2inv.cli.arguments import Actor, Op, Since, Words
+from l2inv.cli.arguments import Actor, OneOf, Op, Since, Words
 from l2inv.cli.context import App
 from l2inv.cli.options import json_option
 from l2inv.domain.states import MEANINGS
@@ -22,7 +22,7 @@ since_option = click.option(
 @command("log")
 @since_option
 @click.option("--actor", "actor", type=Actor(), metavar="NAME", help="Only what this person did.")
-@click.option("--kind", type=click.Choice(list(MEANINGS)), metavar="KIND", help="Only events of this kind.")
+@click.option("--kind", type=OneOf(list(MEANINGS)), metavar="KIND", help="Only events of this kind.")
 @click.option("--op", type=Op(), metavar="OP", help="Only events of this OP.")
 @json_option
 def log(app: App, since: datetime | None, actor: str | None, kind: str | None, op: str | None) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from l2inv.cli.app import command, main
-from l2inv.cli.arguments import Actor, Op, Words
+from l2inv.cli.arguments import Actor, OneOf, Op, Words
 from l2inv.cli.context import App
 from l2inv.cli.options import common_options, json_option
 
@@ -117,7 +117,7 @@ def _print_records(records: list[dict[str, Any]]) -> None:
 @command("verify")
 @click.argument(
     "what",
-    type=click.Choice(["events", "state", "verdicts", "datasets", "runs", "schema"]),
+    type=OneOf(["events", "state", "verdicts", "datasets", "runs", "schema"]),
     required=False,
 )
 @click.option(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from l2inv.cli.arguments import nearest
 from l2inv.cli.context import App
 from l2inv.cli.sections import COMMANDS, SECTIONS
 from l2inv.cli.streams import mute, open_what_is_closed, print_on_stderr
@@ -29,11 +30,28 @@ STOPPED = "stopped", "run it again: nothing was left half-written"
 _HELP = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 
-class Group(click.Group):
+class Subcommands(click.Group):
+    """A group of commands; an error names the command nearest to a mistyped one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.NoSuchOption:
+            raise
+        except click.UsageError as problem:  # since click 8.4, NoSuchCommand
+            near = nearest(args[0], self.list_commands(ctx))
+            raise click.UsageError(problem.message.rstrip(".") + near, ctx) from None
+
+
+class Group(Subcommands):
     """The commands of l2inv in their sections, each imported when it is needed.
 
     Errors are printed as one line, or as JSON, and determine the exit code.
     """
+
+    group_class = Subcommands
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -138,7 +156,7 @@ class Group(click.Group):
 
 
 def _usage(problem: click.ClickException) -> tuple[str, str]:
-    """Return what is wrong with a command line, with the nearest known name, and the help to read."""
+    """Return what is wrong with a command line, and the help to read."""
     from l2inv.wording import clean
 
     ctx = getattr(problem, "ctx", None)
@@ -146,27 +164,10 @@ def _usage(problem: click.ClickException) -> tuple[str, str]:
     if isinstance(problem, click.BadParameter):
         vars(problem)["message"] = text
         text = problem.format_message().rstrip(".")
-    known = _known(problem, ctx)
-    typed = re.search(r"No such (?:command|option):? '?(.*?)'?$|'([^']*)' is not one of", text)
-    if known and typed:
-        from difflib import get_close_matches
-
-        near = get_close_matches(typed[1] or typed[2] or "", known, n=1, cutoff=0.5)
-        text += f", the nearest is {near[0]}" if near else ""
+    if isinstance(problem, click.NoSuchOption) and ctx:
+        text += nearest(problem.option_name, [name for p in ctx.command.params for name in p.opts])
     command = ctx.command_path if ctx else "l2inv"
     return text[:1].lower() + text[1:], f"see: {re.sub(r'^main', 'l2inv', command)} --help"
-
-
-def _known(problem: click.ClickException, ctx: click.Context | None) -> list[str]:
-    """Return the valid names in place of a mistyped one."""
-    if isinstance(problem, click.NoSuchOption) and ctx:
-        return [name for parameter in ctx.command.params for name in parameter.opts]
-    param = getattr(problem, "param", None)
-    if param is not None:
-        return list(map(str, getattr(param.type, "choices", ())))
-    if ctx and isinstance(ctx.command, click.Group):
-        return ctx.command.list_commands(ctx)
-    return []
 
 
 class _Terminated(KeyboardInterrupt):

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from l2inv.cli.app import command
-from l2inv.cli.arguments import Words, op_argument
+from l2inv.cli.arguments import OneOf, Words, op_argument
 from l2inv.cli.context import App
 from l2inv.cli.options import json_option
 from l2inv.cli.streams import mute
@@ -125,7 +125,7 @@ def adopt(app: App, op: str, inversion_id: str, reason: str, beside: bool) -> No
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["ndjson", "csv"]),
+    type=OneOf(["ndjson", "csv"]),
     default="ndjson",
     show_default=True,
     help="One JSON object a line, or a table.",

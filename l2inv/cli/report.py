@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from l2inv.cli.app import command
+from l2inv.cli.arguments import OneOf
 from l2inv.cli.context import App
 from l2inv.cli.options import json_option
 from l2inv.cli.streams import mute
@@ -25,7 +26,7 @@ from l2inv.cli.streams import mute
 )
 @click.option(
     "--mode",
-    type=click.Choice(["600", "640", "604", "644"]),
+    type=OneOf(["600", "640", "604", "644"]),
     default="600",
     show_default=True,
     help="The FILE's permissions: 644 if a web server of another user serves it.",

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from l2inv.cli.app import command
-from l2inv.cli.arguments import MaxAge, op_argument
+from l2inv.cli.arguments import MaxAge, OneOf, op_argument
 from l2inv.cli.context import App
 from l2inv.cli.options import json_option
 
@@ -220,7 +220,7 @@ def _print_history(found: dict[str, Any]) -> None:
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["text", "prometheus"]),
+    type=OneOf(["text", "prometheus"]),
     default="text",
     show_default=True,
     help="For people, or for a Prometheus textfile collector.",

@@ -23,12 +23,7 @@ ENDED = frozenset(
 )
 TIMEOUT_SECONDS = 60.0
 _DAYS_BACK = 30
-# sbatch's messages for a cluster that is down, in contrast to a request that it refuses.
-_DOWN = re.compile(
-    r"contact slurm|timed out|connection|transmitted|authenticat|munge|configuration file|temporarily|standby",
-    re.IGNORECASE,
-)
-_NO_ACCOUNTING = "accounting storage is disabled"
+_ACCOUNTING = "accounting_storage/slurmdbd"  # AccountingStorageType of slurm.conf(5), if there is one
 # Lines of another form are of jobs that are not arrays, or name the cluster.
 _LIVE = re.compile(r"^(\S+) +(\d+) +(\d+|N/A) +([A-Z_]+) +(\d+) +(\S.*?)? *$", re.ASCII | re.MULTILINE)
 _PAST = re.compile(
@@ -100,8 +95,8 @@ def submit(
     ]
     done = _run(argv)
     if done.returncode != 0:
-        words = _one_line(done.stderr)
-        raise SlurmDown(words) if _DOWN.search(words) else SlurmRefused(words)
+        _live([name])  # raises SlurmDown if the controller does not answer
+        raise SlurmRefused(_one_line(done.stderr))
 
 
 def standing(names: Collection[str]) -> dict[tuple[str, int], Standing]:
@@ -161,9 +156,9 @@ def _past(names: Collection[str]) -> list[_Task]:
     """Return the ended tasks in the accounting; none if there is no accounting."""
     asked = ["--noheader", "--parsable2", "--allocations", "--format=JobName,JobID,State,ExitCode"]
     done = _run(["sacct", *_ours(names), *asked, f"--starttime=now-{_DAYS_BACK}days"])
-    if done.returncode != 0 and _NO_ACCOUNTING in done.stderr:
-        return []
     if done.returncode != 0:
+        if _ACCOUNTING not in _answer(["scontrol", "show", "config"]):
+            return []
         raise SlurmDown(_one_line(done.stderr))
     return [
         (name, _index(task), int(job), _standing(state, int(code), int(by_signal)))

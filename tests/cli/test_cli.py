@@ -124,6 +124,7 @@ def test_wrong_usage_is_exit_code_2(l2inv: Commands, argv: list[str]) -> None:
             "no such option '--since-lst', the nearest is --since-last; see: l2inv scan --help",
         ),
         (["log", "--kind", "claimd"], ", the nearest is claimed; see: l2inv log --help"),
+        (["status", "--max-age", "scn=26h"], ", the nearest is scan; see: l2inv status --help"),
         (["claim"], "missing argument 'OP'; see: l2inv claim --help"),
         (["show", "a\x1b[31mb", "c"], "got unexpected extra argument (c); see: l2inv show --help"),
     ],

@@ -248,6 +248,42 @@ def test_a_controller_that_hangs_is_not_waited_for(
                 command()
 
 
+def programs(folder: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) -> None:
+    """Put shell scripts in place of Slurm's programs."""
+    for program, script in scripts.items():
+        (folder / program).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / program).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def test_whether_the_controller_is_down_is_asked_of_it_and_not_read_from_a_message(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs(tmp_path, monkeypatch, sbatch="echo munge: connection timed out >&2; exit 1", squeue="exit 0")
+    with pytest.raises(slurm.SlurmRefused, match="munge: connection timed out"):
+        submitted(tmp_path, name, "exit 0")
+    programs(tmp_path, monkeypatch, squeue="echo no answer >&2; exit 1")
+    with pytest.raises(slurm.SlurmDown, match="no answer"):
+        submitted(tmp_path, name, "exit 0")
+
+
+def test_an_accounting_that_is_not_configured_is_not_missed(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = "echo 'AccountingStorageType   = {}'"
+    programs(
+        tmp_path,
+        monkeypatch,
+        squeue="exit 0",
+        sacct="echo disabled >&2; exit 1",
+        scontrol=shown.format("(null)"),
+    )
+    assert slurm.standing([name]) == {}
+    programs(tmp_path, monkeypatch, scontrol=shown.format("accounting_storage/slurmdbd"))
+    with pytest.raises(slurm.SlurmDown, match="disabled"):
+        slurm.standing([name])
+
+
 def test_a_cluster_that_cannot_be_asked_is_down(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
