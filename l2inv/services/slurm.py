@@ -32,7 +32,7 @@ _PAST = re.compile(
 _REFUSED = ("FAILED", "BadConstraints")  # the controller lists jobs that sbatch refused as failed
 
 # Job name, array index (None: the tasks of a canceled array that did not begin), id of the array, state.
-_Task = tuple[str, int | None, int, "Standing"]
+_Task = tuple[str, int | None, int, "TaskState"]
 
 
 class SlurmDown(Exception):
@@ -43,7 +43,7 @@ class SlurmRefused(Exception):
     """sbatch refused the job; the text is its message, in one line."""
 
 
-class Standing(msgspec.Struct, frozen=True):
+class TaskState(msgspec.Struct, frozen=True):
     """A task's state as Slurm names it, and once it ended its exit code; None if a signal ended it."""
 
     state: str
@@ -56,7 +56,7 @@ def submit(
     """Submit one job array: task i runs scripts[i] by /bin/sh. The nodes must see the same paths.
 
     A task that fails to start leaves its message in I.out in the batch folder. Raise SlurmRefused, OSError, and
-    SlurmDown, after which the jobs may exist anyway: see standing().
+    SlurmDown, after which the jobs may exist anyway: see states().
     """
     # exec, because a shell would end by the SIGTERM of scancel and of the time limit, and the task with it, before the
     # script recorded how it ended. Slurm interprets % and \ in paths, so it gets none.
@@ -99,14 +99,14 @@ def submit(
         raise SlurmRefused(_one_line(done.stderr))
 
 
-def standing(names: Collection[str]) -> dict[tuple[str, int], Standing]:
+def states(names: Collection[str]) -> dict[tuple[str, int], TaskState]:
     """Return the newest state by job name and array index; unknown tasks are absent.
 
     The controller knows waiting and running tasks, and ended ones for a while (MinJobAge, 5 minutes by default). The
     accounting, if there is one, knows the rest, but reports exit codes above 127 too low by 128. A task that was
     canceled while it waited is absent, too: see has_heard_of(). Raise SlurmDown if either does not answer.
     """
-    found: dict[tuple[str, int], tuple[int, Standing]] = {}
+    found: dict[tuple[str, int], tuple[int, TaskState]] = {}
     for name, task, job, known in _known(names):
         if task is not None and job >= found.get((name, task), (0,))[0]:
             found[name, task] = job, known
@@ -116,7 +116,7 @@ def standing(names: Collection[str]) -> dict[tuple[str, int], Standing]:
 def has_heard_of(names: Collection[str]) -> set[str]:
     """Return those names that the cluster has an array of, even one canceled before it began.
 
-    A task of such an array that is absent from standing() was canceled. Raise SlurmDown.
+    A task of such an array that is absent from states() was canceled. Raise SlurmDown.
     """
     return {name for name, *_ in _known(names)}
 
@@ -145,7 +145,7 @@ def _live(names: Collection[str]) -> list[_Task]:
             name,
             _index(task),
             int(job),
-            _standing(state, os.WEXITSTATUS(int(status)), os.WTERMSIG(int(status))),
+            _task_state(state, os.WEXITSTATUS(int(status)), os.WTERMSIG(int(status))),
         )
         for name, job, task, state, status, reason in _LIVE.findall(text)
         if (state, reason) != _REFUSED
@@ -161,7 +161,7 @@ def _past(names: Collection[str]) -> list[_Task]:
             return []
         raise SlurmDown(_one_line(done.stderr))
     return [
-        (name, _index(task), int(job), _standing(state, int(code), int(by_signal)))
+        (name, _index(task), int(job), _task_state(state, int(code), int(by_signal)))
         for name, job, task, state, code, by_signal in _PAST.findall(done.stdout)
         if state in ENDED
     ]
@@ -171,8 +171,8 @@ def _index(text: str) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def _standing(state: str, code: int, by_signal: int) -> Standing:
-    return Standing(state, code if state in ENDED and not by_signal else None)
+def _task_state(state: str, code: int, by_signal: int) -> TaskState:
+    return TaskState(state, code if state in ENDED and not by_signal else None)
 
 
 def _ours(names: Collection[str]) -> list[str]:

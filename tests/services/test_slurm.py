@@ -12,7 +12,7 @@ import pytest
 
 from l2inv.config.settings import Slurm
 from l2inv.services import slurm
-from l2inv.services.slurm import Standing
+from l2inv.services.slurm import TaskState
 from tests.helpers import slurm_cluster
 from tests.helpers.commands import NOW, Commands
 from tests.helpers.slurm_cluster import Cluster
@@ -51,14 +51,14 @@ def submitted(folder: Path, name: str, *scripts: str, minutes: int = 5, **settin
     return paths
 
 
-def ended(name: str, *tasks: int) -> list[Standing]:
+def ended(name: str, *tasks: int) -> list[TaskState]:
     """Wait until the tasks have ended, and return how."""
     until(
-        lambda: all(slurm.standing([name])[name, task].state in slurm.ENDED for task in tasks),
+        lambda: all(slurm.states([name])[name, task].state in slurm.ENDED for task in tasks),
         "the tasks end",
         50,
     )
-    known = slurm.standing([name])
+    known = slurm.states([name])
     return [known[name, task] for task in tasks]
 
 
@@ -90,10 +90,10 @@ def test_each_task_runs_its_script_and_ends_in_its_own_way(
         tmp_path / folder, name, "echo >$0.ran", "exit 3", "kill -KILL $$", "echo words; exit 99"
     )
     assert ended(name, 0, 1, 2, 3) == [
-        Standing("COMPLETED", 0),
-        Standing("FAILED", 3),
-        Standing("FAILED", None),
-        Standing("FAILED", 99),
+        TaskState("COMPLETED", 0),
+        TaskState("FAILED", 3),
+        TaskState("FAILED", None),
+        TaskState("FAILED", 99),
     ]
     assert Path(f"{scripts[0]}.ran").exists()
     assert (tmp_path / folder / "3.out").read_text() == "words\n"
@@ -103,16 +103,16 @@ def test_a_cancelled_task_is_told_and_the_others_run_on(cluster: Cluster, tmp_pa
     scripts = submitted(tmp_path, name, ENDLESS, ENDLESS, ENDLESS, ENDLESS, array_throttle=2)
     began(scripts[0])
     began(scripts[1])
-    assert slurm.standing([name])[name, 2] == Standing("PENDING", None)
+    assert slurm.states([name])[name, 2] == TaskState("PENDING", None)
     slurm.cancel(name, 2)
-    assert (name, 2) not in slurm.standing([name])  # an array forgets what never began
+    assert (name, 2) not in slurm.states([name])  # an array forgets what never began
     slurm.cancel(name, 3)
     slurm.cancel(name, 1)
     assert [standing.state for standing in ended(name, 1)] == ["CANCELLED"]
     assert Path(f"{scripts[1]}.told").exists()
     assert not Path(f"{scripts[2]}.began").exists()
     assert not Path(f"{scripts[3]}.began").exists()
-    assert slurm.standing([name])[name, 0] == Standing("RUNNING", None)
+    assert slurm.states([name])[name, 0] == TaskState("RUNNING", None)
     slurm.cancel(name, 0)
     slurm.cancel(name, 1)  # as good as done
     slurm.cancel(name, 77)
@@ -130,7 +130,7 @@ def test_an_array_that_was_cancelled_before_it_began_has_been_heard_of(
             submitted(tmp_path, names[2], "exit 0", memory_mb=1_000_000)
         cluster.tell("scancel", f"--name={names[0]}")
         slurm.cancel(names[1], 0)
-        assert set(slurm.standing(names)) == {(names[1], 1)}
+        assert set(slurm.states(names)) == {(names[1], 1)}
         assert slurm.has_heard_of(names) == set(names[:2])
     finally:
         cluster.tell("scontrol", "update", f"NodeName={cluster.node}", "State=RESUME")
@@ -151,7 +151,7 @@ def test_what_makes_room_for_others_is_preempted(cluster: Cluster, tmp_path: Pat
     (tmp_path / "urgent").mkdir()
     submitted(tmp_path / "urgent", f"{name}-urgent", "exit 0", cpus=32, partition="urgent")
     assert [standing.state for standing in ended(name, 0)] == ["PREEMPTED"]
-    assert ended(f"{name}-urgent", 0) == [Standing("COMPLETED", 0)]
+    assert ended(f"{name}-urgent", 0) == [TaskState("COMPLETED", 0)]
 
 
 def test_the_job_gets_what_the_settings_ask_for(cluster: Cluster, tmp_path: Path, name: str) -> None:
@@ -168,7 +168,7 @@ def test_the_newest_of_several_jobs_of_a_name_counts(cluster: Cluster, tmp_path:
     submitted(tmp_path, name, "exit 3", "exit 4")
     ended(name, 0, 1)
     submitted(tmp_path, name, "exit 5")
-    assert ended(name, 0, 1) == [Standing("FAILED", 5), Standing("FAILED", 4)]
+    assert ended(name, 0, 1) == [TaskState("FAILED", 5), TaskState("FAILED", 4)]
 
 
 def test_only_tasks_of_those_names_and_of_this_user_are_known(
@@ -178,8 +178,8 @@ def test_only_tasks_of_those_names_and_of_this_user_are_known(
     cluster.tell(*a_strangers, f"--job-name={name}")
     cluster.tell("sbatch", "--output=/dev/null", f"--job-name={name}", "--wrap=true")  # no array
     submitted(tmp_path, f"{name}-other", "exit 0")
-    assert slurm.standing([name, f"{name}-none"]) == {}
-    assert slurm.standing([]) == {}
+    assert slurm.states([name, f"{name}-none"]) == {}
+    assert slurm.states([]) == {}
 
 
 def test_no_variable_leads_the_commands_astray_and_no_secret_leaves_with_the_job(
@@ -189,7 +189,7 @@ def test_no_variable_leads_the_commands_astray_and_no_secret_leaves_with_the_job
         monkeypatch.setenv(variable, value)
     monkeypatch.setenv("L2INV_TOKEN", "of-the-store")
     submitted(tmp_path, name, "env")
-    assert ended(name, 0) == [Standing("COMPLETED", 0)]
+    assert ended(name, 0) == [TaskState("COMPLETED", 0)]
     environment = (tmp_path / "0.out").read_text()
     assert "of-the-store" not in environment
     assert "\nPATH=" in environment
@@ -210,7 +210,7 @@ def test_what_the_cluster_will_not_have_is_refused_in_its_words(
     with pytest.raises(slurm.SlurmRefused, match=words) as refusal:
         submitted(tmp_path, name, "exit 0", **settings)
     assert "\n" not in str(refusal.value)
-    assert slurm.standing([name]) == {}
+    assert slurm.states([name]) == {}
 
 
 def test_more_tasks_than_an_array_may_have_are_refused(cluster: Cluster, tmp_path: Path, name: str) -> None:
@@ -221,7 +221,7 @@ def test_more_tasks_than_an_array_may_have_are_refused(cluster: Cluster, tmp_pat
 def each_command(folder: Path, name: str) -> list[Callable[[], object]]:
     return [
         lambda: submitted(folder, name, "exit 0"),
-        lambda: slurm.standing([name]),
+        lambda: slurm.states([name]),
         lambda: slurm.cancel(name, 0),
     ]
 
@@ -235,7 +235,7 @@ def test_a_controller_that_is_down_is_no_refusal(cluster: Cluster, tmp_path: Pat
             assert "\n" not in str(problem.value)
     finally:
         cluster.start_controller()
-    assert slurm.standing([name]) == {}
+    assert slurm.states([name]) == {}
 
 
 def test_a_controller_that_hangs_is_not_waited_for(
@@ -278,10 +278,10 @@ def test_an_accounting_that_is_not_configured_is_not_missed(
         sacct="echo disabled >&2; exit 1",
         scontrol=shown.format("(null)"),
     )
-    assert slurm.standing([name]) == {}
+    assert slurm.states([name]) == {}
     programs(tmp_path, monkeypatch, scontrol=shown.format("accounting_storage/slurmdbd"))
     with pytest.raises(slurm.SlurmDown, match="disabled"):
-        slurm.standing([name])
+        slurm.states([name])
 
 
 def test_a_cluster_that_cannot_be_asked_is_down(
@@ -311,7 +311,7 @@ def test_a_task_that_takes_too_much_memory_is_told_from_one_that_fails(tmp_path:
         pytest.skip(why)
     with slurm_cluster.running(memory_limits=True):
         submitted(tmp_path, name, "exec python3 -c 'print(len(b\"x\" * 90_000_000))'", memory_mb=30)
-        assert ended(name, 0) == [Standing("OUT_OF_MEMORY", None)]
+        assert ended(name, 0) == [TaskState("OUT_OF_MEMORY", None)]
 
 
 @pytest.mark.slow
@@ -333,13 +333,13 @@ def test_the_accounting_remembers_what_the_controller_forgot(tmp_path: Path, nam
         cluster.stop_controller()
         cluster.start_controller("-c")
         assert cluster.tell("squeue", "--noheader", "--states=all") == ""
-        remembered = slurm.standing([name])
+        remembered = slurm.states([name])
         assert [remembered[name, task] for task in range(3)] == seen
         assert [remembered[name, task].state for task in (3, 4)] == ["CANCELLED", "TIMEOUT"]
         assert slurm.has_heard_of([name, f"{name}-waited"]) == {name, f"{name}-waited"}
         cluster.stop("slurmdbd")
         with pytest.raises(slurm.SlurmDown, match="Connection refused"):  # it might know the job
-            slurm.standing([name])
+            slurm.states([name])
 
 
 @pytest.fixture

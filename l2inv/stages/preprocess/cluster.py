@@ -34,18 +34,18 @@ def asked() -> Iterator[None]:
 
 def states(settings: Preprocess, ops: Sequence[Op]) -> Iterator[tuple[Op, jobs.Ended | None, str]]:
     """Yield how each job ended as far as it left that, and the state that Slurm has it in, or had. Raise SlurmDown."""
-    known = slurm.standing({op.started.job for op in ops})
+    known = slurm.states({op.started.job for op in ops})
     for op in ops:
-        end, standing = jobs.ended(*op.started.place), known.get(_task(op))
-        if standing is not None:
-            yield op, end, standing.state
+        end, task = jobs.ended(*op.started.place), known.get(_task(op))
+        if task is not None:
+            yield op, end, task.state
         else:
             yield op, end, jobs.state_forgotten(*op.started.place, end, 60 * _time_minutes(settings))
 
 
 def end(ops: Sequence[Op]) -> set[str]:
     """Cancel jobs that are no longer wanted; return the OPs whose job may still run. Raise SlurmDown."""
-    known = slurm.standing({op.started.job for op in ops})
+    known = slurm.states({op.started.job for op in ops})
     live = [op for op in ops if (task := known.get(_task(op))) and task.state not in slurm.ENDED]
     for op in live:
         slurm.cancel(*_task(op))  # a later run sees it gone

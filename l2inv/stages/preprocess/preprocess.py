@@ -13,7 +13,7 @@ from l2inv.config.settings import Preprocess, Settings
 from l2inv.database.connection import Connection
 from l2inv.errors import ConfigError, Unavailable
 from l2inv.services import jobs
-from l2inv.stages.preprocess import attempts, cluster, here
+from l2inv.stages.preprocess import attempts, cluster, local
 from l2inv.stages.preprocess.attempts import Jobs, Op, Preprocessed, Stage, Start
 from l2inv.stages.preprocess.bundle import work_folder
 from l2inv.stages.stage import Progress, opened
@@ -50,7 +50,7 @@ def preprocess(
         if settings.preprocess.executor == "slurm":
             cluster.submit(stage, starts)
             starts = []
-        here.run(stage, running, starts)
+        local.run(stage, running, starts)
     return report
 
 

@@ -187,7 +187,7 @@ def _distant(settings: Settings, one: Job) -> tuple[jobs.Ended | None, str]:
     end = jobs.ended(folder, one.job)
     if end is not None and end.exit_code == 0 and end.signal is None:
         return end, "COMPLETED"
-    if known := slurm.standing({one.job}).get((one.job, one.task)):
+    if known := slurm.states({one.job}).get((one.job, one.task)):
         return end, known.state
     return end, jobs.state_forgotten(folder, one.job, end, 60 * _time_minutes(settings))
 

@@ -11,7 +11,7 @@ import msgspec
 from l2inv.database.connection import Connection
 from l2inv.domain import drift, inventory
 from l2inv.stages import stage
-from l2inv.stages.scan import quarantine, seen, telling
+from l2inv.stages.scan import changes, quarantine, seen
 from l2inv.stages.scan.seen import Known
 
 Raw = bytes | msgspec.Raw  # the JSON text of one record
@@ -98,7 +98,7 @@ def begin(
     seen.create(opened.connection)
     if decode_all:
         seen.forget_all(opened.connection)
-    telling.create(opened.connection)
+    changes.create(opened.connection)
     row = opened.connection.execute("select clock_timestamp() as now").fetchone()
     assert row is not None
     return Scan(opened, drift.Profile(latest=row["now"] + drift.CLOCKS_DIFFER), holds)
@@ -241,7 +241,7 @@ def _write_versions(scan: Scan, fresh: Sequence[inventory.Record], known: dict[s
         scan.connection, [r.dataset_id for r in fresh if known[r.dataset_id].version is not None]
     )
     instruments = scan.stage.settings.qualification.instruments
-    found: list[telling.Found] = []
+    found: list[changes.Change] = []
     with (
         scan.connection.cursor() as cursor,
         cursor.copy(
@@ -255,8 +255,8 @@ def _write_versions(scan: Scan, fresh: Sequence[inventory.Record], known: dict[s
                 (r.dataset_id, version, r.op_id, r.content_hash, r.text.decode(), scan.stage.run.run_id)
             )
             was = None if known[r.dataset_id].withdrawn else before.get(r.dataset_id)
-            found += telling.found(r.dataset, was, telling.pinned(version, r.content_hash), instruments)
-    telling.note(scan.connection, found)
+            found += changes.between(was, r.dataset, changes.pinned(version, r.content_hash), instruments)
+    changes.note(scan.connection, found)
     scan.stage.report.datasets.new += len(fresh) - len(before)
     scan.stage.report.datasets.changed += len(before)
 

@@ -10,7 +10,7 @@ from l2inv.domain import drift, inventory
 from l2inv.errors import L2invError, StoreError
 from l2inv.services import metadata_store
 from l2inv.services.metadata_store import Source
-from l2inv.stages.scan import quarantine, seen, telling
+from l2inv.stages.scan import changes, quarantine, seen
 from l2inv.stages.scan.reading import Scan, Scanned, begin, take
 from l2inv.stages.stage import Progress, opened
 
@@ -153,16 +153,16 @@ def _withdraw(scan: Scan, store: Source, allowed: bool) -> None:
     ).fetchall()
     seen.forget(scan.connection, gone)
     heirs = _heirs(scan.connection, gone)
-    telling.note(
+    changes.note(
         scan.connection,
         [
-            telling.Found(
+            changes.Change(
                 row["op_id"],
                 "withdrawn",
                 row["dataset_id"],
                 json.dumps(heirs.get(row["dataset_id"])),
                 row["instrument"] in scan.stage.settings.qualification.instruments,
-                telling.pinned(row["version"], row["content_hash"]),
+                changes.pinned(row["version"], row["content_hash"]),
             )
             for row in rows
         ],
@@ -207,7 +207,7 @@ def _end(scan: Scan, whole: bool) -> None:
     connection, report, profile = scan.connection, scan.stage.report, scan.profile
     _, report.datasets.seen = scan.datasets_read()
     report.ops.seen = seen.count_ops(connection)
-    report.ops.new, report.ops.changed = telling.record(scan.stage)
+    report.ops.new, report.ops.changed = changes.record(scan.stage)
     readable = seen.readable_in_quarantine(connection)
     quarantine.settle(connection, scan.stage.run.run_id, readable, whole)
     for given, datasets in seen.undecoded(connection).items():

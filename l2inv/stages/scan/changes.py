@@ -15,7 +15,7 @@ AT_ONCE = 5000  # events recorded in one statement
 NOTED_FIELDS = 10  # of a changed dataset, named in its OP's event
 
 
-class Found(NamedTuple):
+class Change(NamedTuple):
     """A change of one dataset, for the event of its OP."""
 
     op_id: str
@@ -33,8 +33,8 @@ def create(connection: Connection) -> None:
     """Create the table, for as long as the transaction lasts."""
     connection.execute(
         """
-        drop table if exists pg_temp.found;  -- of an earlier scan in the same transaction
-        create temporary table found (
+        drop table if exists pg_temp.change;  -- of an earlier scan in the same transaction
+        create temporary table change (
             place           bigint generated always as identity,
             op_id           text collate "C" not null,
             what            text not null,
@@ -50,13 +50,13 @@ def create(connection: Connection) -> None:
     )
 
 
-def note(connection: Connection, found: Iterable[Found]) -> None:
+def note(connection: Connection, changes: Iterable[Change]) -> None:
     """Note changes to be recorded at the scan's end."""
     with (
         connection.cursor() as cursor,
-        cursor.copy(f"copy pg_temp.found ({', '.join(Found._fields)}) from stdin") as copy,
+        cursor.copy(f"copy pg_temp.change ({', '.join(Change._fields)}) from stdin") as copy,
     ):
-        for one in found:
+        for one in changes:
             copy.write_row(one)
 
 
@@ -65,15 +65,15 @@ def pinned(version: int, content_hash: bytes) -> str:
     return f"{version}:{content_hash.hex()[:16]}"
 
 
-def found(
-    now: inventory.Dataset, before: inventory.Dataset | None, pin: str, instruments: Sequence[str]
-) -> Iterator[Found]:
-    """Yield the changes by a dataset that is new or changed: for its OP, and for the OP that it left. `instruments` are
-    those that a verdict depends on."""
+def between(
+    before: inventory.Dataset | None, now: inventory.Dataset, pin: str, instruments: Sequence[str]
+) -> Iterator[Change]:
+    """Yield the changes by a new or changed dataset, for its OP and for the OP that it left. A verdict depends on the
+    datasets of these instruments alone."""
     op_id, dataset_id = now.observing_program_execution_id, now.dataset_id
     names = (pin, now.primary_proposal_id, now.primary_experiment_id)
     if before is None:
-        yield Found(op_id, "new", dataset_id, None, now.instrument_name in instruments, *names)
+        yield Change(op_id, "new", dataset_id, None, now.instrument_name in instruments, *names)
         return
     fields = [name for name in now.__struct_fields__ if getattr(now, name) != getattr(before, name)]
     affects = not INPUTS.isdisjoint(fields) and (
@@ -82,10 +82,10 @@ def found(
     if before.observing_program_execution_id == op_id:
         # Fields that the verdict depends on come first, so they are never cut off.
         change = sorted(fields, key=lambda name: name not in INPUTS)[:NOTED_FIELDS]
-        yield Found(op_id, "changed", dataset_id, json.dumps(change), affects, *names, _old_new(before, now))
+        yield Change(op_id, "changed", dataset_id, json.dumps(change), affects, *names, _old_new(before, now))
         return
-    yield Found(op_id, "new", dataset_id, None, affects, *names)
-    yield Found(before.observing_program_execution_id, "left", dataset_id, None, affects)
+    yield Change(op_id, "new", dataset_id, None, affects, *names)
+    yield Change(before.observing_program_execution_id, "left", dataset_id, None, affects)
 
 
 def _old_new(before: inventory.Dataset, now: inventory.Dataset) -> str | None:
@@ -101,12 +101,12 @@ def record(stage: Stage[Any]) -> tuple[int, int]:
     """
     stage.connection.execute(
         """
-        select count(*) from (select from l2inv.op_state where op_id in (select op_id from pg_temp.found)
+        select count(*) from (select from l2inv.op_state where op_id in (select op_id from pg_temp.change)
                               order by op_id for update) locked
         """
     )
     new, changed = 0, 0
-    with stage.connection.cursor("l2inv_found") as cursor:
+    with stage.connection.cursor("l2inv_changes") as cursor:
         cursor.execute(
             """
             select f.op_id, s.seq, s.state, bool_or(f.affects_verdict) as affects_verdict,
@@ -118,7 +118,7 @@ def record(stage: Stage[Any]) -> tuple[int, int]:
                    array_agg(distinct f.dataset_id) filter (where what = 'left') as "left",
                    jsonb_object_agg(f.dataset_id, change order by place) filter (where what = 'withdrawn') as withdrawn,
                    jsonb_object_agg(f.dataset_id, pin order by place) filter (where pin is not null) as versions
-            from pg_temp.found f left join l2inv.op_state s using (op_id)
+            from pg_temp.change f left join l2inv.op_state s using (op_id)
             group by f.op_id, s.seq, s.state order by f.op_id
             """
         )

@@ -11,9 +11,9 @@ import click
 
 from l2inv.cli.app import command
 from l2inv.cli.arguments import Duration, OneOf, RankBy, Words
+from l2inv.cli.claims import due, put_names
 from l2inv.cli.context import App
 from l2inv.cli.options import json_option
-from l2inv.cli.science import due, put_names
 from l2inv.domain.states import STATES
 
 if TYPE_CHECKING:
