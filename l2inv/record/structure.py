@@ -274,30 +274,27 @@ def _views(connection: Connection) -> Iterator[str]:
         if kept is None:
             continue  # reported as missing already
         try:
-            made = _made_views(connection, name, in_schema(query, schema))
+            if not _is_made(connection, name, in_schema(query, schema), kept):
+                yield f"view {name} is not what the migrations create"
         except psycopg.errors.InsufficientPrivilege:
             raise
         except psycopg.ProgrammingError as problem:
             yield f"view {name} cannot be created as in the migrations: {' '.join(str(problem).split())}"
-            continue
-        if kept not in made:
-            yield f"view {name} is not what the migrations create"
 
 
-def _made_views(connection: Connection, name: str, query: str) -> list[str | None]:
-    """Return what the server stores of a view created by the migrations, and of one created by pg_restore from pg_dump's output."""
-    made = []
+def _is_made(connection: Connection, name: str, query: str, kept: str) -> bool:
+    """Return whether the server stores the same of a view created by the migrations, or by pg_restore from pg_dump's output."""
     with connection.transaction(force_rollback=True):
-        for _ in range(2):
-            connection.execute(f'create temporary view "{name}"{query}')
-            made.append(_kept_view(connection, f'pg_temp."{name}"'))
-            row = connection.execute(
-                "select pg_get_viewdef(pg_catalog.to_regclass(%s)) as query", [f'pg_temp."{name}"']
-            ).fetchone()
-            assert row is not None
-            query = f" as {row['query']}"
-            connection.execute(f'drop view pg_temp."{name}"')
-    return made
+        connection.execute(f'create temporary view "{name}"{query}')
+        if _kept_view(connection, f'pg_temp."{name}"') == kept:
+            return True
+        row = connection.execute(
+            "select pg_get_viewdef(pg_catalog.to_regclass(%s)) as query", [f'pg_temp."{name}"']
+        ).fetchone()
+        assert row is not None
+        connection.execute(f'drop view pg_temp."{name}"')
+        connection.execute(f'create temporary view "{name}" as {row["query"]}')
+        return _kept_view(connection, f'pg_temp."{name}"') == kept
 
 
 def _kept_view(connection: Connection, view: str) -> str | None:
