@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sized
 from datetime import UTC, datetime
 from typing import Any
 
+Json = dict[str, Any]  # a JSON object whose keys are not declared here: documents, and the details of events
+
 # Control characters, and characters that hide or reorder their neighbors. None of them is printable.
 _UNSAFE = r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
 
@@ -36,6 +38,10 @@ def _plain(value: object) -> object:
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
     if isinstance(value, (set, frozenset, tuple)):
         return sorted(value)
+    if hasattr(value, "__struct_fields__"):
+        from msgspec import to_builtins
+
+        return to_builtins(value, builtin_types=(datetime,))
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 

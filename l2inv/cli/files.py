@@ -60,19 +60,19 @@ def check(app: App, op: str, folder: Path | None) -> None:
     with app.connected() as (connection, settings), app.progress("MB") as progress:
         op_id = event_log.resolve(connection, op)
         found = checking.check(connection, settings, op_id, folder, progress)
-    findings = [finding for one in found for finding in one["findings"]]
-    wrong = sum(finding["result"] == "fail" for finding in findings)
+    findings = [finding for one in found for finding in one.findings]
+    wrong = sum(finding.result == "fail" for finding in findings)
 
     def text() -> None:
         columns = ("file", "HDU", "what", "result", "measured", "required")
         for one in found:
-            render.paragraph(f"{one['inversion_id']} in {one['folder']}")
+            render.paragraph(f"{one.inversion_id} in {one.folder}")
             rows = [
-                tuple(
-                    "-" if f[name] is None else f[name]
-                    for name in ("file", "hdu", "what", "result", "measured", "required")
-                )
-                for f in one["findings"]
+                [
+                    "-" if value is None else value
+                    for value in (f.file, f.hdu, f.what, f.result, f.measured, f.required)
+                ]
+                for f in one.findings
             ]
             if rows:
                 render.table(columns, rows)

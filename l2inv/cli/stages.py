@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,10 @@ from l2inv.cli.app import command
 from l2inv.cli.arguments import Time
 from l2inv.cli.context import App
 from l2inv.cli.options import json_option
+
+if TYPE_CHECKING:
+    from l2inv.stages.publish.preflight import Preflight
+    from l2inv.wording import Json
 
 
 @command("scan")
@@ -147,29 +151,27 @@ def _dry_run(app: App) -> None:
     with app.connected() as (connection, settings):
         op_ids = preflight.inverted_ops(connection)
         ops = [preflight.preflight(connection, settings, op_id) for op_id in op_ids]
-    for op in ops:
-        del op["decided"]
 
     def text() -> None:
         for op in ops:
-            render.paragraph(f"{op['op_id']}: {_readiness(op)}", hang=2)
-            rows = [(check["name"], check["result"], check["detail"]) for check in op["checks"]]
+            render.paragraph(f"{op.op_id}: {_readiness(op)}", hang=2)
+            rows = [(check.name, check.result, check.detail) for check in op.checks]
             render.table(("check", "result", ""), rows)
-            steps = [(s["inversion_id"], s["step"], s["standing"], s["detail"]) for s in op["steps"]]
+            steps = [(s.inversion_id, s.step, s.standing, s.detail) for s in op.steps]
             render.table(("inversion", "step", "standing", ""), steps)
             click.echo()
         app.summary(
-            f"publish: {sum(op['ready'] for op in ops)} of {wording.count(ops, 'OP')} ready; nothing written"
+            f"publish: {sum(op.ready for op in ops)} of {wording.count(ops, 'OP')} ready; nothing written"
         )
 
     app.result({"ops": ops}, text)
 
 
-def _readiness(op: dict[str, Any]) -> str:
-    if op["on_hold"]:
+def _readiness(op: "Preflight") -> str:
+    if op.on_hold:
         return "on hold, will be skipped"
-    inversions = ", ".join(str(i["inversion_id"]) for i in op["inversions"])
-    return f"ready, as {inversions}" if op["ready"] else "not ready, will go to error"
+    inversions = ", ".join(str(one.inversion_id) for one in op.inversions)
+    return f"ready, as {inversions}" if op.ready else "not ready, will go to error"
 
 
 def _run_stage(app: App, stage: Callable[..., Any]) -> None:
@@ -189,13 +191,13 @@ def _end(app: App, found: Any) -> None:
     _exit_with(app, report)
 
 
-def _print(app: App, report: dict[str, Any]) -> None:
+def _print(app: App, report: "Json") -> None:
     from l2inv import wording
 
     app.result(report, lambda: app.summary(wording.summary(report)))
 
 
-def _exit_with(app: App, report: dict[str, Any]) -> None:
+def _exit_with(app: App, report: "Json") -> None:
     from l2inv import wording
 
     failed = report["ops"]["failed"]

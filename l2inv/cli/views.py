@@ -1,7 +1,7 @@
 """One OP, its history, and the status of all."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -9,6 +9,9 @@ from l2inv.cli.app import command
 from l2inv.cli.arguments import MaxAge, OneOf, op_argument
 from l2inv.cli.context import App
 from l2inv.cli.options import json_option
+
+if TYPE_CHECKING:
+    from l2inv.queries.publication import Abandoned
 
 # The commands that run a stage again where they need more than its name.
 AGAIN = {
@@ -139,16 +142,14 @@ def _inversion(inversion: dict[str, Any]) -> str:
     )
 
 
-def _abandoned(one: dict[str, Any]) -> str:
+def _abandoned(one: "Abandoned") -> str:
     from l2inv import wording
     from l2inv.queries import publication
 
-    named = (
-        f"{one['inversion_id']} of {one['instrument_program_id']}, cycle {one['cycle']}, never published; "
-    )
-    if one["held_since"] is None:
+    named = f"{one.inversion_id} of {one.instrument_program_id}, cycle {one.cycle}, never published; "
+    if one.held_since is None:
         return f"{named}not found in the store; publish keeps looking for it"
-    return f"{named}found in the store {wording.day(one['held_since'])}: {publication.settling(one)}"
+    return f"{named}found in the store {wording.day(one.held_since)}: {publication.settling(one)}"
 
 
 def _range(low: float | None, high: float | None) -> str:
@@ -305,9 +306,9 @@ def _needs(found: dict[str, Any]) -> list[tuple[str, str]]:
         )
         needs.append((what, f"l2inv history {op['op_id']}"))
     for one in found["abandoned"]:
-        if one["held_since"]:
-            what = f"{one['op_id']}: the store has {one['inversion_id']} of cycle {one['cycle']}, never published"
-            needs.append((what, f"l2inv show {one['op_id']}"))
+        if one.held_since:
+            what = f"{one.op_id}: the store has {one.inversion_id} of cycle {one.cycle}, never published"
+            needs.append((what, f"l2inv show {one.op_id}"))
     last = found["last_complete_scan"]
     if last is None or found["as_of"] - last > STALE:
         needs.append((f"last complete scan: {_age(found)}", "l2inv scan"))

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from psycopg.rows import DictRow
 
 from l2inv.config.settings import Settings, redact
 from l2inv.database import session
 from l2inv.errors import DatabaseError, Refused
 
 Connection = session.Connection
+Row = DictRow  # of a query: its values by the names of its columns
 
 _SCHEMA = re.compile(r"\bl2inv\.")
 

@@ -1,7 +1,7 @@
 """The files of an inversion as delivered: their folder, and what the check of products finds there."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,13 +12,23 @@ import msgspec
 
 from l2inv import wording
 from l2inv.config.settings import Mount, Publish
-from l2inv.database.connection import Connection
+from l2inv.database.connection import Connection, Row
 from l2inv.products import check as check_products
 from l2inv.products import issued
 from l2inv.services import outputs
+from l2inv.services.outputs import Output
 
 MOST_NAMED = 3  # findings in a line; l2inv check lists all
-Inversion = Mapping[str, Any]
+
+
+class Inversion(msgspec.Struct, frozen=True):
+    """An inversion, as far as the check of its files depends on it."""
+
+    inversion_id: str
+    instrument_program_id: str
+    dataset_ids: list[str]
+    outputs: list[Output]
+    asdf_object_key: str | None
 
 
 class Scattered(Exception):
@@ -31,7 +41,7 @@ def folder(inversion: Inversion, mounts: Sequence[Mount]) -> str:
     Raise Scattered if its outputs are in none, or in several.
     """
     found = set()
-    for output in inversion["outputs"]:
+    for output in inversion.outputs:
         uri = output["uri"]
         path = outputs.mounted(uri, mounts)
         shown = str(path) if path else unquote(urlsplit(uri).path) or uri
@@ -39,7 +49,7 @@ def folder(inversion: Inversion, mounts: Sequence[Mount]) -> str:
         found.add(str(Path(shown).parent) if is_file else shown.rstrip("/"))
     if len(found) != 1:
         raise Scattered(
-            f"{inversion['inversion_id']}: its outputs are in {wording.plural(len(found), 'folder')}, "
+            f"{inversion.inversion_id}: its outputs are in {wording.plural(len(found), 'folder')}, "
             "but the files of an inversion must be in one"
         )
     return found.pop()
@@ -50,7 +60,7 @@ def mounted_folder(inversion: Inversion, mounts: Sequence[Mount]) -> Path | None
 
     Raise Scattered.
     """
-    if not any(outputs.mounted(o["uri"], mounts) for o in inversion["outputs"]):
+    if not any(outputs.mounted(o["uri"], mounts) for o in inversion.outputs):
         return None
     place = Path(folder(inversion, mounts))
     if not place.is_dir() or not any(path.suffix.lower() in (".fits", ".asdf") for path in place.iterdir()):
@@ -62,21 +72,21 @@ def described(connection: Connection, op_id: str, inversion: Inversion) -> issue
     """Return an inversion as the check of its files needs it."""
     rows = connection.execute(
         "select dataset_id, proposal_id, record from l2inv.dataset where dataset_id = any(%s) order by dataset_id",
-        [inversion["dataset_ids"]],
+        [inversion.dataset_ids],
     ).fetchall()
     names = [
         issued.Output(Path(unquote(urlsplit(o["uri"]).path)).name, o.get("size_bytes"), o.get("sha256"))
-        for o in inversion["outputs"]
+        for o in inversion.outputs
         if re.search(r"\.(fits|asdf)$", o["uri"], re.IGNORECASE)
     ]
     return issued.Issued(
-        inversion["inversion_id"],
+        inversion.inversion_id,
         next((row["proposal_id"] for row in rows if row["proposal_id"]), ""),
         op_id,
-        inversion["instrument_program_id"],
+        inversion.instrument_program_id,
         tuple(_dataset(row) for row in rows),
         tuple(names),
-        inversion["asdf_object_key"],
+        inversion.asdf_object_key,
     )
 
 
@@ -89,7 +99,7 @@ class _Record(msgspec.Struct, rename="camel"):
     end_time: Any = None
 
 
-def _dataset(row: Mapping[str, Any]) -> issued.Dataset:
+def _dataset(row: Row) -> issued.Dataset:
     r = msgspec.convert(row["record"], _Record, strict=False)
     return issued.Dataset(
         row["dataset_id"],
@@ -137,7 +147,7 @@ def check(
         return Checked()
     places = [(one, mounted_folder(one, settings.mounts)) for one in inversions]
     here = [(one, place) for one, place in places if place is not None]
-    elsewhere = [one["inversion_id"] for one, place in places if place is None]
+    elsewhere = [one.inversion_id for one, place in places if place is None]
     if here and (lacking := [name for name in ("astropy", "asdf") if find_spec(name) is None]):
         return Checked(lacking=lacking)
     wrong = [
@@ -150,5 +160,5 @@ def check(
         f"{f.file or 'folder'}: {f.what}: {f.measured}, required: {f.required}" for f in wrong[:MOST_NAMED]
     )
     more = f"; and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else ""
-    ids = [one["inversion_id"] for one, _ in here]
+    ids = [one.inversion_id for one, _ in here]
     return Checked(ids, elsewhere, wrong=f"products: {lines}{more}" if wrong else "")

@@ -15,6 +15,7 @@ from l2inv.domain.inventory import Dataset, stored
 from l2inv.domain.states import STATES
 from l2inv.queries.filters import Wanted, conditions
 from l2inv.record import issued
+from l2inv.wording import Json
 
 COLUMNS = """op_id, proposal_id, experiment_id, state, since, priority, assignee, instruments, dataset_count,
               start_time, fried_parameter_med_m, bands, instrument_programs, inputs_changed,
@@ -192,9 +193,10 @@ def files_url(bucket: str | None, proposal_id: str | None, dataset_id: str) -> s
     return f"https://app.globus.org/file-manager?origin_id={L1_COLLECTION}&origin_path={path}"
 
 
-def inversions(connection: Connection, op_id: str, proposal_id: str | None) -> list[dict[str, Any]]:
-    """Return the inversions of an OP's present cycle, with the names derived from their ids."""
-    return issued.with_names(issued.of_cycle(connection, op_id), proposal_id)
+def inversions(connection: Connection, op_id: str, proposal_id: str | None) -> list[Json]:
+    """Return the inversions of an OP's present cycle, with the names derived from their ids: issued.Named as JSON."""
+    named: list[Json] = msgspec.to_builtins(issued.with_names(issued.of_cycle(connection, op_id), proposal_id))
+    return named
 
 
 def held_by(connection: Connection, actor: str) -> list[dict[str, Any]]:

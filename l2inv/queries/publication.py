@@ -1,16 +1,50 @@
 """How far an OP's inversions are published: the four steps of publish, from the event log."""
 
 from collections.abc import Sequence
-from typing import Any
+from datetime import datetime
+
+import msgspec
 
 from l2inv import wording
 from l2inv.config.settings import Publish
-from l2inv.database.connection import Connection
+from l2inv.database.connection import Connection, Row
+from l2inv.record import issued
+from l2inv.wording import Json
 
 
-def events(connection: Connection, op_id: str) -> list[dict[str, Any]]:
+class Recorded(msgspec.Struct, frozen=True):
+    """An event that publish recorded."""
+
+    seq: int
+    kind: str
+    recorded_at: datetime
+    detail: Json
+
+
+class Abandoned(msgspec.Struct, frozen=True):
+    """An inversion of a cycle that ended before it was published."""
+
+    op_id: str
+    cycle: int
+    inversion_id: str
+    instrument_program_id: str
+    dataset_ids: list[str]
+    named_at: datetime
+    held_since: datetime | None  # when it was first found in the store
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One of the four steps of publish for an inversion, with a phrase about it."""
+
+    inversion_id: str
+    step: str  # transfer, catalog, record or available
+    standing: str  # done, to do, started, waiting or not configured
+    detail: str
+
+
+def events(connection: Connection, op_id: str) -> list[Recorded]:
     """Return what publish recorded of an OP since its newest ready event, in order; nothing if it has none."""
-    return connection.execute(
+    rows = connection.execute(
         """
         select seq, kind, recorded_at, detail from l2inv.history
         where op_id = %(op)s and voided_by is null
@@ -21,15 +55,16 @@ def events(connection: Connection, op_id: str) -> list[dict[str, Any]]:
         order by seq
         """,
         {"op": op_id},
-    ).fetchall()
+    )
+    return [Recorded(**row) for row in rows]
 
 
-def abandoned(connection: Connection, op_id: str | None = None) -> list[dict[str, Any]]:
-    """Return the inversions, of one OP or of all, that the store may have from cycles that ended before their publication:
-    `op_id`, `cycle`, `inversion_id`, `instrument_program_id`, `dataset_ids`, `named_at`, and `held_since`, when it was
-    first found in the store, or null. What was withdrawn, or adopted for a later cycle or beside it, is settled.
+def abandoned(connection: Connection, op_id: str | None = None) -> list[Abandoned]:
+    """Return the inversions, of one OP or of all, that the store may have from cycles that ended before their publication.
+
+    What was withdrawn, or adopted for a later cycle or beside it, is settled.
     """
-    return connection.execute(
+    rows = connection.execute(
         """
         select n.op_id, (n.detail ->> 'cycle')::integer as cycle, n.detail ->> 'inversion_id' as inversion_id,
                n.detail ->> 'instrument_program_id' as instrument_program_id, n.detail -> 'dataset_ids' as dataset_ids,
@@ -61,21 +96,22 @@ def abandoned(connection: Connection, op_id: str | None = None) -> list[dict[str
         order by n.op_id, cycle, inversion_id
         """,
         {"op": op_id},
-    ).fetchall()
+    )
+    return [Abandoned(**row) for row in rows]
 
 
-def settling(one: dict[str, Any]) -> str:
+def settling(one: Abandoned) -> str:
     """Return the command that settles an abandoned inversion."""
     return (
-        f"l2inv withdraw {one['op_id']} --inversion {one['inversion_id']} --reason WHY, or, if it is good: "
-        f"l2inv adopt {one['op_id']} {one['inversion_id']} --beside --reason WHY"
+        f"l2inv withdraw {one.op_id} --inversion {one.inversion_id} --reason WHY, or, if it is good: "
+        f"l2inv adopt {one.op_id} {one.inversion_id} --beside --reason WHY"
     )
 
 
-def brought(connection: Connection, op_id: str, inversion_ids: Sequence[str]) -> list[dict[str, Any]]:
+def brought(connection: Connection, op_id: str, inversion_ids: Sequence[str]) -> list[Row]:
     """Return how far inversions of an OP were published, in whichever cycle: `inversion_id`, whether the store has its
     `record`, how many `files` were sent to the catalog, and the `destination` of its files, or null."""
-    rows = connection.execute(
+    return connection.execute(
         """
         select i.inversion_id,
                coalesce(bool_or(h.kind = 'inversion_created'), false) as record,
@@ -89,33 +125,29 @@ def brought(connection: Connection, op_id: str, inversion_ids: Sequence[str]) ->
         """,
         [list(inversion_ids), op_id],
     ).fetchall()
-    return [dict(row) for row in rows]
 
 
-def of(found: list[dict[str, Any]], inversion_id: str, kind: str) -> list[dict[str, Any]]:
+def of(found: list[Recorded], inversion_id: str | None, kind: str) -> list[Recorded]:
     """Return the events of one kind of one inversion."""
-    return [e for e in found if e["kind"] == kind and e["detail"].get("inversion_id") == inversion_id]
+    return [e for e in found if e.kind == kind and e.detail.get("inversion_id") == inversion_id]
 
 
-def steps(connection: Connection, settings: Publish, op_id: str) -> list[dict[str, Any]]:
-    """Return the four steps of each inversion issued in this cycle: `inversion_id`, `step`, `standing`
-    (done, to do, started, waiting, or not configured) and `detail`, a phrase about it."""
-    from l2inv.record import issued
-
+def steps(connection: Connection, settings: Publish, op_id: str) -> list[Step]:
+    """Return the four steps of each inversion issued in this cycle."""
     found = events(connection, op_id)
-    is_published = any(e["kind"] == "published" for e in found)
-    rows = []
+    is_published = any(e.kind == "published" for e in found)
+    steps: list[Step] = []
     for one in issued.of_cycle(connection, op_id):
-        inversion_id = one["inversion_id"]
+        inversion_id = one.inversion_id
         started, moved, cataloged, created = (
             of(found, inversion_id, kind)
             for kind in ("transfer_started", "transferred", "cataloged", "inversion_created")
         )
-        files = sum(len(e["detail"].get("files", ())) for e in cataloged)
-        is_whole = bool(cataloged) and cataloged[-1]["detail"].get("whole", False)
+        files = sum(len(e.detail.get("files", ())) for e in cataloged)
+        is_whole = bool(cataloged) and cataloged[-1].detail.get("whole", False)
         has_transfer, has_catalog = settings.transfer.command is not None, settings.catalog.url is not None
         is_awaited = has_catalog and settings.catalog.await_available
-        step = (
+        for name, is_set, is_done, is_started, words in (
             ("transfer", has_transfer, bool(moved), bool(started), _when(moved or started)),
             (
                 "catalog",
@@ -125,17 +157,16 @@ def steps(connection: Connection, settings: Publish, op_id: str) -> list[dict[st
                 f"{files} files confirmed{_when(cataloged, ', ')}",
             ),
             ("record", True, bool(created), bool(of(found, inversion_id, "inversion_named")), _when(created)),
-        )
-        for name, is_set, is_done, is_started, words in step:
+        ):
             standing = "done" if is_done else "started" if is_started else "to do"
-            rows.append((inversion_id, name, standing if is_set or is_done else "not configured", words))
+            steps.append(Step(inversion_id, name, standing if is_set or is_done else "not configured", words))
         waits = f"waiting for the catalog since {_when(created)}" if created and is_awaited else ""
         standing = "done" if is_published else "waiting" if waits else "to do"
         if not is_awaited:
             standing = "not configured"
-        rows.append((inversion_id, "available", standing, "" if is_published else waits))
-    return [dict(zip(("inversion_id", "step", "standing", "detail"), row, strict=True)) for row in rows]
+        steps.append(Step(inversion_id, "available", standing, "" if is_published else waits))
+    return steps
 
 
-def _when(found: list[dict[str, Any]], before: str = "") -> str:
-    return f"{before}{wording.moment(found[-1]['recorded_at'])}" if found else ""
+def _when(found: list[Recorded], before: str = "") -> str:
+    return f"{before}{wording.moment(found[-1].recorded_at)}" if found else ""

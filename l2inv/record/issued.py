@@ -3,8 +3,8 @@
 import secrets
 import string
 from collections.abc import Iterable, Sequence
-from typing import Any
 
+import msgspec
 from psycopg.types.json import Jsonb
 
 from l2inv.database.connection import Connection
@@ -13,18 +13,34 @@ from l2inv.errors import Refused
 _ALPHABET = string.ascii_uppercase + string.digits
 
 
+class Issued(msgspec.Struct, frozen=True):
+    """The id that was issued for the inversion of an instrument program."""
+
+    instrument_program_id: str
+    inversion_id: str
+
+
+class Named(Issued, frozen=True):
+    """An issued id, and the names derived from it: null without a proposal."""
+
+    folder: str | None
+    frame_files: str
+    asdf_file: str
+    asdf_object_key: str | None
+
+
 def new_inversion_id() -> str:
     """Return a random id in the store's convention: `inv.` and six of A-Z and 0-9."""
     return "inv." + "".join(secrets.choice(_ALPHABET) for _ in range(6))
 
 
-def issue(connection: Connection, op_id: str, programs: Iterable[str | None]) -> list[dict[str, str]]:
+def issue(connection: Connection, op_id: str, programs: Iterable[str | None]) -> list[Issued]:
     """Return an inversion id for each instrument program: its id in this cycle, or a new one.
 
     Record them in the same transaction: until it ends, nobody else can draw the same id. The OP must be locked
     before: no other lock may be taken after this one. A program without an id of its own gets none.
     """
-    present = {one["instrument_program_id"]: one["inversion_id"] for one in of_cycle(connection, op_id)}
+    present = {one.instrument_program_id: one.inversion_id for one in of_cycle(connection, op_id)}
     wanted = [program for program in programs if program]
     if not set(wanted) <= present.keys():
         connection.execute("select from l2inv.lock where name = 'issue' for update")
@@ -33,7 +49,7 @@ def issue(connection: Connection, op_id: str, programs: Iterable[str | None]) ->
         if program not in present:
             present[program] = _unused(connection, drawn)
             drawn.add(present[program])
-    return [{"inversion_id": present[p], "instrument_program_id": p} for p in dict.fromkeys(wanted)]
+    return [Issued(program, present[program]) for program in dict.fromkeys(wanted)]
 
 
 def _unused(connection: Connection, drawn: set[str]) -> str:
@@ -43,8 +59,8 @@ def _unused(connection: Connection, drawn: set[str]) -> str:
             return inversion_id
 
 
-def of_cycle(connection: Connection, op_id: str) -> list[dict[str, str]]:
-    """Return the ids issued in an OP's present cycle: `inversion_id` and `instrument_program_id`, sorted by the latter.
+def of_cycle(connection: Connection, op_id: str) -> list[Issued]:
+    """Return the ids issued in an OP's present cycle, sorted by instrument program.
 
     A release keeps them. An inversion that `adopt` recorded under another id has that id.
     """
@@ -67,8 +83,8 @@ def of_cycle(connection: Connection, op_id: str) -> list[dict[str, str]]:
         order by program, seq desc
         """,
         {"op": op_id},
-    ).fetchall()
-    return [dict(row) for row in rows]
+    )
+    return [Issued(**row) for row in rows]
 
 
 def owner(connection: Connection, inversion_id: str) -> str | None:
@@ -101,16 +117,17 @@ def stem(inversion_id: str) -> str:
     return inversion_id.upper().replace(".", "_")
 
 
-def with_names(inversions: Sequence[dict[str, str]], proposal_id: str | None) -> list[dict[str, Any]]:
-    """Return the inversions with their folder, file names and asdfObjectKey."""
+def with_names(inversions: Sequence[Issued], proposal_id: str | None) -> list[Named]:
+    """Return the inversions with the names of their folder and files."""
     return [
-        {
-            **one,
-            "folder": proposal_id and folder(proposal_id, one["inversion_id"]),
-            "frame_files": f"{stem(one['inversion_id'])}_YYYY_MM_DDThh_mm_ss_ff_L2.fits",
-            "asdf_file": f"{stem(one['inversion_id'])}_L2_metadata.asdf",
-            "asdf_object_key": asdf_object_key(proposal_id, one["inversion_id"]),
-        }
+        Named(
+            one.instrument_program_id,
+            one.inversion_id,
+            proposal_id and folder(proposal_id, one.inversion_id),
+            f"{stem(one.inversion_id)}_YYYY_MM_DDThh_mm_ss_ff_L2.fits",
+            f"{stem(one.inversion_id)}_L2_metadata.asdf",
+            asdf_object_key(proposal_id, one.inversion_id),
+        )
         for one in inversions
     ]
 

@@ -198,8 +198,8 @@ def _pipeline(
     did(f"mark-inverted {chosen} --software DeSIRe …", "marked inverted", HAN)
     stages.append(stage(publish.publish(connection, settings, CRON)))
     for step in publication.steps(connection, settings.publish, chosen):
-        detail = step["detail"] if step["standing"] != "not configured" else NOT_CONFIGURED[step["step"]]
-        say(f"  {step['inversion_id']} {step['step']}: {step['standing']} {detail}".rstrip())
+        detail = step.detail if step.standing != "not configured" else NOT_CONFIGURED[step.step]
+        say(f"  {step.inversion_id} {step.step}: {step.standing} {detail}".rstrip())
 
     states = observing_programs.status(connection)["states"]
     did("status", ", ".join(f"{count} {state}" for state, count in states.items() if count))

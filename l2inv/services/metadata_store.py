@@ -24,6 +24,10 @@ IDS_AT_ONCE = 200
 SORTED_BY = "datasetInventoryId"
 ACTIVE = "ACTIVE"  # the status code of the datasets that a plain query returns
 
+Held = dict[
+    str, Any
+]  # an inversion as the store has it, under its own names; a part may be missing, or of any type
+
 _INVERSION = "inversionId primaryProposalId instrumentProgramExecutionId bucket asdfObjectKey datasetIds spectralLines createDate"
 # From the struct, so that query and reader agree. Counts and distributions are scalars in the store.
 _FIELDS = " ".join(Dataset.__struct_encode_fields__)
@@ -70,26 +74,26 @@ COUNT = Query(
 CREATE = Query(
     f"mutation Create($params: L2InversionInventory!) {{ createL2InversionInventory(createParams: $params) {{ {_INVERSION} }} }}",
     "createL2InversionInventory",
-    dict[str, Any],
+    Held,
 )
 FIND = Query(
     f"query Find($id: String) {{ l2Inversions(filterParams: {{inversionId: $id}}) {{ {_INVERSION} }} }}",
     "l2Inversions",
-    list[dict[str, Any]] | None,
+    list[Held] | None,
 )
 FIND_BY_DATASETS = Query(
     "query FindByDatasets($ids: [String!]) { l2Inversions(filterParams: {datasetIds: $ids}) "
     f"{{ {_INVERSION} }} }}",
     "l2Inversions",
-    list[dict[str, Any]] | None,
+    list[Held] | None,
 )
 
 
 class Known(msgspec.Struct, rename="camel"):
     """The inversions that the store has before one is created: with its id, and of any of its datasets."""
 
-    by_id: list[dict[str, Any]] | None
-    by_datasets: list[dict[str, Any]] | None
+    by_id: list[Held] | None
+    by_datasets: list[Held] | None
 
 
 KNOWN = Query(
@@ -330,26 +334,26 @@ class Service(Client):
             raise StoreError(f"{self.name}: ignores the variables of a query", _VARIABLES)
         return Look(masked(self.settings.url or ""), True, True, True if others else None, codes)
 
-    def create_inversion(self, params: dict[str, Any]) -> dict[str, Any]:
+    def create_inversion(self, params: Mapping[str, Any]) -> Held:
         """Create an inversion's record and return it as the store has it. Not repeated if the answer is lost.
 
         Raise StoreError; then find_inversion shows whether the store created it anyway.
         """
-        held: dict[str, Any] = self.ask(CREATE, {"params": params})
+        held: Held = self.ask(CREATE, {"params": params})
         return held
 
-    def find_inversion(self, inversion_id: str) -> dict[str, Any] | None:
+    def find_inversion(self, inversion_id: str) -> Held | None:
         """Return the inversion with an inversionId, or None. Raise StoreError, also if the answer has another id."""
         return self._of_id(self.ask(FIND, {"id": inversion_id}), inversion_id)
 
     def known_inversions(
         self, inversion_id: str, dataset_ids: Sequence[str]
-    ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    ) -> tuple[Held | None, list[Held]]:
         """Return in one request what find_inversion and inversions_of return. Raise StoreError."""
         known: Known = self.ask(KNOWN, {"id": inversion_id, "ids": list(dataset_ids)})
         return self._of_id(known.by_id, inversion_id), known.by_datasets or []
 
-    def _of_id(self, found: list[dict[str, Any]] | None, inversion_id: str) -> dict[str, Any] | None:
+    def _of_id(self, found: list[Held] | None, inversion_id: str) -> Held | None:
         for held in found or ():
             if held.get("inversionId") != inversion_id:
                 raise StoreError(
@@ -358,7 +362,7 @@ class Service(Client):
                 )
         return found[0] if found else None
 
-    def inversions_of(self, dataset_ids: Sequence[str]) -> list[dict[str, Any]]:
+    def inversions_of(self, dataset_ids: Sequence[str]) -> list[Held]:
         """Return the inversions that the store has of any of the datasets. Raise StoreError."""
         return self.ask(FIND_BY_DATASETS, {"ids": list(dataset_ids)}) or []
 
@@ -461,11 +465,11 @@ def look(settings: MetadataStore) -> Look | None:
         return store.look()
 
 
-def _by_id(dataset_ids: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _by_id(dataset_ids: Sequence[str]) -> Iterator[Mapping[str, Any]]:
     for start in range(0, len(dataset_ids), IDS_AT_ONCE):
         yield {"datasetIds": list(dataset_ids[start : start + IDS_AT_ONCE])}
 
 
-def _since(moment: datetime | None) -> dict[str, Any]:
+def _since(moment: datetime | None) -> Mapping[str, Any]:
     """Return the filter, with the time in UTC without an offset, as in the store."""
     return {"updateDateMin": moment.astimezone(UTC).replace(tzinfo=None).isoformat()} if moment else {}

@@ -4,9 +4,9 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 from urllib.parse import unquote
 
 from l2inv.config.settings import Mount
@@ -15,8 +15,16 @@ from l2inv.errors import Unavailable
 _HERE = [Mount(uri, "/") for uri in ("/", "file:///", "file://localhost/")]
 
 
-def problems(outputs: Sequence[Mapping[str, Any]], mounts: Sequence[Mount]) -> list[str]:
-    """Return what is wrong with the outputs (`uri`, `size_bytes`, `sha256`) that are mounted here, a line each.
+class Output(TypedDict):
+    """A file or folder of an inversion, as the ready event names it. This is JSON: events and views contain it."""
+
+    uri: str
+    size_bytes: NotRequired[int]
+    sha256: NotRequired[str]
+
+
+def problems(outputs: Sequence[Output], mounts: Sequence[Mount]) -> list[str]:
+    """Return what is wrong with the outputs that are mounted here, a line each.
 
     Raise Unavailable if the folder of a mount is missing, which is no finding about the outputs.
     """
@@ -45,7 +53,7 @@ def _inside(uri: str, mount: Mount) -> str:
     return (unquote(rest, errors="surrogateescape") if "://" in mount.uri else rest).lstrip("/")
 
 
-def _problem(output: Mapping[str, Any], mounts: Sequence[Mount]) -> str | None:
+def _problem(output: Output, mounts: Sequence[Mount]) -> str | None:
     mount = _mount_of(output["uri"], mounts)
     if mount is None:
         return None

@@ -95,7 +95,7 @@ def deliver(connection: Connection, op_id: str) -> list[str]:
     (one,) = issued.of_cycle(connection, op_id)
     row = connection.execute("select proposal_id from l2inv.op where op_id = %s", [op_id]).fetchone()
     assert row is not None
-    folder, stem = issued.folder(row["proposal_id"], one["inversion_id"]), issued.stem(one["inversion_id"])
+    folder, stem = issued.folder(row["proposal_id"], one.inversion_id), issued.stem(one.inversion_id)
     names = [f"{stem}_2022_06_03T18_03_{second:02}_89_L2.fits" for second in range(FRAMES)]
     names.append(f"{stem}_L2_metadata.asdf")
     ready = ready_event.Ready(

@@ -20,7 +20,7 @@ from l2inv.services import jobs, slurm
 from l2inv.services.jobs import OWN, Ended
 from l2inv.stages.preprocess import bundle
 from l2inv.stages.publish import transfer
-from l2inv.stages.publish.transfer import Failed, Job, Move
+from l2inv.stages.publish.transfer import Failed, File, Job, Move
 from tests.helpers import slurm_cluster
 from tests.helpers.slurm_cluster import Cluster
 from tests.helpers.waiting import until
@@ -76,8 +76,8 @@ def run(how: Settings, one: Job, stop: Flag | None = None) -> str:
         process.wait()
 
 
-def described(folder: Path) -> list[dict[str, Any]]:
-    return [bundle.describe_file(path, folder) for path in bundle.files(folder)]
+def described(folder: Path) -> list[File]:
+    return [File(**bundle.describe_file(path, folder)) for path in bundle.files(folder)]
 
 
 # What is brought, and compared
@@ -86,7 +86,7 @@ def described(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("command", [CP, pytest.param(RSYNC, marks=NO_RSYNC)], ids=["cp", "rsync"])
 def test_every_file_is_brought_whatever_it_is_called(source: Path, archive: Path, command: list[str]) -> None:
     how, files = to_archive(archive, command), described(source)
-    assert {file["path"] for file in files} == set(NAMES)
+    assert {file.path for file in files} == set(NAMES)
     assert len(transfer.differences(how, move(source), files) or []) == len(NAMES)
     for _ in range(2):  # and once more, over what is there
         assert run(how, begun(how, source)) == "done"

@@ -302,7 +302,8 @@ def test_an_output_is_looked_at_where_it_is_mounted(
 ) -> None:
     uri = f"{where.format(data=data)}/{name}"
     uri = uri.replace(" ", "%20") if "://" in uri else uri
-    found = outputs.problems([{"uri": uri} | said], [Mount("globus://l2/", str(data))])
+    output: outputs.Output = {"uri": uri, **said}  # type: ignore[typeddict-item]
+    found = outputs.problems([output], [Mount("globus://l2/", str(data))])
     assert [line.startswith(f"{uri}: {wrong}") for line in found] == ([True] if wrong else [])
 
 

@@ -203,9 +203,15 @@ def _check_products(
 
     An inversion that gets its id with this event has no files under that id yet.
     """
-    named = {one["inversion_id"] for one in issued.of_cycle(connection, op_id)}
+    named = {one.inversion_id for one in issued.of_cycle(connection, op_id)}
     inversions = [
-        one | {"dataset_ids": one["datasets"]}
+        delivered.Inversion(
+            one["inversion_id"],
+            one["instrument_program_id"],
+            one["datasets"],
+            one["outputs"],
+            one["asdf_object_key"],
+        )
         for one in detail["inversions"]
         if one["inversion_id"] in named and one["outputs"]
     ]
@@ -425,12 +431,10 @@ def _inversions(
             "name each instrument program under inversions",
         )
     given = {one["instrument_program_id"]: one for one in detail.get("inversions", ())}
-    folders = {
-        one["inversion_id"]: re.compile(f"inv[_.]{one['inversion_id'][4:]}", re.IGNORECASE) for one in ids
-    }
+    folders = {one.inversion_id: re.compile(f"inv[_.]{one.inversion_id[4:]}", re.IGNORECASE) for one in ids}
     found = []
     for one in ids:
-        inversion_id, program = one["inversion_id"], one["instrument_program_id"]
+        inversion_id, program = one.inversion_id, one.instrument_program_id
         mine = given.get(program, {})
         if other := mine.get("inversion_id", ready.inversion_id):
             issued.must_be_issued(op_id, other, inversion_id)
@@ -440,8 +444,9 @@ def _inversions(
         proposal = next((row["proposal_id"] for row in own if row["proposal_id"]), None)
         others = [folder for other_id, folder in folders.items() if other_id != inversion_id]
         found.append(
-            one
-            | {
+            {
+                "inversion_id": inversion_id,
+                "instrument_program_id": program,
                 "datasets": sorted(row["dataset_id"] for row in own),
                 "outputs": mine.get(
                     "outputs",

@@ -3,6 +3,8 @@
 from datetime import datetime
 from typing import Any
 
+import msgspec
+
 from l2inv import wording
 from l2inv.config.settings import Qualification
 from l2inv.database.connection import Connection
@@ -70,7 +72,8 @@ def claim_first(
 
 def _named(connection: Connection, op_id: str) -> dict[str, Any]:
     """Return the detail with an inversion id for each instrument program to be inverted."""
-    return {"inversions": issued.issue(connection, op_id, event_log.invertible_programs(connection, op_id))}
+    named = issued.issue(connection, op_id, event_log.invertible_programs(connection, op_id))
+    return {"inversions": msgspec.to_builtins(named)}
 
 
 def _claimed(actor: str, due_at: datetime) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from l2inv.config.settings import Settings
 from l2inv.database.connection import Connection
@@ -10,6 +9,7 @@ from l2inv.database.runs import stage_lock
 from l2inv.errors import Refused
 from l2inv.record import event_log
 from l2inv.services import metadata_store
+from l2inv.wording import Json
 
 
 def unmark(connection: Connection, settings: Settings, op_id: str, reason: str | None, actor: str) -> None:
@@ -22,7 +22,7 @@ def unmark(connection: Connection, settings: Settings, op_id: str, reason: str |
         present = event_log.locked(connection, op_id)
         if present.seq != seen.seq:
             raise Refused(f"OP {op_id} changed meanwhile", f"see: l2inv history {op_id}; try again")
-        detail: dict[str, Any] = {"assignee": present.assignee, "due_at": _due_at(connection, op_id)}
+        detail: Json = {"assignee": present.assignee, "due_at": _due_at(connection, op_id)}
         detail |= {"reason": reason} if reason else {}
         event_log.add_one(connection, present, "resumed", "working", actor, detail)
 

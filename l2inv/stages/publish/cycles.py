@@ -1,21 +1,23 @@
 """Reopening an OP, withdrawing and reinstating inversions, and adopting one that only the store has."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
 from l2inv.config.settings import Settings
-from l2inv.database.connection import Connection
+from l2inv.database.connection import Connection, Row
 from l2inv.database.runs import stage_lock
 from l2inv.domain.states import State
 from l2inv.errors import Refused
 from l2inv.queries import publication
 from l2inv.record import event_log, issued
 from l2inv.services import metadata_store
+from l2inv.services.metadata_store import Held
 from l2inv.stages.publish.guard import one_at_a_time
-from l2inv.stages.publish.preflight import preflight
+from l2inv.stages.publish.preflight import Inversion, preflight
 from l2inv.stages.publish.store import differences
+from l2inv.wording import Json
 
 
 def reopen(connection: Connection, settings: Settings, op_id: str, reason: str, actor: str) -> None:
@@ -69,24 +71,25 @@ def adopt(
             raise Refused(f"the store has no inversion {inversion_id}", _see(op_id))
         if (owner := issued.owner(connection, inversion_id)) not in (None, op_id):
             raise Refused(f"{inversion_id} was issued for OP {owner}", f"see: l2inv history {owner}")
-        kind, detail = "noted", {"note": reason, "beside": [inversion_id]}
+        kind: str = "noted"
+        detail: Json = {"note": reason, "beside": [inversion_id]}
         if not beside:
-            kind, detail = "inversion_named", _same(connection, settings, op_id, held) | {"reason": reason}
+            same = msgspec.structs.replace(_same(connection, settings, op_id, held), reason=reason)
+            kind, detail = "inversion_named", msgspec.to_builtins(same)
         with connection.transaction():
             present = _as_seen(connection, seen, actor)
             event_log.add_one(connection, present, kind, None, actor, detail)
 
 
-def _same(connection: Connection, settings: Settings, op_id: str, held: dict[str, Any]) -> dict[str, Any]:
+def _same(connection: Connection, settings: Settings, op_id: str, held: Held) -> Inversion:
     """Return the OP's inversion with the id that it has in the store. Raise Refused if the two differ."""
     inversion_id, other = held["inversionId"], ["instrumentProgramExecutionId"]
-    inversions: list[dict[str, Any]] = preflight(connection, settings, op_id)["inversions"]
-    for inversion in inversions:
-        if inversion["instrument_program_id"] == held.get("instrumentProgramExecutionId"):
-            convention = issued.asdf_object_key(inversion["proposal_id"], inversion["inversion_id"])
-            if inversion["asdf_object_key"] == convention:  # not given, but derived from the id
-                inversion["asdf_object_key"] = held.get("asdfObjectKey")
-            inversion["inversion_id"] = inversion_id
+    for inversion in preflight(connection, settings, op_id).inversions:
+        if inversion.instrument_program_id == held.get("instrumentProgramExecutionId"):
+            convention = issued.asdf_object_key(inversion.proposal_id, inversion.id)
+            if inversion.asdf_object_key == convention:  # not given, but derived from the id
+                inversion.asdf_object_key = held.get("asdfObjectKey")
+            inversion.inversion_id = inversion_id
             other = differences(inversion, held)
             if not other:
                 return inversion
@@ -134,7 +137,7 @@ def _must_not_be_in_the_store(settings: Settings, op_id: str, inversion_ids: Seq
 
 def withdraw(
     connection: Connection, op_id: str, reason: str, inversion_ids: Sequence[str], actor: str
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Mark inversions of an OP as bad: those given, or all that were published in its newest cycle. One that is given may
     be of a cycle that ended before it was published.
 
@@ -164,7 +167,7 @@ def _mark(
     inversion_ids: Sequence[str],
     actor: str,
     kind: Literal["withdrawn", "reinstated"],
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     with connection.transaction():
         one_at_a_time(connection)
         present = event_log.locked(connection, op_id)
@@ -175,7 +178,7 @@ def _mark(
         ).fetchall()
         found = {i["inversion_id"]: i for i in rows}
         for one in publication.abandoned(connection, op_id):
-            found[one["inversion_id"]] = one | {"withdrawn": False, "published": False}
+            found[one.inversion_id] = msgspec.structs.asdict(one) | {"withdrawn": False, "published": False}
         if unknown := sorted(set(inversion_ids) - found.keys()):
             raise Refused(f"OP {op_id} has no published inversion {', '.join(unknown)}", _see(op_id))
         newest = max((i["cycle"] for i in found.values() if i["published"]), default=0)
@@ -193,7 +196,7 @@ def _mark(
                 _see(op_id),
             )
         ids = sorted(i["inversion_id"] for i in chosen)
-        detail: dict[str, Any] = {
+        detail: Json = {
             "reason": reason,
             "inversion_ids": ids,
             "cycle": max(i["cycle"] for i in chosen),

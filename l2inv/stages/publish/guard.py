@@ -1,15 +1,15 @@
 """An OP as its preflight found it, compared again before anything that cannot be undone."""
 
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 
 from l2inv.database.connection import Connection
 from l2inv.domain import states
 from l2inv.record import event_log
-from l2inv.stages.publish.preflight import preflight
+from l2inv.stages.publish.preflight import Inversion, Preflight, preflight
 from l2inv.stages.stage import Outcomes, Report, Stage
+from l2inv.wording import Json
 
 
 class Abandoned(msgspec.Struct, frozen=True):
@@ -40,18 +40,18 @@ class Unpublishable(Exception):
 class Guard:
     """An inverted OP between its preflight and its publication. `found` is the newest preflight."""
 
+    found: Preflight
+    inversions: list[Inversion]  # as the store has them, or will have them
+    seq: int
+
     def __init__(self, stage: Stage[Published], op_id: str) -> None:
         self.stage, self.op_id = stage, op_id
         self.connection, self.settings, self.run = stage.connection, stage.settings, stage.run
-        self.found: dict[str, Any] = {}
-        self.inversions: list[dict[str, Any]] = []  # as the store has them, or will have them
-        self.seq = 0
 
-    def look(self) -> dict[str, Any]:
-        """Run a preflight, and return it."""
+    def look(self) -> None:
+        """Run a preflight, from which all else takes what it found."""
         self.found = preflight(self.connection, self.settings, self.op_id)
-        self.inversions, self.seq = self.found["inversions"], self.found["seq"]
-        return self.found
+        self.inversions, self.seq = self.found.inversions, self.found.seq
 
     @property
     def is_inverted(self) -> bool:
@@ -66,7 +66,7 @@ class Guard:
         self,
         kind: str,
         state: states.State | None,
-        detail: dict[str, Any],
+        detail: Json,
         before: Callable[[Connection], None] = lambda connection: None,
     ) -> None:
         """Record a decision. Raise Changed if the OP changed since the preflight."""
@@ -76,7 +76,7 @@ class Guard:
             event_log.add_one(self.connection, present, kind, state, self.run.actor, detail, self.run.run_id)
         self.seq += 1
 
-    def note(self, kind: str, detail: dict[str, Any]) -> None:
+    def note(self, kind: str, detail: Json) -> None:
         """Record what was done, even if the OP changed meanwhile; the next decision takes the change into account."""
         with self.connection.transaction():
             present = event_log.locked(self.connection, self.op_id)
@@ -96,10 +96,8 @@ class Guard:
         if present.seq != self.seq or present.on_hold or present.state != "inverted":
             raise Changed
         # A dataset of another OP may supersede one of this OP without an event here.
-        if (
-            preflight(self.connection, self.settings, self.op_id, look=False)["decided"]
-            != self.found["decided"]
-        ):
+        now = preflight(self.connection, self.settings, self.op_id, check_files=False)
+        if now.decided != self.found.decided:
             raise Changed
         return present
 

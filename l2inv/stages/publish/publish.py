@@ -6,7 +6,8 @@ The OP is read again before each step, so that a hold takes effect.
 """
 
 import time
-from typing import Any
+
+import msgspec
 
 from l2inv import wording
 from l2inv.config.settings import Settings
@@ -16,7 +17,7 @@ from l2inv.queries import publication
 from l2inv.services import catalog, metadata_store
 from l2inv.stages.publish import abandoned, steps, transfer
 from l2inv.stages.publish.guard import Changed, Guard, Published, Unpublishable, one_at_a_time
-from l2inv.stages.publish.preflight import failed, inverted_ops
+from l2inv.stages.publish.preflight import Preflight, inverted_ops
 from l2inv.stages.publish.store import Store, Unfinished, record, started
 from l2inv.stages.stage import Progress, opened
 
@@ -72,8 +73,8 @@ def publish(
 def _advance(guard: Guard, store: Store) -> str:
     """Take an OP's steps up to its record in the store: return recorded, failed or skipped."""
     for _ in range(_LOOKS):
-        found = guard.look()
-        if found["on_hold"] or not guard.is_inverted:
+        guard.look()
+        if guard.found.on_hold or not guard.is_inverted:
             return "skipped"
         try:
             return "recorded" if _up_to_the_record(guard, store) else "skipped"
@@ -91,16 +92,16 @@ def _advance(guard: Guard, store: Store) -> str:
 def _up_to_the_record(guard: Guard, store: Store) -> bool:
     """Take the steps up to the record that were not taken yet; return False while a job on the cluster runs."""
     found = guard.found
-    each = [started(guard, store, inversion) for inversion in found["inversions"]]
+    each = [started(guard, store, inversion) for inversion in found.inversions]
     guard.inversions = [inversion for inversion, _ in each]
     if not any(held for _, held in each):
-        if not found["ready"]:
+        if not found.ready:
             raise Unpublishable(_cause(found))
         if wrong := steps.products(guard):
             raise Unpublishable(wrong)
     for inversion in guard.inversions:
         if not steps.transfer_files(guard, inversion):
-            guard.warn(f"the files of {inversion['inversion_id']} are being transferred")
+            guard.warn(f"the files of {inversion.inversion_id} are being transferred")
             return False
         steps.catalog_files(guard, inversion)
     for inversion, held in each:
@@ -128,7 +129,12 @@ def _is_over(guard: Guard, store: Store) -> bool:
     if not all(steps.is_available(guard, store, inversion) for inversion in guard.inversions):
         return False
     try:
-        guard.add("published", "published", {"inversions": guard.inversions}, before=one_at_a_time)
+        guard.add(
+            "published",
+            "published",
+            {"inversions": msgspec.to_builtins(guard.inversions)},
+            before=one_at_a_time,
+        )
         guard.stage.count("done")
     except Changed:  # put on hold, or its datasets changed: the next run handles it
         guard.warn("changed during the wait for the store; the next run checks again")
@@ -136,9 +142,8 @@ def _is_over(guard: Guard, store: Store) -> bool:
     return True
 
 
-def _cause(found: dict[str, Any]) -> str:
-    against = failed(found["checks"])
-    words = "; ".join(f"{check['name']}: {check['detail']}" for check in against)
-    if any(check["name"] == "superseded" for check in against):
-        words += f"; invert it again: l2inv reopen {found['op_id']} --reason WHY"
+def _cause(found: Preflight) -> str:
+    words = "; ".join(f"{check.name}: {check.detail}" for check in found.failed)
+    if any(check.name == "superseded" for check in found.failed):
+        words += f"; invert it again: l2inv reopen {found.op_id} --reason WHY"
     return words

@@ -7,11 +7,11 @@ returns, then starts it, and calls outcome() any number of times, also in a late
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
 from threading import Event as Flag
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import quote
 
 import msgspec
@@ -20,6 +20,7 @@ from l2inv.config.settings import Settings
 from l2inv.errors import ConfigError, L2invError
 from l2inv.files import private_folder
 from l2inv.services import jobs, outputs, slurm
+from l2inv.services.outputs import Output
 
 LOG = "transfer.log"
 
@@ -134,8 +135,25 @@ def outcome(settings: Settings, one: Job, stop: Flag) -> Literal["done", "again"
     return found
 
 
-def differences(settings: Settings, move: Move, files: Sequence[Mapping[str, Any]]) -> list[str] | None:
-    """Return the differences between the destination and the files (`path`, `size_bytes`, `sha256`), a line each.
+class File(msgspec.Struct, frozen=True):
+    """A file that is transferred: its path below the folder, and its size and SHA-256 if known."""
+
+    path: str
+    size_bytes: int | None = None
+    sha256: str | None = None
+
+    def as_output(self, uri: str) -> Output:
+        """Return the file as an output at a URI."""
+        output: Output = {"uri": uri}
+        if self.size_bytes is not None:
+            output["size_bytes"] = self.size_bytes
+        if self.sha256 is not None:
+            output["sha256"] = self.sha256
+        return output
+
+
+def differences(settings: Settings, move: Move, files: Sequence[File]) -> list[str] | None:
+    """Return the differences between the destination and the files, a line each.
 
     None if the destination is not mounted here. Raise L2invError if a mount is missing.
     """
@@ -146,9 +164,9 @@ def differences(settings: Settings, move: Move, files: Sequence[Mapping[str, Any
     folder = outputs.mounted(uri, mounts)
     if folder is None:
         return None
-    sent = {str(file["path"]): file for file in files}
+    sent = {file.path: file for file in files}
     wanted = [
-        {**file, "uri": f"{uri}/{quote(path, errors='surrogateescape') if '://' in uri else path}"}
+        file.as_output(f"{uri}/{quote(path, errors='surrogateescape') if '://' in uri else path}")
         for path, file in sent.items()
     ]
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
