@@ -54,6 +54,7 @@ def check(app: App, op: str, folder: Path | None) -> None:
     What science delivered, and the Level 2 made from it; exit code 5 if something is wrong.
     """
     from l2inv.cli import render
+    from l2inv.products.findings import grouped
     from l2inv.record import event_log
     from l2inv.stages.publish import checking
 
@@ -67,13 +68,11 @@ def check(app: App, op: str, folder: Path | None) -> None:
         columns = ("file", "HDU", "what", "result", "measured", "required")
         for one in found:
             render.paragraph(f"{one.inversion_id} in {one.folder}")
-            rows = [
-                [
-                    "-" if value is None else value
-                    for value in (f.file, f.hdu, f.what, f.result, f.measured, f.required)
-                ]
-                for f in one.findings
-            ]
+            rows = []
+            for f, count in grouped(one.findings):
+                where = f"{f.file} and {count - 1} more" if count > 1 else f.file
+                cells = (where, f.hdu, f.what, f.result, f.measured, f.required)
+                rows.append(["-" if cell is None else cell for cell in cells])
             if rows:
                 render.table(columns, rows)
         app.summary(f"check: {op_id}: {wrong} wrong, {len(findings) - wrong} to review")

@@ -38,6 +38,7 @@ class Block(NamedTuple):
     at: int
     used_bytes: int
     md5: bytes
+    is_packed: bool
 
 
 def read_tree(file: BinaryIO) -> tuple[Any, int]:
@@ -142,7 +143,7 @@ def read_blocks(file: BinaryIO, size_bytes: int, end: int) -> list[Block]:
         if begin + allocated > size_bytes:
             measured = f"block {len(blocks)} ends after byte {begin + allocated}, the file after {size_bytes}"
             raise Unfit("structure", measured, "the file is as long as its blocks")
-        blocks.append(Block(data_bytes, begin, used, md5))
+        blocks.append(Block(data_bytes, begin, used, md5, is_packed))
         at = begin + allocated
     return blocks
 
@@ -199,3 +200,25 @@ def array_bytes(node: dict[str, Any]) -> int | None:
         return None
     offset = node.get("offset", 0)
     return item * prod(shape) + (offset if isinstance(offset, int) else 0)
+
+
+def texts(file: BinaryIO, node: dict[str, Any], blocks: list[Block]) -> list[str] | None:
+    """Return an array of texts that is a block of its own, not packed; None for any other."""
+    source, datatype = node.get("source"), node.get("datatype")
+    length = array_bytes(node)
+    if not isinstance(source, int) or not 0 <= source < len(blocks) or {"strides", "offset"} & node.keys():
+        return None
+    block = blocks[source]
+    if not length or block.is_packed or length != block.used_bytes or length > MOST_TREE_BYTES:
+        return None
+    match datatype:
+        case ["ucs4", int(count)] if count > 0:
+            item = 4 * count
+            encoding = "utf-32-le" if node.get("byteorder") == "little" else "utf-32-be"
+        case ["ascii", int(count)] if count > 0:
+            item, encoding = count, "ascii"
+        case _:
+            return None
+    content = files.read_at(file, block.at, length)
+    each = (content[at : at + item] for at in range(0, len(content), item))
+    return [one.decode(encoding, "replace").rstrip("\0") for one in each]

@@ -55,7 +55,7 @@ WHAT = {
     "hdus": "the file has not 11 quantities and then pairs of profiles",
     "quantity": "another quantity is at this place",
     "unit": "a quantity has another unit than it must have",
-    "profiles": "observed and fitted profiles do not alternate, differ in shape, or differ from science's arms",
+    "profiles": "observed and fitted profiles do not alternate or match, or the arms are not science's, or two are of one line",
     # ASDF
     "tree": "the ASDF's tree cannot be read, or lacks what the published schema and readers need",
     "tag": "a node has not the tag of the published schema",
@@ -63,7 +63,7 @@ WHAT = {
     "proposal_id": "the ASDF names another proposal",
     "datasets": "the ASDF names other datasets than those that were inverted",
     "files": "the ASDF lists other files than the folder holds",
-    "order": "the ASDF lists the files in another order than that of time",
+    "order": "the ASDF lists the files, or their headers, in another order than that of time",
     "quantities": "the ASDF has not the 11 quantities, or observed and fitted profiles of each arm",
     "target": "the ASDF points at another HDU than the quantity's",
     "arrays": "arrays of the ASDF have another length than the blocks that hold them: their values are read wrongly",

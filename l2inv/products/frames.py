@@ -12,7 +12,15 @@ from l2inv.products.files import Folder, reading
 from l2inv.products.findings import Finding, Unfit, finding
 from l2inv.products.fitsfile import Hdu
 from l2inv.products.issued import SCIENCE_FILES, Issued
-from l2inv.products.science import LEAST_WING_NM, LINES, STOKES, Delivered, frames_required
+from l2inv.products.science import (
+    LEAST_WING_NM,
+    LINES,
+    MOST_LENGTH,
+    STOKES,
+    Delivered,
+    direction,
+    frames_required,
+)
 
 
 class Quantity(NamedTuple):
@@ -38,6 +46,7 @@ QUANTITIES = (
     Quantity("density", "kg/m^3", "phys.density"),
 )
 FIRST_PROFILE = len(QUANTITIES) + 1
+OPTICAL_DEPTH = 1  # its HDU
 ANGLES = (7, 8)  # HDUs of inclination and azimuth
 MOST_DATA_BYTES = 2**30  # of one HDU; a frame's are a few megabytes
 CLOCK = timedelta(seconds=1)  # by which a frame may be outside its dataset's times
@@ -73,6 +82,7 @@ def check(folder: Folder, delivered: Delivered | None) -> Generator[Finding, Non
     """Yield what is wrong with the frames, and return them; `delivered` is what science's files say, if they are there."""
     names = named(folder)
     layouts: dict[Layout, list[str]] = {}
+    directions: dict[int, list[str]] = {1: [], -1: [], 0: []}
     yield from _count(len(names), folder.issued, delivered)
     for name in names:
         try:
@@ -83,7 +93,7 @@ def check(folder: Folder, delivered: Delivered | None) -> Generator[Finding, Non
                     yield finding(name, None, "fits_standard", line, "as the standard has it")
                 yield from _primary(name, hdus[0], folder.issued)
                 yield from _images(name, hdus, folder.issued, delivered)
-                yield from _values(folder, name, file, hdus)
+                directions[(yield from _values(folder, name, file, hdus))].append(name)
         except Unfit as unfit:
             yield finding(name, unfit.hdu, unfit.what, unfit.measured, unfit.required)
     usual = max(layouts, key=lambda layout: len(layouts[layout]), default=None)
@@ -93,6 +103,10 @@ def check(folder: Folder, delivered: Delivered | None) -> Generator[Finding, Non
                 yield finding(
                     name, None, "shape_differs", _difference(layout, usual), "as most frames have it"
                 )
+    for name in min(directions[1], directions[-1], key=len):
+        yield finding(
+            name, OPTICAL_DEPTH, "optical_depth", "in the other direction", "in that of most frames"
+        )
     yield from _sizes(folder, names)
     return Frames(names, usual)
 
@@ -141,6 +155,9 @@ def _primary(name: str, hdu: Hdu, issued: Issued) -> Iterator[Finding]:
         found = fitsfile.value(hdu.header, key)
         if found != wanted or isinstance(found, bool):
             yield finding(name, 0, key, found, wanted)
+    system = fitsfile.value(hdu.header, "TIMESYS")
+    if system not in (None, "UTC"):  # the standard's default is UTC
+        yield finding(name, 0, "time", f"TIMESYS {system}", "UTC")
     value = fitsfile.value(hdu.header, "DATE-BEG")
     begin = _time(value)
     if begin is None:
@@ -211,6 +228,7 @@ def _profiles(
     name: str, profiles: list[Hdu], slit: int, issued: Issued, delivered: Delivered | None
 ) -> Iterator[Finding]:
     lengths = []
+    centers: list[float] = []
     for number, hdu in enumerate(profiles):
         fits = (
             len(hdu.shape) == 4 and hdu.shape[:2] == (1, slit) and hdu.shape[3] == STOKES and hdu.shape[2] > 0
@@ -225,7 +243,18 @@ def _profiles(
             yield finding(name, hdu.number, "profiles", str(hdu.shape), required)
         if fits and number % 2 == 0:
             lengths.append(hdu.shape[2])
-        yield from _wavelengths(name, hdu)
+        axis = _axis(hdu)
+        if axis is None:
+            continue
+        yield from _wavelengths(name, hdu, axis)
+        if number % 2 == 0:
+            if any(abs(axis.center - one) < NEAR_LINE_NM for one in centers):
+                yield finding(name, hdu.number, "profiles", f"{axis.center:g} nm again", "a line of its own")
+            centers.append(axis.center)
+        elif (observed := _axis(profiles[number - 1])) and not axis.is_near(observed):
+            measured = f"{axis.first:.4f} to {axis.last:.4f} nm"
+            required = f"{observed.first:.4f} to {observed.last:.4f} nm, as the observed one before it"
+            yield finding(name, hdu.number, "profiles", measured, required)
     arms = len(profiles) // 2
     if delivered and delivered.arms is not None and sorted(delivered.arms) != sorted(lengths):
         yield finding(
@@ -237,17 +266,36 @@ def _profiles(
         )
 
 
-def _wavelengths(name: str, hdu: Hdu) -> Iterator[Finding]:
-    """Yield whether the axis of wavelengths, where the header describes one, holds a known line and not half of it."""
+class _Axis(NamedTuple):
+    """The wavelengths of a profile, in nm."""
+
+    center: float  # of the line
+    first: float
+    last: float
+    step: float
+
+    def is_near(self, other: "_Axis") -> bool:
+        most = abs(other.step) / 2
+        return abs(self.first - other.first) < most and abs(self.last - other.last) < most
+
+
+def _axis(hdu: Hdu) -> _Axis | None:
+    """Return the axis of wavelengths of a profile; None if the header describes none."""
     keys = [fitsfile.value(hdu.header, key) for key in ("CTYPE2", "CUNIT2", "CRVAL2", "CRPIX2", "CDELT2")]
     center, pixel, step = (_float(one) for one in keys[2:])
     if keys[:2] != ["AWAV", "nm"] or len(hdu.shape) != 4 or center is None or pixel is None or not step:
-        return
+        return None
+    return _Axis(center, center - (pixel - 1) * step, center + (hdu.shape[2] - pixel) * step, step)
+
+
+def _wavelengths(name: str, hdu: Hdu, axis: _Axis) -> Iterator[Finding]:
+    """Yield whether the wavelengths hold a known line and not half of it."""
+    center = axis.center
     if not any(abs(center - nm) < NEAR_LINE_NM for _, nm in LINES.values()):
         known = ", ".join(f"{line} ({nm:g} nm)" for line, nm in LINES.values())
         yield finding(name, hdu.number, "spectral_range", f"CRVAL2 {center:g} nm", f"a line: {known}")
         return
-    sides = [(pixel - 1) * step, (hdu.shape[2] - pixel) * step]
+    sides = [center - axis.first, axis.last - center]
     if min(sides) < LEAST_WING_NM:
         measured = f"{sides[0]:.4f} nm to the blue of {center:g} nm, {sides[1]:.4f} nm to the red"
         yield finding(
@@ -259,9 +307,11 @@ def _float(found: Any) -> float | None:
     return float(found) if isinstance(found, (int, float)) and abs(found) < 1e9 else None
 
 
-def _values(folder: Folder, name: str, file: BinaryIO, hdus: list[Hdu]) -> Iterator[Finding]:
+def _values(folder: Folder, name: str, file: BinaryIO, hdus: list[Hdu]) -> Generator[Finding, None, int]:
+    """Yield what is wrong with a frame's values, and return the direction of its log optical depth."""
     import numpy as np
 
+    way = 0
     for hdu in hdus:
         if hdu.data_bytes > MOST_DATA_BYTES:
             raise Unfit(
@@ -274,22 +324,37 @@ def _values(folder: Folder, name: str, file: BinaryIO, hdus: list[Hdu]) -> Itera
         if not hdu.data_bytes or not hdu.number or hdu.bitpix > 0:
             folder.tick(hdu.data_bytes)
             continue
-        # A profile has four planes, one per Stokes parameter; a quantity has one.
-        planes = STOKES if hdu.number >= FIRST_PROFILE and hdu.shape[-1] == STOKES else 1
-        alive = np.zeros(planes, bool)
+        is_depth = hdu.number == OPTICAL_DEPTH and len(hdu.shape) == 3 and hdu.shape[2] <= MOST_LENGTH
+        is_profile = hdu.number >= FIRST_PROFILE and hdu.shape[-1] == STOKES
+        # A profile has four planes, one per Stokes parameter, and log optical depth one per depth; others have one.
+        planes = hdu.shape[2] if is_depth else STOKES if is_profile else 1
+        counts, sums = np.zeros(planes), np.zeros(planes)
         low, high = np.inf, -np.inf
         for piece in fitsfile.pieces(file, hdu, folder.tick, planes):
-            finite = np.isfinite(piece)
-            alive |= finite.reshape(-1, planes).any(axis=0)
+            values = piece.reshape(-1, planes)
+            finite = np.isfinite(values)
+            counts += finite.sum(axis=0)
+            if is_depth:
+                sums += values.sum(axis=0, dtype=np.float64, where=finite)
             if hdu.number in ANGLES:
-                low = min(low, float(piece.min(where=finite, initial=np.inf)))
-                high = max(high, float(piece.max(where=finite, initial=-np.inf)))
-        if not alive.all():
-            measured = "none" if planes == 1 else f"none in {int((~alive).sum())} Stokes parameters"
+                low = min(low, float(piece.min(where=finite[:, 0], initial=np.inf)))
+                high = max(high, float(piece.max(where=finite[:, 0], initial=-np.inf)))
+        empty = int((counts == 0).sum())
+        if empty and (not is_depth or empty == planes):
+            measured = f"none in {empty} Stokes parameters" if is_profile else "none"
             yield finding(name, hdu.number, "nan_plane", measured, "numbers")
+        elif is_depth:
+            means = sums[counts > 0] / counts[counts > 0]
+            way = direction(means)
+            if not way and len(means) > 1:
+                shown = [round(float(one), 4) for one in means]
+                yield finding(
+                    name, hdu.number, "optical_depth", shown, "rises or falls all along the last axis"
+                )
         if low < 0 or high > 360:
             measured = f"{low:g} to {high:g} degrees"
             yield finding(name, hdu.number, "angle", measured, "0 to 360 degrees")
+    return way
 
 
 def unit_required(quantity: Quantity) -> str:

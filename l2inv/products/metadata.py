@@ -5,7 +5,7 @@ of the package dkist, in ndcollection-1.0.0 of ndcube, and in what else dkist re
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, BinaryIO
 
 from l2inv.products import asdffile
@@ -27,6 +27,11 @@ from l2inv.products.science import LINES
 TAG = "asdf://dkist.nso.edu/tags/inversion-0.1.0"
 DATASET_TAG = re.compile(r"asdf://dkist\.nso\.edu/tags/dataset-1\.\d+\.\d+", re.ASCII)
 FILES_TAG = re.compile(r"asdf://dkist\.nso\.edu/tags/file_manager-1\.\d+\.\d+", re.ASCII)
+COORDINATES_TAG = re.compile(r"tag:stsci\.edu:gwcs/wcs-1\.\d+\.\d+", re.ASCII)
+COLLECTION_TAGS = {
+    "quantities": re.compile(r"tag:sunpy\.org:ndcube/ndcollection-1\.\d+\.\d+", re.ASCII),
+    "profiles": re.compile(r"asdf://dkist\.nso\.edu/tags/profiles-0\.\d+\.\d+", re.ASCII),
+}
 TABLE_TAG = re.compile(r"tag:astropy\.org:astropy/table/table-1\.\d+\.\d+", re.ASCII)
 UNIT_TAG = re.compile(
     r"tag:(stsci\.edu:asdf/unit/unit|astropy\.org:astropy/units/unit)-1\.\d+\.\d+", re.ASCII
@@ -43,8 +48,9 @@ def check(folder: Folder, frames: Frames) -> Iterator[Finding]:
             blocks = asdffile.read_blocks(file, size_bytes, end)
             folder.tick(size_bytes)
             yield from _sums(name, file, blocks)
-        yield from _arrays(name, tree, blocks)
-        yield from _document(name, tree, folder.issued, frames)
+            yield from _arrays(name, tree, blocks)
+            listed = yield from _document(name, tree, folder.issued, frames)
+            yield from _headers(name, tree["inversion"]["meta"]["headers"], file, blocks, listed, frames)
     except Unfit as unfit:
         yield finding(name, unfit.hdu, unfit.what, unfit.measured, unfit.required)
 
@@ -101,22 +107,94 @@ def _arrays(name: str, tree: Any, blocks: list[Block]) -> Iterator[Finding]:
         )
 
 
-def _document(name: str, tree: Any, issued: Issued, frames: Frames) -> Iterator[Finding]:
+def _document(name: str, tree: Any, issued: Issued, frames: Frames) -> Generator[Finding, None, list[str]]:
+    """Yield what is wrong with the tree, and return the files that it lists first."""
     inversion = _need(tree, "", "inversion")
     _need(_need(tree, "", "history"), "history", "extensions")
     if _tag(inversion) != TAG:
         yield finding(name, None, "tag", _tag(inversion) or "none", TAG)
     meta = _need(inversion, "inversion", "meta")
-    yield from _tagged(name, "meta.headers", _need(meta, "inversion.meta", "headers"), TABLE_TAG)
+    headers = _need(meta, "inversion.meta", "headers")
+    yield from _tagged(name, "meta.headers", headers, TABLE_TAG)
     yield from _inventory(name, _need(meta, "inversion.meta", "inventory"), issued, frames)
     compared: list[Any] = []
     if "fileuris" in inversion:
         yield from _listed(name, "inversion.fileuris", inversion["fileuris"], frames, compared)
     for part in ("quantities", "profiles"):  # profiles: dkist does not open a file without
-        items = _need(_need(inversion, "inversion", part), f"inversion.{part}", "items")
+        collection = _need(inversion, "inversion", part)
+        items = _need(collection, f"inversion.{part}", "items")
         if not isinstance(items, dict):
             raise Unfit("tree", f"inversion.{part}.items is no mapping", "a mapping")
+        yield from _tagged(name, part, collection, COLLECTION_TAGS[part])
+        aligned = collection.get("aligned_axes")  # dkist pairs them with the items by place
+        if not isinstance(aligned, dict) or len(aligned) != len(items):
+            count = len(aligned) if isinstance(aligned, dict) else 0
+            yield finding(
+                name, None, "tree", f"{part}.aligned_axes of {count} items", f"of {len(items)} items"
+            )
         yield from (_quantities if part == "quantities" else _profiles)(name, items, frames, compared)
+        for key, item in items.items():
+            yield from _described(name, f"{part}.{key}", item, issued, meta["inventory"], frames)
+    return [str(one) for one in _flat(compared[0])] if compared else []
+
+
+def _described(
+    name: str, path: str, item: Any, issued: Issued, of_all: Any, frames: Frames
+) -> Iterator[Finding]:
+    """Yield what is wrong with an item's coordinates, headers and inventory; `of_all` is the inversion's inventory."""
+    yield from _tagged(name, f"{path}.wcs", _need(item, path, "wcs"), COORDINATES_TAG)
+    meta = _need(item, path, "meta")
+    listed = len(list(_flat(item["data"]["fileuris"])))
+    yield from _rows(name, f"{path}.meta.headers", _need(meta, f"{path}.meta", "headers"), listed, frames)
+    inventory = _need(meta, f"{path}.meta", "inventory")
+    if inventory != of_all and isinstance(inventory, dict):
+        inversion_id = inventory.get("inversionId", issued.inversion_id)
+        if inversion_id != issued.inversion_id:
+            yield finding(name, None, "inversion_id", f"{path}: {_shown(inversion_id)}", issued.inversion_id)
+
+
+def _rows(name: str, path: str, headers: Any, listed: int, frames: Frames) -> Iterator[Finding]:
+    """Yield whether a table of headers has a row neither for each file listed nor for each in the folder."""
+    shapes = [data.get("shape") for data in _columns(headers).values()]
+    fits = [[listed], [len(frames.names)]]
+    wrong = [shape for shape in shapes if not isinstance(shape, list) or shape[:1] not in fits]
+    if wrong:
+        measured = f"{path}: a column of {_shown(wrong[0])}"
+        yield finding(name, None, "frames", measured, f"a row for each of {len(frames.names)} frames")
+
+
+def _columns(headers: Any) -> dict[str, dict[str, Any]]:
+    """Return the arrays of a table's columns, by the columns' names."""
+    columns = headers.get("columns") if isinstance(headers, dict) else None
+    return {
+        str(column.get("name")): column["data"]
+        for column in (columns if isinstance(columns, list) else ())
+        if isinstance(column, dict) and isinstance(column.get("data"), dict)
+    }
+
+
+def _headers(
+    name: str, headers: Any, file: BinaryIO, blocks: list[Block], listed: list[str], frames: Frames
+) -> Iterator[Finding]:
+    """Yield whether the frames' headers are not those of the files listed, in their order: readers pair them by place."""
+    yield from _rows(name, "meta.headers", headers, len(listed), frames)
+    said = asdffile.texts(file, _columns(headers).get("FILENAME", {}), blocks)
+    if said is None or len(said) != len(listed):
+        return
+    if sorted(said) == sorted(frames.names):
+        yield from _order(name, "meta.headers", said, frames)
+    elif sorted(listed) == sorted(frames.names):
+        others = some(set(said) - set(frames.names)) or "a file twice"
+        yield finding(name, None, "files", f"meta.headers: FILENAME {others}", "the files listed")
+
+
+def _order(name: str, path: str, found: list[str], frames: Frames) -> Iterator[Finding]:
+    for place, (one, other) in enumerate(zip(found, frames.names, strict=True), 1):
+        if one != other:
+            yield finding(
+                name, None, "order", f"{path}: {one} comes at place {place}", f"{other}: in order of time"
+            )
+            return
 
 
 def _need(node: Any, path: str, key: str) -> Any:
@@ -214,15 +292,14 @@ def _dataset(
 ) -> Iterator[Finding]:
     """Yield what is wrong with an item of the collections: a dataset that is read from HDU `number` of each file."""
     yield from _tagged(name, path, item, DATASET_TAG, number)
-    for key in ("wcs", "unit"):
-        _need(item, path, key)
+    _need(item, path, "unit")
     data = _need(item, path, "data")
     yield from _tagged(name, f"{path}.data", data, FILES_TAG, number)
     listed, target, datatype, shape = (
         _need(data, f"{path}.data", key) for key in ("fileuris", "target", "datatype", "shape")
     )
     yield from _listed(name, f"{path}.data.fileuris", listed, frames, compared)
-    if target != number:
+    if target != number or not isinstance(target, int) or isinstance(target, bool):
         yield finding(name, number, "target", f"{path}: {_shown(target)}", number)
     if frames.layout and number < len(frames.layout):
         bitpix, wanted = frames.layout[number]
@@ -251,10 +328,8 @@ def _listed(name: str, path: str, listed: Any, frames: Frames, compared: list[An
         yield finding(
             name, None, "files", f"{path}: {'; '.join(words)}", f"the {len(frames.names)} files of frames"
         )
-    elif found != frames.names:
-        at = next(n for n, pair in enumerate(zip(found, frames.names, strict=True)) if pair[0] != pair[1])
-        measured = f"{path}: {found[at]} comes at place {at + 1}"
-        yield finding(name, None, "order", measured, f"{frames.names[at]}: in order of time")
+    else:
+        yield from _order(name, path, found, frames)
 
 
 def _flat(listed: Any) -> Iterator[Any]:

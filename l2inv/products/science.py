@@ -179,16 +179,22 @@ def _planes(folder: Folder, name: str, file: BinaryIO, hdu: Hdu, axes: tuple[str
 
 def _tau(sums: "NDArray[np.float64]", counts: "NDArray[np.float64]") -> Iterator[Finding]:
     """Yield a finding unless the mean log optical depth changes in one direction: pixels that failed are zero."""
-    import numpy as np
-
     if not counts.all():  # a plane of nothing, which is found already
         return
-    steps = np.diff(sums / counts)
-    if not ((steps > 0).all() or (steps < 0).all()):
-        measured = [round(float(one), 4) for one in sums / counts]
+    means = sums / counts
+    if not direction(means) and len(means) > 1:
+        measured = [round(float(one), 4) for one in means]
         yield finding(
             QUANTITIES_FILE, 0, "optical_depth", measured, "rises or falls all along the second axis"
         )
+
+
+def direction(means: "NDArray[np.float64]") -> int:
+    """Return 1 if each value is larger than the one before, -1 if each is smaller, else 0."""
+    import numpy as np
+
+    steps = np.sign(np.diff(means))
+    return int(steps[0]) if len(steps) and (steps == steps[0]).all() else 0
 
 
 def _whole(file: BinaryIO, hdu: Hdu) -> "NDArray[np.float64]":

@@ -130,6 +130,19 @@ def test_what_is_wrong_with_the_files_is_found_before_anybody_is_told(
     assert store.inversions == {}
 
 
+def test_a_fault_of_every_frame_is_shown_once_and_named_each_time_in_json(
+    l2inv: Commands, op: str, tmp_path: Path
+) -> None:
+    folder = produce(l2inv, op, tmp_path / "science").parent
+    for frame in folder.rglob("*_L2.fits"):
+        frame.write_bytes(frame.read_bytes() + b"x" * 2880)
+    said = l2inv("check", op, "--files", str(folder), expect=5).stdout
+    assert f"_L2.fits and {FRAMES - 1} more" in said
+    assert said.count("structure") == 1
+    (found,) = l2inv("check", op, "--files", str(folder), "--json", expect=5).json["inversions"]
+    assert [finding["what"] for finding in found["findings"]].count("structure") == FRAMES
+
+
 def test_a_ready_event_is_refused_while_the_files_are_wrong(l2inv: Commands, op: str, tmp_path: Path) -> None:
     ready = produce(l2inv, op, tmp_path / "science")
     asdf = tmp_path / "science" / asdf_file(l2inv, op)

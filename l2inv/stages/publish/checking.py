@@ -1,15 +1,15 @@
 """The check of an inversion's files on request, before or after its ready event."""
 
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import msgspec
 
+from l2inv import products
 from l2inv.config.settings import Settings
 from l2inv.database.connection import Connection
 from l2inv.errors import Refused
 from l2inv.products import Finding
-from l2inv.products import check as check_products
 from l2inv.queries import delivered
 from l2inv.queries.delivered import Inversion
 from l2inv.record import event_log, issued
@@ -34,24 +34,27 @@ def check(
 ) -> list[Checked]:
     """Check the files of each inversion named in an OP's present cycle.
 
-    `files` is the folder, or its parent with a folder inv_XXXXXX for each; the default is where the ready event's
-    outputs are mounted. Raise Refused if there is no inversion yet, or the files are not accessible, and L2invError
-    without the packages that read them.
+    `files` is the folder, or one in which each has its inv_XXXXXX or PROPOSAL/inv_XXXXXX; the default is where the ready
+    event's outputs are mounted. In the folder of one inversion, only that one is checked. Raise Refused if there is no
+    inversion yet, or the files are not accessible, and L2invError without the packages that read them.
     """
     named = issued.of_cycle(connection, op_id)
     if not named:
         raise Refused(f"OP {op_id}: it has no inversion yet", f"l2inv claim {op_id}")
+    if files:
+        named = [one for one in named if files.resolve().name == _folder_name(one)] or named
     inverted = _inverted(connection, settings, op_id)
     found = []
     for one in named:
         inversion = inverted.get(one.inversion_id) or _expected(connection, op_id, one)
-        place = _folder(files, one) if files else _mounted(settings, inversion)
+        described = delivered.described(connection, op_id, inversion)
+        place = _folder(files, described) if files else _mounted(settings, inversion)
         if place is None:
             raise Refused(
                 f"OP {op_id}: the files of {one.inversion_id} cannot be read from here",
                 "name their folder with --files, or set publish.mounts",
             )
-        findings = check_products(place, delivered.described(connection, op_id, inversion), progress)
+        findings = products.check(place, described, progress)
         found.append(Checked(one.inversion_id, str(place), list(findings)))
     return found
 
@@ -79,9 +82,13 @@ def _expected(connection: Connection, op_id: str, one: Issued) -> Inversion:
     )
 
 
-def _folder(files: Path, one: Issued) -> Path:
-    own = files / one.inversion_id.replace(".", "_")
-    return own if own.is_dir() else files
+def _folder(files: Path, described: products.Issued) -> Path:
+    below = PurePosixPath(described.metadata_key).parent  # PROPOSAL/inv_XXXXXX
+    return next((files / name for name in (below, below.name) if (files / name).is_dir()), files)
+
+
+def _folder_name(one: Issued) -> str:
+    return one.inversion_id.replace(".", "_")
 
 
 def _mounted(settings: Settings, inversion: Inversion) -> Path | None:

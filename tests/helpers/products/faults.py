@@ -126,6 +126,27 @@ def tree(yaml: bytes) -> Callable[[Path], None]:
     )
 
 
+def with_headers_of(frames: list[int]) -> Callable[[Path], None]:
+    """An ASDF with the headers of these frames."""
+
+    def apply(folder: Path) -> None:
+        begins = make.times(FRAMES)
+        headers_of = [begins[number] for number in frames]
+        make.metadata(folder, GOOD, begins, make.frame(GOOD, 6, 5, make.ARMS), headers_of)
+
+    return apply
+
+
+def at_other_wavelengths(number: int, **cards: Any) -> Callable[[fits.HDUList], None]:
+    """An arm, observed and fitted, of other wavelengths."""
+
+    def edit(hdus: fits.HDUList) -> None:
+        for one in (number, number + 1):
+            hdus[one].header.update(cards)
+
+    return edit
+
+
 def instead(name: str, make_it: Callable[[Path], Any]) -> Callable[[Path], None]:
     """Something else under the name of a file."""
 
@@ -307,8 +328,13 @@ LEVEL2 = [
     ("an azimuth over 360", {"angle"}, edited(FIRST, data(8, lambda v: put(v, (0, 1, 1), 487.7)))),
     ("a quantity without numbers", {"nan_plane"}, edited(FIRST, data(2, lambda v: put(v, slice(None), np.nan)))),
     ("Stokes V without numbers", {"nan_plane"}, edited(FIRST, data(12, lambda v: put(v, (..., 3), np.nan)))),
-    ("half of a line", {"spectral_range"}, edited(FIRST, header(14, CRPIX2=1.0))),
-    ("a wavelength of no known line", {"spectral_range"}, edited(FIRST, header(14, CRVAL2=589.899))),
+    ("half of a line", {"spectral_range"}, edited(FIRST, at_other_wavelengths(14, CRPIX2=1.0))),
+    ("a wavelength of no known line", {"spectral_range"}, edited(FIRST, at_other_wavelengths(14, CRVAL2=589.899))),
+    ("two arms of one line", {"profiles"}, edited(FIRST, at_other_wavelengths(14, CRVAL2=630.15012))),
+    ("fitted at other wavelengths than observed", {"profiles"}, edited(FIRST, header(15, CRPIX2=12.0))),
+    ("log optical depth that turns back in a frame", {"optical_depth"}, edited(FIRST, data(1, lambda v: np.roll(v, 2, axis=-1)))),
+    ("log optical depth in the other direction", {"optical_depth"}, edited(FIRST, data(1, lambda v: v[..., ::-1].copy()))),
+    ("a time that is not in UTC", {"time"}, edited(FIRST, header(0, TIMESYS="TAI"))),
     ("another time than the name's", {"name"}, edited(FIRST, header(0, DATE_BEG="2022-06-03T18:03:44"))),
     ("a time that is none", {"time"}, edited(FIRST, header(0, DATE_BEG="2022-06-31T18:03:44"))),
     ("a frame from after the observation", {"time", "files"}, renamed_by_time(timedelta(hours=2))),
@@ -363,6 +389,7 @@ LEVEL2 = [
     ("a quantity is misnamed", {"quantities"}, text((r"temperature: !", "temprature: !"))),
     ("a fit is missing", {"quantities"}, text((r"NaID_fit: !", "NaID_model: !"))),
     ("a quantity of another HDU", {"target"}, text((r"target: 2$", "target: 3"))),
+    ("an HDU that is no whole number", {"target"}, text((r"target: 2$", "target: 2.0"))),
     ("a fit of the observed HDU", {"target"}, text((r"target: 15$", "target: 14"))),
     ("another shape in the ASDF", {"shape"}, text((r"shape: \[1, 6, 5\]", "shape: [1, 5, 6]"))),
     ("another type in the ASDF", {"data_type"}, text((r"datatype: float32$", "datatype: float64"))),
@@ -371,6 +398,14 @@ LEVEL2 = [
     ("no profiles in the ASDF", {"tree"}, text((r"^  profiles: ", "  profile: "))),
     ("no history", {"tree"}, text((r"^history:", "histories:"))),
     ("no coordinates", {"tree"}, text((r"^( +)wcs: ", r"\1wcz: "))),
+    ("coordinates that are none", {"tag"}, text((r"gwcs/wcs-1.2.0", "gwcs/step-1.1.0"))),
+    ("quantities that are no collection", {"tag"}, text((r"quantities: !<\S+>", "quantities:"))),
+    ("an item that is aligned with none", {"tree"}, text((r"^      temperature: \[[^\n]*\n", ""))),
+    ("an item without metadata", {"tree"}, text((r"^        meta:$", "        metas:"))),
+    ("an item of another inversion", {"inversion_id"}, text((r"inventory: \*id002", "inventory: {inversionId: inv.AAAAAA}"))),
+    ("headers in another order than the files", {"order"}, with_headers_of([0, 2, 1])),
+    ("headers of other files", {"files"}, with_headers_of([0, 1, 1])),
+    ("headers of fewer frames than files", {"frames"}, with_headers_of([0, 1])),
     ("headers that are no table", {"tag"}, text((r"table/table-1.0.0", "table/mixin-1.0.0"))),
     ("a block whose sum is wrong", {"checksum"}, raw(ASDF, lambda content: content[:-1] + bytes([content[-1] ^ 1]))),
     ("a block without a sum", {"checksum"}, raw(ASDF, lambda content: re.sub(rb"(\xd3BLK.{34}).{16}", rb"\g<1>0000000000000000", content, count=1, flags=re.DOTALL))),

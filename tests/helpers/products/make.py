@@ -204,8 +204,15 @@ CORE = "tag:stsci.edu:asdf"
 Arrays = list["np.ndarray[Any, Any]"]
 
 
-def metadata(folder: Path, of: Issued, begins: Sequence[datetime], hdus: fits.HDUList) -> None:
-    """Make the ASDF of the frames that began then; each of their files has these HDUs."""
+def metadata(
+    folder: Path,
+    of: Issued,
+    begins: Sequence[datetime],
+    hdus: fits.HDUList,
+    headers_of: Sequence[datetime] | None = None,
+) -> None:
+    """Make the ASDF of the frames that began then; each of their files has these HDUs. `headers_of` are the frames whose
+    headers it holds, if not all of them in that order."""
     arrays: Arrays = []
     names = [of.frame_file(begin) for begin in begins]
     inventory = {
@@ -218,7 +225,7 @@ def metadata(folder: Path, of: Issued, begins: Sequence[datetime], hdus: fits.HD
         "frameCount": len(names),
     }
     headers = []
-    for begin in begins:
+    for begin in begins if headers_of is None else headers_of:
         header = fits.Header()
         _primary(header, of, begin)
         headers.append(header)
