@@ -195,7 +195,9 @@ def files_url(bucket: str | None, proposal_id: str | None, dataset_id: str) -> s
 
 def inversions(connection: Connection, op_id: str, proposal_id: str | None) -> list[Json]:
     """Return the inversions of an OP's present cycle, with the names derived from their ids: issued.Named as JSON."""
-    named: list[Json] = msgspec.to_builtins(issued.with_names(issued.of_cycle(connection, op_id), proposal_id))
+    named: list[Json] = msgspec.to_builtins(
+        issued.with_names(issued.of_cycle(connection, op_id), proposal_id)
+    )
     return named
 
 
