@@ -145,12 +145,6 @@ def warning(found: dict[str, Any]) -> str:
     )
 
 
-def bands(op: dict[str, Any]) -> str:
-    """Return the bands observed by an OP, the narrow ones marked so."""
-    narrow = {found["band"] for found in op["warnings"] if found["warning"] == "narrow"}
-    return ", ".join(f"{name} (narrow)" if name in narrow else name for name in op["bands"]) or "-"
-
-
 def number(value: float | None, decimals: int = 0) -> str:
     """Return a number with that many decimals; with three digits where it is small."""
     if value is None:
@@ -235,9 +229,10 @@ def run_ended(run: dict[str, Any]) -> str:
         return "running, or killed"
     if result.get("failed"):
         return f"failed: {result['failed']}"
-    took = length((run["finished_at"] - run["started_at"]).total_seconds())
+    seconds = (run["finished_at"] - run["started_at"]).total_seconds()
+    took = length(seconds) if seconds >= 10 else f"{seconds:.1f} s"
     counts = [
-        f"{what} "
+        f"{'OPs' if what == 'ops' else what}: "
         + ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in counted.items() if number)
         for what, counted in result.items()
         if isinstance(counted, dict)
@@ -296,7 +291,8 @@ def what_happened(event: dict[str, Any]) -> str:
             software = detail.get("software") or {}
             with_what = " ".join(str(v) for v in (software.get("name"), software.get("version")) if v)
             note = f": {detail['note']}" if detail.get("note") else ""
-            outputs = count(detail["outputs"], "output")
+            first, *more = [str(output["uri"]) for output in detail["outputs"]] or ["no output"]
+            outputs = first + (f" and {count(more, 'more output')}" if more else "")
             old = detail.get("accepted")
             accepted = f"; accepted {some(old['superseded'])} as superseded: {old['reason']}" if old else ""
             why = f"; corrected: {detail['amended_because']}" if detail.get("amended_because") else ""
@@ -352,10 +348,10 @@ def remains(one: dict[str, Any]) -> str:
 
 
 def names(inversions: Iterable[dict[str, Any]]) -> list[str]:
-    """Return a line for each inversion of the present cycle: its id, its instrument program, the folder for its files."""
+    """Return a line for each inversion of the present cycle: its id, its instrument program, the names for its files."""
     return [
-        f"{one['inversion_id']} for {one['instrument_program_id']}: {one['folder'] or '(no proposal)'}/, "
-        f"{one['asdf_file']}"
+        f"{one['inversion_id']} for {one['instrument_program_id']}: files in {one['folder'] or '(no proposal)'}/, "
+        f"metadata in {one['asdf_file']}"
         for one in inversions
         if "asdf_file" in one
     ]
@@ -368,6 +364,7 @@ def _due(event: dict[str, Any]) -> str:
 
 
 MOST_CHANGES = 6  # printed in the line of one event
+LONGEST = 60  # characters of a value in a line
 
 
 def _changes(detail: dict[str, Any]) -> list[str]:
@@ -399,8 +396,17 @@ def changed_value(found: object) -> str:
     """Return a field's value before or after a change, short enough for a line."""
     if isinstance(found, dict):
         return " ".join(f"{name} {value(part)}" for name, part in found.items() if part is not None) or "-"
-    text = value(found)
-    return text if len(text) <= 60 else text[:59] + "…"
+    return short(value(found))
+
+
+def short(text: str) -> str:
+    """Return a text, cut if it is too long to be repeated in a line."""
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
+def quoted(text: str) -> str:
+    """Return what somebody typed, in quotes, cut if it is too long to be repeated in a line."""
+    return repr(short(text))
 
 
 def _is_time(text: object) -> bool:

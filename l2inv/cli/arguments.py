@@ -82,7 +82,6 @@ class RankBy(Words):
     name = "what"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        import difflib
         from typing import get_args
 
         from l2inv.config import settings
@@ -90,8 +89,7 @@ class RankBy(Words):
         known = get_args(settings.RankBy)
         name = value.lower().replace("-", "_")
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-            self.fail(f"{value!r} is none of {', '.join(known)}; the nearest is {near}", param, ctx)
+            self.fail(f"{value!r} is none of {', '.join(known)}{nearest(name, known)}", param, ctx)
         return name
 
     def shell_complete(
@@ -130,6 +128,18 @@ class Since(Time):
         return super().convert(value, param, ctx)
 
 
+class Stage(Words):
+    """A stage that records runs."""
+
+    name = "stage"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from l2inv.queries.metrics import STAGES
+
+        stage: str = OneOf(STAGES).convert(value, param, ctx)
+        return stage
+
+
 class MaxAge(click.ParamType):  # type: ignore[type-arg]
     """A stage and the maximum age of its last good run: scan=26h."""
 
@@ -140,12 +150,10 @@ class MaxAge(click.ParamType):  # type: ignore[type-arg]
     ) -> tuple[str, timedelta]:
         if isinstance(value, tuple):
             return value
-        from l2inv.queries.metrics import STAGES
-
         stage, equals, length = value.partition("=")
         if not equals:
             self.fail(f"{value!r} is not of the form scan=26h", param, ctx)
-        return OneOf(STAGES).convert(stage, param, ctx), Duration().convert(length, param, ctx)
+        return Stage().convert(stage, param, ctx), Duration().convert(length, param, ctx)
 
 
 class Op(Words):

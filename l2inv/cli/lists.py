@@ -178,7 +178,8 @@ def _print_next(
     render.listing(NEXT_COLUMNS, rows, right=("AO", "min", "frames", "mu"), short=tails)
     click.echo()
     more = f"; all: l2inv next -n {total}" if total > len(ops) else ""
-    render.paragraph(f"{len(ops)} of {total}, by priority, then {rank_by}{more}")
+    order = dict.fromkeys(("priority", offers.WORDS.get(rank_by, rank_by), "wait"))
+    render.paragraph(f"{len(ops)} of {total}, by {', then '.join(order)}{more}")
     if on_terminal:
         render.paragraph("Take the first: l2inv next --claim; another: l2inv claim OP")
 

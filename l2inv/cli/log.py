@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from l2inv.cli.app import command
-from l2inv.cli.arguments import Actor, OneOf, Op, Since, Words
+from l2inv.cli.arguments import Actor, OneOf, Op, Since, Stage
 from l2inv.cli.context import App
 from l2inv.cli.options import json_option
 from l2inv.domain.states import MEANINGS
@@ -27,18 +27,20 @@ since_option = click.option(
 @json_option
 def log(app: App, since: datetime | None, actor: str | None, kind: str | None, op: str | None) -> None:
     """Show the events of all OPs, newest last."""
-    from l2inv.queries import log
+    from l2inv.queries import log, people
     from l2inv.record import event_log
 
-    with app.reading() as (connection, _):
+    with app.reading() as (connection, settings):
         op_id = event_log.resolve(connection, op) if op else None
         with closing(log.events(connection, since, actor, kind, op_id)) as events:
-            _print(app, "events", events, _print_event)
+            found = _print(app, "events", events, _print_event)
+        if not found and actor is not None and (why := people.unknown(connection, settings, actor)):
+            app.warn(why)
 
 
 @command("runs")
 @since_option
-@click.option("--stage", type=Words(), metavar="STAGE", help="Only runs of this stage.")
+@click.option("--stage", type=Stage(), metavar="STAGE", help="Only runs of this stage.")
 @json_option
 def runs(app: App, since: datetime | None, stage: str | None) -> None:
     """Show the runs of all stages and how they ended, newest last."""
@@ -50,17 +52,20 @@ def runs(app: App, since: datetime | None, stage: str | None) -> None:
 
 def _print(
     app: App, name: str, rows: Iterable[dict[str, Any]], text: Callable[[dict[str, Any]], None]
-) -> None:
-    """Print the rows as they come: each as a text, or all as one JSON document."""
+) -> bool:
+    """Print the rows as they come: each as a text, or all as one JSON document. Return whether there were any."""
     coming = iter(rows)
     row = next(coming, None)  # before anything is printed: what fails is still a document of its own
+    found = row is not None
     if not app.json:
+        if not found:
+            app.summary(f"there are no such {name}")
         while row:
             text(row)
             row = next(coming, None)
         if sys.stdout.isatty():
             sys.stdout.flush()
-        return
+        return found
     from l2inv.wording import as_json
 
     app.json = False  # from here on, stdout holds this document alone
@@ -71,6 +76,7 @@ def _print(
         between = ", "
         row = next(coming, None)
     sys.stdout.write("]}\n")
+    return found
 
 
 def _print_event(event: dict[str, Any]) -> None:

@@ -152,16 +152,29 @@ def verify(app: App, what: str | None, anchor: Path | None, new_anchor: bool, si
     _end_with_findings(app, found, found)
 
 
+# What each check of verify counts.
+CHECKED = {
+    "events": "event",
+    "state": "OP state",
+    "verdicts": "verdict",
+    "datasets": "dataset",
+    "runs": "run",
+    "schema": "schema object",
+    "anchored": "anchored OP",
+}
+
+
 def _end_with_findings(app: App, found: dict[str, Any], document: dict[str, Any]) -> None:
     """Print what verify found; exit with 5 if that is anything."""
+    from l2inv import wording
 
     def text() -> None:
         for finding in found["findings"]:
             where = [f"OP {finding['op_id']}"] if finding["op_id"] else []
             where += [f"event {finding['event_id']}"] if finding["event_id"] else []
             app.warn(f"{', '.join(where) or finding['what']}: {finding['detail']}")
-        checked = ", ".join(f"{count} {name}" for name, count in found["checked"].items())
-        app.summary(f"verify: {checked} checked, {found['found']} findings")
+        checked = ", ".join(wording.plural(count, CHECKED[name]) for name, count in found["checked"].items())
+        app.summary(f"verify: {checked} checked, {wording.plural(found['found'], 'finding')}")
         if schema := found.get("schema"):
             app.summary(
                 f"the schema is at migration {schema['migrations'][-1]}, fingerprint {schema['fingerprint']}"
@@ -178,17 +191,20 @@ def config() -> None:
 
 
 @config.command("check")
-@click.option("--offline", is_flag=True, help="Do not contact the metadata store.")
+@click.option(
+    "--offline", is_flag=True, help="Neither contact the metadata store nor read its saved response."
+)
 @common_options
 @json_option
 @click.pass_obj
 def check(app: App, offline: bool) -> None:
-    """Check the settings, and send the metadata store one cheap query.
+    """Check the settings, and send the metadata store one cheap query, or read its saved response.
 
     All mistakes are printed at once, each with its path in the file.
     """
     import msgspec
 
+    from l2inv import wording
     from l2inv.config.settings import to_plain
     from l2inv.services import catalog, metadata_store
     from l2inv.stages.preprocess import preprocess
@@ -208,7 +224,12 @@ def check(app: App, offline: bool) -> None:
 
     def text() -> None:
         app.summary(f"config: {loaded.path or 'no file: the built-in defaults'}: valid")
-        if found:
+        if isinstance(found, metadata_store.Saved):
+            others = found.records - found.datasets
+            more = f", and {wording.plural(others, 'record')} that scan skips: not active" if others else ""
+            datasets = wording.plural(found.datasets, "dataset")
+            app.summary(f"metadata store: saved response {found.path}: {datasets}{more}")
+        elif found:
             variables = "accepts variables" if found.takes_variables else "may ignore variables"
             codes = ", ".join(found.status_codes) or "none"
             app.summary(f"metadata store: reachable, authorized, {variables}; status codes: {codes}")

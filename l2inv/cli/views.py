@@ -127,7 +127,7 @@ def _print_op(op: dict[str, Any]) -> None:
 def _inversion(inversion: dict[str, Any]) -> str:
     from l2inv import wording
 
-    if "published_at" not in inversion:  # named, and not inversion to the store yet
+    if "published_at" not in inversion:  # named, and not in the store yet
         return "; ".join(wording.names([inversion]))
     published = (
         f"published {wording.day(inversion['published_at'])}"
@@ -250,11 +250,11 @@ def status(app: App, max_ages: tuple[tuple[str, timedelta], ...], form: str) -> 
     for stage in found["late"]:
         last, at_most = stage["last_success"], wording.length(stage["max_age_seconds"])
         began = (
-            f"began {wording.length((found['as_of'] - last).total_seconds())} ago"
+            f"its last good run began {wording.length((found['as_of'] - last).total_seconds())} ago"
             if last
-            else "never happened"
+            else "it never ended well"
         )
-        app.warn(f"{stage['stage']} is late: its last good run {began}, limit {at_most}; see: l2inv runs")
+        app.warn(f"{stage['stage']} is late: {began}, limit {at_most}; see: l2inv runs")
     if found["late"]:
         raise click.exceptions.Exit(1)
 

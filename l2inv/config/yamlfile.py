@@ -161,10 +161,9 @@ def _struct(kind: type[Struct], raw: Any, path: str, reading: _Reading) -> Any:
         if name in known:
             values[known[name].name] = _value(known[name].type, inner, _join(path, name), reading)
         else:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)
-            reading.mistakes.append(
-                f"{_join(path, name)}: unknown key, the nearest known one is {nearest[0]}"
-            )
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            instead = f"the nearest known one is {near[0]}" if near else f"known: {', '.join(known)}"
+            reading.mistakes.append(f"{_join(path, name)}: unknown key, {instead}")
     missing = [name for name, one in known.items() if one.required and name not in raw]
     reading.mistakes.extend(f"{_join(path, name)}: missing" for name in missing)
     return kind(**values) if len(reading.mistakes) == before else _WRONG

@@ -22,6 +22,7 @@ _LINES = f"""
              else jsonb_build_array(case {_UNNAMED} else {_MEAN_NM} end) end) line
     where not d.withdrawn and d.instrument = any(%(instruments)s) and line is not null
 """
+MOST_KNOWN = 6  # values named in place of one that is like none of them
 FILTERS = {
     "state": "o.state = %(state)s",
     "proposal": "o.proposal_id = %(proposal)s",
@@ -97,7 +98,21 @@ def unmatched(connection: Connection, wanted: Wanted, rules: Qualification) -> l
                 else f"known: {', '.join(names)}"
             )
             problems.append(f"no rule names a band {wanted.band!r} ({instead})")
+        elif _none(connection, Wanted(band=wanted.band), rules):
+            problems.append(f"no OP observes band {wanted.band!r}")
+    least_m = wanted.min_fried_parameter_m
+    if least_m is not None and _none(connection, Wanted(min_fried_parameter_m=least_m), rules):
+        problems.append(f"no OP has a Fried parameter of {least_m * 100:g} cm or more")
+    if wanted.embargoed is not None and _none(connection, Wanted(embargoed=wanted.embargoed), rules):
+        problems.append(f"no OP is {'under' if wanted.embargoed else 'free of'} embargo")
     return problems
+
+
+def _none(connection: Connection, wanted: Wanted, rules: Qualification) -> bool:
+    condition, values = conditions(wanted, rules)
+    statement = f"select exists (select from l2inv.op o where {condition}) as any_fits"  # noqa: S608
+    row = connection.execute(statement, values).fetchone()
+    return row is not None and not row["any_fits"]
 
 
 def _fitting(line: str, lines: list[str]) -> list[str]:
@@ -110,5 +125,7 @@ def _known(connection: Connection, statement: str, values: Any = None) -> list[s
 
 
 def _nearest(value: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(value, known, n=1, cutoff=0)
-    return f"; the nearest known is {near[0]}" if near else ""
+    near = difflib.get_close_matches(value, known, n=1, cutoff=0.4)
+    if near or not known:
+        return f"; the nearest known is {near[0]}" if near else ""
+    return f"; known: {', '.join(known[:MOST_KNOWN])}" + (", …" if len(known) > MOST_KNOWN else "")

@@ -18,10 +18,18 @@ def known(connection: Connection, settings: Settings) -> list[str]:
 
 def must_be_among(names: list[str], name: str) -> None:
     """Raise Refused if the name is unknown, with the nearest known name."""
+    if name not in names:
+        raise Refused(_unknown(names, name), "for a new person add --force")
+
+
+def unknown(connection: Connection, settings: Settings, name: str) -> str | None:
+    """Return that the name is unknown, with the nearest known name; None if it is known."""
+    names = known(connection, settings)
+    return None if name in names else _unknown(names, name)
+
+
+def _unknown(names: list[str], name: str) -> str:
     from difflib import get_close_matches
 
-    if name in names:
-        return
     near = get_close_matches(name, names, n=1, cutoff=0.5)
-    nearest = f", the nearest known name is {near[0]}" if near else ""
-    raise Refused(f"{name} is unknown{nearest}", "for a new person add --force")
+    return f"nobody named {name!r} is known" + (f", the nearest known name is {near[0]}" if near else "")

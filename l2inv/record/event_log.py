@@ -15,6 +15,7 @@ from typing import Any, LiteralString
 
 import msgspec
 
+from l2inv import wording
 from l2inv.database.connection import Connection
 from l2inv.domain import states
 from l2inv.errors import Refused
@@ -118,10 +119,21 @@ def add_one(
 def must_allow(present: Present, kind: str, state: states.State | None) -> None:
     """Raise Refused if an OP's state does not allow an event."""
     if not states.is_allowed(kind, present.state, state, present.state_before_error):
-        raise Refused(
-            f"OP {present.op_id} is {present.state}: it cannot be {kind}",
-            way_on(present.op_id, present.state, _held(present), on_hold=present.on_hold),
-        )
+        hint = way_on(present.op_id, present.state, _held(present), on_hold=present.on_hold)
+        if kind == "released" and present.state in _RELEASED:
+            hint = _RELEASED[present.state].format(present.op_id)
+        why = _NOT_ALLOWED.get(kind, f"it cannot be {kind.replace('_', ' ')}")
+        raise Refused(f"OP {present.op_id} is {present.state}: {why}", hint)
+
+
+# What a refused command would have needed, where "it cannot be …" would not say it.
+_NOT_ALLOWED = {
+    "released": "there is no claim to release",
+    "inverted": "it cannot be marked inverted",
+    "resumed": "there is no ready event to unmark or to amend",
+    "inversion_named": "it can adopt no inversion",
+}
+_RELEASED = {"preprocessed": "nothing to do", "inverted": "to work on it again: l2inv unmark {}"}
 
 
 def must_hold(present: Present, actor: str) -> None:
@@ -149,7 +161,7 @@ def seen(connection: Connection, op_id: str, lock: str = "") -> Present:
         [op_id],
     ).fetchone()
     if row is None:
-        raise Refused(f"OP {op_id} is unknown", "see: l2inv list")
+        raise Refused(f"OP {wording.short(op_id)} is unknown", "see: l2inv list")
     return Present(**row)
 
 
@@ -183,9 +195,11 @@ def resolve(connection: Connection, op: str) -> str:
         return candidates[0]
     if candidates:
         more = ", …" if len(candidates) > 5 else ""
-        raise Refused(f"{op!r} matches several OPs: {', '.join(candidates[:5])}{more}", "type more of the id")
+        several = f"{wording.quoted(op)} matches several OPs: {', '.join(candidates[:5])}{more}"
+        raise Refused(several, "type more of the id")
     near = _nearest(connection, op)
-    raise Refused(f"OP {op!r} is unknown" + (f", the nearest is {near}" if near else ""), "see: l2inv list")
+    named = f"OP {wording.quoted(op)} is unknown" + (f", the nearest is {near}" if near else "")
+    raise Refused(named, "see: l2inv list")
 
 
 def _nearest(connection: Connection, op: str) -> str | None:

@@ -21,7 +21,7 @@ from l2inv.database import embedded
 from l2inv.database.access import connected
 from l2inv.database.connection import Connection, open_connection, server_folder, translated
 from l2inv.errors import Busy, DatabaseError, Refused
-from l2inv.queries import observing_programs, publication, verdicts
+from l2inv.queries import observing_programs, publication
 from l2inv.queries.filters import Wanted
 from l2inv.record import event_log
 from l2inv.sample import inventory
@@ -84,7 +84,7 @@ def run(
         with connected(settings) as connection:
             shown = _pipeline(connection, settings, trouble, now, say)
         config = _saved_settings(folder, settings, store)
-    _print_what_next(say, config, shown["published"])
+    _print_what_next(say, config, shown.pop("short"))
     return shown | {"config": str(config)}
 
 
@@ -173,17 +173,15 @@ def _pipeline(
     stages.append(stage(preprocessing.preprocess(connection, settings, CRON)))
 
     offered, _ = offers.offered(connection, settings.next.rank_by, 3, settings.qualification)
-    warned = verdicts.warnings(connection, [op["op_id"] for op in offered], settings.qualification)
-    lines = [
-        f"{op['op_id']}  r0 {wording.centimeters(op['fried_parameter_med_m'])}, "
-        f"{wording.bands(op | {'warnings': warned[op['op_id']]})}"
-        for op in offered
-    ]
+    decided = offers.decided(offered, settings.next.rank_by)
+    lines = [_offer(op, why) for op, why in zip(offered, decided, strict=True)]
     did("next -n 3", "\n  ".join(lines), HAN)
     chosen = offered[0]["op_id"]
+    short = event_log.tails(connection, [chosen])[chosen]
     claiming.claim(connection, chosen, HAN, now + timedelta(days=settings.deadlines.working_days))
     shown = observing_programs.show(connection, chosen, settings.qualification)
-    did(f"claim {chosen}", "\n  ".join([f"claimed for {HAN}", *wording.names(shown["inversions"])]), HAN)
+    claimed = f"claimed {chosen} for {HAN}, due {wording.due(shown['due_at'])}"
+    did(f"claim {short}", "\n  ".join([claimed, *wording.names(shown["inversions"])]), HAN)
     ready = ready_event.Ready(
         op_id=chosen,
         software=ready_event.Software("DeSIRe", "4.1"),
@@ -195,7 +193,8 @@ def _pipeline(
         note="sample inversion",
     )
     ready_event.mark_inverted(connection, ready, HAN, datetime.now(UTC))
-    did(f"mark-inverted {chosen} --software DeSIRe …", "marked inverted", HAN)
+    options = "--software DeSIRe --software-version 4.1 --output …"
+    did(f"mark-inverted {short} {options}", f"marked {chosen} inverted", HAN)
     stages.append(stage(publish.publish(connection, settings, CRON)))
     for step in publication.steps(connection, settings.publish, chosen):
         detail = step.detail if step.standing != "not configured" else NOT_CONFIGURED[step.step]
@@ -203,18 +202,33 @@ def _pipeline(
 
     states = observing_programs.status(connection)["states"]
     did("status", ", ".join(f"{count} {state}" for state, count in states.items() if count))
-    return {"stages": stages, "states": states, "published": chosen}
+    return {"stages": stages, "states": states, "published": chosen, "short": short}
+
+
+def _offer(op: dict[str, Any], ranked_by: str) -> str:
+    """Return in a line what next shows of an OP in a row."""
+    shown = (
+        f"r0 {wording.seeing(op)}",
+        f"AO {wording.percent(op['ao_fraction'])}",
+        f"{wording.number(op['minutes'])} min",
+        f"mu {wording.number(op['mu'], 2)}",
+        *op["odd"],
+        f"ranked by {ranked_by}",
+    )
+    return f"{op['op_id']}  {', '.join(shown)}"
 
 
 def _print_what_next(say: Callable[[str], None], config: Path, published: str) -> None:
     say("\nThe database stays. Try next:")
     say(f"  export L2INV_CONFIG={shlex.quote(str(config))}")
+    say(f"  export L2INV_ACTOR={HAN}")
     program = "l2inv" if shutil.which("l2inv") else shlex.quote(sys.argv[0])
-    for command in (
-        f"history {published}",
-        f"show {published}",
-        "next",
-        "list --state not_invertible",
-        "server stop",
+    for command, why in (
+        ("next", "what is ready, a good one on top"),
+        ("next --claim", "the first of them is yours"),
+        ("mine", "what you hold, and until when"),
+        (f"history {published}", "what happened to the OP that was published"),
+        ("list --state not_invertible", "what cannot be inverted; why: l2inv explain OP"),
+        ("server stop", "at the end"),
     ):
-        say(f"  {program} {command}")
+        say(f"  {program} {command:<27}  # {why}")

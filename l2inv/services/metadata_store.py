@@ -169,6 +169,14 @@ class Look(msgspec.Struct, frozen=True):
     status_codes: list[str]
 
 
+class Saved(msgspec.Struct, frozen=True):
+    """What a saved response holds: its records, and how many of them are of active datasets."""
+
+    path: str
+    records: int
+    datasets: int
+
+
 class Source(Protocol):
     """A source of datasets: a metadata store over HTTP, or its response saved in a file."""
 
@@ -201,10 +209,10 @@ class Source(Protocol):
     def check(self) -> None:
         """Raise ConfigError for settings with which every scan would fail."""
 
-    def look(self) -> Look | None:
-        """Return the answer to the cheapest query, None for a file. Raise StoreError.
+    def look(self) -> Look | Saved:
+        """Return the answer to the cheapest query, or what the file holds. Raise StoreError.
 
-        It is sent once without variables and once with one, which shows whether `takes_variables` is true; it is null
+        The query is sent once without variables and once with one, which shows whether `takes_variables` is true; it is null
         if the store has only one status code, which proves nothing.
         """
 
@@ -284,8 +292,9 @@ class SavedResponse:
         if not self.path.is_file():
             raise ConfigError("metadata_store.url", [f"there is no {self.name}"])
 
-    def look(self) -> None:
-        return None
+    def look(self) -> Saved:
+        active = [self.holds(record) for page in self.pages() for record in page]
+        return Saved(masked(self.settings.url or ""), len(active), sum(active))
 
 
 class Service(Client):
@@ -454,10 +463,11 @@ def check(settings: MetadataStore) -> None:
             store.check()
 
 
-def look(settings: MetadataStore) -> Look | None:
-    """Return the store's answer to the cheapest query; None without a store.
+def look(settings: MetadataStore) -> Look | Saved | None:
+    """Return the store's answer to the cheapest query, or what a saved response holds; None without a store.
 
-    Raise ConfigError, and StoreError if it does not answer, refuses l2inv, or does not support variables.
+    Raise ConfigError, and StoreError if it does not answer, refuses l2inv, does not support variables, or if the saved
+    response cannot be read.
     """
     if settings.url is None:
         return None

@@ -1,6 +1,7 @@
 """log and runs: who did what since when, and what ran, for people, programs and the reader's role."""
 
 import json
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -54,6 +55,9 @@ def test_log_filters_by_time_actor_kind_and_op_each_and_together(l2inv: Commands
     assert kinds("--op", ready[1])[-1:] == everything[2:]
     assert kinds("--op", ready[0], "--kind", "noted", "--actor", "ann", "--since", "1h") == everything[1:2]
     assert kinds("--actor", "nobody") == []
+    mistyped = l2inv("log", "--actor", "anne")
+    assert mistyped.stdout == "there are no such events\n"
+    assert mistyped.stderr == "l2inv: nobody named 'anne' is known, the nearest known name is ann\n"
     assert "unknown" in l2inv("log", "--op", "no-such-op", expect=3).stderr
 
 
@@ -77,6 +81,10 @@ def test_runs_tells_what_ran_by_whom_and_how_it_ended(
     assert [run["run_id"] for run in l2inv.json("runs", "--stage", "qualify")["runs"]] == [runs[1]["run_id"]]
     after = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
     assert l2inv.json("runs", "--since", after)["runs"] == []
+    assert l2inv("runs", "--since", after).stdout == "there are no such runs\n"
+    assert "the nearest is scan" in l2inv("runs", "--stage", "scna", expect=2).stderr
+    ended = l2inv("runs", "--stage", "scan").stdout
+    assert re.search(r"took \d\.\d s; OPs: \d+ new, \d+ seen; datasets: \d+ new, ", ended)
     l2inv.settings["metadata_store"]["url"] = "http://127.0.0.1:9/graphql"
     l2inv.settings["metadata_store"]["retries"] = 0
     l2inv.save()

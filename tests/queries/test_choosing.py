@@ -51,7 +51,7 @@ def test_a_good_op_stands_on_top_and_the_reason_is_said(l2inv: Commands, ready: 
     l2inv("prioritize", ready[-1], "--priority", "5", "--reason", "eclipse")
     assert l2inv.json("next")["ops"][0]["reason"] == "priority 5 (eclipse), poor r0"
     assert (
-        f"3 of {len(ready)}, by priority, then r0_class; all: l2inv next -n {len(ready)}"
+        f"3 of {len(ready)}, by priority, then r0 class, then wait; all: l2inv next -n {len(ready)}"
         in l2inv("next", "-n", "3").stdout
     )
 
@@ -64,7 +64,8 @@ def test_next_shows_what_decided_each_rank() -> None:
     decided = ["priority 5 (eclipse)", "wait", "r0 class", "priority", "priority -1 (eclipse)"]
     assert offers.decided(ranked, "r0_class") == decided
     assert offers.decided([op("good"), op("poor")], "r0_class") == ["r0 class", "r0 class"]
-    assert offers.decided([op("good")], "age") == ["wait"]
+    assert offers.decided([op("good"), op("good")], "age") == ["wait", "wait"]
+    assert offers.decided([op("good")], "age") == ["-"]  # nothing to be ranked against
 
 
 HIGHEST: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -181,12 +182,18 @@ def test_the_lines_found_are_those_that_are_measured(
     [
         ("--proposal", "pid_2_44", r"proposal 'pid_2_44' is unknown; the nearest known is pid_2_4"),
         ("--instrument", "VISPP", "no dataset is of instrument 'VISPP'; the nearest known is VISP"),
-        ("--line", "He I", "no dataset to be inverted observes line 'He I'; the nearest known is "),
+        (
+            "--line",
+            "He I",
+            "no dataset to be inverted observes line 'He I'; known: 517.2 nm, Ca II (849.80 nm), ",
+        ),
+        ("--line", "Na I D3", "observes line 'Na I D3'; the nearest known is Na I D1 ("),
         (
             "--band",
             "Fe I (630.15",
             "no rule names a band 'Fe I (630.15' (the datasets observe Fe I (630.15 nm); try --line)",
         ),
+        ("--min-r0-cm", "70", "no OP has a Fried parameter of 70 cm or more"),
         ("--band", "K 399", "no rule names a band 'K 399' (known: Ca II 854.2, Fe I 630.3, Na I 589.3)"),
     ],
 )

@@ -93,10 +93,7 @@ def test_status_ends_with_1_and_a_line_where_a_stage_is_late(l2inv: Commands, re
     assert (good.stdout, good.stderr) == ("", "")
     late = l2inv("status", "-q", "--max-age", "scan=26h", "--max-age", "publish=2h", expect=1)
     assert late.stdout == ""
-    assert (
-        late.stderr
-        == "l2inv: publish is late: its last good run never happened, limit 2 h; see: l2inv runs\n"
-    )
+    assert late.stderr == "l2inv: publish is late: it never ended well, limit 2 h; see: l2inv runs\n"
     document = l2inv("status", "--json", "--max-age", "publish=2h", expect=1).json
     assert document["late"] == [{"stage": "publish", "last_success": None, "max_age_seconds": 7200.0}]
     assert "states" in document

@@ -107,4 +107,5 @@ def test_the_nearest_id_is_named_where_one_was_mistyped(
     ):
         event_log.resolve(connection, typed)
     named = f", the nearest is {beginning}{near}" if near else ""
-    assert refused.value.message == f"OP {typed!r} is unknown{named}"
+    shown = typed if len(typed) <= 60 else typed[:59] + "…"
+    assert refused.value.message == f"OP {shown!r} is unknown{named}"

@@ -281,11 +281,20 @@ def test_config_check_asks_nothing_offline_or_where_there_is_no_service(
     assert l2inv.json("config", "check", "--offline")["store"] is None
     assert l2inv("config", "check", "--offline").stdout == f"config: {l2inv.config}: valid\n"
     saved = tmp_path / "answer.json"
-    saved.write_text('{"data": {"datasetInventories": []}}')
-    for url in (None, str(saved)):
-        l2inv.settings["metadata_store"] = {"url": url}
-        l2inv.save()
-        assert l2inv.json("config", "check")["store"] is None
+    l2inv.settings["metadata_store"] = {"url": None}
+    l2inv.save()
+    assert l2inv.json("config", "check")["store"] is None
+    l2inv.settings["metadata_store"] = {"url": str(saved)}
+    l2inv.save()
+    assert f"there is no saved response {saved}" in l2inv("config", "check", expect=10).stderr
+    saved.write_text("{")
+    assert f"saved response {saved}: " in l2inv("config", "check", expect=1).stderr
+    l2inv("config", "check", "--offline")
+    saved.write_text('{"data": {"datasetInventories": [{"datasetId": "A"}, {"isActive": false}]}}')
+    assert l2inv.json("config", "check")["store"] == {"path": str(saved), "records": 2, "datasets": 1}
+    assert l2inv("config", "check").stdout.splitlines()[1:] == [
+        f"metadata store: saved response {saved}: 1 dataset, and 1 record that scan skips: not active"
+    ]
     assert store.requests == []
 
 

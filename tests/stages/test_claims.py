@@ -177,7 +177,7 @@ def test_a_hand_over_changes_the_holder_and_nothing_else(l2inv: Commands, ready:
     assert "from han to ann" in l2inv("history", ready[0]).stdout
     l2inv("mark-inverted", ready[0], actor="ann")
     assert (
-        "cannot be handed_over" in l2inv("hand-over", ready[0], "--to", "eve", actor="ann", expect=3).stderr
+        "cannot be handed over" in l2inv("hand-over", ready[0], "--to", "eve", actor="ann", expect=3).stderr
     )
 
 

@@ -78,8 +78,16 @@ def test_what_the_holder_takes_back_tells_nobody(l2inv: Commands, inverted: str)
 def test_unmark_is_refused_where_there_is_nothing_to_take_back(
     l2inv: Commands, held: str, ready: list[str]
 ) -> None:
-    assert "is working" in l2inv("unmark", held, expect=3).stderr
-    assert "is preprocessed" in l2inv("unmark", ready[1], expect=3).stderr
+    nothing = "there is no ready event to unmark or to amend"
+    assert f"is working: {nothing}; held by han since " in l2inv("unmark", held, expect=3).stderr
+    assert f"is preprocessed: {nothing}; run: l2inv claim " in l2inv("unmark", ready[1], expect=3).stderr
+
+
+def test_release_is_refused_where_there_is_no_claim(l2inv: Commands, inverted: str, ready: list[str]) -> None:
+    free = l2inv("release", ready[1], expect=3).stderr
+    assert free == f"l2inv: OP {ready[1]} is preprocessed: there is no claim to release; nothing to do\n"
+    refusal = l2inv("release", inverted, expect=3).stderr
+    assert refusal.endswith(f"no claim to release; to work on it again: l2inv unmark {inverted}\n")
 
 
 def test_unmark_is_refused_once_the_store_holds_it_and_taken_where_it_was_only_named(
@@ -171,10 +179,16 @@ def test_an_op_is_handed_over_to_nobody_who_is_not_known(
 ) -> None:
     l2inv("note", ready[1], "x", actor="annette")
     refusal = l2inv("hand-over", held, "--to", "anette", expect=3).stderr
-    assert "anette is unknown, the nearest known name is annette; for a new person add --force" in refusal
+    assert (
+        "nobody named 'anette' is known, the nearest known name is annette; for a new person add --force"
+        in refusal
+    )
     assert l2inv.json("show", held)["assignee"] == "han"
     assert l2inv.json("hand-over", held, "--to", "annette")["assignee"] == "annette"
-    assert "zzz is unknown" in l2inv("hand-over", held, "--to", "zzz", actor="annette", expect=3).stderr
+    assert (
+        "nobody named 'zzz' is known; for a new"
+        in l2inv("hand-over", held, "--to", "zzz", actor="annette", expect=3).stderr
+    )
     assert l2inv.json("hand-over", held, "--to", "zzz", "--force", actor="annette")["assignee"] == "zzz"
 
 

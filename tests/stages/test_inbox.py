@@ -67,7 +67,7 @@ def test_a_good_file_is_recorded_for_the_holder_and_filed_under_done(
     ("text", "why"),
     [
         ("op_id: no-such-op\n", "is unknown"),
-        ("op_id: {free}\n", "is preprocessed: it cannot be inverted"),
+        ("op_id: {free}\n", "is preprocessed: it cannot be marked inverted"),
         ("op_id: {held}\ninverted_by: ann\n", "is held by han"),
         (
             "op_id: {held}\ndataset: [X]\nlinse: []\n",

@@ -383,9 +383,9 @@ def _must_be_credible(
     observed = max((end for end in ends if end), default=None)
     wrong = []
     if not software:
-        wrong.append("no software is named")
+        wrong.append("no software is named (--software, --software-version)")
     elif not software.get("version"):
-        wrong.append(f"software {software['name']} is named without its version")
+        wrong.append(f"software {software['name']} is named without its version (--software-version)")
     each = detail.get("inversions") or [detail]
     without = [one.get("instrument_program_id", "") for one in each if not one["outputs"]]
     wrong += [
@@ -401,7 +401,7 @@ def _must_be_credible(
         if not _ASDF_KEY.fullmatch(key)
     ]
     if without:
-        wrong.append(f"no output is named{' of ' * any(without)}{used.named(without)}")
+        wrong.append(f"no output is named{' of ' * any(without)}{used.named(without)} (--output)")
     if at > now + CLOCKS_DIFFER:
         wrong.append(f"inverted_at {detail['inverted_at']} is in the future")
     if observed and at < observed:
@@ -414,9 +414,7 @@ def _must_be_credible(
         ranges = [(r["wavelength_min_nm"], r["wavelength_max_nm"]) for r in mine]
         wrong += lines.mistakes(one["lines"], {name for r in mine for name in r["lines"] or ()}, ranges)
     if wrong:
-        raise Refused(
-            f"OP {op_id}: {'; '.join(wrong)}", "fix the ready event, or the options that describe it"
-        )
+        raise Refused(f"OP {op_id}: {'; '.join(wrong)}", "fix the ready file or the options")
 
 
 def _inversions(

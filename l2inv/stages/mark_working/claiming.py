@@ -34,7 +34,9 @@ def claim(connection: Connection, op_id: str, actor: str, due_at: datetime, *, e
             )
         if present.state == "preprocessed" and present.on_hold:
             held = event_log.newest(connection, op_id, "put_on_hold") or {}
-            raise Refused(f"OP {op_id} is on hold: {held.get('reason')}", f"see: l2inv history {op_id}")
+            raise Refused(
+                f"OP {op_id} is on hold: {held.get('reason')}", f"to continue: l2inv unhold {op_id}"
+            )
         if present.state == "preprocessed" and present.datasets_seq > (present.verdict_seq or 0):
             raise Refused(
                 f"OP {op_id}: its datasets changed since its verdict", "l2inv qualify judges it again"

@@ -40,6 +40,8 @@ RANKS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "odd": lambda row: len(row["odd"]),
     "movie": lambda row: not row["movie_urls"],
 }
+# What each ranking is called where its name is not the word for it.
+WORDS = {"r0_class": "r0 class", "age": "wait", "fried_parameter": "r0", "ao": "AO"}
 # Rankings for which there is an index.
 _INDEXED = {"r0_class": "s.r0_class, ", "age": ""}
 # What is read of an OP to rank it without computing its measures.
@@ -80,14 +82,16 @@ def offered(
 
 def decided(ops: Sequence[dict[str, Any]], rank_by: str) -> list[str]:
     """Return for each ranked OP what decided its rank against the next one (the last: against the one before it): its
-    priority with the reason, the ranking, or `wait` where only the waiting time differs."""
+    priority with the reason, the ranking, or `wait` where only the waiting time differs; `-` for a single OP."""
     keys = [(op["priority"], RANKS[rank_by](op)) for op in ops]
     found = []
     for place, op in enumerate(ops):
         other = keys[place + 1] if place + 1 < len(keys) else keys[max(place - 1, 0)]
-        by_rank = "wait" if other == keys[place] else rank_by.replace("_", " ")
+        by_rank = "wait" if other == keys[place] else WORDS.get(rank_by, rank_by)
         if op["priority"]:
             found.append(f"priority {op['priority']} ({op['priority_reason']})")
+        elif len(ops) == 1:
+            found.append("-")
         else:
             found.append("priority" if other[0] else by_rank)
     return found
