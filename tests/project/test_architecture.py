@@ -70,10 +70,11 @@ def read(path: Path) -> Module:
     return Module(name, path, tree, everywhere, at_once)
 
 
-MODULES = [
-    read(path) for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or path.stem[0] != "_"
-]
-NAMES = {module.name for module in MODULES}
+@cache
+def modules() -> dict[str, Module]:
+    """Return every module by its name."""
+    paths = (path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem[0] != "_")
+    return {module.name: module for module in map(read, sorted(paths))}
 
 
 def roots(names: set[str]) -> set[str]:
@@ -82,13 +83,13 @@ def roots(names: set[str]) -> set[str]:
 
 def of_l2inv(names: set[str]) -> set[str]:
     """The modules of l2inv among what is imported; a package only where nothing in it is meant."""
-    found = {name.removeprefix("l2inv.") for name in names if name.startswith("l2inv.")} & NAMES
+    found = {name.removeprefix("l2inv.") for name in names if name.startswith("l2inv.")} & modules().keys()
     return {name for name in found if not any(other.startswith(f"{name}.") for other in found)}
 
 
 def breaches(rule: Callable[[Module], object]) -> dict[str, object]:
     """Return what a rule finds wrong, by the module's name."""
-    return {module.name: found for module in MODULES if (found := rule(module))}
+    return {module.name: found for module in modules().values() if (found := rule(module))}
 
 
 def test_a_folder_imports_only_from_the_folders_below_it() -> None:
@@ -108,7 +109,7 @@ def test_a_stage_imports_no_other_stage() -> None:
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    by_name = {module.name: of_l2inv(module.imports) - {module.name} for module in MODULES}
+    by_name = {module.name: of_l2inv(module.imports) - {module.name} for module in modules().values()}
 
     @cache
     def reached(name: str) -> frozenset[str]:
