@@ -9,10 +9,17 @@ import msgspec
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from l2inv.config.settings import Database, Settings
+from l2inv.database.access import connected
 from l2inv.database.connection import Connection
 from l2inv.domain import measures, states
-from tests.helpers.commands import Commands
-from tests.helpers.database import copy, drop
+from l2inv.record import anchor as anchors
+from l2inv.record import verify
+from l2inv.record.chains import Findings
+from l2inv.sample import inventory
+from l2inv.sample.server import Store, serving
+from tests.helpers.commands import NOW, Commands
+from tests.helpers.database import copied, copy, drop
 
 TABLES = ("event", "op_state", "dataset_version", "criteria", "run")
 CONSTRAINTS = {
@@ -23,38 +30,51 @@ CONSTRAINTS = {
 CHECKS = ("events", "state", "verdicts", "datasets", "runs", "schema")
 
 
-KEPT = f"lived_{os.getpid()}"  # the database of which each test has a copy
-
-
 @pytest.fixture(scope="module")
-def lives() -> Iterator[list[str]]:
-    """The OP that lived, once the kept database is made."""
-    lives: list[str] = []
-    yield lives
-    drop(KEPT)
+def life(ready_template: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """A database in which an OP was claimed, released, put on hold, inverted and published: its name, and the OP."""
+    name, folder, op = f"lived_{os.getpid()}", tmp_path_factory.mktemp("lived"), ready_template.ops[0]
+    with copied(name, ready_template.name) as url, serving(Store(inventory.make(now=NOW))) as store_url:
+        settings = {"database": {"url": url}, "metadata_store": {"url": store_url}}
+        l2inv = Commands(folder / "config.yaml", settings)
+        for command in (
+            ("claim", op), ("release", op), ("hold", op, "--reason", "x"), ("unhold", op), ("note", op, "a\nword"),
+            ("prioritize", op, "--priority", "4", "--reason", "y"), ("claim", op), ("mark-inverted", op), ("publish",),
+        ):  # fmt: skip
+            l2inv(*command)
+        yield name, op
 
 
 @pytest.fixture
-def lived(l2inv: Commands, url: str, lives: list[str], request: pytest.FixtureRequest) -> str:
-    """An OP with a life behind it, which it lived once for all tests."""
+def lived(l2inv: Commands, url: str, life: tuple[str, str]) -> str:
+    """An OP with a life behind it, in a database of the test's own."""
     own = str(conninfo_to_dict(url)["dbname"])
-    if not lives:
-        lives.append(life(l2inv, request.getfixturevalue("ready")[0]))
-        copy(KEPT, own)
-    else:
-        drop(own)
-        copy(own, KEPT)
-    return lives[0]
+    drop(own)
+    copy(own, life[0])
+    return life[1]
 
 
-def life(l2inv: Commands, op: str) -> str:
-    """Has the OP claimed, released, put on hold, inverted and published."""
-    for command in (
-        ("claim", op), ("release", op), ("hold", op, "--reason", "x"), ("unhold", op), ("note", op, "a\nword"),
-        ("prioritize", op, "--priority", "4", "--reason", "y"), ("claim", op), ("mark-inverted", op), ("publish",),
-    ):  # fmt: skip
-        l2inv(*command)
-    return op
+@pytest.fixture(scope="module")
+def session(life: tuple[str, str]) -> Iterator[Connection]:
+    """A connection to another such database, which the tests of single changes share."""
+    with (
+        copied(f"changed_{os.getpid()}", life[0]) as url,
+        connected(Settings(database=Database(url=url))) as session,
+    ):
+        yield session
+
+
+@pytest.fixture
+def rows(session: Connection) -> Iterator[Connection]:
+    """The shared database, in a transaction that is rolled back after the test."""
+    with session.transaction(force_rollback=True):
+        yield session
+
+
+@pytest.fixture
+def op(life: tuple[str, str]) -> str:
+    """The OP that lived, in the shared database."""
+    return life[1]
 
 
 def around_the_triggers(connection: Connection, statement: str, values: Any = None) -> None:
@@ -67,6 +87,17 @@ def around_the_triggers(connection: Connection, statement: str, values: Any = No
         assert connection.execute(statement, values).rowcount > 0
         for table in TABLES:
             connection.execute(f"alter table l2inv.{table} enable trigger user")
+
+
+def found_in(connection: Connection, *names: str, anchored: Path | None = None) -> list[dict[str, Any]]:
+    """What verify finds, in the open transaction, by the named checks of rows, or by all of them."""
+    found = Findings()
+    with connection.transaction(force_rollback=True):
+        against = anchors.load(connection, anchored) if anchored else None
+        verify.run_checks(connection, found, list(names or verify.CHECKS), lambda done, of: None)
+        if against:
+            anchors.check(connection, found, against)
+    return found.first
 
 
 def findings(l2inv: Commands, *argv: str) -> list[dict[str, Any]]:
@@ -100,15 +131,12 @@ def test_a_sound_record_has_no_findings_and_says_how_much_was_checked(l2inv: Com
 )  # fmt: skip
 @pytest.mark.parametrize("which", ["first", "middle", "last"])
 def test_one_change_to_one_event_is_found_with_its_op(
-    l2inv: Commands, lived: str, connection: Connection, change: str, which: str
+    rows: Connection, op: str, change: str, which: str
 ) -> None:
-    events = l2inv.json("history", lived)["events"]
+    events = rows.execute("select event_id from l2inv.event where op_id = %s order by seq", [op]).fetchall()
     event = {"first": events[0], "middle": events[len(events) // 2], "last": events[-1]}[which]
-    around_the_triggers(
-        connection, f"update l2inv.event set {change} where event_id = %s", [event["event_id"]]
-    )
-    found = findings(l2inv, "events") + findings(l2inv, "state")
-    assert lived in {finding["op_id"] for finding in found}
+    around_the_triggers(rows, f"update l2inv.event set {change} where event_id = %s", [event["event_id"]])
+    assert op in {finding["op_id"] for finding in found_in(rows, "events", "state")}
 
 
 @pytest.mark.parametrize("which", [0, 4, -1])
@@ -144,12 +172,20 @@ def test_an_inserted_event_is_found_whatever_hash_it_brings(
     ],
 )  # fmt: skip
 def test_an_event_whose_detail_no_longer_makes_sense_is_a_finding_and_no_failure(
-    l2inv: Commands, lived: str, connection: Connection, kind: str, change: str
+    rows: Connection, op: str, kind: str, change: str
 ) -> None:
     around_the_triggers(
-        connection, f"update l2inv.event set detail = {change} where op_id = %s and kind = %s", [lived, kind]
+        rows, f"update l2inv.event set detail = {change} where op_id = %s and kind = %s", [op, kind]
     )
-    assert "event" in {finding["what"] for finding in findings(l2inv) if finding["op_id"] == lived}
+    assert "event" in {finding["what"] for finding in found_in(rows) if finding["op_id"] == op}
+    for name in verify.CHECKS:
+        assert not [finding for finding in found_in(rows, name) if "None" in finding["detail"]]
+
+
+def test_a_detail_that_makes_no_sense_is_a_finding_of_each_check_on_the_command_line(
+    l2inv: Commands, lived: str, connection: Connection
+) -> None:
+    around_the_triggers(connection, "update l2inv.event set detail = '{}' where op_id = %s", [lived])
     for what in CHECKS:
         said = l2inv("verify", what, expect=None)
         assert said.exit_code in (0, 5), said
@@ -177,22 +213,20 @@ def test_the_hash_that_an_insert_names_is_not_the_one_that_is_kept(
      "hash = sha256('')", "criteria_version = 'x'", "overruled_seq = 2", "cycle = 2", "due_at = 'infinity'"],
 )  # fmt: skip
 def test_a_present_state_that_is_not_what_the_events_say_is_found(
-    l2inv: Commands, lived: str, connection: Connection, change: str
+    rows: Connection, op: str, change: str
 ) -> None:
-    around_the_triggers(connection, f"update l2inv.op_state set {change} where op_id = %s", [lived])
-    (finding,) = findings(l2inv, "state")
-    assert (finding["what"], finding["op_id"]) == ("state", lived)
+    around_the_triggers(rows, f"update l2inv.op_state set {change} where op_id = %s", [op])
+    (finding,) = found_in(rows, "state")
+    assert (finding["what"], finding["op_id"]) == ("state", op)
     assert change.split(" = ", maxsplit=1)[0] in finding["detail"]
 
 
 @pytest.mark.parametrize("change", ["r0_class = 5 - r0_class", "r0_class = null"])
-def test_a_rank_that_is_not_what_the_datasets_say_is_found(
-    l2inv: Commands, lived: str, connection: Connection, change: str
-) -> None:
-    row = connection.execute("select op_id from l2inv.op_state where state = 'preprocessed'").fetchone()
+def test_a_rank_that_is_not_what_the_datasets_say_is_found(rows: Connection, change: str) -> None:
+    row = rows.execute("select op_id from l2inv.op_state where state = 'preprocessed'").fetchone()
     assert row
-    around_the_triggers(connection, f"update l2inv.op_state set {change} where op_id = %s", [row["op_id"]])
-    (finding,) = findings(l2inv, "datasets")
+    around_the_triggers(rows, f"update l2inv.op_state set {change} where op_id = %s", [row["op_id"]])
+    (finding,) = found_in(rows, "datasets")
     assert (finding["what"], finding["op_id"]) == ("state", row["op_id"])
     assert "r0_class" in finding["detail"]
 
@@ -223,13 +257,16 @@ def test_a_present_state_that_is_gone_or_invented_is_found(
     ],
 )  # fmt: skip
 def test_one_change_to_a_dataset_version_is_found(
-    l2inv: Commands, lived: str, connection: Connection, statement: str, said: str
+    rows: Connection, op: str, statement: str, said: str
 ) -> None:
-    dataset = l2inv.json("show", lived)["datasets"][0]["dataset_id"]
-    around_the_triggers(connection, f"{statement} where dataset_id = %s", [dataset])
-    told = {f["op_id"] for f in findings(l2inv) if said in f["detail"] and f["what"] == "dataset"}
-    assert lived in told
-    assert told <= {lived, "another"}
+    dataset = rows.execute(
+        "select min(dataset_id) as id from l2inv.dataset where op_id = %s", [op]
+    ).fetchone()
+    assert dataset
+    around_the_triggers(rows, f"{statement} where dataset_id = %s", [dataset["id"]])
+    told = {f["op_id"] for f in found_in(rows) if said in f["detail"] and f["what"] == "dataset"}
+    assert op in told
+    assert told <= {op, "another"}
 
 
 @pytest.mark.parametrize("kept", [0, 1])
@@ -266,10 +303,10 @@ def test_an_op_that_is_gone_with_all_its_events_and_datasets_is_missed_by_its_ru
     ],
 )  # fmt: skip
 def test_one_change_to_a_run_the_criteria_or_what_was_set_aside_is_found(
-    l2inv: Commands, lived: str, connection: Connection, statement: str, said: str
+    rows: Connection, statement: str, said: str
 ) -> None:
-    around_the_triggers(connection, statement)
-    assert [finding for finding in findings(l2inv) if said in finding["detail"]]
+    around_the_triggers(rows, statement)
+    assert [finding for finding in found_in(rows) if said in finding["detail"]]
 
 
 @pytest.fixture
@@ -389,11 +426,16 @@ def test_since_an_anchor_new_ops_and_verdicts_are_checked(
 @pytest.mark.parametrize(
     "change", ["result = null", "finished_at = null", "actor = 'eve'", "started_at = now()", "result = result - 'seconds'"]
 )  # fmt: skip
-def test_an_anchor_finds_a_run_that_was_changed(
-    l2inv: Commands, lived: str, connection: Connection, anchor: Path, change: str
-) -> None:
-    around_the_triggers(connection, f"update l2inv.run set {change} where run_id = 3")
-    assert [f for f in findings(l2inv, "--anchor", str(anchor)) if "run 3 is" in f["detail"]]
+def test_an_anchor_finds_a_run_that_was_changed(rows: Connection, tmp_path: Path, change: str) -> None:
+    anchored = tmp_path / "heads"
+    with (
+        rows.transaction(force_rollback=True),
+        anchors.block(rows, anchors.load(rows, anchored, is_new=True)) as (block, _),
+    ):
+        anchors.append(anchored, block)
+    assert found_in(rows, anchored=anchored) == []
+    around_the_triggers(rows, f"update l2inv.run set {change} where run_id = 3")
+    assert [f for f in found_in(rows, anchored=anchored) if "run 3 is" in f["detail"]]
 
 
 def test_an_anchor_finds_runs_that_nothing_refers_to_removed(
