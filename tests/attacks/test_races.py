@@ -239,7 +239,7 @@ def _the_store_was_told_once_of_each(store: Store, connection: Connection) -> No
 def test_all_stages_twice_and_sixteen_claimers_at_once_lose_and_double_nothing(
     l2inv: Commands, store: Store, connection: Connection, tmp_path: Path
 ) -> None:
-    codes = race(l2inv, store, connection, tmp_path, 4)
+    codes = race(l2inv, store, connection, tmp_path, 1.5)
     assert codes["next", 0] >= CLAIMERS
 
 
