@@ -103,6 +103,10 @@ begin
         when 'software' then '{"name": "name", "version?": "text?"}'
         when 'accepted' then '{"superseded": "text{}", "reason": "text?"}'
         when 'file' then '{"path": "name", "size_bytes": "count", "sha256": "text"}'
+
+        when 'report' then '{"failed?": "text", "ops?": "count{}", "datasets?": "count{}", "profile?": "profile",
+            "sent?": "flag?{}"}'
+        when 'profile' then '{"datasets": "count", "given": "count{}", "log10_medians": "number{}"}'
     end;
 end $$;
 
@@ -188,6 +192,15 @@ begin
 end $$;
 
 revoke all on function l2inv.detail_fits(text,jsonb) from public;
+
+-- Whether a run's report has what commands and later runs rely on.
+create function l2inv.report_fits(report jsonb) returns boolean language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp as $$
+begin
+    return l2inv.is_readable(report) and l2inv.fits(report, 'report');
+end $$;
+
+revoke all on function l2inv.report_fits(jsonb) from public;
 
 create function l2inv.refuse_change() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
@@ -385,6 +398,18 @@ end $$;
 
 revoke all on function l2inv.record_fits(jsonb) from public;
 
+-- A version beyond the next one would leave the next scan no number. A dataset's first version is not checked: a first
+-- scan adds them by the hundred thousand.
+create function l2inv.refuse_gap() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    if not exists (select from l2inv.dataset_version where dataset_id = new.dataset_id and version = new.version - 1) then
+        raise exception 'dataset %: version % is out of sequence', new.dataset_id, new.version using errcode = 'L2INV';
+    end if;
+    return null;
+end $$;
+
+revoke all on function l2inv.refuse_gap() from public;
+
 -- A run's identity never changes, and once it ended, neither does its report.
 create function l2inv.end_run() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
@@ -392,7 +417,8 @@ begin
         raise exception 'run % has ended: % is refused', old.run_id, tg_op using errcode = 'L2INV';
     end if;
     if (new.run_id, new.stage, new.actor, new.started_at)
-        is distinct from (old.run_id, old.stage, old.actor, old.started_at) then
+        is distinct from (old.run_id, old.stage, old.actor, old.started_at)
+        or new.finished_at is null and new.result is not null then
         raise exception 'run % may only end: % is refused', old.run_id, tg_op using errcode = 'L2INV';
     end if;
     if new.finished_at is not null then
@@ -414,7 +440,8 @@ begin
     end if;
     select * into last from l2inv.lock where name = wanted for update skip locked;
     if not found or exists (
-        select from pg_locks where locktype = 'advisory' and objsubid = 1 and granted and pid = last.pid
+        select from pg_locks join pg_stat_activity using (pid)
+        where locktype = 'advisory' and objsubid = 1 and granted and pid = last.pid and usesysid = last.role
             and database = (select oid from pg_database where datname = current_database())
             and classid::bigint << 32 | objid::bigint = last.key
     ) then
@@ -422,7 +449,8 @@ begin
     end if;
     last.key := hashtextextended(gen_random_uuid()::text, 0);
     perform pg_advisory_lock(last.key);
-    update l2inv.lock set key = last.key, pid = pg_backend_pid() where name = wanted;
+    update l2inv.lock set key = last.key, pid = a.pid, role = a.usesysid from pg_stat_activity a
+    where name = wanted and a.pid = pg_backend_pid();
     return true;
 end $$;
 
@@ -506,6 +534,8 @@ create table l2inv.dataset_version (
 create index dataset_version_op on l2inv.dataset_version using btree (op_id);
 create trigger append_only before delete or update or truncate on l2inv.dataset_version for each statement execute function l2inv.refuse_change();
 alter table l2inv.dataset_version enable always trigger append_only;
+create trigger without_gaps after insert on l2inv.dataset_version for each row when ((new.version > 1)) execute function l2inv.refuse_gap();
+alter table l2inv.dataset_version enable always trigger without_gaps;
 
 create table l2inv.received (
     dataset_id   text collate "C" not null,
@@ -527,7 +557,8 @@ create table l2inv.quarantine (
     first_seen  timestamptz not null default clock_timestamp(),
     last_seen   timestamptz not null default clock_timestamp(),
     resolved_at timestamptz,  -- since when it is readable, or gone from the store
-    constraint quarantine_pkey primary key (raw_hash)
+    constraint quarantine_pkey primary key (raw_hash),
+    constraint quarantine_last_seen_check check (((last_seen >= '2000-01-01 00:00:00+00'::timestamp with time zone) and (last_seen <= '9999-01-01 00:00:00+00'::timestamp with time zone)))
 );
 
 create table l2inv.criteria (
@@ -547,7 +578,8 @@ create table l2inv.run (
     started_at  timestamptz not null default clock_timestamp(),
     finished_at timestamptz,  -- null: still running, or killed
     result      jsonb,
-    constraint run_pkey primary key (run_id)
+    constraint run_pkey primary key (run_id),
+    constraint run_result_check check (l2inv.report_fits(result))
 );
 create trigger append_only before delete or truncate on l2inv.run for each statement execute function l2inv.refuse_change();
 alter table l2inv.run enable always trigger append_only;
@@ -558,6 +590,7 @@ create table l2inv.lock (
     name text not null,  -- a stage; `export`, whose row is locked by those who tell of inversions; or `issue`, by those who name them
     key  bigint,
     pid  integer,
+    role oid,  -- of the session: anybody sees the key while it is held, and may get the same pid later
     constraint lock_pkey primary key (name)
 );
 

@@ -96,6 +96,10 @@ begin
         when 'software' then '{"name": "name", "version?": "text?"}'
         when 'accepted' then '{"superseded": "text{}", "reason": "text?"}'
         when 'file' then '{"path": "name", "size_bytes": "count", "sha256": "text"}'
+
+        when 'report' then '{"failed?": "text", "ops?": "count{}", "datasets?": "count{}", "profile?": "profile",
+            "sent?": "flag?{}"}'
+        when 'profile' then '{"datasets": "count", "given": "count{}", "log10_medians": "number{}"}'
     end;
 end $$;
 
@@ -172,4 +176,11 @@ create function l2inv.detail_fits(kind text, detail jsonb) returns boolean langu
 begin
     return l2inv.is_readable(detail) and l2inv.fits(
         detail, case kind when 'amended' then 'inverted' when 'inversion_named' then 'inversion' else kind end);
+end $$;
+
+-- Whether a run's report has what commands and later runs rely on.
+create function l2inv.report_fits(report jsonb) returns boolean language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp as $$
+begin
+    return l2inv.is_readable(report) and l2inv.fits(report, 'report');
 end $$;

@@ -64,6 +64,20 @@ create trigger append_only before update or delete or truncate on l2inv.dataset_
     for each statement execute function l2inv.refuse_change();
 alter table l2inv.dataset_version enable always trigger append_only;
 
+-- A version beyond the next one would leave the next scan no number. A dataset's first version is not checked: a first
+-- scan adds them by the hundred thousand.
+create function l2inv.refuse_gap() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    if not exists (select from l2inv.dataset_version where dataset_id = new.dataset_id and version = new.version - 1) then
+        raise exception 'dataset %: version % is out of sequence', new.dataset_id, new.version using errcode = 'L2INV';
+    end if;
+    return null;
+end $$;
+
+create trigger without_gaps after insert on l2inv.dataset_version
+    for each row when (new.version > 1) execute function l2inv.refuse_gap();
+alter table l2inv.dataset_version enable always trigger without_gaps;
+
 -- The hash of the bytes in which each dataset was last received, so that a scan decodes only what differs. The table may
 -- be emptied at any time: datasets missing here are decoded, and compared with their newest version.
 create table l2inv.received (
@@ -82,7 +96,8 @@ create table l2inv.quarantine (
     raw         bytea not null,     -- as received: it may be no valid text
     is_second   boolean not null default false,  -- readable, but another than the first of its dataset in one scan
     first_seen  timestamptz not null default clock_timestamp(),
-    last_seen   timestamptz not null default clock_timestamp(),
+    last_seen   timestamptz not null default clock_timestamp()
+                check (last_seen between '2000-01-01Z' and '9999-01-01Z'),  -- which any reader has
     resolved_at timestamptz         -- since when it is readable, or gone from the store
 );
 
@@ -102,7 +117,7 @@ create table l2inv.run (
     actor       text not null,
     started_at  timestamptz not null default clock_timestamp(),
     finished_at timestamptz,  -- null: still running, or killed
-    result      jsonb
+    result      jsonb check (l2inv.report_fits(result))
 );
 
 -- A run's identity never changes, and once it ended, neither does its report.
@@ -112,7 +127,8 @@ begin
         raise exception 'run % has ended: % is refused', old.run_id, tg_op using errcode = 'L2INV';
     end if;
     if (new.run_id, new.stage, new.actor, new.started_at)
-        is distinct from (old.run_id, old.stage, old.actor, old.started_at) then
+        is distinct from (old.run_id, old.stage, old.actor, old.started_at)
+        or new.finished_at is null and new.result is not null then
         raise exception 'run % may only end: % is refused', old.run_id, tg_op using errcode = 'L2INV';
     end if;
     if new.finished_at is not null then
@@ -132,7 +148,8 @@ alter table l2inv.run enable always trigger append_only;
 create table l2inv.lock (
     name text primary key,  -- a stage; `export`, whose row is locked by those who tell of inversions; or `issue`, by those who name them
     key  bigint,
-    pid  integer
+    pid  integer,
+    role oid     -- of the session: anybody sees the key while it is held, and may get the same pid later
 );
 
 insert into l2inv.lock (name) values ('export'), ('issue');
@@ -148,7 +165,8 @@ begin
     end if;
     select * into last from l2inv.lock where name = wanted for update skip locked;
     if not found or exists (
-        select from pg_locks where locktype = 'advisory' and objsubid = 1 and granted and pid = last.pid
+        select from pg_locks join pg_stat_activity using (pid)
+        where locktype = 'advisory' and objsubid = 1 and granted and pid = last.pid and usesysid = last.role
             and database = (select oid from pg_database where datname = current_database())
             and classid::bigint << 32 | objid::bigint = last.key
     ) then
@@ -156,11 +174,12 @@ begin
     end if;
     last.key := hashtextextended(gen_random_uuid()::text, 0);
     perform pg_advisory_lock(last.key);
-    update l2inv.lock set key = last.key, pid = pg_backend_pid() where name = wanted;
+    update l2inv.lock set key = last.key, pid = a.pid, role = a.usesysid from pg_stat_activity a
+    where name = wanted and a.pid = pg_backend_pid();
     return true;
 end $$;
 
 -- A role that may execute a trigger's function can attach it to a table of its own; only the owner needs to.
 revoke all on function l2inv.is_allowed, l2inv.shape, l2inv.fits, l2inv.is_readable, l2inv.detail_fits,
-    l2inv.refuse_change, l2inv.refuse_direct_write, l2inv.record_event, l2inv.record_fits, l2inv.end_run,
-    l2inv.take_lock from public;
+    l2inv.report_fits, l2inv.refuse_change, l2inv.refuse_direct_write, l2inv.record_event, l2inv.record_fits,
+    l2inv.refuse_gap, l2inv.end_run, l2inv.take_lock from public;

@@ -54,8 +54,23 @@ def expected(connection: Connection) -> str:
         roles.apply(connection, names)
         rights = structure.privileges(connection)
         both = {"writer": rights[names.writer], "reader": rights[names.reader]}
-        document = {"objects": structure.found(connection), "privileges": both}
+        document = {
+            "called": _called(connection),
+            "objects": structure.found(connection),
+            "privileges": both,
+        }
     return json.dumps(document, indent=1, sort_keys=True) + "\n"
+
+
+def _called(connection: Connection) -> list[str]:
+    """Return the names of PostgreSQL's functions that the schema and verify call, except the one that is in SQL itself."""
+    sources = [*migrations_folder().glob("*.sql"), *Path(structure.__file__).parent.glob("*.py")]
+    called = {name for path in sources for name in re.findall(r"(\w+)\(", path.read_text())} - {"round"}
+    rows = _rows(
+        connection,
+        "select distinct proname::text as name from pg_proc where pronamespace = 'pg_catalog'::regnamespace",
+    )
+    return sorted(called & {row["name"] for row in rows})
 
 
 def _functions(connection: Connection, migrations: str) -> Iterator[str]:

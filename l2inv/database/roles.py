@@ -23,7 +23,7 @@ CHANGED = {
     "run": "(finished_at, result)",
     "received": "(raw_hash, op_id, content_hash, updated_at, given)",
     "quarantine": "(reason, last_seen, resolved_at, is_second)",
-    "lock": "(key, pid)",
+    "lock": "(key, pid, role)",
     "op_state": "(seq)",  # a trigger refuses updates; locking an OP's row needs the privilege on one column
 }
 LONGEST_NAME = 63  # bytes of a role's name

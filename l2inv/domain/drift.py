@@ -139,6 +139,6 @@ def warnings(now: Profile, earlier: Earlier | None, whole: bool) -> list[str]:
         if abs(moved) > TOLERATED_DECADES[key.split(" of ")[0]]:
             lines.append(
                 f"{key} moved by a factor of {10 ** max(-300.0, min(moved, 300.0)):.3g} in {len(sizes)} new or changed datasets, "
-                f"from {10**typical:.4g} to {10 ** median(sizes):.4g}: its unit may have changed"
+                f"from {10 ** min(typical, 300.0):.4g} to {10 ** median(sizes):.4g}: its unit may have changed"
             )
     return lines

@@ -84,30 +84,33 @@ def events(
                 findings.add("event", event, f"event {last_seq + 1} is missing before event {event['seq']}")
             elif canonical.digest(previous, event) != digest:
                 findings.add("event", event, f"event {event['seq']} is not what was recorded")
-            elif event["event_id"] <= last_id:
+            elif (event["event_id"] or 0) <= last_id:
                 findings.add(
                     "event",
                     event,
                     f"event {event['seq']} has a lower number than the one before it, {last_id}",
                 )
-            last_id, last_seq, previous = event["event_id"], event["seq"], digest
+            last_id, last_seq, previous = event["event_id"] or 0, event["seq"] or 0, digest
             if passed % BATCH == 0:
                 progress(passed)
-    for low in connection.execute(_NEXT_NUMBER):
-        findings.add("event", low, f"the next event would have the number {low['next']}, which is no higher")
+    for last in connection.execute(_NEXT_NUMBER):
+        why = "is no higher" if last["next"] <= (last["event_id"] or 0) else "PostgreSQL cannot give"
+        findings.add("event", last, f"the next event would have the number {last['next']}, which {why}")
 
 
 # The sequence may be missing, which verify schema names.
 _NEXT_NUMBER = """
     with newest as (select max(event_id) as event_id from l2inv.event), given as (
-        select coalesce(pg_catalog.pg_sequence_last_value(to_regclass('l2inv.event_event_id_seq')), 0) + 1 as next
+        select coalesce(pg_catalog.pg_sequence_last_value(to_regclass('l2inv.event_event_id_seq')), 0)::numeric + 1 as next
     )
-    select event_id, next from newest, given where next <= event_id
+    select event_id, next from newest, given where next <= event_id or next > 9223372036854775807
 """
 
 
-def _in_iso(moment: str) -> str:
+def _in_iso(moment: str | None) -> str | None:
     """Return the canonical form of a time that PostgreSQL prints as 2026-11-24 20:09:50.76+00."""
+    if moment is None:
+        return None
     seconds, _, fraction = moment.removesuffix("+00").replace(" ", "T").partition(".")
     return f"{seconds}.{fraction:0<6}Z" if fraction else f"{seconds}Z"
 
@@ -150,18 +153,19 @@ def _side_by_side(
     """Yield for each OP its stored and its computed state, None if there is none. Both are sorted by id."""
     kept, computed = next(kept_ops, None), next(computed_ops, None)
     while kept or computed:
-        before = (
-            -1
-            if computed is None
-            else 1
-            if kept is None
-            else (kept.op_id > computed.op_id) - (kept.op_id < computed.op_id)
-        )
-        yield kept if before <= 0 else None, computed if before >= 0 else None
-        if before <= 0:
+        first = min(_place(op) for op in (kept, computed) if op)
+        of_kept = kept is not None and _place(kept) == first
+        of_computed = computed is not None and _place(computed) == first
+        yield kept if of_kept else None, computed if of_computed else None
+        if of_kept:
             kept = next(kept_ops, None)
-        if before >= 0:
+        if of_computed:
             computed = next(computed_ops, None)
+
+
+def _place(op: states.Op) -> tuple[bool, str]:
+    """Return an OP's place in PostgreSQL's order, in which null, which only tampering leaves, is last."""
+    return op.op_id is None, op.op_id or ""
 
 
 def _kept_op(row: TupleRow) -> states.Op:
@@ -207,10 +211,10 @@ _verdicts: dict[str, msgspec.json.Decoder[Any]] = {
 }
 
 
-def _is_invertible(kind: str, detail: str) -> bool | None:
+def _is_invertible(kind: str, detail: str | None) -> bool | None:
     """Return the verdict in a detail; None if it is invalid, which the hash check reports."""
     try:
-        decoded = _verdicts[kind].decode(detail)
+        decoded = _verdicts[kind].decode(detail or "")
     except msgspec.DecodeError:
         return None
     invertible: bool = (decoded.verdict if kind == "judged" else decoded).invertible
@@ -220,9 +224,9 @@ def _is_invertible(kind: str, detail: str) -> bool | None:
 _detail_decoder = msgspec.json.Decoder(states.Detail)
 
 
-def _detail(kind: str, detail: str) -> states.Detail:
+def _detail(kind: str, detail: str | None) -> states.Detail:
     """Return the part of a detail that changes the state; nothing if it is invalid, which the hash check reports."""
     try:
-        return _detail_decoder.decode(detail) if kind in states.FOLLOWED else states.Detail()
+        return _detail_decoder.decode(detail or "") if kind in states.FOLLOWED else states.Detail()
     except msgspec.DecodeError:
         return states.Detail()

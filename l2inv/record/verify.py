@@ -39,19 +39,30 @@ def verify(
     names = [*CHECKS, "schema"] if what is None else [what]
     if since:
         names = [*SINCE, "schema"]
+    checked: dict[str, int] = {}
+    unread: psycopg.Error | None = None
     with ExitStack() as stack:
-        with connection.transaction():
-            connection.execute("set transaction isolation level repeatable read, read only")
-            if since:
-                anchors.find_fresh(connection)
-            named = [name for name in names if name != "schema"]
-            checked = run_checks(connection, findings, named, progress, since)
-            if anchor:
-                checked["anchored"] = anchor.heads
-                anchors.check(connection, findings, anchor)
-                block, heads = stack.enter_context(anchors.block(connection, anchor))
+        try:
+            with connection.transaction():
+                connection.execute("set transaction isolation level repeatable read, read only")
+                if since:
+                    anchors.find_fresh(connection)
+                named = [name for name in names if name != "schema"]
+                checked |= run_checks(connection, findings, named, progress, since)
+                if anchor:
+                    checked["anchored"] = anchor.heads
+                    anchors.check(connection, findings, anchor)
+                    block, heads = stack.enter_context(anchors.block(connection, anchor))
+        except (
+            psycopg.ProgrammingError
+        ) as problem:  # such as a missing column, or a policy that would hide rows
+            unread = problem
         if "schema" in names:
             checked["schema"] = structure.check(connection, findings)
+        if unread:
+            if not findings.number:
+                raise unread
+            findings.add("schema", {}, f"not all rows can be read: {_words(unread)}")
         found = {"checked": checked, "findings": findings.first, "found": findings.number}
         if "schema" in names:
             found["schema"] = {
@@ -104,10 +115,18 @@ def _check(
         with connection.transaction():
             check(connection, findings, progress)
     except psycopg.DataError as problem:
-        words = " ".join(str(problem).split("\n", 1)[0].split())
-        findings.add(name, {}, f"{name} cannot be read to the end: {words}; for details: l2inv verify events")
+        findings.add(
+            name,
+            {},
+            f"{name} cannot be read to the end: {_words(problem)}; for details: l2inv verify events",
+        )
         return False
     return True
+
+
+def _words(problem: psycopg.Error) -> str:
+    """Return PostgreSQL's message without where it happened."""
+    return " ".join(str(problem).split("\n", 1)[0].split())
 
 
 def _count(connection: Connection, table: LiteralString, what: LiteralString = "count(*)") -> int:
@@ -170,19 +189,23 @@ _RANKS = """
 """
 
 # Differences between the versions and what the events say of them. An event names the last version of a dataset that
-# its scan read.
+# its scan read; a void one may name anything.
 _PINS = """
-    with pin as materialized (
+    with void as (
+        select distinct op_id, detail -> 'seq' as seq from l2inv.event where kind = 'voided'
+    ), pin as materialized (
         select e.event_id, e.op_id, e.run_id, p.key as dataset_id, split_part(p.value, ':', 1)::integer as version,
-               split_part(p.value, ':', 2) as hash, coalesce(e.detail -> 'withdrawn' ? p.key, false) as withdrawn
-        from l2inv.event e, jsonb_each_text(e.detail -> 'versions') p
+               split_part(p.value, ':', 2) as hash, coalesce(e.detail -> 'withdrawn' ? p.key, false) as withdrawn,
+               void.seq is not null as is_void
+        from l2inv.event e left join void on void.op_id = e.op_id and void.seq = to_jsonb(e.seq),
+             jsonb_each_text(e.detail -> 'versions') p
         where e.kind in ('discovered', 'datasets_changed')
     )
     select p.event_id, p.op_id, p.dataset_id, p.version,
            case when v.version is null then 'is missing' else 'is not what its event names' end as problem
     from pin p left join l2inv.dataset_version v using (dataset_id, version)
-    where v.version is null or left(encode(v.content_hash, 'hex'), 16) <> p.hash
-       or v.op_id <> p.op_id or v.run_id <> p.run_id or v.withdrawn <> p.withdrawn
+    where not p.is_void and (v.version is null or left(encode(v.content_hash, 'hex'), 16) <> p.hash
+       or v.op_id <> p.op_id or v.run_id <> p.run_id or v.withdrawn <> p.withdrawn)
     union all
     select null, v.op_id, v.dataset_id, v.version, 'is named by no event'
     from l2inv.dataset_version v left join pin p using (dataset_id, version)
@@ -199,10 +222,10 @@ class _Kept(inventory.Dataset, frozen=True, forbid_unknown_fields=True):
 _kept = msgspec.json.Decoder(_Kept)
 
 
-def _hash_of(record: str) -> bytes | None:
+def _hash_of(record: str | None) -> bytes | None:
     try:
-        return hashlib.sha256(inventory.kept(_kept.decode(record))).digest()
-    except msgspec.ValidationError:
+        return hashlib.sha256(inventory.kept(_kept.decode(record or ""))).digest()
+    except msgspec.DecodeError:
         return None
 
 
@@ -212,9 +235,12 @@ def runs(connection: Connection, findings: Findings, _: Callable[[int], None]) -
     with connection.cursor("verify_runs") as cursor:
         cursor.execute(
             """
-            with recorded as materialized (
-                select run_id, kind, actor, count(*) as rows, min(event_id) as event_id from l2inv.event
-                where run_id is not null group by run_id, kind, actor
+            with void as (
+                select distinct op_id, detail -> 'seq' as seq from l2inv.event where kind = 'voided'
+            ), recorded as materialized (
+                select run_id, kind, actor, count(*) as rows, min(event_id) as event_id, void.seq is not null as is_void
+                from l2inv.event e left join void on void.op_id = e.op_id and void.seq = to_jsonb(e.seq)
+                where run_id is not null group by run_id, kind, actor, is_void
             ), reported as (
                 select r.run_id, s.kind, s.rows
                 from l2inv.run r cross join lateral (values
@@ -247,12 +273,12 @@ def runs(connection: Connection, findings: Findings, _: Callable[[int], None]) -
                         else format('run %s is of %s by %s, which records no event %s by %s', t.run_id, r.stage, r.actor, t.kind, t.actor)
                    end
             from recorded t left join l2inv.run r using (run_id)
-            where r.run_id is null or r.actor <> t.actor or (r.stage, t.kind) not in (
+            where not t.is_void and (r.run_id is null or r.actor <> t.actor or (r.stage, t.kind) not in (
                 ('scan', 'discovered'), ('scan', 'datasets_changed'), ('qualify', 'judged'), ('qualify', 'failed'),
                 ('preprocess', 'preprocess_started'), ('preprocess', 'preprocessed'), ('preprocess', 'failed'),
                 ('inbox', 'inverted'), ('publish', 'inversion_named'), ('publish', 'inversion_created'),
                 ('publish', 'published'), ('publish', 'failed'), ('publish', 'transfer_started'),
-                ('publish', 'transferred'), ('publish', 'cataloged'))
+                ('publish', 'transferred'), ('publish', 'cataloged')))
             """
         )
         for row in cursor:
@@ -315,9 +341,9 @@ def _rules(kept: Any, version: str) -> Qualification | None:
 _decoder = msgspec.json.Decoder(_Judged)
 
 
-def _judged(detail: str) -> _Judged | None:
+def _judged(detail: str | None) -> _Judged | None:
     try:
-        judged = _decoder.decode(detail)
+        judged = _decoder.decode(detail or "")
     except msgspec.DecodeError:
         return None
     return judged if judged.verdict.get("criteria_version") == judged.criteria_version else None
@@ -351,10 +377,10 @@ def _records(
     return {(row["dataset_id"], row["version"]): _dataset(row["record"]) for row in rows}
 
 
-def _dataset(record: str) -> inventory.Dataset | None:
+def _dataset(record: str | None) -> inventory.Dataset | None:
     try:
-        return inventory.stored(record)
-    except msgspec.ValidationError:
+        return inventory.stored(record or "")
+    except msgspec.DecodeError:
         return None
 
 

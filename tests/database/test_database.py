@@ -262,12 +262,47 @@ def test_what_a_run_was_and_reported_is_not_changed_once_it_ended(
 
 def test_a_run_that_is_at_work_can_only_end_and_not_when_it_says(connection: Connection) -> None:
     connection.execute("insert into l2inv.run (stage, actor) values ('scan', 'cron')")
-    for change in ("run_id = default", "stage = 'publish'", "actor = 'eve'", "started_at = now()"):
+    for change in (
+        "run_id = default",
+        "stage = 'publish'",
+        "actor = 'eve'",
+        "started_at = now()",
+        "result = '{}'",
+    ):
         with pytest.raises(psycopg.Error, match="run 1 may only end"):
             connection.execute(f"update l2inv.run set {change}")
     connection.execute("update l2inv.run set finished_at = '2001-01-01', result = '{}'")
     row = connection.execute("select finished_at >= started_at as plausible from l2inv.runs").fetchone()
     assert row == {"plausible": True}
+
+
+@pytest.mark.parametrize(
+    "report",
+    ["null", "7", '"seconds"', '["failed"]', '{"ops": 7}', '{"ops": {"new": "x"}}', '{"ops": {"done": 1e30}}', '{"datasets": []}',
+     '{"datasets": {"new": null}}', '{"profile": 3}', '{"profile": {"given": {}, "log10_medians": {}}}', '{"sent": {"han": "x"}}',
+     '{"profile": {"datasets": 1, "given": {"x": []}, "log10_medians": {}}}', '{"failed": [1]}', '{"seconds": 1e400}',
+     f'{"[" * 40}{"]" * 40}'],
+)  # fmt: skip
+def test_a_run_reports_nothing_that_a_command_or_the_next_run_could_not_read(
+    connection: Connection, report: str
+) -> None:
+    connection.execute("insert into l2inv.run (stage, actor) values ('scan', 'cron')")
+    with pytest.raises(psycopg.errors.CheckViolation):
+        connection.execute("update l2inv.run set finished_at = now(), result = %s", [report])
+
+
+def test_the_key_and_process_of_a_run_that_ended_keep_none_waiting(connection: Connection, url: str) -> None:
+    """While a run holds its lock, anybody sees both, and process ids are used again."""
+    name = f"bystander_{connection.info.backend_pid}"
+    connection.execute(f"create role {name} login")
+    with psycopg.connect(make_conninfo(url, user=name), autocommit=True) as bystander:
+        with stage_run(connection, "scan", "cron"):
+            pass
+        bystander.execute("select pg_advisory_lock(%s)", [7])
+        connection.execute("update l2inv.lock set key = 7, pid = %s", [bystander.info.backend_pid])
+        with stage_run(connection, "scan", "cron"):
+            pass
+    connection.execute(f"drop role {name}")
 
 
 def test_nobody_who_merely_connects_keeps_a_stage_or_what_tells_of_inversions_waiting(

@@ -230,7 +230,10 @@ def test_every_type_that_a_shape_names_is_one_that_is_known(connection: Connecti
     ).fetchall()
     types = {t.rstrip("?[]{}") for row in shapes for t in (row["shape"] or {}).values()}
     assert types <= names
-    assert {row["name"] for row in shapes if row["shape"] is not None} <= types | {*KINDS} | {"inversion"}
+    assert {row["name"] for row in shapes if row["shape"] is not None} <= types | {*KINDS} | {
+        "inversion",
+        "report",
+    }
 
 
 @pytest.mark.parametrize("inversions", ['"x"', "7", "null", "[7]", "{}", '[{"inversion_id": "x"}]'])

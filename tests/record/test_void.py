@@ -138,6 +138,58 @@ def test_a_forged_verdict_is_found_until_it_is_void(
     assert l2inv.json("verify")["findings"] == []
 
 
+@pytest.mark.parametrize(
+    ("run_id", "versions"),
+    [(None, {"ABCDEF": "1:0123456789abcdef"}), (99, {}), (1, {})],
+    ids=["a version that is not there", "a run that is not there", "a run of somebody else"],
+)
+def test_an_event_that_names_what_is_not_there_is_found_until_it_is_void(
+    l2inv: Commands, ready: list[str], connection: Connection, run_id: int | None, versions: dict[str, str]
+) -> None:
+    detail = Jsonb({"versions": versions})
+    connection.execute(
+        "insert into l2inv.event (op_id, seq, kind, actor, run_id, detail) "
+        "select op_id, seq + 1, 'datasets_changed', 'eve', %s, %s from l2inv.op_state where op_id = %s",
+        [run_id, detail, ready[0]],
+    )
+    seq = l2inv.json("history", ready[0])["events"][-1]["seq"]
+    assert l2inv("verify", "--json", expect=5).json["found"] == 1
+    connection.execute(documented(ready[0], seq))
+    assert l2inv.json("verify")["findings"] == []
+
+
+def test_the_versions_that_a_void_event_names_were_read_all_the_same(
+    l2inv: Commands, ready: list[str], connection: Connection
+) -> None:
+    connection.execute(documented(ready[0], 1))
+    assert l2inv.json("verify")["findings"] == []
+
+
+def test_a_dataset_version_criteria_and_a_run_that_a_writer_invented_are_removed_as_documented(
+    l2inv: Commands, ready: list[str], connection: Connection
+) -> None:
+    connection.execute(
+        """
+        insert into l2inv.dataset_version (dataset_id, version, op_id, content_hash, record, run_id)
+            select dataset_id, version + 1, op_id, content_hash, record, run_id from l2inv.dataset limit 1;
+        insert into l2inv.criteria (criteria_version, rules) values ('0123456789ab', '{}');
+        insert into l2inv.run (stage, actor) values ('scan', 'eve');
+        update l2inv.run set finished_at = now(), result = '{"seconds": 1, "ops": {"new": 7}}' where actor = 'eve'
+        """
+    )
+    assert l2inv("verify", "--json", expect=5).json["found"] == 3
+    section = DOCUMENT.read_text().partition("### An event that should not be there")[2]
+    statement = re.findall(r"```sql\n(.*?)```", section, re.DOTALL)[1]
+    assert "ABCDEF" in statement
+    row = connection.execute("select dataset_id from l2inv.dataset where version = 2").fetchone()
+    assert row is not None
+    connection.execute(statement.replace("ABCDEF", row["dataset_id"]))
+    for table, condition in (("criteria", "criteria_version = '0123456789ab'"), ("run", "actor = 'eve'")):
+        of_table = re.sub(r"dataset_id = .*(?=;)", condition, statement.replace("dataset_version", table))
+        connection.execute(of_table)
+    assert l2inv.json("verify")["findings"] == []
+
+
 def test_a_void_overruling_and_a_void_hold_hold_no_more(
     l2inv: Commands, ready: list[str], connection: Connection
 ) -> None:
