@@ -19,7 +19,7 @@ from rich.text import Text
 STYLE = {"error": "red", "working": "yellow", "preprocessed": "cyan", "published": "green"}  # of states
 STYLE |= {"pass": "green", "fail": "red", "warn": "yellow", "unknown": "yellow"}  # of criteria
 GAP = 2  # between columns
-NARROWEST = 16  # columns; none is folded to less
+NARROWEST = 14  # columns; none is folded to less
 
 
 def console() -> Console:

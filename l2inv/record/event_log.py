@@ -119,11 +119,12 @@ def add_one(
 def must_allow(present: Present, kind: str, state: states.State | None) -> None:
     """Raise Refused if an OP's state does not allow an event."""
     if not states.is_allowed(kind, present.state, state, present.state_before_error):
-        hint = way_on(present.op_id, present.state, _held(present), on_hold=present.on_hold)
-        if kind == "released" and present.state in _RELEASED:
-            hint = _RELEASED[present.state].format(present.op_id)
         why = _NOT_ALLOWED.get(kind, f"it cannot be {kind.replace('_', ' ')}")
-        raise Refused(f"OP {present.op_id} is {present.state}: {why}", hint)
+        hint = _INSTEAD.get((kind, present.state), "").format(present.op_id)
+        raise Refused(
+            f"OP {present.op_id} is {present.state}: {why}",
+            hint or way_on(present.op_id, present.state, _held(present), on_hold=present.on_hold),
+        )
 
 
 # What a refused command would have needed, where "it cannot be …" would not say it.
@@ -133,7 +134,15 @@ _NOT_ALLOWED = {
     "resumed": "there is no ready event to unmark or to amend",
     "inversion_named": "it can adopt no inversion",
 }
-_RELEASED = {"preprocessed": "nothing to do", "inverted": "to work on it again: l2inv unmark {}"}
+# What to do where it is not the OP's next step.
+_INSTEAD = {
+    ("released", "preprocessed"): "nothing to do",
+    ("released", "inverted"): "to work on it again: l2inv unmark {}",
+    (
+        "inverted",
+        "inverted",
+    ): "to correct its ready event: l2inv amend {0}; to work on it again: l2inv unmark {0}",
+}
 
 
 def must_hold(present: Present, actor: str) -> None:

@@ -405,6 +405,11 @@ def test_one_op_is_one_op_and_what_is_extended_is_not_already_yours(
     assert "ask han to release it" in refused
 
 
+def test_explain_is_a_table_on_a_terminal_of_80_columns(l2inv: Commands, ready: list[str]) -> None:
+    headings = [line.split()[:2] for line in shown(l2inv, 80, "explain", ready[0])]
+    assert headings.count(["criterion", "result"]) == 1
+
+
 def test_after_a_reopening_no_inputs_are_said_to_have_changed(
     l2inv: Commands, ready: list[str], store: Store
 ) -> None:

@@ -83,11 +83,15 @@ def test_unmark_is_refused_where_there_is_nothing_to_take_back(
     assert f"is preprocessed: {nothing}; run: l2inv claim " in l2inv("unmark", ready[1], expect=3).stderr
 
 
-def test_release_is_refused_where_there_is_no_claim(l2inv: Commands, inverted: str, ready: list[str]) -> None:
+def test_release_and_a_second_ready_event_are_refused_with_the_command_that_is_meant(
+    l2inv: Commands, inverted: str, ready: list[str]
+) -> None:
     free = l2inv("release", ready[1], expect=3).stderr
     assert free == f"l2inv: OP {ready[1]} is preprocessed: there is no claim to release; nothing to do\n"
     refusal = l2inv("release", inverted, expect=3).stderr
     assert refusal.endswith(f"no claim to release; to work on it again: l2inv unmark {inverted}\n")
+    marked = l2inv("mark-inverted", inverted, *READY, "--note", "another", expect=3).stderr
+    assert f"to correct its ready event: l2inv amend {inverted}; to work on it again: l2inv unmark " in marked
 
 
 def test_unmark_is_refused_once_the_store_holds_it_and_taken_where_it_was_only_named(
