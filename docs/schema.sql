@@ -224,6 +224,42 @@ end $$;
 
 revoke all on function l2inv.refuse_direct_write() from public;
 
+-- Why a verdict's instrument programs are not invertible, in short: how many there are, the criteria that any of them does
+-- not meet, and those that alone keep one from passing, with the margin of its worst dataset, of the nearest program: by
+-- how much it falls short, negative. l2inv/domain/criteria.py says the same in Python; a test compares the two.
+create function l2inv.reasons(verdict jsonb) returns jsonb language sql immutable parallel safe
+    set search_path = pg_catalog, pg_temp as $$
+    with unmet as materialized (
+        select number, c ->> 'name' as name, c ->> 'result' = 'fail' as fails,
+               case when jsonb_typeof(c -> 'measured') = 'number' and jsonb_typeof(c -> 'required') = 'number'
+                    then -least(1e300, abs((c ->> 'measured')::numeric - (c ->> 'required')::numeric))
+                    when starts_with(c ->> 'name', 'band ') and jsonb_typeof(c -> 'measured') = 'array'  -- nm missing of the nearest range
+                    then (select max(greatest(-1e300, -greatest((r ->> 0)::numeric - coalesce(c -> 'required' ->> 0, c ->> 'required')::numeric, 0)
+                                                      - greatest(coalesce(c -> 'required' ->> 1, c ->> 'required')::numeric - (r ->> 1)::numeric, 0)))
+                          from jsonb_array_elements(c -> 'measured') r
+                          where jsonb_typeof(r -> 0) = 'number' and jsonb_typeof(r -> 1) = 'number'
+                              and jsonb_typeof(coalesce(c -> 'required' -> 0, c -> 'required')) = 'number'
+                              and jsonb_typeof(coalesce(c -> 'required' -> 1, c -> 'required')) = 'number') end as margin
+        from jsonb_path_query(verdict, '$.instrument_programs[*]') with ordinality as p (program, number)
+        cross join jsonb_path_query(program, '$.criteria[*] ? (@.name.type() == "string" && @.result <> "pass"
+                                                               && !(@.optional == true))') c
+    ), program as (
+        select number, min(name) as name, (array_agg(margin order by coalesce(margin, 0), margin))[1] as margin
+        from unmet group by number having min(name) = max(name) and bool_and(fails)
+    ), alone as (
+        select distinct on (name) name, margin from program order by name, coalesce(margin, 0) desc, number
+    )
+    select jsonb_build_object(
+        'programs', (select count(*) from jsonb_path_query(verdict, '$.instrument_programs[*]')),
+        'undetermined', verdict -> 'undetermined',
+        'unmet', (select coalesce(jsonb_object_agg(name, result), '{}') from (
+                      select name, case when bool_or(fails) then 'fail' else 'unknown' end as result
+                      from unmet group by name) u),
+        'alone', (select coalesce(jsonb_object_agg(name, margin), '{}') from alone))
+$$;
+
+revoke all on function l2inv.reasons(jsonb) from public;
+
 -- Refuses an event that is out of sequence or not allowed; completes and hashes any other, and updates op_state.
 create function l2inv.record_event() returns trigger language plpgsql
     security definer set search_path = pg_catalog, pg_temp as $$
@@ -296,6 +332,7 @@ begin
         when 'judged' then
             op.verdict_seq := new.seq;
             op.criteria_version := new.detail ->> 'criteria_version';
+            op.reasons := l2inv.reasons(new.detail -> 'verdict');
             op.overruled_seq := null;
         when 'overruled' then
             op.overruled_seq := new.seq;
@@ -318,6 +355,7 @@ begin
             op.priority := (new.detail ->> 'priority')::integer;
         when 'voided' then
             op.criteria_version := case when op.verdict_seq <> voided_seq then op.criteria_version end;
+            op.reasons := case when op.verdict_seq <> voided_seq then op.reasons end;
             op.verdict_seq := nullif(op.verdict_seq, voided_seq);
             op.overruled_seq := nullif(op.overruled_seq, voided_seq);
             op.on_hold_seq := nullif(op.on_hold_seq, voided_seq);
@@ -339,13 +377,19 @@ begin
                   select max(version) from l2inv.dataset_version n where n.dataset_id = v.dataset_id)) d;
     end if;
 
+    if new.kind in ('discovered', 'datasets_changed') then
+        select min((record ->> 'createDate')::timestamptz), min((record ->> 'startTime')::timestamptz)
+        into op.arrived, op.observed from l2inv.dataset_version where op_id = new.op_id;
+    end if;
+
     insert into l2inv.op_state select op.*
     on conflict (op_id) do update set
         seq = excluded.seq, hash = excluded.hash, state = excluded.state, since = excluded.since,
         state_before_error = excluded.state_before_error, datasets_seq = excluded.datasets_seq,
         verdict_seq = excluded.verdict_seq, criteria_version = excluded.criteria_version,
         overruled_seq = excluded.overruled_seq, on_hold_seq = excluded.on_hold_seq, cycle = excluded.cycle,
-        priority = excluded.priority, assignee = excluded.assignee, due_at = excluded.due_at, r0_class = excluded.r0_class;
+        priority = excluded.priority, assignee = excluded.assignee, due_at = excluded.due_at, r0_class = excluded.r0_class,
+        arrived = excluded.arrived, observed = excluded.observed, reasons = excluded.reasons;
     return new;
 end $$;
 
@@ -506,6 +550,9 @@ create table l2inv.op_state (
     assignee           text,
     due_at             timestamptz,  -- of the claim
     r0_class           smallint,  -- of an OP in state preprocessed, as of its newest event: 1 good to 4 unknown
+    arrived            timestamptz,  -- the first createDate of its datasets' versions
+    observed           timestamptz,  -- the first startTime of its datasets' versions
+    reasons            jsonb,  -- of the newest verdict: why not, in short, as in l2inv.reasons
     constraint op_state_pkey primary key (op_id)
 ) with (autovacuum_vacuum_scale_factor=0.01, fillfactor=80);
 comment on table l2inv.op_state is 'Derived from l2inv.event by its trigger; never written otherwise';
@@ -751,37 +798,3 @@ create view l2inv.failure as
         where event.op_id = s.op_id and kind = 'failed' order by seq desc limit 1
     ) e
     where s.state = 'error';
-
--- The criteria that instrument programs of OPs that are not invertible do not meet; a negative margin is the shortfall.
-create view l2inv.unmet as
-    select s.op_id, p.number, p.program ->> 'instrument_program_id' as instrument_program_id, c ->> 'name' as name,
-           c ->> 'result' = 'fail' as fails, c -> 'measured' as measured, c -> 'required' as required,
-           case when jsonb_typeof(c -> 'measured') = 'number' and jsonb_typeof(c -> 'required') = 'number'
-                then round(greatest(-1e300, least(1e300, (c ->> 'measured')::numeric - (c ->> 'required')::numeric))
-                           * case c ->> 'name' when 'on_disk' then -1 else 1 end, 9)
-                when starts_with(c ->> 'name', 'band ') and jsonb_typeof(c -> 'measured') = 'array'  -- nm missing of the nearest range
-                then (select round(greatest(-1e300, -min(greatest((r ->> 0)::numeric - coalesce(c -> 'required' ->> 0, c ->> 'required')::numeric, 0)
-                                  + greatest(coalesce(c -> 'required' ->> 1, c ->> 'required')::numeric - (r ->> 1)::numeric, 0))), 9)
-                      from jsonb_array_elements(c -> 'measured') r
-                      where jsonb_typeof(r -> 0) = 'number' and jsonb_typeof(r -> 1) = 'number'
-                          and jsonb_typeof(coalesce(c -> 'required' -> 0, c -> 'required')) = 'number'
-                          and jsonb_typeof(coalesce(c -> 'required' -> 1, c -> 'required')) = 'number') end as margin
-    from l2inv.op_state s
-    join l2inv.event v on v.op_id = s.op_id and v.seq = s.verdict_seq
-    cross join jsonb_array_elements(v.detail -> 'verdict' -> 'instrument_programs')
-        with ordinality as p (program, number)
-    cross join jsonb_path_query(p.program, '$.criteria[*] ? (@.result <> "pass" && !(@.optional == true))') c
-    where s.state = 'not_invertible';
-
--- The criteria that alone keep an OP's instrument program from passing, with the worst of its datasets; where that is
--- so of several programs, the nearest one.
-create view l2inv.near_miss as
-    select distinct on (name, op_id) name, op_id, instrument_program_id, measured, required, margin
-    from (
-        select op_id, number, instrument_program_id, min(name) as name, min(margin) as margin,
-               (array_agg(measured order by coalesce(margin, 0)))[1] as measured,
-               (array_agg(required order by coalesce(margin, 0)))[1] as required
-        from l2inv.unmet group by op_id, number, instrument_program_id
-        having min(name) = max(name) and bool_and(fails)
-    ) program
-    order by name, op_id, coalesce(margin, 0) desc, number;

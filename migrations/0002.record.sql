@@ -59,7 +59,10 @@ create table l2inv.op_state (
     priority           integer not null default 0,
     assignee           text,
     due_at             timestamptz,           -- of the claim
-    r0_class           smallint               -- of an OP in state preprocessed, as of its newest event: 1 good to 4 unknown
+    r0_class           smallint,              -- of an OP in state preprocessed, as of its newest event: 1 good to 4 unknown
+    arrived            timestamptz,           -- the first createDate of its datasets' versions
+    observed           timestamptz,           -- the first startTime of its datasets' versions
+    reasons            jsonb                  -- of the newest verdict: why not, in short, as in l2inv.reasons
 ) with (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.01);
 
 comment on table l2inv.op_state is 'Derived from l2inv.event by its trigger; never written otherwise';
@@ -85,6 +88,40 @@ end $$;
 create trigger derived_only before insert or update or delete or truncate on l2inv.op_state
     for each statement execute function l2inv.refuse_direct_write();
 alter table l2inv.op_state enable always trigger derived_only;
+
+-- Why a verdict's instrument programs are not invertible, in short: how many there are, the criteria that any of them does
+-- not meet, and those that alone keep one from passing, with the margin of its worst dataset, of the nearest program: by
+-- how much it falls short, negative. l2inv/domain/criteria.py says the same in Python; a test compares the two.
+create function l2inv.reasons(verdict jsonb) returns jsonb language sql immutable parallel safe
+    set search_path = pg_catalog, pg_temp as $$
+    with unmet as materialized (
+        select number, c ->> 'name' as name, c ->> 'result' = 'fail' as fails,
+               case when jsonb_typeof(c -> 'measured') = 'number' and jsonb_typeof(c -> 'required') = 'number'
+                    then -least(1e300, abs((c ->> 'measured')::numeric - (c ->> 'required')::numeric))
+                    when starts_with(c ->> 'name', 'band ') and jsonb_typeof(c -> 'measured') = 'array'  -- nm missing of the nearest range
+                    then (select max(greatest(-1e300, -greatest((r ->> 0)::numeric - coalesce(c -> 'required' ->> 0, c ->> 'required')::numeric, 0)
+                                                      - greatest(coalesce(c -> 'required' ->> 1, c ->> 'required')::numeric - (r ->> 1)::numeric, 0)))
+                          from jsonb_array_elements(c -> 'measured') r
+                          where jsonb_typeof(r -> 0) = 'number' and jsonb_typeof(r -> 1) = 'number'
+                              and jsonb_typeof(coalesce(c -> 'required' -> 0, c -> 'required')) = 'number'
+                              and jsonb_typeof(coalesce(c -> 'required' -> 1, c -> 'required')) = 'number') end as margin
+        from jsonb_path_query(verdict, '$.instrument_programs[*]') with ordinality as p (program, number)
+        cross join jsonb_path_query(program, '$.criteria[*] ? (@.name.type() == "string" && @.result <> "pass"
+                                                               && !(@.optional == true))') c
+    ), program as (
+        select number, min(name) as name, (array_agg(margin order by coalesce(margin, 0), margin))[1] as margin
+        from unmet group by number having min(name) = max(name) and bool_and(fails)
+    ), alone as (
+        select distinct on (name) name, margin from program order by name, coalesce(margin, 0) desc, number
+    )
+    select jsonb_build_object(
+        'programs', (select count(*) from jsonb_path_query(verdict, '$.instrument_programs[*]')),
+        'undetermined', verdict -> 'undetermined',
+        'unmet', (select coalesce(jsonb_object_agg(name, result), '{}') from (
+                      select name, case when bool_or(fails) then 'fail' else 'unknown' end as result
+                      from unmet group by name) u),
+        'alone', (select coalesce(jsonb_object_agg(name, margin), '{}') from alone))
+$$;
 
 -- Refuses an event that is out of sequence or not allowed; completes and hashes any other, and updates op_state.
 create function l2inv.record_event() returns trigger language plpgsql
@@ -158,6 +195,7 @@ begin
         when 'judged' then
             op.verdict_seq := new.seq;
             op.criteria_version := new.detail ->> 'criteria_version';
+            op.reasons := l2inv.reasons(new.detail -> 'verdict');
             op.overruled_seq := null;
         when 'overruled' then
             op.overruled_seq := new.seq;
@@ -180,6 +218,7 @@ begin
             op.priority := (new.detail ->> 'priority')::integer;
         when 'voided' then
             op.criteria_version := case when op.verdict_seq <> voided_seq then op.criteria_version end;
+            op.reasons := case when op.verdict_seq <> voided_seq then op.reasons end;
             op.verdict_seq := nullif(op.verdict_seq, voided_seq);
             op.overruled_seq := nullif(op.overruled_seq, voided_seq);
             op.on_hold_seq := nullif(op.on_hold_seq, voided_seq);
@@ -201,13 +240,19 @@ begin
                   select max(version) from l2inv.dataset_version n where n.dataset_id = v.dataset_id)) d;
     end if;
 
+    if new.kind in ('discovered', 'datasets_changed') then
+        select min((record ->> 'createDate')::timestamptz), min((record ->> 'startTime')::timestamptz)
+        into op.arrived, op.observed from l2inv.dataset_version where op_id = new.op_id;
+    end if;
+
     insert into l2inv.op_state select op.*
     on conflict (op_id) do update set
         seq = excluded.seq, hash = excluded.hash, state = excluded.state, since = excluded.since,
         state_before_error = excluded.state_before_error, datasets_seq = excluded.datasets_seq,
         verdict_seq = excluded.verdict_seq, criteria_version = excluded.criteria_version,
         overruled_seq = excluded.overruled_seq, on_hold_seq = excluded.on_hold_seq, cycle = excluded.cycle,
-        priority = excluded.priority, assignee = excluded.assignee, due_at = excluded.due_at, r0_class = excluded.r0_class;
+        priority = excluded.priority, assignee = excluded.assignee, due_at = excluded.due_at, r0_class = excluded.r0_class,
+        arrived = excluded.arrived, observed = excluded.observed, reasons = excluded.reasons;
     return new;
 end $$;
 

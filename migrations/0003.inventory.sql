@@ -181,5 +181,5 @@ end $$;
 
 -- A role that may execute a trigger's function can attach it to a table of its own; only the owner needs to.
 revoke all on function l2inv.is_allowed, l2inv.shape, l2inv.fits, l2inv.is_readable, l2inv.detail_fits,
-    l2inv.report_fits, l2inv.refuse_change, l2inv.refuse_direct_write, l2inv.record_event, l2inv.record_fits,
-    l2inv.refuse_gap, l2inv.end_run, l2inv.take_lock from public;
+    l2inv.report_fits, l2inv.refuse_change, l2inv.refuse_direct_write, l2inv.reasons, l2inv.record_event,
+    l2inv.record_fits, l2inv.refuse_gap, l2inv.end_run, l2inv.take_lock from public;

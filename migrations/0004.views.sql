@@ -156,37 +156,3 @@ create view l2inv.failure as
         where event.op_id = s.op_id and kind = 'failed' order by seq desc limit 1
     ) e
     where s.state = 'error';
-
--- The criteria that instrument programs of OPs that are not invertible do not meet; a negative margin is the shortfall.
-create view l2inv.unmet as
-    select s.op_id, p.number, p.program ->> 'instrument_program_id' as instrument_program_id, c ->> 'name' as name,
-           c ->> 'result' = 'fail' as fails, c -> 'measured' as measured, c -> 'required' as required,
-           case when jsonb_typeof(c -> 'measured') = 'number' and jsonb_typeof(c -> 'required') = 'number'
-                then round(greatest(-1e300, least(1e300, (c ->> 'measured')::numeric - (c ->> 'required')::numeric))
-                           * case c ->> 'name' when 'on_disk' then -1 else 1 end, 9)
-                when starts_with(c ->> 'name', 'band ') and jsonb_typeof(c -> 'measured') = 'array'  -- nm missing of the nearest range
-                then (select round(greatest(-1e300, -min(greatest((r ->> 0)::numeric - coalesce(c -> 'required' ->> 0, c ->> 'required')::numeric, 0)
-                                  + greatest(coalesce(c -> 'required' ->> 1, c ->> 'required')::numeric - (r ->> 1)::numeric, 0))), 9)
-                      from jsonb_array_elements(c -> 'measured') r
-                      where jsonb_typeof(r -> 0) = 'number' and jsonb_typeof(r -> 1) = 'number'
-                          and jsonb_typeof(coalesce(c -> 'required' -> 0, c -> 'required')) = 'number'
-                          and jsonb_typeof(coalesce(c -> 'required' -> 1, c -> 'required')) = 'number') end as margin
-    from l2inv.op_state s
-    join l2inv.event v on v.op_id = s.op_id and v.seq = s.verdict_seq
-    cross join jsonb_array_elements(v.detail -> 'verdict' -> 'instrument_programs')
-        with ordinality as p (program, number)
-    cross join jsonb_path_query(p.program, '$.criteria[*] ? (@.result <> "pass" && !(@.optional == true))') c
-    where s.state = 'not_invertible';
-
--- The criteria that alone keep an OP's instrument program from passing, with the worst of its datasets; where that is
--- so of several programs, the nearest one.
-create view l2inv.near_miss as
-    select distinct on (name, op_id) name, op_id, instrument_program_id, measured, required, margin
-    from (
-        select op_id, number, instrument_program_id, min(name) as name, min(margin) as margin,
-               (array_agg(measured order by coalesce(margin, 0)))[1] as measured,
-               (array_agg(required order by coalesce(margin, 0)))[1] as required
-        from l2inv.unmet group by op_id, number, instrument_program_id
-        having min(name) = max(name) and bool_and(fails)
-    ) program
-    order by name, op_id, coalesce(margin, 0) desc, number;

@@ -164,6 +164,72 @@ def _exact(number: float) -> Decimal:
     return Decimal(str(number))
 
 
+class Reasons(TypedDict):
+    """Why a verdict's instrument programs are not invertible, in short: kept in op_state beside the verdict."""
+
+    programs: int
+    undetermined: bool
+    unmet: dict[str, str]  # criterion -> fail, or unknown if none fails it
+    alone: dict[str, float | None]  # criterion that alone keeps a program from passing -> margin
+
+
+def reasons(verdict: Verdict) -> Reasons:
+    """Return a verdict's reasons, as the database's function of this name does."""
+    unmet: dict[str, str] = {}
+    for program in verdict["instrument_programs"]:
+        for criterion in _unmet(program):
+            if unmet.get(criterion["name"]) != "fail":
+                unmet[criterion["name"]] = criterion["result"]
+    return {
+        "programs": len(verdict["instrument_programs"]),
+        "undetermined": verdict["undetermined"],
+        "unmet": unmet,
+        "alone": {name: miss["margin"] for name, miss in near_misses(verdict).items()},
+    }
+
+
+class NearMiss(TypedDict):
+    """What a criterion that alone keeps an instrument program from passing measured of the worst dataset."""
+
+    instrument_program_id: str | None
+    measured: Value
+    required: Value
+    margin: float | None
+
+
+def near_misses(verdict: Verdict) -> dict[str, NearMiss]:
+    """Return the criteria that alone keep an instrument program from passing, each with the nearest such program."""
+    found: dict[str, NearMiss] = {}
+    for program in verdict["instrument_programs"]:
+        unmet = _unmet(program)
+        if {criterion["result"] for criterion in unmet} != {"fail"} or len({c["name"] for c in unmet}) > 1:
+            continue
+        misses: list[NearMiss] = [
+            {
+                "instrument_program_id": program["instrument_program_id"],
+                "measured": criterion["measured"],
+                "required": criterion["required"],
+                "margin": _shortfall(criterion),
+            }
+            for criterion in unmet
+        ]
+        worst = min(misses, key=lambda miss: (miss["margin"] or 0.0, miss["margin"] is None))
+        nearest = found.setdefault(unmet[0]["name"], worst)
+        if (worst["margin"] or 0.0) > (nearest["margin"] or 0.0):
+            found[unmet[0]["name"]] = worst
+    return found
+
+
+def _unmet(program: InstrumentProgramVerdict) -> list[Criterion]:
+    return [c for c in program["criteria"] if c["result"] != "pass" and not c.get("optional")]
+
+
+def _shortfall(failed: Criterion) -> float | None:
+    """Return the margin of a criterion that failed, so negative in whichever direction it compares."""
+    by = margin(failed)
+    return None if by is None else 0.0 - min(1e300, abs(by))
+
+
 def comparison(name: str) -> tuple[str, str | None]:
     """Return how a criterion's measured value must compare with the required one, and their unit."""
     if name.startswith("band "):

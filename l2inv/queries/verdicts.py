@@ -8,6 +8,7 @@ import msgspec
 
 from l2inv.config.settings import Qualification
 from l2inv.database.connection import Connection
+from l2inv.domain import criteria
 from l2inv.domain.criteria import comparison, deciding, margin, narrow_bands
 from l2inv.domain.drift import CLOCKS_DIFFER
 from l2inv.errors import Refused
@@ -80,16 +81,19 @@ def near_misses(connection: Connection) -> list[dict[str, Any]]:
     """
     rows = connection.execute(
         """
-        select name, op_id, instrument_program_id, measured, required, margin::double precision as margin
-        from l2inv.near_miss order by name, op_id
+        select s.op_id, v.detail -> 'verdict' as verdict
+        from l2inv.op_state s join l2inv.event v on v.op_id = s.op_id and v.seq = s.verdict_seq
+        where s.state = 'not_invertible' and s.reasons -> 'alone' <> '{}' order by s.op_id
         """
     )
     found: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        if row["margin"] is not None and row["name"].startswith("band "):
-            row["missing_nm"] = -row["margin"]
-        found.setdefault(row.pop("name"), []).append(row)
-    by_count = sorted(found.items(), key=lambda item: -len(item[1]))
+        for name, miss in sorted(criteria.near_misses(row["verdict"]).items()):
+            op = {"op_id": row["op_id"], **miss}
+            if miss["margin"] is not None and name.startswith("band "):
+                op["missing_nm"] = -miss["margin"]
+            found.setdefault(name, []).append(op)
+    by_count = sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
     return [
         {"name": name, "ops": sorted(ops, key=lambda op: -(op["margin"] or 0.0))} for name, ops in by_count
     ]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from statistics import median
-from typing import Annotated, Any, LiteralString
+from typing import Annotated, Any, LiteralString, cast
 
 import msgspec
 import psycopg
@@ -170,6 +170,10 @@ def datasets(connection: Connection, findings: Findings, progress: Callable[[int
             word = measures.r0_class(median(known) if known else None)
             if row["r0_class"] != 1 + measures.R0_CLASSES.index(word):
                 findings.add("state", row, f"r0_class differs from that of its datasets: {word}")
+    with connection.cursor("verify_arrivals") as cursor:
+        cursor.execute(_ARRIVALS)
+        for row in cursor:
+            findings.add("state", row, "arrived or observed differs from what its datasets say")
     with connection.cursor("verify_quarantine") as cursor:
         cursor.execute(
             "select left(encode(raw_hash, 'hex'), 12) as key from l2inv.quarantine where sha256(raw) <> raw_hash"
@@ -186,6 +190,15 @@ _RANKS = """
             select from l2inv.dataset_version newer
             where newer.dataset_id = v.dataset_id and newer.version > v.version)) as medians_m
     from l2inv.op_state s where s.state = 'preprocessed'
+"""
+
+_ARRIVALS = """
+    with first as (
+        select op_id, min((record ->> 'createDate')::timestamptz) as arrived, min((record ->> 'startTime')::timestamptz) as observed
+        from l2inv.dataset_version group by op_id
+    )
+    select op_id from l2inv.op_state s left join first f using (op_id)
+    where s.arrived is distinct from f.arrived or s.observed is distinct from f.observed
 """
 
 # Differences between the versions and what the events say of them. An event names the last version of a dataset that
@@ -320,7 +333,17 @@ def verdicts(
             problem = _differs(one, rules, versions) if one else "holds no verdict"
             if problem:
                 findings.add("verdict", row, problem)
+            elif one and row["is_newest"] and _numbers_as_floats(row["reasons"]) != _reasons(one):
+                findings.add("state", row, "reasons differ from those of its verdict")
         progress(checked)
+    for row in connection.execute(
+        "select op_id from l2inv.op_state where verdict_seq is null and reasons is not null"
+    ):
+        findings.add("state", row, "reasons are there without a verdict")
+
+
+def _reasons(judged: _Judged) -> Any:
+    return _numbers_as_floats(criteria.reasons(cast(criteria.Verdict, judged.verdict)))
 
 
 _BEFORE: LiteralString = "coalesce(min(event_id) - 1, 9223372036854775807)"
@@ -352,11 +375,12 @@ def _judged(detail: str | None) -> _Judged | None:
 def _batch(connection: Connection, after: int) -> list[dict[str, Any]]:
     return connection.execute(
         """
-        select event_id, op_id, detail::text as detail from l2inv.event e
-        where kind = 'judged' and event_id > %s and not exists (
+        select e.event_id, e.op_id, e.detail::text as detail, s.verdict_seq is not null as is_newest, s.reasons
+        from l2inv.event e left join l2inv.op_state s on s.op_id = e.op_id and s.verdict_seq = e.seq
+        where e.kind = 'judged' and e.event_id > %s and not exists (
             select from l2inv.event v
             where v.op_id = e.op_id and v.kind = 'voided' and v.detail -> 'seq' = to_jsonb(e.seq))
-        order by event_id limit %s
+        order by e.event_id limit %s
         """,
         [after, BATCH],
     ).fetchall()

@@ -77,7 +77,7 @@ OWNERS = [
     ("create or replace view l2inv.history as select e.event_id, e.op_id, e.seq, e.kind, e.state, e.actor, e.recorded_at, "
      "e.run_id, e.detail, e.recorded_by, encode(e.hash, 'hex') as hash, null::integer as voided_by from l2inv.event e",
      "view history"),
-    ("drop view l2inv.near_miss", "relation near_miss is missing"),
+    ("drop view l2inv.failure", "relation failure is missing"),
     ("alter view l2inv.runs set (security_barrier = true)", "relation runs"),
     ("create view l2inv.more as select 1 as one", "relation more is not part of l2inv"),
     ("alter view l2inv.runs rename started_at to x; alter view l2inv.runs rename finished_at to started_at; "

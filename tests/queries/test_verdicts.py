@@ -1,5 +1,6 @@
 """What the verdicts tell: why, how nearly, by which criteria, what others would change, and how long to wait."""
 
+import random
 import re
 import sys
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,7 @@ from psycopg.types.json import Jsonb
 
 from l2inv.config.settings import Qualification
 from l2inv.database.connection import Connection
+from l2inv.domain import criteria
 from l2inv.queries import verdicts
 from l2inv.queries.what_if import what_if
 from l2inv.sample.server import Store
@@ -411,6 +413,61 @@ def test_near_misses_go_by_the_worst_dataset_the_nearest_program_and_come_neares
     nearest_first = [(several, 0.7), (alone[1], 0.6), (alone[0], 0.5)]
     assert [(op["op_id"], op["measured"]) for op in ao["ops"]] == nearest_first
     assert ao["ops"][0]["instrument_program_id"] == programs[1]
+
+
+def test_the_database_and_python_name_the_same_reasons_of_any_verdict(connection: Connection) -> None:
+    draw = random.Random(17)
+
+    def criterion() -> dict[str, Any]:
+        measured: Any
+        name = draw.choice(["ao", "gos", "on_disk", "stokes", "band a", "band b"])
+        if name.startswith("band "):
+            ends = [630.1234567895, 630.3, 629.0, 631, 1e308]
+            pairs = [sorted(draw.sample(ends, 2)) for _ in range(draw.randint(0, 3))]
+            measured, required = draw.choice([pairs, None, "no id"]), draw.choice([630.3, [630.1, 630.5]])
+        else:
+            measured, required = (
+                draw.choice([0.1, 0.7499999995, 0, 1e308, "IQ", None]),
+                draw.choice([0.75, 1, -1e308]),
+            )
+        optional = {"optional": True} if draw.random() < 0.1 else {}
+        result = draw.choice(["pass", "pass", "pass", "fail", "fail", "unknown"])
+        return {
+            "name": name,
+            "result": result,
+            "dataset_id": None,
+            "measured": measured,
+            "required": required,
+        } | optional
+
+    made = [
+        {
+            "invertible": False,
+            "undetermined": draw.random() < 0.5,
+            "instrument_programs": [
+                {"instrument_program_id": None, "invertible": False, "criteria": [criterion() for _ in range(draw.randint(0, 4))]}
+                for _ in range(draw.randint(0, 3))
+            ],
+        }
+        for _ in range(500)
+    ]  # fmt: skip
+    rows = connection.execute(
+        "select l2inv.reasons(verdict) as reasons from unnest(%s::jsonb[]) verdict", [[*map(Jsonb, made)]]
+    ).fetchall()
+    said = [criteria.reasons(verdict) for verdict in made]  # type: ignore[arg-type]
+    for row in rows:  # a large float comes back as an integer of as many digits
+        row["reasons"]["alone"] = {
+            name: margin and float(margin) for name, margin in row["reasons"]["alone"].items()
+        }
+    assert [row["reasons"] for row in rows] == said
+    assert {name for one in said for name in one["alone"]} == {
+        "ao",
+        "gos",
+        "on_disk",
+        "stokes",
+        "band a",
+        "band b",
+    }
 
 
 def test_no_near_miss_is_said(l2inv: Commands) -> None:

@@ -231,6 +231,24 @@ def test_a_rank_that_is_not_what_the_datasets_say_is_found(rows: Connection, cha
     assert "r0_class" in finding["detail"]
 
 
+@pytest.mark.parametrize(
+    ("check", "change"),
+    [
+        ("datasets", "arrived = arrived - interval '1 day'"),
+        ("datasets", "observed = null"),
+        ("verdicts", "reasons = reasons || '{\"programs\": 7}'"),
+        ("verdicts", "reasons = null"),
+    ],
+)
+def test_what_the_report_reads_beside_the_state_is_compared_with_the_datasets_and_the_verdict(
+    rows: Connection, op: str, check: str, change: str
+) -> None:
+    around_the_triggers(rows, f"update l2inv.op_state set {change} where op_id = %s", [op])
+    (finding,) = found_in(rows, check)
+    assert (finding["what"], finding["op_id"]) == ("state", op)
+    assert change.split(" = ", maxsplit=1)[0] in finding["detail"]
+
+
 def test_a_present_state_that_is_gone_or_invented_is_found(
     l2inv: Commands, lived: str, connection: Connection
 ) -> None:

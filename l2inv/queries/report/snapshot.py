@@ -12,6 +12,7 @@ from psycopg.types.json import set_json_loads
 
 from l2inv.config.settings import Settings
 from l2inv.database.connection import Connection
+from l2inv.domain import criteria
 from l2inv.queries import deadlines
 from l2inv.queries.report import drawing, page
 from l2inv.wording import what_happened
@@ -129,28 +130,15 @@ def _failed(connection: Connection) -> list[dict[str, Any]]:
 
 
 def _arrived(connection: Connection, lines: int) -> tuple[dict[str, int], dict[str, datetime | None]]:
-    """Return how many OPs' first dataset arrived in each month (YYYY-MM), and when that of each OP observed last arrived.
-
-    Both come from one pass over all datasets, whose records are much larger than what is taken from them.
-    """
-    rows = connection.execute(
-        """
-        with arrival as materialized (
-            select op_id, (record ->> 'createDate')::timestamptz as arrived, (record ->> 'startTime')::timestamptz as observed
-            from l2inv.dataset_version
-        ), op as materialized (
-            select op_id, min(arrived) as arrived, min(observed) as observed from arrival group by op_id
-        )
-        select 'month' as what, to_char(arrived, 'YYYY-MM') as name, null::timestamptz as arrived, count(*) as ops
-        from op group by 2
-        union all
-        (select 'op', s.op_id, arrived, 1 from l2inv.op_state s left join op using (op_id)
-         order by coalesce(observed, since) desc, s.op_id limit %s)
-        """,
+    """Return how many OPs' first dataset arrived in each month (YYYY-MM), and when that of each OP observed last arrived."""
+    months = connection.execute(
+        "select to_char(arrived, 'YYYY-MM') as month, count(*) as ops from l2inv.op_state where arrived is not null group by 1"
+    )
+    newest = connection.execute(
+        "select op_id, arrived from l2inv.op_state order by coalesce(observed, since) desc, op_id limit %s",
         [lines],
-    ).fetchall()
-    months = {row["name"]: row["ops"] for row in rows if row["what"] == "month"}
-    return months, {row["name"]: row["arrived"] for row in rows if row["what"] == "op"}
+    )
+    return {row["month"]: row["ops"] for row in months}, {row["op_id"]: row["arrived"] for row in newest}
 
 
 def _published(connection: Connection) -> dict[str, int]:
@@ -165,12 +153,10 @@ def _verdicts(connection: Connection) -> dict[str, Any]:
     """Return counts of the newest verdicts of the OPs that are not invertible."""
     row = connection.execute(
         """
-        select count(*) as ops,
-               count(*) filter (where v.detail -> 'verdict' -> 'instrument_programs' = '[]') as without_program,
-               count(*) filter (where v.detail -> 'verdict' -> 'undetermined' = 'true') as undetermined,
-               count(*) filter (where s.overruled_seq is not null) as overruled
-        from l2inv.op_state s join l2inv.event v on v.op_id = s.op_id and v.seq = s.verdict_seq
-        where s.state = 'not_invertible'
+        select count(*) as ops, count(*) filter (where reasons -> 'programs' = '0') as without_program,
+               count(*) filter (where reasons -> 'undetermined' = 'true') as undetermined,
+               count(*) filter (where overruled_seq is not null) as overruled
+        from l2inv.op_state where state = 'not_invertible' and reasons is not null
         """
     ).fetchone()
     assert row is not None
@@ -181,23 +167,32 @@ def _against(connection: Connection) -> list[dict[str, Any]]:
     """Return each criterion that OPs do not pass, the most frequent first: how many fail it, for how many others it is
     unknown, and how many fail only it, with the NEAREST of these, one per row.
     """
-    return connection.execute(
+    rows = connection.execute(
         """
-        with counted as (
-            select name, count(*) filter (where fails) as fail, count(*) filter (where not fails) as unknown
-            from (select name, bool_or(fails) as fails from l2inv.unmet group by op_id, name) each group by name
+        with judged as not materialized (
+            select op_id, verdict_seq, reasons from l2inv.op_state where state = 'not_invertible'
+        ), counted as (
+            select name, coalesce(sum(ops) filter (where result = 'fail'), 0)::bigint as fail,
+                   coalesce(sum(ops) filter (where result <> 'fail'), 0)::bigint as unknown
+            from (select reasons -> 'unmet' as unmet, count(*) as ops from judged group by 1) alike,
+                 jsonb_each_text(unmet) as one (name, result)
+            group by name
         ), ranked as (
-            select *, count(*) over (partition by name) as alone,
-                   row_number() over (partition by name order by coalesce(margin, 0) desc, op_id) as place
-            from l2inv.near_miss
+            select op_id, verdict_seq, name, count(*) over (partition by name) as alone,
+                   row_number() over (partition by name order by coalesce(margin::double precision, 0) desc, op_id) as place
+            from judged, jsonb_each_text(reasons -> 'alone') as one (name, margin)
         )
-        select name, fail, unknown, coalesce(alone, 0) as alone, op_id, measured, required,
-               margin::double precision as margin
+        select name, fail, unknown, coalesce(alone, 0) as alone, op_id, (
+            select detail -> 'verdict' from l2inv.event v where v.op_id = r.op_id and v.seq = r.verdict_seq) as verdict
         from counted left join (select * from ranked where place <= %s) r using (name)
         order by fail + unknown desc, name, place
         """,
         [NEAREST],
     ).fetchall()
+    for row in rows:
+        if verdict := row.pop("verdict"):
+            row.update(criteria.near_misses(verdict)[row["name"]])
+    return rows
 
 
 def _experiments(connection: Connection, op_ids: list[str]) -> list[dict[str, Any]]:
