@@ -10,7 +10,6 @@ import pickle
 import re
 import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Iterator
 from functools import cache
@@ -35,6 +34,8 @@ if TYPE_CHECKING:
     from tests.helpers.rabbitmq import Broker
     from tests.helpers.warm import Warm
 
+FAILED = pytest.StashKey[bool]()
+
 if "mix_stderr" in (defaults := inspect.signature(CliRunner).parameters):  # before click 8.2
     CliRunner.__init__.__defaults__ = (*[p.default for p in defaults.values()][:-1], False)
 
@@ -51,13 +52,15 @@ def pytest_configure(config: pytest.Config) -> None:
     ):  # as in a shell's background; what is started inherits it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):  # workers use the server of the process that started them
-        os.environ[SERVER] = os.environ.get("L2INV_TEST_DATABASE") or _started(config)
+        folder = quick_folder()
+        config.add_cleanup(lambda: _removed(config, folder))
+        config.option.basetemp = config.option.basetemp or folder / "tests"
+        os.environ[SERVER] = os.environ.get("L2INV_TEST_DATABASE") or _started(config, folder / "server")
         os.environ[MIGRATED] = migrated = f"migrated_{os.getpid()}"
         config.add_cleanup(lambda: drop(migrated))
         with open_connection(Settings(database=Database(url=copy(migrated, "template0")))) as connection:
             migrate.apply(connection, "l2inv")
-        os.environ["XDG_STATE_HOME"] = state = tempfile.mkdtemp(prefix="l2inv-state-")  # never the user's own
-        config.add_cleanup(lambda: shutil.rmtree(state, ignore_errors=True))
+        os.environ["XDG_STATE_HOME"] = str(folder / "state")  # never the user's own
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -79,9 +82,18 @@ def pytest_xdist_auto_num_workers() -> int:
     return (os.cpu_count() or 1) + 2
 
 
-def _started(config: pytest.Config) -> str:
-    folder = quick_folder()
-    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    session.config.stash[FAILED] = session.testsfailed > 0
+
+
+def _removed(config: pytest.Config, folder: Path) -> None:
+    """Remove what is in memory; where a test failed, all but the tests' own folders."""
+    for path in folder.iterdir() if config.stash.get(FAILED, False) else [folder]:
+        if path.name != "tests":
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _started(config: pytest.Config, folder: Path) -> str:
     config.add_cleanup(lambda: (embedded.stop(folder), None)[1])
     url = embedded.start(folder)
     with psycopg.connect(url, autocommit=True) as connection:
@@ -125,7 +137,7 @@ def test_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tmp_path(test_folder: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A folder of the test's own. After the test it is kept under another name, as pytest keeps its last ones."""
+    """A folder of the test's own. After the test it has another name; it is kept where any test failed."""
     test_folder.mkdir(mode=0o700, exist_ok=True)
     yield test_folder
     name = re.sub(r"\W", "_", request.node.name)[:30]

@@ -13,14 +13,18 @@ def visp(store: Store, op: str) -> list[dict[str, Any]]:
     ]
 
 
-def two_programs(l2inv: Commands) -> tuple[str, list[str]]:
-    """An OP with two ViSP instrument programs, and their ids."""
-    for op in l2inv.json("next", "-n", "100")["ops"]:
-        datasets = l2inv.json("show", op["op_id"])["datasets"]
-        programs = {d["instrument_program_id"] for d in datasets if d["instrument"] == "VISP"}
-        if len(programs) == 2:
-            return op["op_id"], sorted(programs)
-    raise AssertionError("the sample inventory has one")
+def two_programs(connection: Connection) -> tuple[str, list[str]]:
+    """An OP that can be claimed with two ViSP instrument programs, and their ids."""
+    row = connection.execute(
+        """
+        select op_id, array_agg(distinct instrument_program_id order by instrument_program_id) as programs
+        from l2inv.op join l2inv.dataset d using (op_id)
+        where state = 'preprocessed' and d.instrument = 'VISP'
+        group by op_id having count(distinct instrument_program_id) = 2 order by op_id limit 1
+        """
+    ).fetchone()
+    assert row, "the sample inventory has one"
+    return row["op_id"], row["programs"]
 
 
 def invert(l2inv: Commands, op: str, *programs: str) -> None:

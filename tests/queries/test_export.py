@@ -56,7 +56,7 @@ def tell(connection: Connection, ops: int, asdf_object_key: str = "key") -> None
 def test_the_export_is_the_view_in_the_columns_of_the_contract(
     l2inv: Commands, ready: list[str], connection: Connection
 ) -> None:
-    op, programs = two_programs(l2inv)
+    op, programs = two_programs(connection)
     invert(l2inv, op, *programs)
     l2inv("publish")
     found = lines(l2inv)

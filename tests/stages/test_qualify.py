@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from l2inv.config.settings import Settings
+from l2inv.database.connection import Connection
+from l2inv.queries import observing_programs, verdicts
 from l2inv.sample.server import Store
 from tests.helpers.commands import AS_OF, NOW, Commands
 from tests.helpers.steps import kinds, visp
@@ -210,17 +213,18 @@ def programs_of(datasets: Iterable[dict[str, Any]]) -> dict[str, dict[str, list[
     ],
 )
 def test_each_instrument_program_of_a_real_inventory_is_judged_as_by_todays_rules(
-    l2inv: Commands, file: str, ops: int, programs: int, iron: int, invertible: int, narrow: dict[str, int]
-) -> None:
+    l2inv: Commands, connection: Connection, file: str, ops: int, programs: int, iron: int, invertible: int,
+    narrow: dict[str, int],
+) -> None:  # fmt: skip
     l2inv.settings["metadata_store"] = {"url": str(REAL / file)}
     l2inv.save()
     l2inv("scan")
     l2inv(*AS_OF)
     of_op = programs_of(json.loads((REAL / file).read_text())["data"]["datasetInventories"])
-    found: Counter[str] = Counter()
-    warned: Counter[str] = Counter()
+    rules, found, warned = Settings().qualification, Counter[str](), Counter[str]()
+    warnings = verdicts.warnings(connection, list(of_op), rules)
     for op_id, of_program in of_op.items():
-        shown = l2inv.json("show", op_id)
+        shown = observing_programs.show(connection, op_id, rules)
         judged = {p["instrument_program_id"]: p for p in shown["verdict"]["instrument_programs"]}
         assert judged.keys() == of_program.keys()
         for program_id, datasets in of_program.items():
@@ -233,7 +237,7 @@ def test_each_instrument_program_of_a_real_inventory_is_judged_as_by_todays_rule
             found["invertible"] += is_invertible
             unknown = {name for name, result, _ in criteria if result == "unknown"}
             assert unknown >= {"health", "gos", "ao"} or "2023" not in file  # not yet delivered then
-        warned.update(w["band"] for w in shown["warnings"] if w["warning"] == "narrow")
+        warned.update(w["band"] for w in warnings[op_id] if w["warning"] == "narrow")
         any_invertible = any(p["invertible"] for p in judged.values())
         assert shown["state"] == ("invertible" if any_invertible else "not_invertible")
         assert shown["verdict"]["invertible"] == any_invertible

@@ -516,9 +516,9 @@ def test_the_id_that_was_issued_is_taken_by_default_and_another_is_refused(
 
 
 def test_each_of_several_programs_says_what_is_its_own(
-    l2inv: Commands, ready: list[str], tmp_path: Path
+    l2inv: Commands, ready: list[str], connection: Connection, tmp_path: Path
 ) -> None:
-    op, programs = two_programs(l2inv)
+    op, programs = two_programs(connection)
     l2inv("claim", op)
     issued = {i["instrument_program_id"]: i for i in l2inv.json("show", op)["inversions"]}
     said: list[dict[str, Any]] = [
