@@ -17,7 +17,7 @@ from tests.helpers.disks import fill, small_disk
 from tests.helpers.products import make
 from tests.helpers.publisher_kills import killed_at
 from tests.helpers.rabbitmq import Broker
-from tests.helpers.steps import cause, kinds
+from tests.helpers.steps import cause, kinds, visp
 from tests.helpers.warm import Warm
 
 Values = dict[str, Any]
@@ -27,16 +27,16 @@ ARMS = {23: 40}
 
 @pytest.fixture
 def op(l2inv: Commands, store: Store, tmp_path: Path) -> str:
-    """An OP that somebody works on, with one ViSP program whose datasets observed iron while the products were made."""
+    """The one OP, on which somebody works, with one ViSP program whose datasets observed iron while the products were made."""
+    store.datasets = visp(store, store.datasets[0]["observingProgramExecutionId"])
     for dataset in store.datasets:
-        if dataset["instrumentName"] == "VISP":
-            frames = 4 * (FRAMES + 1)
-            dataset |= {
-                "startTime": make.BEGIN.replace(tzinfo=None).isoformat(), "endTime": "2022-06-03T20:00:00",
-                "frameCount": frames, "wavelengthMin": 629.5, "wavelengthMax": 630.9, "spectralLines": None,
-                "health": {"good": frames, "bad": None, "ill": None, "unknown": None}, "aoLocked": frames,
-                "gosStatus": {"open": frames, "opening": None, "closed": None, "closing": None, "undefined": None},
-            }  # fmt: skip
+        frames = 4 * (FRAMES + 1)
+        dataset |= {
+            "startTime": make.BEGIN.replace(tzinfo=None).isoformat(), "endTime": "2022-06-03T20:00:00",
+            "frameCount": frames, "wavelengthMin": 629.5, "wavelengthMax": 630.9, "spectralLines": None,
+            "health": {"good": frames, "bad": None, "ill": None, "unknown": None}, "aoLocked": frames,
+            "gosStatus": {"open": frames, "opening": None, "closed": None, "closing": None, "undefined": None},
+        }  # fmt: skip
     l2inv.settings["publish"] = {
         "mounts": [{"uri": "globus://science/", "path": str(tmp_path / "science")}],
         "transfer": {
