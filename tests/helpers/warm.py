@@ -1,6 +1,8 @@
 """l2inv in processes that are started within milliseconds: by forking one that has imported all of it."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +42,8 @@ class Warm:
         self.process = subprocess.Popen(
             [sys.executable, "-c", _WARM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+        self.said: dict[int, str] = {}  # where each process writes what it says
+        self.number = 0
 
     def _ask(self, what: Any) -> Any:
         assert self.process.stdin is not None
@@ -48,17 +52,24 @@ class Warm:
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
-    def start(self, l2inv: Commands, *argv: str) -> int:
+    def start(self, l2inv: Commands, *argv: str, actor: str = "han") -> int:
         """Start a command as one of its own processes, and return its number."""
-        self.said = str(l2inv.config.with_name("said"))
-        pid: int = self._ask([self.said, "--config", str(l2inv.config), "--actor", "han", *argv])
+        self.number += 1
+        said = str(l2inv.config.with_name(f"said.{self.number}"))
+        pid: int = self._ask([said, "--config", str(l2inv.config), "--actor", actor, *argv])
+        self.said[pid] = said
         return pid
 
     def ended(self, pid: int) -> tuple[int, str, str]:
-        """Return exit code, stdout and stderr once it ended, of the process started last."""
+        """Return exit code, stdout and stderr of a process once it ended."""
         code = self._ask(pid)
         assert code is not None, "it hangs"
-        return code, Path(f"{self.said}.out").read_text(), Path(f"{self.said}.err").read_text()
+        said = self.said.pop(pid)
+        return code, Path(f"{said}.out").read_text(), Path(f"{said}.err").read_text()
+
+    def killed(self, pid: int) -> None:
+        os.kill(pid, signal.SIGKILL)
+        assert self.ended(pid)[0] == -signal.SIGKILL
 
     def close(self) -> None:
         assert self.process.stdin is not None

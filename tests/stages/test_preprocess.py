@@ -23,6 +23,7 @@ from tests.helpers import slurm_cluster
 from tests.helpers.commands import NOW, Commands
 from tests.helpers.steps import kinds
 from tests.helpers.waiting import until
+from tests.helpers.warm import Warm
 
 BUNDLE = {"op.json", "manifest.json", "globus-batch.txt"}
 
@@ -218,16 +219,14 @@ def test_a_command_that_takes_too_long_ends_with_all_its_processes(
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_by_a_signal_it_ends_its_commands_and_leaves_their_ops_as_they_were(
-    l2inv: Commands, invertible: list[str], tmp_path: Path, sign: signal.Signals
+    l2inv: Commands, warm: Warm, invertible: list[str], tmp_path: Path, sign: signal.Signals
 ) -> None:
     command(l2inv, HANG, parallel=2)
-    process = l2inv.start("preprocess")
+    pid = warm.start(l2inv, "preprocess")
     until(lambda: len(list((tmp_path / "work").rglob("child"))) == 2, "two commands run")
     assert l2inv("preprocess", expect=75).stderr.startswith("l2inv: preprocess: another run holds the lock")
-    process.send_signal(sign)
-    stdout, stderr = process.communicate(timeout=20)
-    assert (process.returncode, stdout) == (1, "")
-    assert stderr == "l2inv: stopped; run it again: nothing was left half-written\n"
+    os.kill(pid, sign)
+    assert warm.ended(pid) == (1, "", "l2inv: stopped; run it again: nothing was left half-written\n")
     children = [int(path.read_text()) for path in (tmp_path / "work").rglob("child") if path.read_text()]
     until(lambda: not any(map(is_running, children)), "the children are gone")
     assert l2inv.json("status")["states"]["invertible"] == len(invertible)
@@ -262,11 +261,10 @@ def runs(top: Path) -> list[str]:
     return sorted((top / "runs").read_text().split()) if (top / "runs").exists() else []
 
 
-def killed_while_commands_run(l2inv: Commands, top: Path, number: int) -> None:
-    process = l2inv.start("preprocess")
+def killed_while_commands_run(l2inv: Commands, warm: Warm, top: Path, number: int) -> None:
+    pid = warm.start(l2inv, "preprocess")
     until(lambda: len(runs(top)) == number, "the commands run")
-    process.kill()
-    process.communicate()
+    warm.killed(pid)
 
 
 def last_run(l2inv: Commands) -> int:
@@ -274,17 +272,17 @@ def last_run(l2inv: Commands) -> int:
 
 
 def test_what_a_killed_l2inv_left_running_is_waited_for_and_runs_only_once(
-    l2inv: Commands, invertible: list[str], tmp_path: Path
+    l2inv: Commands, warm: Warm, invertible: list[str], tmp_path: Path
 ) -> None:
     command(l2inv, WAIT, parallel=2)
-    killed_while_commands_run(l2inv, tmp_path, 2)
+    killed_while_commands_run(l2inv, warm, tmp_path, 2)
     before = last_run(l2inv)
-    process = l2inv.start("preprocess")
+    pid = warm.start(l2inv, "preprocess")
     until(lambda: last_run(l2inv) > before, "the next run has begun")
     assert len(runs(tmp_path)) == 2
     (tmp_path / "go").touch()
-    _, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stderr) == (0, "")
+    code, _, stderr = warm.ended(pid)
+    assert (code, stderr) == (0, "")
     assert runs(tmp_path) == sorted(invertible)
     for op in invertible:
         assert kinds(l2inv, op)[-2:] == ["preprocess_started", "preprocessed"]
@@ -292,10 +290,10 @@ def test_what_a_killed_l2inv_left_running_is_waited_for_and_runs_only_once(
 
 
 def test_what_ended_after_l2inv_was_killed_is_recorded_and_not_run_again(
-    l2inv: Commands, invertible: list[str], tmp_path: Path
+    l2inv: Commands, warm: Warm, invertible: list[str], tmp_path: Path
 ) -> None:
     command(l2inv, WAIT, parallel=2)
-    killed_while_commands_run(l2inv, tmp_path, 2)
+    killed_while_commands_run(l2inv, warm, tmp_path, 2)
     begun = runs(tmp_path)
     (tmp_path / "go").touch()
     until(lambda: len(list((tmp_path / "work").rglob("*.exit"))) == 2, "both ended")
@@ -307,10 +305,10 @@ def test_what_ended_after_l2inv_was_killed_is_recorded_and_not_run_again(
 
 
 def test_a_command_whose_script_alone_was_killed_still_counts_as_running(
-    l2inv: Commands, invertible: list[str], tmp_path: Path
+    l2inv: Commands, warm: Warm, invertible: list[str], tmp_path: Path
 ) -> None:
     command(l2inv, WAIT, parallel=1)
-    killed_while_commands_run(l2inv, tmp_path, 1)
+    killed_while_commands_run(l2inv, warm, tmp_path, 1)
     (pid_file,) = (tmp_path / "work").rglob("*.pid")
     folder, name = pid_file.parent.parent, pid_file.stem
     os.kill(int(pid_file.read_text().split()[0]), signal.SIGKILL)
@@ -345,13 +343,12 @@ def test_a_job_that_was_recorded_and_never_began_begins_in_the_next_run(
 
 
 def test_the_time_a_command_may_take_counts_from_its_start_whoever_waits(
-    l2inv: Commands, invertible: list[str], tmp_path: Path
+    l2inv: Commands, warm: Warm, invertible: list[str], tmp_path: Path
 ) -> None:
     command(l2inv, HANG, parallel=1)
-    process = l2inv.start("preprocess")
+    pid = warm.start(l2inv, "preprocess")
     until(lambda: any(path.read_text() for path in (tmp_path / "work").rglob("child")), "one runs")
-    process.kill()
-    process.communicate()
+    warm.killed(pid)
     (pid_file,) = (tmp_path / "work").rglob("*.pid")
     os.utime(pid_file, (time.time() - 1000, time.time() - 1000))
     command(l2inv, "pass", timeout_seconds=900)
@@ -365,13 +362,12 @@ def test_the_time_a_command_may_take_counts_from_its_start_whoever_waits(
 
 @pytest.mark.parametrize("now_is", ["--invertible", "--not-invertible"])
 def test_a_job_of_a_verdict_that_holds_no_longer_is_ended_before_another_begins(
-    l2inv: Commands, invertible: list[str], tmp_path: Path, now_is: str
+    l2inv: Commands, warm: Warm, invertible: list[str], tmp_path: Path, now_is: str
 ) -> None:
     command(l2inv, HANG, parallel=1)
-    process = l2inv.start("preprocess")
+    pid = warm.start(l2inv, "preprocess")
     until(lambda: any(path.read_text() for path in (tmp_path / "work").rglob("child")), "one runs")
-    process.kill()
-    process.communicate()
+    warm.killed(pid)
     (child_file,) = (tmp_path / "work").rglob("child")
     child, op = int(child_file.read_text()), unquoted(child_file.parent.name)
     l2inv("overrule", op, now_is, "--reason", "seen by eye")
@@ -392,30 +388,30 @@ def test_an_op_on_hold_is_skipped_until_it_is_not(l2inv: Commands, invertible: l
 
 
 def test_a_note_while_the_command_runs_changes_nothing(
-    l2inv: Commands, invertible: list[str], tmp_path: Path
+    l2inv: Commands, warm: Warm, invertible: list[str], tmp_path: Path
 ) -> None:
     command(l2inv, WAIT, parallel=64)
-    process = l2inv.start("preprocess")
+    pid = warm.start(l2inv, "preprocess")
     until(lambda: len(runs(tmp_path)) == len(invertible), "all run")
     l2inv("note", invertible[0], "seen")
     (tmp_path / "go").touch()
-    process.communicate(timeout=60)
+    assert warm.ended(pid)[0] == 0
     assert l2inv.json("status")["states"]["invertible"] == 0
 
 
 def test_a_database_that_goes_down_stops_the_stage_and_fails_no_op(
-    l2inv: Commands, invertible: list[str], tmp_path: Path, connection: Connection
+    l2inv: Commands, warm: Warm, invertible: list[str], tmp_path: Path, connection: Connection
 ) -> None:
     command(l2inv, WAIT, parallel=2)
-    process = l2inv.start("preprocess")
+    pid = warm.start(l2inv, "preprocess")
     until(lambda: len(runs(tmp_path)) == 2, "two run")
     connection.execute(
         "select pg_terminate_backend(pid) from pg_stat_activity "
         "where pid <> pg_backend_pid() and datname = current_database()"
     )
     (tmp_path / "go").touch()
-    _, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stderr.count("\n")) == (1, 1), stderr
+    code, _, stderr = warm.ended(pid)
+    assert (code, stderr.count("\n")) == (1, 1), stderr
     assert l2inv.json("status")["states"]["error"] == 0
     assert l2inv.json("preprocess")["ops"] == {"done": len(invertible), "failed": 0, "skipped": 0}
 

@@ -13,6 +13,7 @@ from l2inv.record import event_log
 from l2inv.sample.server import Store
 from l2inv.stages.mark_working import claiming
 from tests.helpers.commands import Commands
+from tests.helpers.warm import Warm
 
 
 def test_next_offers_with_what_one_chooses_by_and_by_age_the_longest_waiting(
@@ -87,12 +88,13 @@ def test_an_op_whose_datasets_changed_since_its_verdict_is_not_claimed(
     assert "its datasets changed since its verdict" in l2inv("claim", ready[0], actor="eve", expect=3).stderr
 
 
-def test_eight_processes_that_claim_one_op_give_one_winner(l2inv: Commands, ready: list[str]) -> None:
-    people = [f"person-{n}" for n in range(8)]
-    processes = [l2inv.start("claim", ready[0], actor=person) for person in people]
-    codes = {
-        person: (p.communicate()[0], p.returncode)[1] for person, p in zip(people, processes, strict=True)
-    }
+def test_eight_processes_that_claim_one_op_give_one_winner(
+    l2inv: Commands, warm: Warm, ready: list[str]
+) -> None:
+    processes = {f"person-{n}": 0 for n in range(8)}
+    for person in processes:
+        processes[person] = warm.start(l2inv, "claim", ready[0], actor=person)
+    codes = {person: warm.ended(pid)[0] for person, pid in processes.items()}
     assert sorted(codes.values()) == [0] + [3] * 7
     winner = next(person for person, code in codes.items() if code == 0)
     assert l2inv.json("show", ready[0])["assignee"] == winner
