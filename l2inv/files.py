@@ -68,6 +68,9 @@ def appending(path: Path, mode: int = 0o600) -> Iterator[BinaryIO]:
     number = os.open(path, flags, mode)
     with os.fdopen(number, "ab") as file:
         _must_be_regular(number, path)
+        found = os.fstat(number)
+        if found.st_size == 0 and found.st_uid not in (0, os.geteuid()):  # planted: that user could change it
+            raise L2invError(f"{path}: is another user's file", "remove it, or name another file")
         fcntl.flock(file, fcntl.LOCK_EX)
         with reading(path) as before:
             size = before.seek(0, os.SEEK_END)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -96,7 +96,13 @@ def load(connection: Connection, path: Path, is_new: bool = False) -> Anchor:
 
 
 _begin = msgspec.json.Decoder(Begin)
-_head = msgspec.json.Decoder(tuple[str, int, str])
+_head = msgspec.json.Decoder(
+    tuple[
+        Annotated[str, msgspec.Meta(max_length=200, pattern=r"^[^\x00]+$")],
+        Annotated[int, msgspec.Meta(ge=1, lt=2**31)],
+        Annotated[str, msgspec.Meta(max_length=64)],
+    ]
+)
 _run = msgspec.json.Decoder(tuple[int, str])
 _end = msgspec.json.Decoder(dict[str, int])
 
@@ -104,6 +110,7 @@ _end = msgspec.json.Decoder(dict[str, int])
 def _parsed(lines: Iterable[bytes]) -> Iterator[Any]:
     """Yield each line, decoded. A line that a killed writer left unfinished may only be the last of the file, or of its block."""
     torn: Exception | None = None
+    first = 0  # line of the block
     for number, line in enumerate(lines):
         begins = line.startswith(b'{"anchor"')
         if (number == 0 and not begins) or (torn and not begins):
@@ -111,12 +118,16 @@ def _parsed(lines: Iterable[bytes]) -> Iterator[Any]:
         torn = None
         try:
             if begins:
-                begin = _begin.decode(line)
+                begin, first = _begin.decode(line), number
                 if begin.anchor != FORMAT:
                     raise ValueError(f"is of format {begin.anchor}, not {FORMAT}")
                 yield begin
             elif line.startswith(b"{"):
-                _end.decode(line)
+                between = number - first - 1
+                if _end.decode(line) != {"end": between}:
+                    raise ValueError(
+                        f"has {between} lines in a block that ends otherwise: {line.decode().strip()}"
+                    )
             else:
                 yield (_head if line.startswith(b'["') else _run).decode(line)
         except msgspec.DecodeError as problem:

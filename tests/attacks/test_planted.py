@@ -60,6 +60,10 @@ def test_another_users_folder_and_link_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="another user made"), appending(tmp_path / "link"):
         pass
     assert not (tmp_path / "victim").exists()
+    (tmp_path / "heads").touch()
+    os.chown(tmp_path / "heads", 65534, 65534)
+    with pytest.raises(Exception, match="another user's file"), appending(tmp_path / "heads"):
+        pass
 
 
 def test_nobody_waits_for_a_pipe(tmp_path: Path) -> None:

@@ -567,13 +567,22 @@ ANCHORS = [
     (lambda lines: [], "is empty"),
     (lambda lines: lines[1:], "does not begin like an anchor"),
     (lambda lines: [lines[0], *(line.replace('"', "'", 1) for line in lines[1:])], "malformed"),
-    (lambda lines: [lines[0], f'["{"x" * 9}", 1, "00"]', *lines[1:]], "event 1 is missing"),
+    (lambda lines: [*_with(lines, f'["{"x" * 9}", 1, "{"0" * 64}"]')], "event 1 is missing"),
+    (lambda lines: [lines[0], f'["x", 99999999999, "{"0" * 64}"]', *lines[1:]], "Expected `int`"),
+    (lambda lines: [lines[0], f'["\\u0000", 1, "{"0" * 64}"]', *lines[1:]], "Expected `str` matching regex"),
+    (lambda lines: [lines[0], f'["{"x" * 201}", 1, "{"0" * 64}"]', *lines[1:]], "Expected `str` of length <= 200"),
     (lambda lines: [_with_another_hash(line) for line in lines], "is not what was anchored"),
     (lambda lines: [lines[0].replace('"runs":', '"runs":1'), *lines[1:]], "runs were anchored"),
     (lambda lines: [lines[0].replace('"schema":"', '"schema":"0'), *lines[1:]], "the schema is not what was anchored"),
-    (lambda lines: [*lines[:-1], '[1, "00"]', lines[-1]], None),  # the first line about a run holds
-    (lambda lines: [lines[0], *lines[2:]], None),  # an anchor that names less: keep it where nobody can change it
+    (lambda lines: [lines[0], *lines[2:]], "lines in a block that ends otherwise"),
+    (lambda lines: [*_with(lines, '[1, "00"]')], None),  # the first line about a run holds
+    (lambda lines: lines[:4], None),  # an anchor that names less: keep it where nobody can change it
 ]  # fmt: skip
+
+
+def _with(lines: list[str], line: str) -> list[str]:
+    """Return the lines of an anchor of one block with one more, as the block's end says."""
+    return [*lines[:-1], line, f'{{"end": {len(lines) - 1}}}']
 
 
 def _with_another_hash(line: str) -> str:
