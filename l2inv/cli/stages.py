@@ -148,9 +148,11 @@ def _dry_run(app: App) -> None:
     from l2inv.cli import render
     from l2inv.stages.publish import preflight
 
-    with app.connected() as (connection, settings):
+    with app.connected() as (connection, settings), app.progress("MB") as progress:
         op_ids = preflight.inverted_ops(connection)
         ops = [preflight.preflight(connection, settings, op_id) for op_id in op_ids]
+        for op in ops:
+            preflight.check_products(connection, settings, op, progress)
 
     def text() -> None:
         for op in ops:

@@ -11,7 +11,7 @@ from l2inv.cli.context import App
 from l2inv.cli.options import json_option
 
 if TYPE_CHECKING:
-    from l2inv.queries.publication import Abandoned
+    from l2inv.queries.publication import Abandoned, Step
 
 # The commands that run a stage again where they need more than its name.
 AGAIN = {
@@ -33,6 +33,8 @@ def show(app: App, op: str) -> None:
         op_id = event_log.resolve(connection, op)
         found = observing_programs.show(connection, op_id, app.settings.qualification)
         found["abandoned"] = publication.abandoned(connection, op_id)
+        was_inverted = found["state"] in ("inverted", "published", "error")
+        found["steps"] = publication.steps(connection, settings.publish, op_id) if was_inverted else []
         found["warnings"] = verdicts.warnings(connection, [op_id], settings.qualification)[op_id]
     app.result(found, lambda: _print_op(found))
 
@@ -70,6 +72,7 @@ def _print_op(op: dict[str, Any]) -> None:
         ("inputs", "changed since the verdict; see: l2inv history" if op["inputs_changed"] else None),
         *(("warning", wording.warning(found)) for found in op["warnings"]),
         *(("inversion", _inversion(inversion)) for inversion in op["inversions"]),
+        *(("step", _step(one)) for one in op["steps"] if one.standing in ("done", "started", "waiting")),
         *(("abandoned", _abandoned(one)) for one in op["abandoned"]),
         *(("output", output["uri"]) for output in op["outputs"] or ()),
         *(("movie", url) for url in op["movie_urls"]),
@@ -140,6 +143,11 @@ def _inversion(inversion: dict[str, Any]) -> str:
         f"{inversion['inversion_id']} of {inversion['instrument_program_id']}, cycle {inversion['cycle']}, "
         f"{published}{superseded}{withdrawn}"
     )
+
+
+def _step(one: "Step") -> str:
+    told = (one.step, one.standing) if one.standing != "waiting" else (one.step,)
+    return " ".join((f"{one.inversion_id}:", *told, one.detail)).rstrip()
 
 
 def _abandoned(one: "Abandoned") -> str:

@@ -105,9 +105,18 @@ def test_files_are_brought_once_and_compared_and_the_store_is_told_after_that(
 ) -> None:
     deliver(l2inv, op, tmp_path / "science")
     assert l2inv("check", op).exit_code == 0
+    (dry,) = l2inv.json("publish", "--dry-run")["ops"]
+    assert dry["ready"]
+    assert dry["checks"][-1] == {"name": "products", "result": "pass", "detail": "1 inversion checked"}
     assert standing(l2inv, op)["transfer"] == "to do"
+    assert "transfer done" not in l2inv("show", op).stdout
     l2inv("publish")
-    (one,) = l2inv.json("show", op)["inversions"]
+    shown = l2inv.json("show", op)
+    (one,) = shown["inversions"]
+    assert {step["step"]: step["standing"] for step in shown["steps"]} == {
+        "transfer": "done", "catalog": "not configured", "record": "done", "available": "not configured",
+    }  # fmt: skip
+    assert f"{one['inversion_id']}: transfer done 20" in " ".join(l2inv("show", op).stdout.split())
     (held,) = store.inversions.values()
     there = tmp_path / "archive" / held["bucket"] / one["folder"]
     assert (there / one["asdf_file"]).is_file()
@@ -125,6 +134,9 @@ def test_what_is_wrong_with_the_files_is_found_before_anybody_is_told(
     (tmp_path / "science" / one["folder"] / one["asdf_file"]).unlink()
     found = l2inv("check", op, "--json", expect=5).json["inversions"][0]["findings"]
     assert ("missing", one["asdf_file"]) in [(f["what"], f["file"]) for f in found]
+    (dry,) = l2inv.json("publish", "--dry-run")["ops"]
+    assert not dry["ready"]
+    assert dry["checks"][-1]["detail"].startswith(f"{one['asdf_file']}: missing")
     l2inv("publish", expect=4)
     assert f"products: {one['asdf_file']}: missing" in cause(l2inv, op)
     assert store.inversions == {}
@@ -292,6 +304,7 @@ def test_from_a_claim_to_available(
         assert report["ops"] == {"done": 0, "failed": 0, "skipped": 1}
         assert "waiting for the catalog since" in report["warnings"][0]
         assert l2inv.json("show", op)["state"] == "inverted"
+        assert ": available waiting for the catalog since 20" in " ".join(l2inv("show", op).stdout.split())
         assert standing(l2inv, op) == {
             "transfer": "done", "catalog": "done", "record": "done", "available": "waiting",
         }  # fmt: skip

@@ -1,5 +1,6 @@
 """What would be published of an inverted OP, and what prevents it. Reads only."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -160,6 +161,34 @@ def preflight(connection: Connection, settings: Settings, op_id: str, check_file
     found = Preflight(op_id, row["now"], False, row["on_hold"], checks, inversions, steps)
     found.ready = (bool(held) or not found.failed) and not row["on_hold"] and row["state"] == "inverted"
     return found
+
+
+def check_products(
+    connection: Connection,
+    settings: Settings,
+    found: Preflight,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> None:
+    """Add the check of the files' content to a preflight, as publish makes it before the first step, if they are mounted.
+
+    Raise L2invError if a folder cannot be read.
+    """
+    if not found.ready or any(check.name == "started" for check in found.checks):
+        return
+    each = [one.as_delivered for one in found.inversions]
+    try:
+        checked = delivered.check(connection, settings.publish, found.op_id, each, progress)
+    except delivered.Scattered as problem:
+        checked = delivered.Checked(wrong=str(problem))
+    if checked.wrong:
+        found.ready = False
+        found.checks.append(Check("products", "fail", checked.wrong.removeprefix("products: ")))
+    elif checked.lacking:
+        found.checks.append(Check("products", "warn", checked.why_not))
+    elif checked.inversion_ids:
+        found.checks.append(
+            Check("products", "pass", f"{_counted(checked.inversion_ids, 'inversion')} checked")
+        )
 
 
 def _not_judged(connection: Connection, op_id: str, used: list[Row]) -> list[str]:
