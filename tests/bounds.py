@@ -26,7 +26,7 @@ HEADING = "# What l2inv {version} was tested with on Python {python}: pip instal
 
 
 # What a user of l2inv installs: the dependencies and these extras.
-EXTRAS = ("amqp", "demo", "embedded", "notify", "products")
+EXTRAS = ("amqp", "demo", "embedded", "notify", "plots", "products")
 
 
 def requirements(*extras: str) -> list[str]:

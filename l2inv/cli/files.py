@@ -47,20 +47,33 @@ def files(app: App, op: str) -> None:
     metavar="DIR",
     help="Where the files are (default: where the ready event's outputs are mounted here).",
 )
+@click.option(
+    "--html",
+    "html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the findings, with a picture of each quantity near log tau -1, as one HTML FILE; needs l2inv[plots].",
+)
 @json_option
-def check(app: App, op: str, folder: Path | None) -> None:
+def check(app: App, op: str, folder: Path | None, html: Path | None) -> None:
     """Check the files of an OP's inversions.
 
     What science delivered, and the Level 2 made from it; exit code 5 if something is wrong.
     """
     from l2inv.cli import render
+    from l2inv.products import thumbnails
     from l2inv.products.findings import grouped
     from l2inv.record import event_log
-    from l2inv.stages.publish import checking
+    from l2inv.stages.publish import check_page, checking
 
+    if html:
+        thumbnails.must_be_drawable()
     with app.connected() as (connection, settings), app.progress("MB") as progress:
         op_id = event_log.resolve(connection, op)
         found = checking.check(connection, settings, op_id, folder, progress)
+    if html:
+        with app.progress("frames drawn") as progress:
+            check_page.write(html, op_id, found, datetime.now(UTC), progress)
     findings = [finding for one in found for finding in one.findings]
     wrong = sum(finding.result == "fail" for finding in findings)
 
@@ -76,6 +89,8 @@ def check(app: App, op: str, folder: Path | None) -> None:
             if rows:
                 render.table(columns, rows)
         app.summary(f"check: {op_id}: {wrong} wrong, {len(findings) - wrong} to review")
+        if html:
+            app.summary(f"check: findings and pictures are in {html}")
 
     app.result({"op_id": op_id, "inversions": found}, text)
     if wrong:

@@ -34,6 +34,7 @@ OUTSIDE_WORLD = {
 # What takes tens of milliseconds to import, or is only needed now and then: imported where it is used.
 HEAVY = {
     "jinja2", "requests", "urllib3", "rich", "yaml", "graphql", "apprise", "platformdirs", "yoyo", "astropy", "asdf", "numpy",
+    "matplotlib",
     "pika",
 }  # fmt: skip
 LINES_THAT_PROMPT_A_SECOND_LOOK = 500

@@ -155,6 +155,32 @@ def test_a_fault_of_every_frame_is_shown_once_and_named_each_time_in_json(
     assert [finding["what"] for finding in found["findings"]].count("structure") == FRAMES
 
 
+@pytest.mark.slow  # twelve pictures take some seconds
+def test_a_page_shows_the_findings_and_a_picture_of_each_quantity(
+    l2inv: Commands, op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib", reason="the extra plots is not installed")
+    folder = produce(l2inv, op, tmp_path / "science").parent
+    page = tmp_path / "page.html"
+    command = ("check", op, "--files", str(folder), "--html", str(page))
+    assert str(page) in l2inv(*command).stdout
+    html = page.read_text()
+    assert page.stat().st_mode & 0o777 == 0o600
+    assert html.count("data:image/png;base64,iVBOR") == 12
+    assert "Line-of-sight velocity: median" in html and "at log tau +0.80" in html
+    (odd,) = l2inv.json("show", op)["inversions"]
+    stray = folder / odd["folder"] / "<img src=x onerror=alert(1)>.fits"
+    stray.write_bytes(b"")
+    assert l2inv(*command, "--json", expect=5).json["inversions"][0]["findings"]
+    html = page.read_text()
+    assert "&lt;img src=x onerror=alert(1)&gt;.fits" in html and stray.name not in html
+    page.write_text("kept")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    said = l2inv(*command, expect=1).stderr
+    assert "nothing can be drawn without matplotlib; pip install 'l2inv[plots]'" in said
+    assert page.read_text() == "kept"
+
+
 def test_a_ready_event_is_refused_while_the_files_are_wrong(l2inv: Commands, op: str, tmp_path: Path) -> None:
     ready = produce(l2inv, op, tmp_path / "science")
     asdf = tmp_path / "science" / asdf_file(l2inv, op)

@@ -18,16 +18,19 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent / "templates"
 
 
-def rendered(drawn: dict[str, Any]) -> str:
-    """Return the page for what drawing.page() returned: it loads nothing, and allows one style and one script by their hashes."""
+def rendered(drawn: dict[str, Any], page: str = "report") -> str:
+    """Return a page, such as the report of what drawing.page() returned: it loads nothing, and allows one style and, if it
+    has one, one script by their hashes."""
     from markupsafe import Markup
 
     own: dict[str, Markup] = {}
-    for name, file in (("style", "report.css"), ("script", "report.js")):
-        text = (FOLDER / file).read_text(encoding="utf-8")
+    for name, suffix in (("style", "css"), ("script", "js")):
+        if not (FOLDER / f"{page}.{suffix}").exists():
+            continue
+        text = (FOLDER / f"{page}.{suffix}").read_text(encoding="utf-8")
         digest = b64encode(hashlib.sha256(text.encode()).digest()).decode()
         own |= {name: Markup(text), f"{name}_hash": Markup(f"sha256-{digest}")}  # noqa: S704 - our own text
-    return templates().get_template("report.html").render(drawn, **own)
+    return templates().get_template(f"{page}.html").render(drawn, **own)
 
 
 def templates() -> "Environment":
