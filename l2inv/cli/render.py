@@ -16,7 +16,7 @@ def width() -> int | None:
         return None
     from l2inv.cli import terminal
 
-    return terminal.console().width
+    return terminal.width()
 
 
 def paragraph(text: str, indent: int = 0, style: str = "", hang: int = 0) -> None:
@@ -25,11 +25,9 @@ def paragraph(text: str, indent: int = 0, style: str = "", hang: int = 0) -> Non
     if width() is None:
         print(" " * indent + text, flush=True)  # noqa: T201 - stdout is where the result goes, before a warning
         return
-    from rich.text import Text
-
     from l2inv.cli import terminal
 
-    terminal.paragraph(Text(text, style), indent, hang)
+    terminal.paragraph(text, style, indent, hang)
 
 
 def table(

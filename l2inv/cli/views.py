@@ -1,5 +1,6 @@
 """One OP, its history, and the status of all."""
 
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -194,9 +195,7 @@ def _print_history(found: dict[str, Any]) -> None:
         )
         render.table(columns, rows)
         return
-    from l2inv.cli import terminal
-
-    arrow = "->" if terminal.console().options.ascii_only else "→"
+    arrow = "→" if sys.stdout.encoding.lower().startswith("utf") else "->"
     render.paragraph(found["op_id"], 0, "bold")
     state, before = None, None
     for event in found["events"]:

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
-from rich.text import Text
 
 from l2inv.cli import main, render
 from l2inv.cli.progress import Line
@@ -168,15 +167,13 @@ def test_what_people_ask_often_is_answered_with_few_imports(l2inv: Commands, arg
     ask = ["--config", str(l2inv.config), *argv]
     code = f"""
 import sys
-from collections import Counter
 from l2inv.cli import main
 try:
     main({ask!r})
 except SystemExit as end:
     print(end.code, sorted({{"rich", "requests", "yoyo", "graphql", "l2inv.database.embedded", "l2inv.stages.scan.scan"}} & set(sys.modules)))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "0 []"
+    assert shown_by([sys.executable, "-c", code]).splitlines()[-1] == "0 []"
 
 
 # progress
@@ -253,7 +250,7 @@ def test_progress_is_shown_on_a_terminals_stderr_alone(
 @given(st.text(), st.integers(1, 50))
 def test_folding_loses_nothing_and_keeps_within_the_columns(text: str, columns: int) -> None:
     text = clean(text)
-    lines = [line.plain for line in folded(Text(text), columns)]
+    lines = folded(text, columns)
     assert " ".join(lines).split() == text.split()
     for line in lines:
         assert cell_len(line) <= columns or " " not in line.strip()

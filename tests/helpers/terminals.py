@@ -81,7 +81,7 @@ def in_this_process(main: Callable[[list[str]], object], argv: list[str], column
             redirect_stdout(stdout),
             suppress(SystemExit),
         ):
-            patch.setenv("COLUMNS", str(columns))  # rich asks the terminal of this process
+            patch.setenv("COLUMNS", str(columns))  # else the size of the terminal of this process counts
             main(argv)
     finally:
         reader.join()
