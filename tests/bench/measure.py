@@ -12,6 +12,7 @@ a plain one is run once, with a schema of its own that does not exist yet. Both 
 A target is always an upper bound. Prefer a ratio of two figures taken in one run to an absolute time.
 """
 
+import os
 import statistics
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple
 from l2inv.config.settings import Database, Settings
 from l2inv.database.connection import Connection, open_connection
 from tests.bench import load
+from tests.helpers.terminals import on_terminal
 
 
 class Figure(NamedTuple):
@@ -81,6 +83,7 @@ def measurement(function: Function | None = None, *, filled: bool = False) -> An
 
 class Process(NamedTuple):
     seconds: float
+    cpu_seconds: float
     peak_mb: float
     out: str
 
@@ -108,16 +111,36 @@ import resource, subprocess, sys, time
 begun = time.perf_counter()
 code = subprocess.run(sys.argv[1:], stderr=subprocess.DEVNULL).returncode
 seconds = time.perf_counter() - begun
-print(code, seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(code, seconds, used.ru_utime + used.ru_stime, used.ru_maxrss, file=sys.stderr)
 """
+
+
+# As most people have it: else every run might compile l2inv's modules again.
+COMPILED_ONCE = {"PYTHONDONTWRITEBYTECODE": ""}
 
 
 def process(command: Sequence[str]) -> Process:
     """Run a command and return how long it took, its peak memory, and what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", IN_BETWEEN, *command], capture_output=True, text=True, check=True
-    )
-    code, took, peak_kb = done.stderr.split()
+    argv = [sys.executable, "-I", "-S", "-c", IN_BETWEEN, *command]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, env=os.environ | COMPILED_ONCE)
+    return _measured(command, done.stderr, done.stdout)
+
+
+def on_a_terminal(command: Sequence[str]) -> Process:
+    """Run a command as `process` does, on a terminal of 110 columns."""
+    figures, stderr = os.pipe()
+    argv = [sys.executable, "-I", "-S", "-c", IN_BETWEEN, *command]
+    with on_terminal(argv, 110, COMPILED_ONCE, stderr=stderr) as (terminal, running):
+        os.close(stderr)
+        shown = terminal.read_until(lambda text: False)
+        running.wait()
+    with os.fdopen(figures) as file:
+        return _measured(command, file.read(), shown)
+
+
+def _measured(command: Sequence[str], figures: str, out: str) -> Process:
+    code, took, cpu, peak_kb = figures.split()
     if code != "0":
-        raise RuntimeError(f"{command} ended with {code}: {done.stdout[-500:]}")
-    return Process(float(took), int(peak_kb) / 1024, done.stdout)
+        raise RuntimeError(f"{command} ended with {code}: {out[-500:]}")
+    return Process(float(took), float(cpu), int(peak_kb) / 1024, out)

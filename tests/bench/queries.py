@@ -6,25 +6,29 @@ from collections.abc import Iterator
 
 from l2inv.config.settings import Settings
 from l2inv.stages.mark_working import offers
-from tests.bench.measure import Figure, Place, l2inv, measurement, median, process
+from tests.bench.measure import Figure, Place, l2inv, measurement, median, on_a_terminal, process
 
 
 @measurement(filled=True)
 def start_up(place: Place) -> Iterator[Figure]:
-    """Short commands, beside a process that imports click and psycopg, connects and runs one query."""
+    """CPU time of short commands on a terminal, beside a process that imports click and psycopg, connects and runs one query."""
     config = str(place.config())
     query = f"import click, psycopg; psycopg.connect({place.url!r}).execute('select 1').fetchone()"
+    with place.connect() as connection:
+        row = connection.execute("select min(op_id) as op_id from l2inv.op_state").fetchone()
+    assert row
     for name, argv, bare, most in (
         ("next", ["--config", config, "next"], query, 1.3),
         ("status", ["--config", config, "status"], query, 1.3),
+        ("history", ["--config", config, "history", row["op_id"]], query, 1.3),
         ("--help", ["--help"], "import click", None),
     ):
-        ours, floor = [], []
+        ratios = []
         for _ in range(11):
-            ours.append(process([sys.executable, "-m", "l2inv", *argv]).seconds)
-            floor.append(process([sys.executable, "-c", bare]).seconds)
-        ratio = statistics.median(ours) / statistics.median(floor)
-        yield Figure(name, ratio, "x the imports and one query" if bare is query else "x import click", most)
+            ours = on_a_terminal([sys.executable, "-m", "l2inv", *argv])
+            ratios.append(ours.cpu_seconds / process([sys.executable, "-c", bare]).cpu_seconds)
+        unit = "x the imports and one query" if bare is query else "x import click"
+        yield Figure(f"{name} on a terminal", statistics.median(ratios), unit, most)
 
 
 # What `list --json` cannot do without: each row of l2inv.op, read by a server-side cursor and printed.
