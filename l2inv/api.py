@@ -10,7 +10,7 @@ The fields are those of `l2inv list --json`, with the same units in their names;
 fields are added, never renamed or removed. To change something, such as to claim an OP, use the commands.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ import msgspec
 from l2inv.config.settings import RankBy, Settings, load
 from l2inv.database import access
 from l2inv.database.connection import Connection
+from l2inv.documents import Json
 from l2inv.domain.inventory import Dataset
 from l2inv.domain.measures import Measures
 from l2inv.domain.states import STATES, State
@@ -61,7 +62,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     actor: str
     recorded_at: datetime
     run_id: int | None
-    detail: dict[str, Any]
+    detail: Json
 
 
 @contextmanager
@@ -126,5 +127,5 @@ def _must_be_one_of(name: str, value: str | None, known: Sequence[str]) -> None:
         raise ValueError(f"{name}: {value!r} is none of {', '.join(known)}")
 
 
-def _op(row: dict[str, Any]) -> Op:
+def _op(row: Mapping[str, Any]) -> Op:
     return msgspec.convert(row, Op)

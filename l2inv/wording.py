@@ -1,11 +1,14 @@
 """Format values, times and events as one line of text each, without terminal control characters."""
 
 import re
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Mapping, Sized
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-Json = dict[str, Any]  # a JSON object whose keys are not declared here: documents, and the details of events
+from l2inv.documents import Json
+
+if TYPE_CHECKING:
+    from l2inv.domain.op import MeasuredOp
 
 # Control characters, and characters that hide or reorder their neighbors. None of them is printable.
 _UNSAFE = r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
@@ -99,7 +102,7 @@ COMPARISONS = {">=": "≥", "contains": "contains"}
 UNITS = {"fraction of frames": "of frames"}
 
 
-def measured(criterion: dict[str, Any]) -> str:
+def measured(criterion: Mapping[str, Any]) -> str:
     """Return a criterion's measured value; with its unit, except for fractions."""
     from l2inv.domain.criteria import comparison
 
@@ -109,7 +112,7 @@ def measured(criterion: dict[str, Any]) -> str:
     return value(found) if is_plain else f"{value(found)} {unit}"
 
 
-def required(criterion: dict[str, Any]) -> str:
+def required(criterion: Mapping[str, Any]) -> str:
     """Return a criterion's requirement: comparison, value and unit."""
     from l2inv.domain.criteria import comparison
 
@@ -132,7 +135,7 @@ def margin(name: str, by: float | None) -> str:
     return f"{by:+.6g}" + (f" {unit}" if unit not in UNITS else "")
 
 
-def warning(found: dict[str, Any]) -> str:
+def warning(found: Json) -> str:
     """Return a warning of verdicts.warnings as a sentence."""
     if found["warning"] == "narrow":
         return (
@@ -177,19 +180,19 @@ def plural(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def seeing(op: dict[str, Any]) -> str:
+def seeing(op: "MeasuredOp") -> str:
     """Return the median Fried parameter of an OP in cm, and its class."""
     median_m = op["fried_parameter_med_m"]
     return "unknown" if median_m is None else f"{median_m * 100:.1f} {op['r0_class']}"
 
 
-def quartiles(op: dict[str, Any]) -> str:
+def quartiles(op: "MeasuredOp") -> str:
     """Return the quartiles of an OP's Fried parameter in cm."""
     low, high = op["fried_parameter_p25_m"], op["fried_parameter_p75_m"]
     return "-" if low is None or high is None else f"{low * 100:.1f}-{high * 100:.1f}"
 
 
-def field(op: dict[str, Any]) -> str:
+def field(op: "MeasuredOp") -> str:
     """Return the size of an OP's field in arcsec; sides below 10 arcsec with one decimal."""
     x, y = op["field_x_arcsec"], op["field_y_arcsec"]
     return "-" if x is None or y is None else "x".join(f"{side:.{1 if side < 10 else 0}f}" for side in (x, y))
@@ -199,7 +202,7 @@ def centimeters(length_m: float | None) -> str:
     return f"{length_m * 100:.1f} cm" if length_m is not None else "unknown"
 
 
-def summary(report: dict[str, Any]) -> str:
+def summary(report: Json) -> str:
     """Return a stage's closing line."""
     n, stage, seconds = report["ops"], report["stage"], f"{report['seconds']:.1f} s"
     match stage:
@@ -222,7 +225,7 @@ def summary(report: dict[str, Any]) -> str:
     return f"{stage}: {plural(n['done'], 'OP')} done, {n['failed']} failed, {n['skipped']} skipped{more}, {seconds}"
 
 
-def run_ended(run: dict[str, Any]) -> str:
+def run_ended(run: Json) -> str:
     """Return how a run of a stage ended: why it failed, or its duration and counts."""
     result = run["result"] or {}
     if run["finished_at"] is None:
@@ -245,9 +248,9 @@ def run_ended(run: dict[str, Any]) -> str:
 COUNTED = ("datasets", "ops", "jobs", "files")  # in a stage's report, each with its counts
 
 
-def what_happened(event: dict[str, Any]) -> str:
+def what_happened(event: Json) -> str:
     """Return one event as a phrase."""
-    detail: dict[str, Any] = event["detail"]
+    detail: Json = event["detail"]
     if event.get("voided_by"):  # its detail may be anything
         return f"void by event {event['voided_by']}"
     match event["kind"]:
@@ -334,7 +337,7 @@ def what_happened(event: dict[str, Any]) -> str:
     return json.dumps(detail, ensure_ascii=False)
 
 
-def remains(one: dict[str, Any]) -> str:
+def remains(one: Json) -> str:
     """Return what remains of a withdrawn inversion: its record, its catalog entries and its files."""
     where = [
         "the metadata store still holds its record" if one["record"] else "",
@@ -347,7 +350,7 @@ def remains(one: dict[str, Any]) -> str:
     return f"{one['inversion_id']}: {remaining}; l2inv can remove none of it"
 
 
-def names(inversions: Iterable[dict[str, Any]]) -> list[str]:
+def names(inversions: Iterable[Json]) -> list[str]:
     """Return a line for each inversion of the present cycle: its id, its instrument program, the names for its files."""
     return [
         f"{one['inversion_id']} for {one['instrument_program_id']}: files in {one['folder'] or '(no proposal)'}/, "
@@ -357,7 +360,7 @@ def names(inversions: Iterable[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _due(event: dict[str, Any]) -> str:
+def _due(event: Json) -> str:
     """Return when a claim is due; with the time where that is less than a day from the event."""
     due_at = event["detail"].get("due_at")
     return f", due {due(due_at, event.get('recorded_at'))}" if due_at else ""
@@ -367,7 +370,7 @@ MOST_CHANGES = 6  # printed in the line of one event
 LONGEST = 60  # characters of a value in a line
 
 
-def _changes(detail: dict[str, Any]) -> list[str]:
+def _changes(detail: Json) -> list[str]:
     """Return the changes of fields that matter to a decision; datasets with the same change share a phrase."""
     alike: dict[tuple[str, str, str], list[str]] = {}
     for dataset_id, fields in _items(detail.get("values")):
@@ -419,7 +422,7 @@ def _is_time(text: object) -> bool:
 # The database does not check the shape of these details, so their types are checked here.
 
 
-def _transfer_started(detail: dict[str, Any]) -> str:
+def _transfer_started(detail: Json) -> str:
     move, attempt = detail.get("move"), detail.get("attempt")
     to = ""
     if isinstance(move, dict):
@@ -429,7 +432,7 @@ def _transfer_started(detail: dict[str, Any]) -> str:
     return f"{detail['inversion_id']}{to}{by}{again}"
 
 
-def _transferred(detail: dict[str, Any]) -> str:
+def _transferred(detail: Json) -> str:
     number, size_bytes = detail.get("files"), detail.get("size_bytes")
     files = f": {plural(number, 'file')}" if isinstance(number, int) else ""
     files += f", {size(size_bytes)}" if files and isinstance(size_bytes, int) else ""
@@ -440,7 +443,7 @@ def _transferred(detail: dict[str, Any]) -> str:
     return f"{detail['inversion_id']}{files}{to}{compared if 'compared' in detail else ''}"
 
 
-def _cataloged(detail: dict[str, Any]) -> str:
+def _cataloged(detail: Json) -> str:
     files = detail.get("files")
     count_ = f": the catalog confirmed {plural(len(files), 'file')}" if isinstance(files, list) else ""
     of = f" of {detail['of']}" if detail.get("of") else ""
@@ -457,11 +460,11 @@ def size(size_bytes: int) -> str:
     return f"{size_bytes} bytes"
 
 
-def _reason(detail: dict[str, Any]) -> str:
+def _reason(detail: Json) -> str:
     return f": {detail['reason']}" if detail.get("reason") else ""
 
 
-def verdict_line(verdict: dict[str, Any]) -> str:
+def verdict_line(verdict: Mapping[str, Any]) -> str:
     """Return a verdict as a line: the invertible instrument programs, or the criteria that did not pass."""
     programs = verdict["instrument_programs"]
     good = [str(p["instrument_program_id"]) for p in programs if p["invertible"]]

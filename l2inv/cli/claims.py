@@ -1,7 +1,7 @@
 """Science's commands: claim, hand over, take over, hold, prioritize, note, release."""
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +13,7 @@ from l2inv.cli.options import json_option
 if TYPE_CHECKING:
     from l2inv.config.settings import Settings
     from l2inv.database.connection import Connection
+    from l2inv.domain.op import WholeOp
 
 
 def due(settings: "Settings", duration: timedelta | None) -> datetime:
@@ -44,7 +45,7 @@ def _claim(app: App, op: str, duration: timedelta | None) -> None:
     app.result(found, lambda: app.summaries([line + until, *wording.names(found["inversions"])]))
 
 
-def put_names(app: App, connection: "Connection", op: dict[str, Any]) -> None:
+def put_names(app: App, connection: "Connection", op: "WholeOp") -> None:
     """Write the names of the inversions into the OP's input bundle, if its folder is mounted here."""
     from l2inv.stages.preprocess import clean
 
@@ -128,7 +129,7 @@ def take_over(app: App, op: str, reason: str, duration: timedelta | None) -> Non
     app.result(found, lambda: app.summary(f"{op_id} is held by {app.actor}, due {_day(found)}"))
 
 
-def _day(op: dict[str, Any]) -> str:
+def _day(op: "WholeOp") -> str:
     from l2inv import wording
 
     return wording.due(op["due_at"])

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -17,7 +17,9 @@ from l2inv.cli.options import json_option
 from l2inv.domain.states import STATES
 
 if TYPE_CHECKING:
-    from l2inv.database.connection import Connection
+    from l2inv.database.connection import Connection, Row
+    from l2inv.documents import Json
+    from l2inv.domain.op import HeldOp, OfferedOp, Op, WholeOp
     from l2inv.queries.filters import Wanted
 
 NOTHING = "nothing is ready to be claimed; see: l2inv status"
@@ -109,7 +111,7 @@ def next_(
                     *wording.names(op["inversions"]),
                 )
             ]
-            claimed: dict[str, Any] = {
+            claimed: Json = {
                 "claimed": found[0] if found else None,
                 "ops": found,
                 "unmatched": unknown,
@@ -134,13 +136,13 @@ def next_(
         "inputs_changed": changed,
     }
     app.result(document, lambda: _print_next(ops, total, rank_by, held, [*unknown, nothing], tails))
-    for op in changed:
+    for row in changed:
         app.warn(
-            f"{op['op_id']}, which you hold, was judged on other datasets; see: l2inv history {op['op_id']}"
+            f"{row['op_id']}, which you hold, was judged on other datasets; see: l2inv history {row['op_id']}"
         )
 
 
-def _add_warnings(ops: list[dict[str, Any]], warnings: dict[str, list[dict[str, Any]]]) -> None:
+def _add_warnings(ops: "Sequence[OfferedOp] | Sequence[WholeOp]", warnings: "dict[str, list[Json]]") -> None:
     for op in ops:
         op["warnings"] = warnings[op["op_id"]]
 
@@ -152,10 +154,10 @@ NEXT_COLUMNS = (
 
 
 def _print_next(
-    ops: list[dict[str, Any]],
+    ops: "list[OfferedOp]",
     total: int,
     rank_by: str,
-    held: list[dict[str, Any]],
+    held: "list[HeldOp]",
     nothing: list[str],
     tails: dict[str, str],
 ) -> None:
@@ -184,7 +186,7 @@ def _print_next(
         render.paragraph("Take the first: l2inv next --claim; another: l2inv claim OP")
 
 
-def _next_row(op: dict[str, Any], decided: str) -> tuple[object, ...]:
+def _next_row(op: "OfferedOp", decided: str) -> tuple[object, ...]:
     from l2inv import wording
 
     return (
@@ -258,7 +260,7 @@ def list_(app: App, state: str | None, form: str, **filters: Any) -> None:
         app.warn(line)
 
 
-def _print_document(ops: Iterable[dict[str, Any]]) -> None:
+def _print_document(ops: "Iterable[Row]") -> None:
     """Print one JSON document, in bounded memory."""
     from l2inv.queries.export import row_as_json
 
@@ -269,7 +271,7 @@ def _print_document(ops: Iterable[dict[str, Any]]) -> None:
     sys.stdout.write(f'], "total": {total}}}\n')
 
 
-def _print_list(app: App, ops: Iterable[dict[str, Any]], connection: "Connection") -> None:
+def _print_list(app: App, ops: "Iterable[Row]", connection: "Connection") -> None:
     from l2inv import wording
     from l2inv.cli import render
 
@@ -305,15 +307,15 @@ def mine(app: App) -> None:
     for op in ops:
         op["overdue"] = op["due_at"] is not None and op["due_at"] <= now
     document = {"ops": ops, "inverted": inverted, "failed": failed}
-    app.result(document, lambda: _print_mine(app.actor, tails, **document))
+    app.result(document, lambda: _print_mine(app.actor, tails, ops, inverted, failed))
 
 
 def _print_mine(
     actor: str,
     tails: dict[str, str],
-    ops: list[dict[str, Any]],
-    inverted: list[dict[str, Any]],
-    failed: list[dict[str, Any]],
+    ops: "list[HeldOp]",
+    inverted: "list[Op]",
+    failed: "list[Row]",
 ) -> None:
     from l2inv import wording
     from l2inv.cli import render

@@ -1,7 +1,7 @@
 """The operator's commands: the database's schema, retries, the settings, the embedded server, the demo."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,7 +11,9 @@ from l2inv.cli.context import App
 from l2inv.cli.options import common_options, json_option
 
 if TYPE_CHECKING:
-    from l2inv.database.connection import Connection
+    from l2inv.database.connection import Connection, Row
+    from l2inv.documents import Json
+    from l2inv.record.verify import Verified
 
 
 @command("migrate")
@@ -104,7 +106,7 @@ def quarantine(app: App, record: str | None, read_again: bool) -> None:
     )
 
 
-def _print_records(records: list[dict[str, Any]]) -> None:
+def _print_records(records: "list[Row]") -> None:
     from l2inv import wording
     from l2inv.cli import render
 
@@ -164,24 +166,24 @@ CHECKED = {
 }
 
 
-def _end_with_findings(app: App, found: dict[str, Any], document: dict[str, Any]) -> None:
+def _end_with_findings(app: App, found: "Verified", document: object) -> None:
     """Print what verify found; exit with 5 if that is anything."""
     from l2inv import wording
 
     def text() -> None:
-        for finding in found["findings"]:
-            where = [f"OP {finding['op_id']}"] if finding["op_id"] else []
-            where += [f"event {finding['event_id']}"] if finding["event_id"] else []
-            app.warn(f"{', '.join(where) or finding['what']}: {finding['detail']}")
-        checked = ", ".join(wording.plural(count, CHECKED[name]) for name, count in found["checked"].items())
-        app.summary(f"verify: {checked} checked, {wording.plural(found['found'], 'finding')}")
-        if schema := found.get("schema"):
+        for finding in found.findings:
+            where = [f"OP {finding.op_id}"] if finding.op_id else []
+            where += [f"event {finding.event_id}"] if finding.event_id else []
+            app.warn(f"{', '.join(where) or finding.what}: {finding.detail}")
+        checked = ", ".join(wording.plural(count, CHECKED[name]) for name, count in found.checked.items())
+        app.summary(f"verify: {checked} checked, {wording.plural(found.found, 'finding')}")
+        if schema := found.schema:
             app.summary(
-                f"the schema is at migration {schema['migrations'][-1]}, fingerprint {schema['fingerprint']}"
+                f"the schema is at migration {schema.migrations[-1]}, fingerprint {schema.fingerprint}"
             )
 
     app.result(document, text)
-    if found["findings"]:
+    if found.findings:
         raise click.exceptions.Exit(5)
 
 
@@ -303,7 +305,7 @@ def demo(app: App, store: bool, port: int, folder: Path | None) -> None:
     if store:
         demo.run_store(port, app.warn)
         return
-    document: dict[str, Any] = demo.run(lambda line: None if app.json else click.echo(line), port, folder)
+    document = demo.run(lambda line: None if app.json else click.echo(line), port, folder)
     app.result(document, lambda: None)
 
 
@@ -361,7 +363,7 @@ def backup(app: App, file: Path, verifies: bool) -> None:
     from l2inv.record import backup
 
     with app.connected() as (connection, settings):
-        done: dict[str, Any] = {"file": str(file), "bytes": backup.backup(connection, settings, file)}
+        done: Json = {"file": str(file), "bytes": backup.backup(connection, settings, file)}
         if not app.json:
             app.summary(f"backup: {done['bytes']} bytes in {file}")
         _verified(app, connection, done, verifies)
@@ -382,7 +384,7 @@ def restore(app: App, file: Path, verifies: bool) -> None:
     settings = app.settings
     with translated(settings), open_connection(settings) as connection:
         ops, unrecorded = backup.restore(connection, settings, file, app.actor)
-    done: dict[str, Any] = {"file": str(file), "ops": ops}
+    done: Json = {"file": str(file), "ops": ops}
     if not app.json:
         app.summary(
             f"restore: schema {settings.database.schema} from {file}; for the roles run: l2inv roles --apply"
@@ -395,7 +397,7 @@ def restore(app: App, file: Path, verifies: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _verified(app: App, connection: "Connection", done: dict[str, Any], verifies: bool) -> None:
+def _verified(app: App, connection: "Connection", done: "Json", verifies: bool) -> None:
     from l2inv.record import verify
 
     if not verifies:
@@ -403,4 +405,4 @@ def _verified(app: App, connection: "Connection", done: dict[str, Any], verifies
         return
     with app.progress("rows") as progress:
         found = verify.verify(connection, None, progress)
-    _end_with_findings(app, found, done | {"checked": found["checked"], "findings": found["findings"]})
+    _end_with_findings(app, found, done | {"checked": found.checked, "findings": found.findings})

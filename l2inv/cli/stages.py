@@ -14,8 +14,8 @@ from l2inv.cli.context import App
 from l2inv.cli.options import json_option
 
 if TYPE_CHECKING:
+    from l2inv.documents import Json
     from l2inv.stages.publish.preflight import Preflight
-    from l2inv.wording import Json
 
 
 @command("scan")

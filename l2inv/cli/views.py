@@ -2,7 +2,7 @@
 
 import sys
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +12,9 @@ from l2inv.cli.context import App
 from l2inv.cli.options import json_option
 
 if TYPE_CHECKING:
+    from l2inv.database.connection import Row
+    from l2inv.documents import Json
+    from l2inv.domain.op import WholeOp
     from l2inv.queries.publication import Abandoned, Step
 
 # The commands that run a stage again where they need more than its name.
@@ -40,7 +43,7 @@ def show(app: App, op: str) -> None:
     app.result(found, lambda: _print_op(found))
 
 
-def _print_op(op: dict[str, Any]) -> None:
+def _print_op(op: "WholeOp") -> None:
     from l2inv import wording
     from l2inv.cli import render
     from l2inv.record import event_log
@@ -95,7 +98,7 @@ def _print_op(op: dict[str, Any]) -> None:
         for d in op["datasets"]
     ]
     render.table(columns, rows, right=("frames",))
-    for program in (verdict or {}).get("instrument_programs", ()):
+    for program in verdict["instrument_programs"] if verdict else ():
         against = [c for c in program["criteria"] if c["result"] != "pass"]
         passed = len(program["criteria"]) - len(against)
         click.echo()
@@ -128,7 +131,7 @@ def _print_op(op: dict[str, Any]) -> None:
         render.paragraph(first + (f" (… {wording.count(more, 'more paragraph')}: --json)" if more else ""))
 
 
-def _inversion(inversion: dict[str, Any]) -> str:
+def _inversion(inversion: "Json") -> str:
     from l2inv import wording
 
     if "published_at" not in inversion:  # named, and not in the store yet
@@ -182,7 +185,7 @@ def history(app: App, op: str) -> None:
     app.result(found, lambda: _print_history(found))
 
 
-def _print_history(found: dict[str, Any]) -> None:
+def _print_history(found: "Json") -> None:
     from l2inv import wording
     from l2inv.cli import render
 
@@ -266,7 +269,7 @@ def status(app: App, max_ages: tuple[tuple[str, timedelta], ...], form: str) -> 
         raise click.exceptions.Exit(1)
 
 
-def _print_status(found: dict[str, Any]) -> None:
+def _print_status(found: "Json") -> None:
     from l2inv import wording
     from l2inv.cli import render
 
@@ -289,7 +292,7 @@ def _print_status(found: dict[str, Any]) -> None:
         render.table(columns, [_run_row(run) for run in found["runs"]], right=("run",))
 
 
-def _needs(found: dict[str, Any]) -> list[tuple[str, str]]:
+def _needs(found: "Json") -> list[tuple[str, str]]:
     """Return what needs attention, the worst first, each with the command that shows or fixes it."""
     from l2inv import wording
 
@@ -325,7 +328,7 @@ def _needs(found: dict[str, Any]) -> list[tuple[str, str]]:
     return needs
 
 
-def _age(found: dict[str, Any]) -> str:
+def _age(found: "Json") -> str:
     from l2inv import wording
 
     last = found["last_complete_scan"]
@@ -336,7 +339,7 @@ def _age(found: dict[str, Any]) -> str:
     )
 
 
-def _run_row(run: dict[str, Any]) -> tuple[object, ...]:
+def _run_row(run: "Row") -> tuple[object, ...]:
     from l2inv import wording
 
     ended = "running, or killed"

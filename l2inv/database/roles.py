@@ -1,8 +1,8 @@
 """Database roles and their privileges: an owner that migrates, a writer for cron and science, a reader of the views."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from l2inv.database.connection import Connection
+from l2inv.database.connection import Connection, Row
 from l2inv.errors import L2invError
 
 VIEWS = ("op", "dataset", "published_op", "history", "runs")  # for readers
@@ -119,7 +119,7 @@ def apply(connection: Connection, roles: Roles) -> list[str]:
     return done
 
 
-def _objects(connection: Connection) -> list[dict[str, Any]]:
+def _objects(connection: Connection) -> list[Row]:
     """Return every object of the schema that has an owner of its own."""
     return connection.execute(
         """

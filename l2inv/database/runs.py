@@ -11,6 +11,7 @@ from psycopg.types.json import Jsonb
 
 from l2inv.database import session
 from l2inv.database.connection import Connection
+from l2inv.documents import Json
 from l2inv.errors import Busy, DatabaseError
 
 
@@ -21,8 +22,8 @@ class Run:
     run_id: int
     stage: str
     actor: str
-    report: dict[str, Any] = field(default_factory=dict)
-    notes: dict[str, Any] = field(default_factory=dict)  # kept with the report, for the next run
+    report: Json = field(default_factory=dict)
+    notes: Json = field(default_factory=dict)  # kept with the report, for the next run
 
 
 @contextmanager
@@ -42,7 +43,7 @@ def stage_lock(connection: Connection, stage: str, hint: str) -> Iterator[None]:
             [stage],
         )
         raise Busy(f"{stage}: another run holds the lock", hint, since)
-    lock: dict[str, Any] | None = {"pid": connection.pid, "held": True}
+    lock: Json | None = {"pid": connection.pid, "held": True}
     try:
         yield
     finally:
@@ -86,7 +87,7 @@ def stage_run(connection: Connection, stage: str, actor: str) -> Iterator[Run]:
         _finish(connection, run, run.report)
 
 
-def _finish(connection: Connection, run: Run, result: dict[str, Any]) -> None:
+def _finish(connection: Connection, run: Run, result: Json) -> None:
     connection.execute(
         "update l2inv.run set finished_at = clock_timestamp(), result = %s where run_id = %s",
         [Jsonb(result | run.notes), run.run_id],

@@ -15,6 +15,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 import msgspec
 
 from l2inv.config.settings import Band, Qualification
+from l2inv.documents import Json
 from l2inv.domain.inventory import Dataset
 from l2inv.domain.solar import apparent_radius_arcsec
 
@@ -237,9 +238,9 @@ def comparison(name: str) -> tuple[str, str | None]:
     return {"stokes": ("contains", None), "on_disk": ("<", "arcsec")}.get(name, (">=", "fraction of frames"))
 
 
-def deciding(rules: Qualification) -> dict[str, Any]:
+def deciding(rules: Qualification) -> Json:
     """Return the rules as plain data without what only warns: the bands' `narrow_nm`."""
-    plain: dict[str, Any] = msgspec.to_builtins(rules)
+    plain: Json = msgspec.to_builtins(rules)
     for own in (plain, *plain["per_instrument"]):
         for band in own.get("bands") or ():
             del band["narrow_nm"]

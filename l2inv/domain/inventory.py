@@ -14,6 +14,7 @@ from urllib.parse import quote
 import msgspec
 
 from l2inv import __version__
+from l2inv.documents import Json
 
 # Long enough for every id seen (58 characters), short enough for an index.
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
@@ -261,7 +262,7 @@ def id_of(raw: bytes | msgspec.Raw) -> str | None:
         return None
 
 
-def _object(raw: bytes | msgspec.Raw) -> dict[str, Any]:
+def _object(raw: bytes | msgspec.Raw) -> Json:
     """Return a record decoded by Python, which is less strict than JSON. Raise ValueError, also if it is not an object."""
     values = json.loads(bytes(raw))
     if not isinstance(values, dict):

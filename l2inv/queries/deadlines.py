@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from l2inv.config.settings import Deadlines, Owners
-from l2inv.database.connection import Connection
+from l2inv.database.connection import Connection, Row
 from l2inv.queries import observing_programs
 
 FIRST = timedelta(days=1)  # that the first digest looks back
@@ -38,7 +38,7 @@ def limits(deadlines: Deadlines) -> dict[str, list[Any]]:
 
 def overdue(
     connection: Connection, deadlines: Deadlines, now: datetime, most: int | None = None
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Return the OPs past their deadline, at most `most`, the longest overdue first; `days_over` is in days.
 
     A claim is due at its own date, and its owner is its assignee. An OP on hold is not overdue.
@@ -59,7 +59,7 @@ def count_overdue(connection: Connection, deadlines: Deadlines, now: datetime) -
 
 def _due(
     connection: Connection, deadlines: Deadlines, now: datetime, soon_days: float, most: int | None = None
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Return the OPs that are overdue or will be within `soon_days`. A deadline that is not longer has no "soon": else
     every OP would be due soon as it enters the state."""
     return connection.execute(
@@ -82,7 +82,7 @@ class Digest(NamedTuple):
     sent: dict[str, bool | None]
 
 
-def by_owner(ops: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def by_owner(ops: list[Row]) -> dict[str, list[Row]]:
     """Return the OPs of each owner, by name."""
     return {
         owner: [op for op in ops if op["owner"] == owner] for owner in sorted({op["owner"] for op in ops})
@@ -107,7 +107,7 @@ def since(owner: str, earlier: list[Digest], now: datetime) -> datetime:
 
 def digest(
     connection: Connection, deadlines: Deadlines, earlier: list[Digest], now: datetime
-) -> dict[str, dict[str, list[dict[str, Any]]]]:
+) -> dict[str, dict[str, list[Row]]]:
     """Return each owner's list as sections, by owner, without owners that have nothing.
 
     The sections: `overdue`, `due_soon`, `failed` (with stage and cause), `quarantined` (records of the metadata
@@ -115,9 +115,9 @@ def digest(
     canceled since the owner's last digest) and `new` (since the owner's last digest).
     """
     owners = deadlines.owners
-    lists: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    lists: dict[str, dict[str, list[Row]]] = {}
 
-    def add(section: str, owner: str, item: dict[str, Any]) -> None:
+    def add(section: str, owner: str, item: Row) -> None:
         lists.setdefault(owner, {name: [] for name in SECTIONS})[section].append(item)
 
     for op in _due(connection, deadlines, now, deadlines.due_soon_days):
@@ -139,19 +139,19 @@ def digest(
     return dict(sorted(lists.items()))
 
 
-def _failed(connection: Connection) -> list[dict[str, Any]]:
+def _failed(connection: Connection) -> list[Row]:
     return connection.execute(
         "select op_id, since, stage, cause from l2inv.failure order by since desc, op_id"
     ).fetchall()
 
 
-def _quarantined(connection: Connection) -> list[dict[str, Any]]:
+def _quarantined(connection: Connection) -> list[Row]:
     return connection.execute(
         "select dataset_id, reason, first_seen from l2inv.unresolved order by first_seen desc, raw_hash"
     ).fetchall()
 
 
-def _by_others(connection: Connection, since: datetime) -> list[dict[str, Any]]:
+def _by_others(connection: Connection, since: datetime) -> list[Row]:
     """Return the ready events that somebody other than the holder canceled."""
     return connection.execute(
         """
@@ -164,7 +164,7 @@ def _by_others(connection: Connection, since: datetime) -> list[dict[str, Any]]:
     ).fetchall()
 
 
-def _new(connection: Connection, since: datetime) -> list[dict[str, Any]]:
+def _new(connection: Connection, since: datetime) -> list[Row]:
     """Return newly discovered OPs, with that event's state, and OPs that became ready to be claimed and still are."""
     return connection.execute(
         """

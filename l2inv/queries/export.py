@@ -4,11 +4,11 @@ import csv
 import re
 from collections.abc import Callable, Generator, Iterable, Sequence
 from datetime import datetime
-from typing import Any, TextIO
+from typing import TextIO
 
 import msgspec
 
-from l2inv.database.connection import Connection
+from l2inv.database.connection import Connection, Row
 from l2inv.wording import as_json, clean
 
 COLUMNS = (
@@ -24,7 +24,7 @@ _FORMULA = re.compile(
 )  # spreadsheets take a cell that begins so for a formula, or skip the character
 
 
-def inversions(connection: Connection, after: int = 0) -> Generator[dict[str, Any], None, None]:
+def inversions(connection: Connection, after: int = 0) -> Generator[Row, None, None]:
     """Yield the inversions of each OP with a publication, withdrawal or the like after an event, in the order of these.
 
     Read one snapshot, in bounded memory. The OPs are looked up first: else the view would compute its event_id for
@@ -55,13 +55,13 @@ def count(connection: Connection, after: int = 0) -> int:
     return inversions
 
 
-def as_ndjson(rows: Iterable[dict[str, Any]], out: TextIO) -> None:
+def as_ndjson(rows: Iterable[Row], out: TextIO) -> None:
     """Write one JSON object per line."""
     for row in rows:
         out.write(row_as_json(row) + "\n")
 
 
-def row_as_json(row: dict[str, Any]) -> str:
+def row_as_json(row: Row) -> str:
     """Return the same JSON as as_json, in a tenth of the time. Its times are in UTC, since a session's are.
 
     Text that is not ASCII goes through as_json, which escapes it.
@@ -70,7 +70,7 @@ def row_as_json(row: dict[str, Any]) -> str:
     return text.decode() if text.isascii() else as_json(row)
 
 
-def as_csv(rows: Iterable[dict[str, Any]], out: TextIO, columns: Sequence[str] = COLUMNS) -> None:
+def as_csv(rows: Iterable[Row], out: TextIO, columns: Sequence[str] = COLUMNS) -> None:
     """Write CSV after RFC 4180 with a header, in cells that no spreadsheet takes for a formula."""
     writer = csv.writer(out)
     writer.writerow(columns)
@@ -87,4 +87,4 @@ def _cell(value: object) -> str:
     return clean(f"'{text}" if _FORMULA.match(text) else text)
 
 
-FORMATS: dict[str, Callable[[Iterable[dict[str, Any]], TextIO], None]] = {"ndjson": as_ndjson, "csv": as_csv}
+FORMATS: dict[str, Callable[[Iterable[Row], TextIO], None]] = {"ndjson": as_ndjson, "csv": as_csv}

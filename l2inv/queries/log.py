@@ -2,9 +2,8 @@
 
 from collections.abc import Generator
 from datetime import datetime
-from typing import Any
 
-from l2inv.database.connection import Connection
+from l2inv.database.connection import Connection, Row
 
 
 def events(
@@ -13,7 +12,7 @@ def events(
     actor: str | None = None,
     kind: str | None = None,
     op_id: str | None = None,
-) -> Generator[dict[str, Any], None, None]:
+) -> Generator[Row, None, None]:
     """Yield the events, newest last, filtered by time, actor, kind and OP.
 
     Read one snapshot, in bounded memory.
@@ -35,7 +34,7 @@ def events(
 
 def runs(
     connection: Connection, since: datetime | None = None, stage: str | None = None
-) -> Generator[dict[str, Any], None, None]:
+) -> Generator[Row, None, None]:
     """Yield the runs, newest last, filtered by start time and stage. Read one snapshot, in bounded memory."""
     with connection.transaction(), connection.cursor(name="l2inv_runs") as cursor:
         cursor.itersize = 500

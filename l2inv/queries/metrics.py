@@ -9,6 +9,7 @@ from typing import Any
 
 from l2inv import __version__
 from l2inv.database.connection import Connection
+from l2inv.documents import Json
 
 STAGES = ("scan", "qualify", "preprocess", "inbox", "publish", "digest")  # those that record runs
 
@@ -26,9 +27,7 @@ def last_successes(connection: Connection) -> dict[str, datetime]:
     return {row["stage"]: row["started_at"] for row in rows}
 
 
-def late(
-    successes: Mapping[str, datetime], max_ages: Mapping[str, timedelta], now: datetime
-) -> list[dict[str, Any]]:
+def late(successes: Mapping[str, datetime], max_ages: Mapping[str, timedelta], now: datetime) -> list[Json]:
     """Return the stages whose last good run began longer ago than their maximum age, or never."""
     return [
         {"stage": stage, "last_success": last, "max_age_seconds": max_age.total_seconds()}

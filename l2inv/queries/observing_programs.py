@@ -2,20 +2,21 @@
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Literal, cast
 from urllib.parse import quote
 
 import msgspec
 from psycopg.types.json import set_json_loads
 
 from l2inv.config.settings import Qualification
-from l2inv.database.connection import Connection
+from l2inv.database.connection import Connection, Row
+from l2inv.documents import Json
 from l2inv.domain import measures
 from l2inv.domain.inventory import Dataset, stored
+from l2inv.domain.op import HeldOp, MeasuredOp, Op, WholeOp
 from l2inv.domain.states import STATES
 from l2inv.queries.filters import Wanted, conditions
 from l2inv.record import issued
-from l2inv.wording import Json
 
 COLUMNS = """op_id, proposal_id, experiment_id, state, since, priority, assignee, instruments, dataset_count,
               start_time, fried_parameter_med_m, bands, instrument_programs, inputs_changed,
@@ -68,7 +69,7 @@ AT_ONCE = 500  # OPs
 MOST_INVERTED = 20  # OPs that one person inverted, in a list
 
 
-def add_measures(row: dict[str, Any], rules: Qualification) -> dict[str, Any]:
+def add_measures(row: Row, rules: Qualification) -> MeasuredOp:
     """Replace `present`, the texts of an OP's present datasets, by their measures; return the row.
 
     If a text is not a dataset, its OP is reported as damaged, so that other OPs are still shown.
@@ -79,12 +80,12 @@ def add_measures(row: dict[str, Any], rules: Qualification) -> dict[str, Any]:
     except msgspec.ValidationError:
         found = measures.Measures(odd=[DAMAGED])
     row |= measures.plain(found)
-    return row
+    return cast("MeasuredOp", row)
 
 
 def list_ops(
     connection: Connection, wanted: Wanted, rules: Qualification, what: Literal["all", "table", "ids"] = "all"
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Row]:
     """Yield the OPs that match, sorted by id, each as soon as it is read, in bounded memory.
 
     `what` selects all columns, those of a table (state, `since`, assignee, number of datasets), or the ids.
@@ -99,7 +100,7 @@ def list_ops(
         yield from (_in_full(row, rules) for row in rows) if what == "all" else rows
 
 
-def _read_ahead(fetch: Callable[[], list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+def _read_ahead(fetch: Callable[[], list[Row]]) -> Iterator[Row]:
     """Yield rows while the server reads the next ones: both take about the same time."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -110,7 +111,7 @@ def _read_ahead(fetch: Callable[[], list[dict[str, Any]]]) -> Iterator[dict[str,
             yield from rows
 
 
-def _in_full(row: dict[str, Any], rules: Qualification) -> dict[str, Any]:
+def _in_full(row: Row, rules: Qualification) -> Row:
     """Return a row of READ as an OP of the list; a damaged record only shows in its `odd`."""
     known, damaged = [], False
     for place, text in enumerate(row["present"] or ()):
@@ -129,7 +130,7 @@ def _in_full(row: dict[str, Any], rules: Qualification) -> dict[str, Any]:
     return {name: row[name] for name in LISTED}
 
 
-def show(connection: Connection, op_id: str, rules: Qualification) -> dict[str, Any]:
+def show(connection: Connection, op_id: str, rules: Qualification) -> WholeOp:
     """Return one OP: what the list has of it, its datasets in full, its newest verdict, its inversions."""
     row = connection.execute(
         f"""
@@ -173,7 +174,7 @@ def show(connection: Connection, op_id: str, rules: Qualification) -> dict[str, 
     created = {one["inversion_id"]: one for one in row["inversions"]}
     named = inversions(connection, op_id, row["proposal_id"])
     row["inversions"] = [one | created.pop(one["inversion_id"], {}) for one in named] + list(created.values())
-    return row
+    return cast("WholeOp", row)
 
 
 def present(connection: Connection, op_id: str) -> list[Dataset]:
@@ -201,7 +202,7 @@ def inversions(connection: Connection, op_id: str, proposal_id: str | None) -> l
     return named
 
 
-def held_by(connection: Connection, actor: str) -> list[dict[str, Any]]:
+def held_by(connection: Connection, actor: str) -> list[HeldOp]:
     """Return the OPs that somebody holds, the first due first; those in error included, since a retry returns them."""
     rows = connection.execute(
         f"""
@@ -214,12 +215,12 @@ def held_by(connection: Connection, actor: str) -> list[dict[str, Any]]:
     ).fetchall()
     for row in rows:
         row["inversions"] = inversions(connection, row["op_id"], row["proposal_id"])
-    return rows
+    return cast("list[HeldOp]", rows)
 
 
-def inverted_by(connection: Connection, actor: str) -> list[dict[str, Any]]:
+def inverted_by(connection: Connection, actor: str) -> list[Op]:
     """Return the OPs that somebody inverted, published or not, newest first; at most MOST_INVERTED."""
-    return connection.execute(
+    rows = connection.execute(
         f"""
         select {COLUMNS} from l2inv.op o
         where op_id in (
@@ -229,9 +230,10 @@ def inverted_by(connection: Connection, actor: str) -> list[dict[str, Any]]:
         """,  # noqa: S608
         [actor, MOST_INVERTED],
     ).fetchall()
+    return cast("list[Op]", rows)
 
 
-def failed_of(connection: Connection, actor: str) -> list[dict[str, Any]]:
+def failed_of(connection: Connection, actor: str) -> list[Row]:
     """Return the OPs in error that somebody holds or inverted, with the stage that failed and the cause."""
     return connection.execute(
         """
@@ -245,7 +247,7 @@ def failed_of(connection: Connection, actor: str) -> list[dict[str, Any]]:
     ).fetchall()
 
 
-def held_with_changed_inputs(connection: Connection, actor: str | None) -> list[dict[str, Any]]:
+def held_with_changed_inputs(connection: Connection, actor: str | None) -> list[Row]:
     """Return the OPs that science, or one person, works on or inverted and whose datasets changed since the verdict."""
     return connection.execute(
         """
@@ -258,7 +260,7 @@ def held_with_changed_inputs(connection: Connection, actor: str | None) -> list[
     ).fetchall()
 
 
-def history(connection: Connection, op_id: str) -> dict[str, Any]:
+def history(connection: Connection, op_id: str) -> Json:
     """Return every event of one OP, oldest first, with hash and detail_text as canonical.digest needs them."""
     events = connection.execute(
         """
@@ -271,7 +273,7 @@ def history(connection: Connection, op_id: str) -> dict[str, Any]:
     return {"op_id": op_id, "events": events}
 
 
-def status(connection: Connection) -> dict[str, Any]:
+def status(connection: Connection) -> Json:
     """Return how many OPs are in each state, and when each stage last ran and how it ended."""
     rows = connection.execute(
         """

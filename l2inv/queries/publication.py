@@ -8,8 +8,8 @@ import msgspec
 from l2inv import wording
 from l2inv.config.settings import Publish
 from l2inv.database.connection import Connection, Row
+from l2inv.documents import Json
 from l2inv.record import issued
-from l2inv.wording import Json
 
 
 class Recorded(msgspec.Struct, frozen=True):

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
 
 from l2inv.config.settings import Qualification
 from l2inv.database.connection import Connection
+from l2inv.documents import Json
 from l2inv.domain import criteria, inventory
 
 
@@ -15,7 +15,7 @@ def what_if(
     present: Qualification,
     other: Qualification,
     progress: Callable[[int, int], None] = lambda done, of: None,
-) -> dict[str, Any]:
+) -> Json:
     """Return the OPs that would become invertible or cease to be under other criteria, and how many would not change.
 
     Both rule sets judge the present datasets of every OP that has one, whatever its state and complete or not.

@@ -4,7 +4,7 @@ database is used: someone who changed the rows may have changed these, too.
 Rows are streamed, sorted by OP and event, in bounded memory.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import groupby
@@ -23,23 +23,27 @@ BATCH = 1000  # rows at a time, and between two reports of progress
 MOST = 1000  # findings listed; more are counted
 
 
+class Finding(msgspec.Struct, frozen=True):
+    """A fault: of which kind of row, of which event or OP if known, and what is wrong."""
+
+    what: str
+    event_id: int | None
+    op_id: str | None
+    detail: str
+
+
 class Findings:
     """The number of faults found, and the first of them."""
 
     def __init__(self) -> None:
         self.number = 0
-        self.first: list[dict[str, Any]] = []
+        self.first: list[Finding] = []
 
-    def add(self, what: str, row: dict[str, Any], detail: str) -> None:
+    def add(self, what: str, row: Mapping[str, Any], detail: str) -> None:
+        """Add a finding about a row: its event_id and op_id, if it has these, say where."""
         self.number += 1
         if len(self.first) < MOST:
-            found = {
-                "what": what,
-                "event_id": row.get("event_id"),
-                "op_id": row.get("op_id"),
-                "detail": detail,
-            }
-            self.first.append(found)
+            self.first.append(Finding(what, row.get("event_id"), row.get("op_id"), detail))
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import msgspec
 
 from l2inv import wording
 from l2inv.database.connection import Connection
+from l2inv.documents import Json
 from l2inv.domain import states
 from l2inv.errors import Refused
 
@@ -31,7 +32,7 @@ class Event(msgspec.Struct, frozen=True):
     after: int
     kind: str
     state: states.State | None
-    detail: dict[str, Any]
+    detail: Json
 
 
 class Present(msgspec.Struct, frozen=True):
@@ -71,7 +72,7 @@ def add(connection: Connection, events: Sequence[Event], actor: str, run_id: int
 _COLUMNS = "l2inv.event (op_id, seq, kind, state, actor, run_id, detail)"
 
 
-def detail_text(detail: dict[str, Any]) -> str:
+def detail_text(detail: Json) -> str:
     """Return a detail as text for PostgreSQL's jsonb: NUL and lone surrogates are escaped."""
     with suppress(UnicodeEncodeError, OverflowError):  # json takes integers of any size
         text = msgspec.json.encode(detail).decode()
@@ -107,7 +108,7 @@ def add_one(
     kind: str,
     state: states.State | None,
     actor: str,
-    detail: dict[str, Any],
+    detail: Json,
     run_id: int | None = None,
 ) -> None:
     """Add one event to an OP that is locked by locked(). Raise Refused if its state does not allow it."""
@@ -364,7 +365,7 @@ def retry(connection: Connection, op_ids: Sequence[str], actor: str) -> list[tup
     return brought_back
 
 
-def newest(connection: Connection, op_id: str, *kinds: str) -> dict[str, Any] | None:
+def newest(connection: Connection, op_id: str, *kinds: str) -> Json | None:
     """Return the detail of an OP's newest event of these kinds that is not void, or None."""
     row = connection.execute(
         """

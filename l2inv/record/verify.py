@@ -14,13 +14,31 @@ import msgspec
 import psycopg
 
 from l2inv.config.settings import Qualification
-from l2inv.database.connection import Connection
+from l2inv.database.connection import Connection, Row
 from l2inv.database.schema import applied_migrations
+from l2inv.documents import Json
 from l2inv.domain import criteria, inventory, measures
 from l2inv.record import anchor as anchors
 from l2inv.record import structure
 from l2inv.record.anchor import Anchor
-from l2inv.record.chains import BATCH, Findings, events, state
+from l2inv.record.chains import BATCH, Finding, Findings, events, state
+
+
+class Schema(msgspec.Struct, frozen=True):
+    """The schema that was verified."""
+
+    migrations: list[str]
+    fingerprint: str
+
+
+class Verified(msgspec.Struct):
+    """How many rows each check looked at, and a finding for each fault; the first of them, if there are many."""
+
+    checked: dict[str, int]
+    findings: list[Finding]
+    found: int
+    schema: Schema | msgspec.UnsetType = msgspec.UNSET
+    anchored: int | msgspec.UnsetType = msgspec.UNSET  # heads appended to the anchor
 
 
 def verify(
@@ -29,8 +47,8 @@ def verify(
     progress: Callable[[int, int], None] = lambda done, of: None,
     anchor: Anchor | None = None,
     since: bool = False,
-) -> dict[str, Any]:
-    """Run all checks, or the one that is named; return how many rows each checked, and a finding for each fault.
+) -> Verified:
+    """Run all checks, or the one that is named.
 
     With an anchor, also compare with it, and append what is new if everything was checked and nothing was found. With
     `since`, check only what the anchor lists and what came after.
@@ -63,15 +81,12 @@ def verify(
             if not findings.number:
                 raise unread
             findings.add("schema", {}, f"not all rows can be read: {_words(unread)}")
-        found = {"checked": checked, "findings": findings.first, "found": findings.number}
+        found = Verified(checked, findings.first, findings.number)
         if "schema" in names:
-            found["schema"] = {
-                "migrations": sorted(applied_migrations(connection)),
-                "fingerprint": structure.digest_of(connection),
-            }
+            found.schema = Schema(sorted(applied_migrations(connection)), structure.digest_of(connection))
         if anchor and what is None and not findings.number:
             anchors.append(anchor.path, block)
-            found["anchored"] = heads
+            found.anchored = heads
     return found
 
 
@@ -302,7 +317,7 @@ class _Judged(msgspec.Struct):
     """The part of a verdict's event that says which datasets and criteria it was judged by."""
 
     datasets: dict[str, Annotated[int, msgspec.Meta(ge=1, lt=2**31)]]  # id -> version
-    verdict: dict[str, Any]
+    verdict: Json
     criteria_version: str
 
 
@@ -372,7 +387,7 @@ def _judged(detail: str | None) -> _Judged | None:
     return judged if judged.verdict.get("criteria_version") == judged.criteria_version else None
 
 
-def _batch(connection: Connection, after: int) -> list[dict[str, Any]]:
+def _batch(connection: Connection, after: int) -> list[Row]:
     return connection.execute(
         """
         select e.event_id, e.op_id, e.detail::text as detail, s.verdict_seq is not null as is_newest, s.reasons

@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 import msgspec
 
@@ -20,6 +19,8 @@ from l2inv.config.settings import Database, MetadataStore, Preprocess, Settings
 from l2inv.database import embedded
 from l2inv.database.access import connected
 from l2inv.database.connection import Connection, open_connection, server_folder, translated
+from l2inv.documents import Json
+from l2inv.domain.op import OfferedOp
 from l2inv.errors import Busy, DatabaseError, Refused
 from l2inv.queries import observing_programs, publication
 from l2inv.queries.filters import Wanted
@@ -55,7 +56,7 @@ if trouble.exists() and trouble.read_text(encoding="utf-8") == op["op_id"]:
 
 def run(
     say: Callable[[str], None], port: int = 0, folder: Path | None = None, now: datetime | None = None
-) -> dict[str, Any]:
+) -> Json:
     """Run every stage once on a fresh database in the demo's own folder, on the sample of a day, and print what each did.
 
     The database stays, for the commands printed at the end. Raise Refused for a folder with other content, Busy while
@@ -149,12 +150,12 @@ def _pipeline(
     trouble: Path,
     now: datetime,
     say: Callable[[str], None],
-) -> dict[str, Any]:
+) -> Json:
     def did(command: str, line: str, who: str = CRON) -> None:
         say(f"\n{who}$ l2inv {command}\n  {line}")
 
-    def stage(found: object) -> dict[str, Any]:
-        report: dict[str, Any] = msgspec.to_builtins(found)
+    def stage(found: object) -> Json:
+        report: Json = msgspec.to_builtins(found)
         did(report["stage"], wording.summary(report))
         return report
 
@@ -205,7 +206,7 @@ def _pipeline(
     return {"stages": stages, "states": states, "published": chosen, "short": short}
 
 
-def _offer(op: dict[str, Any], ranked_by: str) -> str:
+def _offer(op: OfferedOp, ranked_by: str) -> str:
     """Return in a line what next shows of an OP in a row."""
     shown = (
         f"r0 {wording.seeing(op)}",

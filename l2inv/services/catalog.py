@@ -12,7 +12,7 @@ import string
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from msgspec import Struct
@@ -104,24 +104,37 @@ def check(catalog: Catalog) -> None:
 
 def named(catalog: Catalog) -> str:
     """Return the broker's name without user and password."""
-    where = _split(catalog)
-    return f"catalog {where['scheme']}://{where['shown']}:{where['port']}/{where['path']}"
+    return f"catalog {_split(catalog).shown}"
 
 
-def _split(catalog: Catalog) -> dict[str, Any]:
+class _Broker(NamedTuple):
+    """The parts of the broker's URL."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+    user: str
+    password: str
+
+    @property
+    def shown(self) -> str:
+        """Return the URL without user and password."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}/{self.path}"
+
+
+def _split(catalog: Catalog) -> _Broker:
     """Return the parts of the URL as in the RabbitMQ URI specification, except that an empty path means `/`, too."""
     parts = urlsplit(catalog.url or "")
-    host = parts.hostname or ""
-    path = parts.path.removeprefix("/")
-    return {
-        "scheme": parts.scheme,
-        "host": host,
-        "shown": f"[{host}]" if ":" in host else host,
-        "port": parts.port or PORTS[parts.scheme],
-        "path": path,
-        "user": unquote(parts.username or "guest"),
-        "password": unquote(parts.password or "guest"),
-    }
+    return _Broker(
+        parts.scheme,
+        parts.hostname or "",
+        parts.port or PORTS[parts.scheme],
+        parts.path.removeprefix("/"),
+        unquote(parts.username or "guest"),
+        unquote(parts.password or "guest"),
+    )
 
 
 def _parameters(catalog: Catalog) -> Any:
@@ -133,18 +146,18 @@ def _parameters(catalog: Catalog) -> Any:
     if catalog.url is None:
         raise ConfigError("publish.catalog.url", ["must be an amqp(s) URL, and is none"])
     where, tls = _split(catalog), None
-    if where["scheme"] == "amqps":
+    if where.scheme == "amqps":
         try:
             context = ssl.create_default_context(cafile=catalog.ca_bundle)
         except OSError as problem:
             words = f"{catalog.ca_bundle} is not a readable PEM file: {short(problem)}"
             raise ConfigError("publish.catalog.ca_bundle", [words]) from problem
-        tls = pika.SSLOptions(context, where["host"])
+        tls = pika.SSLOptions(context, where.host)
     return pika.ConnectionParameters(
-        host=where["host"],
-        port=where["port"],
-        virtual_host=unquote(where["path"]) or "/",
-        credentials=pika.PlainCredentials(where["user"], where["password"]),
+        host=where.host,
+        port=where.port,
+        virtual_host=unquote(where.path) or "/",
+        credentials=pika.PlainCredentials(where.user, where.password),
         ssl_options=tls,
         socket_timeout=catalog.timeout_seconds,
         stack_timeout=catalog.timeout_seconds,  # for TCP, TLS and the login together
@@ -349,7 +362,7 @@ def _explained(catalog: Catalog, ended: BaseException, blocked: str) -> tuple[st
             )
         case ssl.SSLCertVerificationError():
             where = _split(catalog)
-            return certificates.refused(cause, (where["host"], where["port"]), "publish.catalog")
+            return certificates.refused(cause, (where.host, where.port), "publish.catalog")
         case ssl.SSLError():
             words = f"TLS failed: {short(cause)}"
             return words, "check the port in publish.catalog.url, and whether it should begin with amqp"

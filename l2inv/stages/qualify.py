@@ -5,13 +5,13 @@ A scientist may overrule a verdict; that holds until the OP's datasets change.
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import msgspec
 from psycopg.types.json import Jsonb
 
 from l2inv.config.settings import Settings
 from l2inv.database.connection import Connection
+from l2inv.documents import Json
 from l2inv.domain import criteria, inventory, states
 from l2inv.errors import Refused, StoreError
 from l2inv.record import event_log
@@ -201,7 +201,7 @@ def _event(
         and candidate.verdict is not None
         and _invertible_programs(candidate.verdict) == _invertible_programs(verdict) != []
     )
-    detail: dict[str, Any] = {
+    detail: Json = {
         "criteria_version": report.criteria_version,
         "verdict": {"criteria_version": report.criteria_version, **verdict},
         "datasets": dict(sorted(candidate.versions.items())),

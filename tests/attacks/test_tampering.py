@@ -207,7 +207,7 @@ def write_anchor(connection: Connection, file: Path) -> None:
 def schema_findings(connection: Connection) -> list[str]:
     findings = Findings()
     assert structure.check(connection, findings) > 100
-    return [finding["detail"] for finding in findings.first]
+    return [finding.detail for finding in findings.first]
 
 
 def row_findings(connection: Connection, file: Path | None = None) -> list[str]:
@@ -217,7 +217,7 @@ def row_findings(connection: Connection, file: Path | None = None) -> list[str]:
         verify.run_checks(connection, findings, list(verify.CHECKS), lambda done, of: None)
         if against:
             anchor.check(connection, findings, against)
-    return [f"{finding['what']}: {finding['detail']}" for finding in findings.first]
+    return [f"{finding.what}: {finding.detail}" for finding in findings.first]
 
 
 def catalogs(connection: Connection) -> Any:
@@ -305,7 +305,7 @@ def test_the_schema_is_compared_by_its_writer_too(guarded: Guarded, l2inv: Comma
     finally:
         superuser.execute("alter table l2inv.run enable always trigger end_run")
     assert finding["what"] == "schema"
-    assert "trigger run.end_run" in finding["detail"]
+    assert "trigger run.end_run" in finding.detail
 
 
 def test_a_schema_of_another_name_is_compared_too(l2inv: Commands) -> None:

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from l2inv import api
+from l2inv.domain import op
 from l2inv.errors import Refused
 from l2inv.queries import observing_programs
 from tests.helpers.commands import Commands
@@ -60,7 +61,7 @@ def test_the_functions_return_what_the_commands_print(l2inv: Commands, ready: li
     assert msgspec.to_builtins(listed) == [
         {name: op[name] for name in api.Op.__struct_fields__} for op in printed
     ]
-    assert {*api.Op.__struct_fields__} == {*observing_programs.LISTED}
+    assert {*api.Op.__struct_fields__} == {*observing_programs.LISTED} == op.MeasuredOp.__required_keys__
     assert [op.op_id for op in offered] == [
         op["op_id"] for op in l2inv.json("next", "-n", "100", "--rank-by", "mu")["ops"]
     ]

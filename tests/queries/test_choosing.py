@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from math import nextafter
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import pytest
 from hypothesis import given
@@ -20,6 +20,7 @@ from l2inv.config import settings
 from l2inv.database.connection import Connection
 from l2inv.domain.inventory import stored
 from l2inv.domain.measures import measure, r0_class
+from l2inv.domain.op import OfferedOp
 from l2inv.queries import filters, observing_programs
 from l2inv.record import event_log
 from l2inv.sample.server import Store
@@ -57,8 +58,8 @@ def test_a_good_op_stands_on_top_and_the_reason_is_said(l2inv: Commands, ready: 
 
 
 def test_next_shows_what_decided_each_rank() -> None:
-    def op(r0_class: str, priority: int = 0) -> dict[str, Any]:
-        return {"r0_class": r0_class, "priority": priority, "priority_reason": "eclipse"}
+    def op(r0_class: str, priority: int = 0) -> OfferedOp:
+        return cast("OfferedOp", {"r0_class": r0_class, "priority": priority, "priority_reason": "eclipse"})
 
     ranked = [op("poor", 5), op("good"), op("good"), op("poor"), op("good", -1)]
     decided = ["priority 5 (eclipse)", "wait", "r0 class", "priority", "priority -1 (eclipse)"]

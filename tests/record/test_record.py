@@ -146,7 +146,7 @@ def test_every_trigger_guards_in_any_session_and_obeys_no_search_path(connection
     ).fetchall()
     assert {row["name"] for row in triggers} == {
         "event append_only", "event record_event", "op_state derived_only",
-        "dataset_version append_only", "criteria append_only", "run append_only", "run end_run",
+        "dataset_version append_only", "dataset_version without_gaps", "criteria append_only", "run append_only", "run end_run",
     }  # fmt: skip
     assert [row["name"] for row in triggers if not (row["always"] and row["fixed"])] == []
 

@@ -97,7 +97,8 @@ def found_in(connection: Connection, *names: str, anchored: Path | None = None) 
         verify.run_checks(connection, found, list(names or verify.CHECKS), lambda done, of: None)
         if against:
             anchors.check(connection, found, against)
-    return found.first
+    document: list[dict[str, Any]] = msgspec.to_builtins(found.first)
+    return document
 
 
 def findings(l2inv: Commands, *argv: str) -> list[dict[str, Any]]:

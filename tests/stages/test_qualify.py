@@ -225,6 +225,7 @@ def test_each_instrument_program_of_a_real_inventory_is_judged_as_by_todays_rule
     warnings = verdicts.warnings(connection, list(of_op), rules)
     for op_id, of_program in of_op.items():
         shown = observing_programs.show(connection, op_id, rules)
+        assert shown["verdict"]
         judged = {p["instrument_program_id"]: p for p in shown["verdict"]["instrument_programs"]}
         assert judged.keys() == of_program.keys()
         for program_id, datasets in of_program.items():

@@ -15,13 +15,13 @@ from collections.abc import Callable
 from datetime import datetime
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from l2inv import wording
 from l2inv.config.settings import Publish, Settings
 from l2inv.config.yamlfile import MAX_BYTES
 from l2inv.database.connection import Connection
 from l2inv.database.runs import Run, stage_run
+from l2inv.documents import Json
 from l2inv.errors import L2invError, Refused, Unavailable
 from l2inv.files import replace
 from l2inv.stages.mark_inverted import ready_event
@@ -42,7 +42,7 @@ def inbox(
     actor: str,
     now: datetime,
     rejected: Callable[[str, str], None] = lambda file, reason: None,
-) -> dict[str, Any]:
+) -> Json:
     """Record each ready file of the folder and return the stage's report; call `rejected` for each rejected file.
 
     A file whose ready event is refused is rejected, with the reason in a file beside it. If its outputs are on a mount

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -14,12 +14,14 @@ from l2inv.config import yamlfile
 from l2inv.config.settings import Publish
 from l2inv.config.yamlfile import Must, like
 from l2inv.database.connection import Connection
+from l2inv.documents import Json
 from l2inv.domain import lines
 from l2inv.errors import Refused, WrongProducts
 from l2inv.queries import delivered
 from l2inv.record import event_log, issued
 from l2inv.services import outputs
 from l2inv.stages.mark_inverted import used
+from l2inv.stages.mark_inverted.used import Used
 
 MOST_MISTAKES = 20  # named of one file
 CLOCKS_DIFFER = timedelta(minutes=5)
@@ -139,7 +141,7 @@ def mark_inverted(
     kind: Literal["amended", "inverted"] = "amended" if amends else "inverted"
     state: Literal["inverted"] | None = None if amends else "inverted"
 
-    def checked() -> tuple[event_log.Present, dict[str, Any]] | None:
+    def checked() -> tuple[event_log.Present, Json] | None:
         present = event_log.locked(connection, ready.op_id)
         if amends and present.seq != amends.seq:
             raise Refused(
@@ -195,7 +197,7 @@ def _check_products(
     connection: Connection,
     publish: Publish,
     op_id: str,
-    detail: dict[str, Any],
+    detail: Json,
     progress: Callable[[int, int], None],
     warn: Callable[[str], None],
 ) -> list[str]:
@@ -229,7 +231,7 @@ def _check_products(
     return found.inversion_ids
 
 
-def _given(ready: Ready, inverted_by: str) -> dict[str, Any]:
+def _given(ready: Ready, inverted_by: str) -> Json:
     """Return a ready event as it is recorded, without defaults."""
     each = ready.inversions
     if each is not None:
@@ -273,9 +275,9 @@ def _must_be_separate(ready: Ready, each: Sequence[Inverted]) -> None:
         )
 
 
-def _given_of(one: Inverted) -> dict[str, Any]:
+def _given_of(one: Inverted) -> Json:
     """Return one instrument program's part of a ready event, without defaults."""
-    given: dict[str, Any] = {
+    given: Json = {
         "instrument_program_id": one.instrument_program_id,
         "outputs": _plain(one.outputs),
     }
@@ -285,22 +287,22 @@ def _given_of(one: Inverted) -> dict[str, Any]:
     return given | ({"datasets": sorted(set(one.datasets))} if one.datasets is not None else {})
 
 
-def _plain(given: Sequence[Output]) -> list[dict[str, Any]]:
+def _plain(given: Sequence[Output]) -> list[Json]:
     return [
         o | {"sha256": o["sha256"].lower()} if "sha256" in o else o for o in msgspec.to_builtins(list(given))
     ]
 
 
-def _software(software: Software | None) -> dict[str, Any] | None:
+def _software(software: Software | None) -> Json | None:
     """Return the software as it is recorded; a version that looks like a Git commit is also recorded as `commit`."""
     if software is None:
         return None
     is_commit = re.fullmatch(r"(?=.*[0-9])[0-9a-f]{7,40}", software.version or "")
-    found: dict[str, Any] = msgspec.to_builtins(software)
+    found: Json = msgspec.to_builtins(software)
     return found | ({"commit": software.version} if is_commit else {})
 
 
-def _is_recorded(connection: Connection, present: event_log.Present, given: dict[str, Any]) -> bool:
+def _is_recorded(connection: Connection, present: event_log.Present, given: Json) -> bool:
     """Return whether this cycle's ready event is the same, ignoring what is left to its default."""
     recorded = event_log.newest(connection, present.op_id, "inverted", "amended")
     if recorded is None or (present.state_before_error or present.state) not in ("inverted", "published"):
@@ -333,8 +335,8 @@ def _was_read(connection: Connection, op_id: str, file_sha256: str | None) -> bo
 
 
 def _detail(
-    connection: Connection, ready: Ready, given: dict[str, Any], now: datetime, accepted_because: str | None
-) -> dict[str, Any]:
+    connection: Connection, ready: Ready, given: Json, now: datetime, accepted_because: str | None
+) -> Json:
     """Return the event's detail: what was given, with defaults from the newest verdict."""
     op_id = ready.op_id
     judged = event_log.newest(connection, op_id, "judged") or {}
@@ -353,9 +355,9 @@ def _detail(
     }
     datasets = given.get("datasets", sorted({*qualifying, *own} - {None}))
     known = used.datasets(connection, op_id)
-    program_of = {row["dataset_id"]: row["instrument_program_id"] for row in known}
+    program_of = {one.dataset_id: one.instrument_program_id for one in known}
     used.must_be_the_ops(connection, op_id, chosen, datasets, program_of)
-    superseded = used.superseded(connection, op_id, [row for row in known if row["dataset_id"] in datasets])
+    superseded = used.superseded(connection, op_id, [one for one in known if one.dataset_id in datasets])
     if superseded and accepted_because is None:
         words = "; ".join(f"dataset {dataset}: {why}" for dataset, why in superseded.items())
         raise Refused(
@@ -366,20 +368,18 @@ def _detail(
     defaults = {"inverted_at": msgspec.to_builtins(now), "criteria_version": judged.get("criteria_version")}
     named_ones = {"instrument_programs": chosen, "datasets": {d: program_of[d] for d in datasets}}
     detail = defaults | given | named_ones
-    rows = {row["dataset_id"]: row for row in known if row["dataset_id"] in datasets}
-    _must_be_credible(op_id, detail, rows, now)
-    detail["inversions"] = _inversions(connection, ready, detail, rows)
+    of_event = [one for one in known if one.dataset_id in datasets]
+    _must_be_credible(op_id, detail, of_event, now)
+    detail["inversions"] = _inversions(connection, ready, detail, of_event)
     if superseded:
         detail["accepted"] = {"superseded": superseded, "reason": accepted_because}
     return detail
 
 
-def _must_be_credible(
-    op_id: str, detail: dict[str, Any], rows: dict[str, dict[str, Any]], now: datetime
-) -> None:
+def _must_be_credible(op_id: str, detail: Json, datasets: Sequence[Used], now: datetime) -> None:
     """Raise Refused with everything that a ready event lacks, and what cannot be true."""
     software, at = detail["software"], datetime.fromisoformat(detail["inverted_at"])
-    ends = [row["end_time"] or row["start_time"] for row in rows.values()]
+    ends = [one.end_time or one.start_time for one in datasets]
     observed = max((end for end in ends if end), default=None)
     wrong = []
     if not software:
@@ -410,16 +410,14 @@ def _must_be_credible(
         )
     for one in each:
         program = one.get("instrument_program_id")
-        mine = [r for r in rows.values() if program in (None, r["instrument_program_id"])]
-        ranges = [(r["wavelength_min_nm"], r["wavelength_max_nm"]) for r in mine]
-        wrong += lines.mistakes(one["lines"], {name for r in mine for name in r["lines"] or ()}, ranges)
+        own = [d for d in datasets if program in (None, d.instrument_program_id)]
+        observed_lines = {name for d in own for name in d.lines or ()}
+        wrong += lines.mistakes(one["lines"], observed_lines, [d.range_nm for d in own])
     if wrong:
         raise Refused(f"OP {op_id}: {'; '.join(wrong)}", "fix the ready file or the options")
 
 
-def _inversions(
-    connection: Connection, ready: Ready, detail: dict[str, Any], rows: dict[str, dict[str, Any]]
-) -> list[dict[str, Any]]:
+def _inversions(connection: Connection, ready: Ready, detail: Json, datasets: Sequence[Used]) -> list[Json]:
     """Return each inversion with its id, what was given for it or for all, and its defaults."""
     op_id = ready.op_id
     ids = issued.issue(connection, op_id, detail["instrument_programs"])
@@ -436,16 +434,16 @@ def _inversions(
         mine = given.get(program, {})
         if other := mine.get("inversion_id", ready.inversion_id):
             issued.must_be_issued(op_id, other, inversion_id)
-        own = [row for row in rows.values() if row["instrument_program_id"] == program]
-        ranges = [(row["wavelength_min_nm"], row["wavelength_max_nm"]) for row in own]
-        listed = {name for row in own for name in row["lines"] or ()}
-        proposal = next((row["proposal_id"] for row in own if row["proposal_id"]), None)
+        own = [d for d in datasets if d.instrument_program_id == program]
+        ranges = [d.range_nm for d in own]
+        listed = {name for d in own for name in d.lines or ()}
+        proposal = next((d.proposal_id for d in own if d.proposal_id), None)
         others = [folder for other_id, folder in folders.items() if other_id != inversion_id]
         found.append(
             {
                 "inversion_id": inversion_id,
                 "instrument_program_id": program,
-                "datasets": sorted(row["dataset_id"] for row in own),
+                "datasets": sorted(d.dataset_id for d in own),
                 "outputs": mine.get(
                     "outputs",
                     [o for o in detail["outputs"] if not any(folder.search(o["uri"]) for folder in others)],

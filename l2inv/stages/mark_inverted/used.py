@@ -1,16 +1,39 @@
 """The datasets that a ready event names: whether they are the OP's, and what happened to them since it was claimed."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+import msgspec
 
 from l2inv.database.connection import Connection
 from l2inv.domain.criteria import INPUTS
+from l2inv.domain.lines import Range
 from l2inv.errors import Refused
 
 
-def datasets(connection: Connection, op_id: str) -> list[dict[str, Any]]:
-    """Return every dataset that is or was the OP's, in its last version, with the dataset that supersedes it."""
-    return connection.execute(
+class Used(msgspec.Struct, frozen=True):
+    """A dataset that is or was the OP's, in its last version there."""
+
+    dataset_id: str
+    present_op: str  # the OP that it belongs to now
+    withdrawn: bool
+    instrument_program_id: str | None
+    heir: str | None  # the dataset that supersedes it
+    proposal_id: str | None
+    lines: list[str] | None
+    start_time: datetime | None
+    end_time: datetime | None
+    wavelength_min_nm: float | None
+    wavelength_max_nm: float | None
+
+    @property
+    def range_nm(self) -> Range:
+        return self.wavelength_min_nm, self.wavelength_max_nm
+
+
+def datasets(connection: Connection, op_id: str) -> list[Used]:
+    """Return every dataset that is or was the OP's."""
+    rows = connection.execute(
         """
         select distinct on (v.dataset_id) v.dataset_id, d.op_id as present_op, d.withdrawn,
                v.record ->> 'instrumentProgramExecutionId' as instrument_program_id, h.heir,
@@ -24,7 +47,8 @@ def datasets(connection: Connection, op_id: str) -> list[dict[str, Any]]:
         where v.op_id = %s order by v.dataset_id, v.version desc
         """,
         [op_id],
-    ).fetchall()
+    )
+    return [Used(**row) for row in rows]
 
 
 def must_be_the_ops(
@@ -60,7 +84,7 @@ def named(things: Iterable[str | None]) -> str:
     return ", ".join(sorted(map(str, things)))
 
 
-def superseded(connection: Connection, op_id: str, used: list[dict[str, Any]]) -> dict[str, str]:
+def superseded(connection: Connection, op_id: str, used: Sequence[Used]) -> dict[str, str]:
     """Return by dataset why an inversion of it is outdated; only for datasets that changed."""
     since_claim: dict[str, str] = {}
     for row in connection.execute(
@@ -79,14 +103,14 @@ def superseded(connection: Connection, op_id: str, used: list[dict[str, Any]]) -
         for what in ("left", "withdrawn"):
             since_claim |= dict.fromkeys(detail.get(what, ()), f"{what} since it was claimed")
     found = {}
-    for row in used:
-        why = since_claim.get(row["dataset_id"])
-        if row["present_op"] != op_id:
-            why = f"now of OP {row['present_op']}"
-        elif row["withdrawn"]:
+    for dataset in used:
+        why = since_claim.get(dataset.dataset_id)
+        if dataset.present_op != op_id:
+            why = f"now of OP {dataset.present_op}"
+        elif dataset.withdrawn:
             why = "withdrawn"
-        if row["heir"]:
-            why = ", ".join(filter(None, (why, f"superseded by {row['heir']}")))
+        if dataset.heir:
+            why = ", ".join(filter(None, (why, f"superseded by {dataset.heir}")))
         if why:
-            found[row["dataset_id"]] = why
+            found[dataset.dataset_id] = why
     return found

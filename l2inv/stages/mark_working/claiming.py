@@ -1,13 +1,13 @@
 """Claims: who works on an OP, and until when. Exactly one person holds a claimed OP."""
 
 from datetime import datetime
-from typing import Any
 
 import msgspec
 
 from l2inv import wording
 from l2inv.config.settings import Qualification
 from l2inv.database.connection import Connection
+from l2inv.documents import Json
 from l2inv.errors import Refused
 from l2inv.queries.filters import Wanted
 from l2inv.record import event_log, issued
@@ -72,13 +72,13 @@ def claim_first(
     return [row["op_id"] for row in rows]
 
 
-def _named(connection: Connection, op_id: str) -> dict[str, Any]:
+def _named(connection: Connection, op_id: str) -> Json:
     """Return the detail with an inversion id for each instrument program to be inverted."""
     named = issued.issue(connection, op_id, event_log.invertible_programs(connection, op_id))
     return {"inversions": msgspec.to_builtins(named)}
 
 
-def _claimed(actor: str, due_at: datetime) -> dict[str, Any]:
+def _claimed(actor: str, due_at: datetime) -> Json:
     return {"assignee": actor, "due_at": due_at.isoformat()}
 
 
@@ -165,7 +165,7 @@ def note(connection: Connection, op_id: str, text: str, actor: str) -> None:
         event_log.add_one(connection, present, "noted", None, actor, {"note": text})
 
 
-def _without_none(**what: str | None) -> dict[str, Any]:
+def _without_none(**what: str | None) -> Json:
     return {name: value for name, value in what.items() if value is not None}
 
 

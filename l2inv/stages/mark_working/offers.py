@@ -1,44 +1,45 @@
 """What science is offered to invert next: which OPs, in which order, and why."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from l2inv import wording
 from l2inv.config.settings import Qualification
 from l2inv.database.connection import Connection
+from l2inv.documents import Json
 from l2inv.domain.measures import R0_CLASSES
+from l2inv.domain.op import MeasuredOp, OfferedOp
 from l2inv.queries.filters import Wanted, conditions
 from l2inv.queries.observing_programs import COLUMNS, PRESENT, add_measures
 
 READY = "s.state = 'preprocessed' and s.on_hold_seq is null and not coalesce(s.datasets_seq > s.verdict_seq, false)"
 
 
-def _most(name: str) -> Callable[[dict[str, Any]], tuple[bool, float]]:
-    """Return a sort key by a column, the largest first and null last."""
-    return lambda row: (row[name] is None, -(row[name] or 0))
+def _most(value: float | None) -> tuple[bool, float]:
+    """Return a sort key: the largest first and null last."""
+    return value is None, -(value or 0)
 
 
-def _field(row: dict[str, Any]) -> tuple[bool, float]:
-    x, y = row["field_x_arcsec"], row["field_y_arcsec"]
-    return x is None, -(x or 0) * (y or 0)
+def _area(x: float | None, y: float | None) -> float | None:
+    return None if x is None or y is None else x * y
 
 
 # Sort keys for OPs of the same priority. Among equals, the one that has waited longest comes first.
-RANKS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "r0_class": lambda row: R0_CLASSES.index(row["r0_class"]),
-    "age": lambda row: 0,
-    "fried_parameter": _most("fried_parameter_med_m"),
-    "r0": _most("fried_parameter_med_m"),
-    "proposal": lambda row: (row["proposal_id"] is None, row["proposal_id"] or ""),
-    "ao": _most("ao_fraction"),
-    "minutes": _most("minutes"),
-    "frames": _most("frame_count"),
-    "lines": lambda row: -len(row["more_lines"]),
-    "mu": _most("mu"),
-    "exposure": _most("exposure_max_ms"),
-    "field": _field,
-    "odd": lambda row: len(row["odd"]),
-    "movie": lambda row: not row["movie_urls"],
+RANKS: dict[str, Callable[[MeasuredOp], Any]] = {
+    "r0_class": lambda op: R0_CLASSES.index(op["r0_class"]),
+    "age": lambda op: 0,
+    "fried_parameter": lambda op: _most(op["fried_parameter_med_m"]),
+    "r0": lambda op: _most(op["fried_parameter_med_m"]),
+    "proposal": lambda op: (op["proposal_id"] is None, op["proposal_id"] or ""),
+    "ao": lambda op: _most(op["ao_fraction"]),
+    "minutes": lambda op: _most(op["minutes"]),
+    "frames": lambda op: _most(op["frame_count"]),
+    "lines": lambda op: -len(op["more_lines"]),
+    "mu": lambda op: _most(op["mu"]),
+    "exposure": lambda op: _most(op["exposure_max_ms"]),
+    "field": lambda op: _most(_area(op["field_x_arcsec"], op["field_y_arcsec"])),
+    "odd": lambda op: len(op["odd"]),
+    "movie": lambda op: not op["movie_urls"],
 }
 # What each ranking is called where its name is not the word for it.
 WORDS = {"r0_class": "r0 class", "age": "wait", "fried_parameter": "r0", "ao": "AO"}
@@ -56,7 +57,7 @@ _READ = {
 
 def offered(
     connection: Connection, rank_by: str, limit: int, rules: Qualification, wanted: Wanted | None = None
-) -> tuple[list[dict[str, Any]], int]:
+) -> tuple[list[OfferedOp], int]:
     """Return the OPs that science can claim, the first to do first, at most `limit`, and how many there are in all.
 
     They are ranked by priority, then by `rank_by`. `reason` has the values that rank an OP, `why` also its waiting time.
@@ -74,13 +75,14 @@ def offered(
         """,  # noqa: S608 - text of our own
         values,
     ).fetchall()
-    for row in rows:
-        row["reason"] = _reason(add_measures(row, rules), rank_by)
-        row["why"] = ", ".join(filter(None, (row["reason"], f"waiting since {wording.day(row['since'])}")))
-    return rows, total
+    ops = cast("list[OfferedOp]", [add_measures(row, rules) for row in rows])
+    for op in ops:
+        op["reason"] = _reason(op, rank_by)
+        op["why"] = ", ".join(filter(None, (op["reason"], f"waiting since {wording.day(op['since'])}")))
+    return ops, total
 
 
-def decided(ops: Sequence[dict[str, Any]], rank_by: str) -> list[str]:
+def decided(ops: Sequence[OfferedOp], rank_by: str) -> list[str]:
     """Return for each ranked OP what decided its rank against the next one (the last: against the one before it): its
     priority with the reason, the ranking, or `wait` where only the waiting time differs; `-` for a single OP."""
     keys = [(op["priority"], RANKS[rank_by](op)) for op in ops]
@@ -99,7 +101,7 @@ def decided(ops: Sequence[dict[str, Any]], rank_by: str) -> list[str]:
 
 def first(
     connection: Connection, rank_by: str, wanted: Wanted, limit: int, rules: Qualification
-) -> tuple[str, dict[str, Any], int]:
+) -> tuple[str, Json, int]:
     """Return the statement that selects op_id and seq of the first OPs offered, in order, its values, and how many match.
 
     `for update of s skip locked` may be appended. By r0 class and by age, an index has the order; other rankings are
@@ -123,19 +125,18 @@ def first(
         f"select s.op_id, s.priority, s.since, {read} from l2inv.op_state s where {READY} {fits}",  # noqa: S608
         values,
     ).fetchall()
-    if rank_by not in _READ:
-        rows = [add_measures(row, rules) for row in rows]
+    ready = [cast("MeasuredOp", row) if rank_by in _READ else add_measures(row, rules) for row in rows]
     key = RANKS[rank_by]
-    rows.sort(key=lambda row: (-row["priority"], key(row), row["since"], row["op_id"]))
+    ready.sort(key=lambda op: (-op["priority"], key(op), op["since"], op["op_id"]))
     statement = f"""
         select s.op_id, s.seq
         from unnest(%(ranked)s::text[]) with ordinality as ranked (op_id, place) join l2inv.op_state s using (op_id)
         where {READY} order by place limit %(limit)s
     """  # noqa: S608
-    return statement, {"ranked": [row["op_id"] for row in rows], "limit": limit}, len(rows)
+    return statement, {"ranked": [op["op_id"] for op in ready], "limit": limit}, len(ready)
 
 
-def _reason(op: dict[str, Any], rank_by: str) -> str:
+def _reason(op: OfferedOp, rank_by: str) -> str:
     """Return the values that rank an OP, as a phrase."""
     x, y = op["field_x_arcsec"], op["field_y_arcsec"]
     ranked = {

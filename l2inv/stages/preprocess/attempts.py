@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from l2inv.config.settings import Preprocess, redact
 from l2inv.database.connection import Connection
+from l2inv.documents import Json
 from l2inv.errors import Unavailable
 from l2inv.queries import observing_programs
 from l2inv.record import event_log
@@ -133,7 +133,7 @@ def bundled(stage: Stage, op_id: str) -> Path:
     return folder
 
 
-def describe(connection: Connection, op_id: str) -> dict[str, Any]:
+def describe(connection: Connection, op_id: str) -> Json:
     """Return what a command needs to know about an OP: its verdict, the instrument programs to be inverted, the names of
     their inversions if there are any in this cycle, and the newest version of each dataset in full."""
     row = connection.execute(
@@ -228,7 +228,7 @@ def done_without(stage: Stage, op: Op, folder: Path) -> None:
     _preprocessed(stage, op, folder, {"needed": False, "folder": str(folder)})
 
 
-def _preprocessed(stage: Stage, op: Op, folder: Path, detail: dict[str, Any]) -> None:
+def _preprocessed(stage: Stage, op: Op, folder: Path, detail: Json) -> None:
     # Files of earlier attempts included: a command may build on them.
     files = [bundle.describe_file(path, folder) for path in bundle.files(folder)]
     event = event_log.Event(op.op_id, op.seq, "preprocessed", "preprocessed", detail | {"files": files})

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from hashlib import file_digest
 from math import isfinite
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, unquote
 
 from l2inv.config.settings import Band, Preprocess, Qualification, Settings
+from l2inv.documents import Json
 from l2inv.files import replace
 from l2inv.services.jobs import OWN
 
@@ -44,7 +44,7 @@ def files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def describe_file(path: Path, folder: Path) -> dict[str, Any]:
+def describe_file(path: Path, folder: Path) -> Json:
     """Return a file's path below the folder, as the record can keep it, its size and its SHA-256. Raise OSError."""
     with path.open("rb") as content:
         digest = file_digest(content, "sha256").hexdigest()
@@ -52,7 +52,7 @@ def describe_file(path: Path, folder: Path) -> dict[str, Any]:
     return {"path": shown, "size_bytes": path.stat().st_size, "sha256": digest}
 
 
-def write(folder: Path, description: dict[str, Any], settings: Settings) -> None:
+def write(folder: Path, description: Json, settings: Settings) -> None:
     """Put op.json, manifest.json and globus-batch.txt into an OP's folder, each whole or not at all, and on the disk.
 
     An inversions.json of an earlier cycle is removed: the claim writes that of this one. `description` is what
@@ -66,14 +66,12 @@ def write(folder: Path, description: dict[str, Any], settings: Settings) -> None
     replace(folder / BATCH, batch(made, settings.preprocess))
 
 
-def write_inversions(folder: Path, inversions: list[dict[str, Any]]) -> None:
+def write_inversions(folder: Path, inversions: list[Json]) -> None:
     """Put inversions.json into an OP's folder: the ids of its inversions and the names that follow. Raise OSError."""
     replace(folder / INVERSIONS, _as_json({"inversions": inversions}))
 
 
-def manifest(
-    description: dict[str, Any], rules: Qualification, settings: Preprocess, folder: Path
-) -> dict[str, Any]:
+def manifest(description: Json, rules: Qualification, settings: Preprocess, folder: Path) -> Json:
     """Return the manifest: the OP, its verdict, and each dataset with its version and location; wavelengths in nm.
 
     `qualifying` are the datasets that the verdict on an invertible instrument program names, `path` is below the
@@ -106,7 +104,7 @@ def manifest(
     }
 
 
-def batch(made: dict[str, Any], settings: Preprocess) -> str:
+def batch(made: Json, settings: Preprocess) -> str:
     """Return what `globus transfer --batch` reads: a line for the folder of each qualifying dataset.
 
     Globus takes each line apart as a shell would, comments with # included, and joins a path that does not begin
@@ -138,7 +136,7 @@ def batch(made: dict[str, Any], settings: Preprocess) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _dataset(record: dict[str, Any], rules: Qualification, used: set[str]) -> dict[str, Any]:
+def _dataset(record: Json, rules: Qualification, used: set[str]) -> Json:
     """One dataset of the manifest, from its record under the store's own names."""
     dataset_id, proposal = record["datasetId"], record.get("primaryProposalId")
     low, high = record.get("wavelengthMin"), record.get("wavelengthMax")
@@ -158,7 +156,7 @@ def _dataset(record: dict[str, Any], rules: Qualification, used: set[str]) -> di
     }
 
 
-def _bands(record: dict[str, Any], rules: Qualification) -> list[Band]:
+def _bands(record: Json, rules: Qualification) -> list[Band]:
     own = [r.bands for r in rules.per_instrument if r.instrument == record.get("instrumentName")]
     return own[0] if own and own[0] is not None else rules.bands
 
@@ -169,5 +167,5 @@ def _covers(low: float | None, high: float | None, band: Band) -> bool:
     return low <= band.center_nm <= high
 
 
-def _as_json(document: dict[str, Any]) -> str:
+def _as_json(document: Json) -> str:
     return json.dumps(document, indent=1, ensure_ascii=False, sort_keys=True) + "\n"

@@ -4,17 +4,17 @@ import os
 import shutil
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from l2inv.config.settings import Settings
 from l2inv.database.connection import Connection
+from l2inv.documents import Json
 from l2inv.errors import Refused
 from l2inv.queries import observing_programs
 from l2inv.record import event_log
 from l2inv.stages.preprocess import bundle
 
 
-def files(connection: Connection, op_id: str) -> dict[str, Any]:
+def files(connection: Connection, op_id: str) -> Json:
     """Return the files of an OP's newest preprocessing, each with its `standing`.
 
     It is ok, changed (with the present SHA-256), missing (with the recorded size and SHA-256), or new: in the folder and
@@ -56,7 +56,7 @@ def _proposal(connection: Connection, op_id: str) -> str | None:
     return row["proposal_id"] if row else None
 
 
-def write_names(connection: Connection, op_id: str, inversions: list[dict[str, Any]]) -> None:
+def write_names(connection: Connection, op_id: str, inversions: list[Json]) -> None:
     """Write inversions.json into an OP's folder if it is mounted here and writable. Raise OSError."""
     folder = (event_log.newest(connection, op_id, "preprocessed") or {}).get("folder")
     if folder and os.access(folder, os.W_OK | os.X_OK):
@@ -70,7 +70,7 @@ def clean(
     older_than: timedelta,
     now: datetime,
     dry_run: bool = False,
-) -> dict[str, Any]:
+) -> Json:
     """Remove the folders of the OPs that have been published for longer than that, and record it on each.
 
     A folder is recorded as cleaned in the same transaction in which it is renamed, and removed afterward: no event claims
@@ -88,7 +88,7 @@ def clean(
         """,
         [now - older_than],
     ).fetchall()
-    report: dict[str, Any] = {"ops": [], "failed": [], "dry_run": dry_run}
+    report: Json = {"ops": [], "failed": [], "dry_run": dry_run}
     for row in rows:
         name = bundle.folder_name(row["op_id"])
         folder, aside = work / name, work / ".removed" / name
@@ -111,7 +111,7 @@ def clean(
 
 
 def _record_and_move(
-    connection: Connection, op_id: str, folder: Path, aside: Path, actor: str, detail: dict[str, Any]
+    connection: Connection, op_id: str, folder: Path, aside: Path, actor: str, detail: Json
 ) -> None:
     with connection.transaction():
         present = event_log.locked(connection, op_id)

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from l2inv.config.settings import Settings
 from l2inv.database.connection import Connection
 from l2inv.database.runs import stage_lock
+from l2inv.documents import Json
 from l2inv.errors import Refused
 from l2inv.record import event_log
 from l2inv.services import metadata_store
-from l2inv.wording import Json
 
 
 def unmark(connection: Connection, settings: Settings, op_id: str, reason: str | None, actor: str) -> None:

@@ -8,6 +8,7 @@ import msgspec
 from l2inv.config.settings import Settings
 from l2inv.database.connection import Connection, Row
 from l2inv.database.runs import stage_lock
+from l2inv.documents import Json
 from l2inv.domain.states import State
 from l2inv.errors import Refused
 from l2inv.queries import publication
@@ -17,7 +18,6 @@ from l2inv.services.metadata_store import Held
 from l2inv.stages.publish.guard import one_at_a_time
 from l2inv.stages.publish.preflight import Inversion, preflight
 from l2inv.stages.publish.store import differences
-from l2inv.wording import Json
 
 
 def reopen(connection: Connection, settings: Settings, op_id: str, reason: str, actor: str) -> None:

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import msgspec
 
 from l2inv.database.connection import Connection
+from l2inv.documents import Json
 from l2inv.domain import states
 from l2inv.record import event_log
 from l2inv.stages.publish.preflight import Inversion, Preflight, preflight
 from l2inv.stages.stage import Outcomes, Report, Stage
-from l2inv.wording import Json
 
 
 class Abandoned(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ from msgspec import UNSET, UnsetType
 
 from l2inv.config.settings import Settings
 from l2inv.database.connection import Connection, Row
+from l2inv.documents import Json
 from l2inv.domain import lines
 from l2inv.domain.criteria import INPUTS
 from l2inv.errors import Refused
@@ -16,7 +17,6 @@ from l2inv.queries import delivered, publication
 from l2inv.record import event_log, issued
 from l2inv.services import outputs
 from l2inv.services.outputs import Output
-from l2inv.wording import Json
 
 
 class Check(msgspec.Struct, frozen=True):

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import msgspec
 from psycopg.types.json import Jsonb
 
+from l2inv.documents import Json
 from l2inv.errors import StoreError, StoreRefused
 from l2inv.services.metadata_store import Held, Service
 from l2inv.stages.publish.guard import Guard, Unpublishable
 from l2inv.stages.publish.preflight import Inversion, named
-from l2inv.wording import Json
 
 
 class Unfinished(Exception):

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from l2inv.database.connection import Connection
+from l2inv.database.connection import Connection, Row
 from l2inv.domain import inventory
 from l2inv.domain.criteria import INPUTS
 from l2inv.domain.states import JUDGED
@@ -130,7 +130,7 @@ def record(stage: Stage[Any]) -> tuple[int, int]:
     return new, changed
 
 
-def _event(row: dict[str, Any]) -> event_log.Event:
+def _event(row: Row) -> event_log.Event:
     if row["seq"] is None:
         first = {name: row[name] for name in ("proposal_id", "experiment_id", "versions")}
         return event_log.Event(row["op_id"], 0, "discovered", "discovered", {"datasets": row["new"], **first})

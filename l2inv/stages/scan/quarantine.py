@@ -2,9 +2,8 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
-from l2inv.database.connection import Connection
+from l2inv.database.connection import Connection, Row
 from l2inv.domain.inventory import Unreadable
 from l2inv.errors import Refused
 
@@ -43,14 +42,14 @@ def open_records(connection: Connection) -> list[bytes]:
     return [row["raw"] for row in rows]
 
 
-def listed(connection: Connection) -> list[dict[str, Any]]:
+def listed(connection: Connection) -> list[Row]:
     """Return the unresolved records in the order in which they were first seen, each with its key."""
     return connection.execute(
         "select dataset_id, reason, first_seen, last_seen, key from l2inv.unresolved order by first_seen, raw_hash"
     ).fetchall()
 
 
-def shown(connection: Connection, name: str) -> list[dict[str, Any]]:
+def shown(connection: Connection, name: str) -> list[Row]:
     """Return the records with that dataset id or beginning of a key, with the raw text. Raise Refused."""
     rows = connection.execute(
         """
