@@ -14,10 +14,11 @@ from l2inv.cli.options import json_option
 
 if TYPE_CHECKING:
     from l2inv.config.settings import Settings
-    from l2inv.database.connection import Connection
+    from l2inv.database.connection import Connection, Row
+    from l2inv.documents import Json
 
 SHOWN = 10  # items of a section; the rest are counted
-Sections = dict[str, list[dict[str, Any]]]
+Sections = dict[str, list[Any]]  # of queries.deadlines.digest
 
 
 @command("overdue")
@@ -60,7 +61,7 @@ def digest(app: App, send: bool, dry_run: bool) -> None:
         _send(app)
 
 
-def _collected(connection: "Connection", settings: "Settings") -> dict[str, Any]:
+def _collected(connection: "Connection", settings: "Settings") -> "Json":
     from l2inv.queries import deadlines
 
     now = datetime.now(UTC)
@@ -70,7 +71,7 @@ def _collected(connection: "Connection", settings: "Settings") -> dict[str, Any]
     return {"owners": owners, "since": deadlines.since("", earlier, now), "as_of": now}
 
 
-def _show(app: App, found: dict[str, Any]) -> None:
+def _show(app: App, found: "Json") -> None:
     def text() -> None:
         for list_ in found["owners"]:
             render.paragraph(f"{list_['owner']}:")
@@ -127,26 +128,26 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _due(op: dict[str, Any]) -> str:
+def _due(op: "Row") -> str:
     length = wording.length(abs(op["days_over"]) * 86_400)
     how = f"{length} over" if op["days_over"] > 0 else f"in {length}"
     due = (wording.moment if abs(op["days_over"]) < 1 else wording.day)(op["due_at"])
     return wording.clean(f"{op['op_id']}  {op['state']}  due {due}, {how}")
 
 
-def _failed(op: dict[str, Any]) -> str:
+def _failed(op: "Row") -> str:
     return wording.clean(f"{op['op_id']}  {op['stage']}: {op['cause']}")
 
 
-def _quarantined(record: dict[str, Any]) -> str:
+def _quarantined(record: "Row") -> str:
     return wording.clean(f"{record['dataset_id'] or '(no dataset id)'}  {record['reason']}")
 
 
-def _op(op: dict[str, Any]) -> str:
+def _op(op: "Row") -> str:
     return wording.clean(f"{op['op_id']}  {op['state']}")
 
 
-def _unmarked(op: dict[str, Any]) -> str:
+def _unmarked(op: "Row") -> str:
     return wording.clean(f"{op['op_id']}  {op['actor']} unmarked it: {op['reason']}")
 
 

@@ -10,12 +10,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 AGAIN = timedelta(hours=23.5)  # a day, less what the minutes of cron jobs differ by
 FORGOTTEN = timedelta(days=8)  # longer than the longest time between two runs of a cron job
 
-Failures = dict[str, dict[str, Any]]
+
+class Failure(TypedDict):
+    """A lasting failure: its line, the commands that it stops, and when it was first, last and printed."""
+
+    line: str
+    since: str
+    printed: str | None
+    times: int
+    commands: list[str]
+    last: str
+
+
+Failures = dict[str, Failure]  # by key
 
 
 def file() -> Path:
@@ -34,7 +46,15 @@ def to_print(config: str, command: str, key: str, line: str, now: datetime) -> s
         with _kept(config) as failures:
             _ended(failures, command, other=key)
             known = failures.setdefault(
-                key, {"line": line, "since": now.isoformat(), "printed": None, "times": 0, "commands": []}
+                key,
+                {
+                    "line": line,
+                    "since": now.isoformat(),
+                    "printed": None,
+                    "times": 0,
+                    "commands": [],
+                    "last": now.isoformat(),
+                },
             )
             known["times"] += 1
             known["last"] = now.isoformat()
@@ -58,7 +78,7 @@ def over(config: str, command: str) -> list[str]:
         return []
 
 
-def _ended(failures: Failures, command: str, other: str = "") -> list[dict[str, Any]]:
+def _ended(failures: Failures, command: str, other: str = "") -> list[Failure]:
     """Remove and return the failures of a command; if it now failed by `other`, only those that no other command has."""
     ended = []
     for key, known in list(failures.items()):
@@ -71,7 +91,7 @@ def _ended(failures: Failures, command: str, other: str = "") -> list[dict[str, 
     return ended
 
 
-def _how_long(known: dict[str, Any]) -> str:
+def _how_long(known: Failure) -> str:
     times = "once" if known["times"] == 1 else f"{known['times']} times"
     since = datetime.fromisoformat(known["since"]).astimezone(UTC)
     return f"since {since:%Y-%m-%d %H:%M} UTC, {times}: {', '.join(known['commands'])}"
@@ -104,9 +124,7 @@ def _read(path: Path) -> dict[str, Failures]:
     try:
         found = json.loads(path.read_text())
         entries = [known for some in found.values() for known in some.values()]
-        is_whole = all(
-            {"line", "since", "printed", "times", "commands", "last"} <= set(known) for known in entries
-        )
+        is_whole = all(Failure.__required_keys__ <= set(known) for known in entries)
         return found if is_whole else {}
     except (FileNotFoundError, ValueError, AttributeError, TypeError):
         return {}

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +13,10 @@ from l2inv.cli.arguments import Actor, OneOf, Op, Since, Stage
 from l2inv.cli.context import App
 from l2inv.cli.options import json_option
 from l2inv.domain.states import MEANINGS
+
+if TYPE_CHECKING:
+    from l2inv.database.connection import Row
+
 
 since_option = click.option(
     "--since", type=Since(), metavar="TIME", help="Only since then: 2026-11-23, or so long ago: 24h."
@@ -50,9 +54,7 @@ def runs(app: App, since: datetime | None, stage: str | None) -> None:
         _print(app, "runs", found, _print_run)
 
 
-def _print(
-    app: App, name: str, rows: Iterable[dict[str, Any]], text: Callable[[dict[str, Any]], None]
-) -> bool:
+def _print(app: App, name: str, rows: "Iterable[Row]", text: "Callable[[Row], None]") -> bool:
     """Print the rows as they come: each as a text, or all as one JSON document. Return whether there were any."""
     coming = iter(rows)
     row = next(coming, None)  # before anything is printed: what fails is still a document of its own
@@ -79,7 +81,7 @@ def _print(
     return found
 
 
-def _print_event(event: dict[str, Any]) -> None:
+def _print_event(event: "Row") -> None:
     from l2inv import wording
     from l2inv.cli import render
 
@@ -98,7 +100,7 @@ def _print_event(event: dict[str, Any]) -> None:
         render.paragraph(what, 18, "red" if failed else "")
 
 
-def _print_run(run: dict[str, Any]) -> None:
+def _print_run(run: "Row") -> None:
     from l2inv import wording
     from l2inv.cli import render
 

@@ -5,7 +5,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +14,9 @@ from l2inv.cli.arguments import OneOf, Words, op_argument
 from l2inv.cli.context import App
 from l2inv.cli.options import json_option
 from l2inv.cli.streams import mute
+
+if TYPE_CHECKING:
+    from l2inv.database.connection import Row
 
 
 @command("reopen")
@@ -153,7 +156,7 @@ def export(app: App, form: str, after: int) -> None:
             return
         try:
             with app.progress("inversions") as progress:
-                printed: Iterable[dict[str, Any]] = rows
+                printed: Iterable[Row] = rows
                 if app.shows_progress and _into_a_file():
                     printed = _counted(rows, progress, export.count(connection, after))
                 export.FORMATS[form](printed, sys.stdout)
@@ -167,9 +170,7 @@ def _into_a_file() -> bool:
     return stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode)
 
 
-def _counted(
-    rows: Iterable[dict[str, Any]], progress: Callable[[int, int | None], None], of: int
-) -> Iterator[dict[str, Any]]:
+def _counted(rows: "Iterable[Row]", progress: Callable[[int, int | None], None], of: int) -> "Iterator[Row]":
     for done, row in enumerate(rows):
         progress(done, of)
         yield row

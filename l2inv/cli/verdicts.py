@@ -1,6 +1,6 @@
 """Verdicts: explained, overruled, missed by one criterion; and when OPs are complete."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -8,6 +8,11 @@ from l2inv.cli.app import command
 from l2inv.cli.arguments import Words, op_argument
 from l2inv.cli.context import App
 from l2inv.cli.options import json_option
+
+if TYPE_CHECKING:
+    from l2inv.database.connection import Row
+    from l2inv.documents import Json
+
 
 BAR_COLUMNS = 40
 
@@ -28,7 +33,7 @@ def explain(app: App, op: str) -> None:
     app.result(found, lambda: _print_verdict(found))
 
 
-def _print_verdict(found: dict[str, Any]) -> None:
+def _print_verdict(found: "Json") -> None:
     from l2inv import wording
     from l2inv.cli import render
 
@@ -83,7 +88,7 @@ def near_misses(app: App) -> None:
     app.result({"criteria": found}, lambda: _print_near_misses(found, tails))
 
 
-def _print_near_misses(found: list[dict[str, Any]], tails: dict[str, str]) -> None:
+def _print_near_misses(found: "list[Json]", tails: dict[str, str]) -> None:
     from l2inv import wording
     from l2inv.cli import render
 
@@ -138,7 +143,7 @@ def criteria(app: App, pair: tuple[str, ...]) -> None:
     app.result({"versions": versions, "present": present}, lambda: _print_versions(versions, present))
 
 
-def _print_differences(differences: list[dict[str, Any]]) -> None:
+def _print_differences(differences: "list[Json]") -> None:
     from l2inv import wording
     from l2inv.cli import render
 
@@ -148,7 +153,7 @@ def _print_differences(differences: list[dict[str, Any]]) -> None:
         click.echo("no difference")
 
 
-def _print_versions(versions: list[dict[str, Any]], present: str) -> None:
+def _print_versions(versions: "list[Row]", present: str) -> None:
     from l2inv import wording
     from l2inv.cli import render
 
@@ -183,7 +188,7 @@ def completeness(app: App) -> None:
     app.result(found, lambda: _print_completeness(found, quiet_days))
 
 
-def _print_completeness(found: dict[str, Any], quiet_days: float) -> None:
+def _print_completeness(found: "Json", quiet_days: float) -> None:
     from l2inv import wording
     from l2inv.cli import render
 

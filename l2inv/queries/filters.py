@@ -8,6 +8,7 @@ import msgspec
 
 from l2inv.config.settings import Qualification
 from l2inv.database.connection import Connection
+from l2inv.documents import Json
 from l2inv.domain.lines import NEAR_NM, PRESUMED
 
 # The lines that the datasets to be inverted observe; where a dataset names none, as in measures.observed_lines.
@@ -50,7 +51,7 @@ class Wanted(msgspec.Struct, frozen=True):
     state: str | None = None
 
 
-def conditions(wanted: Wanted, rules: Qualification) -> tuple[str, dict[str, Any]]:
+def conditions(wanted: Wanted, rules: Qualification) -> tuple[str, Json]:
     """Return the SQL condition on a row `o` of the view op, empty if there is none, and its values."""
     values = {name: value for name, value in msgspec.structs.asdict(wanted).items() if value is not None}
     condition = " and ".join(FILTERS[name] for name in values)

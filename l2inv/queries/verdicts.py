@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from l2inv.config.settings import Qualification
-from l2inv.database.connection import Connection
+from l2inv.database.connection import Connection, Row
+from l2inv.documents import Json
 from l2inv.domain import criteria
 from l2inv.domain.criteria import comparison, deciding, margin, narrow_bands
 from l2inv.domain.drift import CLOCKS_DIFFER
@@ -16,7 +17,7 @@ from l2inv.errors import Refused
 QUIET_DAYS = (1, 3, 7, 14, 30, 60, 90, 180)
 
 
-def explain(connection: Connection, op_id: str, rules: Qualification) -> dict[str, Any]:
+def explain(connection: Connection, op_id: str, rules: Qualification) -> Json:
     """Return an OP's newest verdict with each criterion's comparison, unit and margin, and whether it was overruled since.
 
     `warnings` are of the present datasets, by the present rules. If the OP was never judged, `invertible` is null and
@@ -45,15 +46,13 @@ def explain(connection: Connection, op_id: str, rules: Qualification) -> dict[st
     return row | verdict | {"warnings": warnings(connection, [op_id], rules)[op_id]}
 
 
-def warnings(
-    connection: Connection, op_ids: Sequence[str], rules: Qualification
-) -> dict[str, list[dict[str, Any]]]:
+def warnings(connection: Connection, op_ids: Sequence[str], rules: Qualification) -> dict[str, list[Json]]:
     """Return warnings about each OP's present datasets of the qualifying instruments.
 
     `narrow`: a dataset extends little to one side of a band's center. `future_create_date`: a dataset's createDate was
     in the future when it was first seen, so it counts as arrived then. No verdict depends on either.
     """
-    found: dict[str, list[dict[str, Any]]] = {op_id: [] for op_id in op_ids}
+    found: dict[str, list[Json]] = {op_id: [] for op_id in op_ids}
     rows = connection.execute(
         """
         select d.op_id, d.dataset_id, d.instrument, d.instrument_program_id, d.wavelength_min_nm, d.wavelength_max_nm,
@@ -73,7 +72,7 @@ def warnings(
     return found
 
 
-def near_misses(connection: Connection) -> list[dict[str, Any]]:
+def near_misses(connection: Connection) -> list[Json]:
     """Return the criteria that are the only one an instrument program fails, the most frequent first, each with its OPs,
     the nearest first: with the worst of their datasets, and the nearest of several such programs.
 
@@ -86,7 +85,7 @@ def near_misses(connection: Connection) -> list[dict[str, Any]]:
         where s.state = 'not_invertible' and s.reasons -> 'alone' <> '{}' order by s.op_id
         """
     )
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, list[Json]] = {}
     for row in rows:
         for name, miss in sorted(criteria.near_misses(row["verdict"]).items()):
             op = {"op_id": row["op_id"], **miss}
@@ -99,7 +98,7 @@ def near_misses(connection: Connection) -> list[dict[str, Any]]:
     ]
 
 
-def versions(connection: Connection) -> list[dict[str, Any]]:
+def versions(connection: Connection) -> list[Row]:
     """Return the versions of the criteria in order of first use: rules, first use, number of verdicts, and number of OPs
     whose newest verdict is by it."""
     return connection.execute(
@@ -117,7 +116,7 @@ def versions(connection: Connection) -> list[dict[str, Any]]:
     ).fetchall()
 
 
-def version(connection: Connection, prefix: str) -> dict[str, Any]:
+def version(connection: Connection, prefix: str) -> Json:
     """Return the version with that prefix and its rules, with every key that exists today.
 
     Raise Refused if no version or several have it.
@@ -135,7 +134,7 @@ def version(connection: Connection, prefix: str) -> dict[str, Any]:
     return {"criteria_version": found[0]["criteria_version"], "rules": deciding(rules)}
 
 
-def differences(old: Any, new: Any, path: str = "") -> list[dict[str, Any]]:
+def differences(old: Any, new: Any, path: str = "") -> list[Json]:
     """Return the differences between two rule sets, each with its dotted path; null where one of them lacks it.
 
     Bands and instruments are compared by name: their order makes no difference.
@@ -159,7 +158,7 @@ def _unordered(value: Any) -> Any:
     return {one.get("name") or one["instrument"]: one for one in value}
 
 
-def completeness(connection: Connection, instruments: list[str], quiet_days: float) -> dict[str, Any]:
+def completeness(connection: Connection, instruments: list[str], quiet_days: float) -> Json:
     """Return the fraction of OPs without a dataset that arrived after N quiet days, for several N and `quiet_days`: over all
     instruments, over the qualifying ones, and for each. An OP counts if it has a dataset of them.
 
@@ -190,7 +189,7 @@ def completeness(connection: Connection, instruments: list[str], quiet_days: flo
         """,
         [instruments, sorted({*map(float, QUIET_DAYS), quiet_days})],
     ).fetchall()
-    groups: dict[tuple[int, str], dict[str, Any]] = {}
+    groups: dict[tuple[int, str], Json] = {}
     for row in rows:
         empty = {"name": row["name"], "ops": row["ops"], "shares": []}
         fraction = round(1 - row["late"] / row["ops"], 4)

@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 
-from l2inv.database.connection import Connection, in_schema
+from l2inv.database.connection import Connection, Row, in_schema
 from l2inv.database.schema import migrations_folder
 from l2inv.record.chains import Findings
 
@@ -165,7 +165,7 @@ def check(connection: Connection, findings: Findings) -> int:
     return len(structure)
 
 
-def found(connection: Connection) -> dict[str, dict[str, Any]]:
+def found(connection: Connection) -> dict[str, Row]:
     """Return the attributes of each object of the schema, by its kind and name, as if the schema were named l2inv."""
     connection.execute("set local search_path = pg_catalog")
     values = _values(connection)
@@ -209,7 +209,7 @@ def _values(connection: Connection) -> dict[str, Any]:
     return {"schema": row["oid"], "called": json.loads(SHIPPED.read_text())["called"]}
 
 
-def _named_l2inv(row: dict[str, Any], schema: str) -> dict[str, Any]:
+def _named_l2inv(row: Row, schema: str) -> Row:
     if schema == "l2inv":
         return row
     pattern = re.compile(rf'(?<![\w"])(?:"{re.escape(schema)}"|{re.escape(schema)})(?=\.|$)')
@@ -222,7 +222,7 @@ def _named_l2inv(row: dict[str, Any], schema: str) -> dict[str, Any]:
     return {key: renamed(value) for key, value in row.items()}
 
 
-def _differences(should: dict[str, Any], structure: dict[str, Any]) -> Iterator[str]:
+def _differences(should: dict[str, Row], structure: dict[str, Row]) -> Iterator[str]:
     for name in sorted(should.keys() | structure.keys()):
         if name not in structure:
             yield f"{name} is missing"
