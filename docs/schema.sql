@@ -5,8 +5,8 @@ set check_function_bodies = off;  -- functions name tables that come after them
 
 -- Functions
 
--- Which event may happen in which state. l2inv/domain/states.py has the same table in Python; a test compares the two over
--- every combination.
+-- Which kinds of event an OP may have in which state. l2inv/domain/states.py has the same table in Python; a test compares
+-- the two for every combination.
 create function l2inv.is_allowed(kind text, from_state text, to_state text, state_before_error text)
 returns boolean language sql immutable parallel safe as $$
     select coalesce(case kind
@@ -53,8 +53,8 @@ $$;
 
 revoke all on function l2inv.is_allowed(text,text,text,text) from public;
 
--- The keys that the detail of each kind of event must have, as far as the views, the trigger or the program rely on them,
--- with their types, as in l2inv.fits. KEY? may be missing. Other keys are allowed.
+-- The keys that the detail of each kind of event must have because views, triggers or commands rely on them, with their
+-- types as in l2inv.fits. KEY? may be missing. Other keys are allowed.
 create function l2inv.shape(name text) returns jsonb language plpgsql immutable parallel safe as $$
 begin
     return case name
@@ -112,8 +112,8 @@ end $$;
 
 revoke all on function l2inv.shape(text) from public;
 
--- Whether a value is of a type: a simple one, a shape of the above, TYPE[] (an array of these), TYPE{} (an object of
--- these under any keys), TYPE? (that, or null).
+-- Whether a value has a type: a simple one, the name of a shape above, TYPE[] (an array), TYPE{} (an object whose values
+-- have the type, under any keys) or TYPE? (may be null).
 create function l2inv.fits(given jsonb, type text) returns boolean language plpgsql stable parallel safe as $$
 declare
     fits  boolean;
@@ -123,7 +123,7 @@ begin
         when 'text' then jsonb_typeof(given) = 'string'
         when 'name' then jsonb_typeof(given) = 'string' and given <> '""'
         when 'flag' then jsonb_typeof(given) = 'boolean'
-        when 'number' then jsonb_typeof(given) = 'number'  -- one that floating point has, too
+        when 'number' then jsonb_typeof(given) = 'number'  -- within the range of floating point
             and (given::numeric = 0 or abs(given::numeric) between 4.95e-324 and 1.7976931348623157e308)
         when 'whole' then jsonb_typeof(given) = 'number' and given::text ~ '^-?[0-9]{1,9}$'
         when 'count' then jsonb_typeof(given) = 'number' and given::text ~ '^[0-9]{1,15}$'
@@ -131,8 +131,8 @@ begin
         when 'time' then jsonb_typeof(given) = 'string'
             and given::text ~ ('^"[0-9]{4}-[0-9]{2}-[0-9]{2}T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]'
                                || '([.][0-9]{1,6})?(Z|[+]00:00)"$')
-            and (given #>> '{}')::timestamptz is not null  -- refuses what looks like a day and is none
-        -- What a scan records by the hundred thousand, in one look rather than item by item.
+            and (given #>> '{}')::timestamptz is not null  -- refuses a date that does not exist, such as February 30
+        -- A scan records these by the hundred thousand: check them as a whole, not item by item.
         when 'text[]' then jsonb_typeof(given) = 'array' and not given @? 'strict $[*] ? (@.type() != "string")'
         when 'name[]' then jsonb_typeof(given) = 'array'
             and not given @? 'strict $[*] ? (@.type() != "string" || @ == "")'
@@ -175,7 +175,7 @@ end $$;
 
 revoke all on function l2inv.fits(jsonb,text) from public;
 
--- Whether any reader can parse a document: it has at most 32 levels, and its numbers are within floating point.
+-- Whether any reader can parse a document: at most 32 levels deep, and no number beyond the range of floating point.
 create function l2inv.is_readable(document jsonb) returns boolean language sql immutable parallel safe as $$
     select not document @? '$.**{32}' and not document @?
         '$.** ? (@ > 1.7976931348623157e308 || @ < -1.7976931348623157e308)'
@@ -210,7 +210,7 @@ end $$;
 
 revoke all on function l2inv.refuse_change() from public;
 
--- Only the trigger of the events writes op_state: as the table's owner, from within a trigger.
+-- Only the trigger on event writes op_state: as the owner of the table, from within a trigger.
 create function l2inv.refuse_direct_write() returns trigger language plpgsql
     set search_path = pg_catalog, pg_temp as $$
 begin
@@ -395,8 +395,8 @@ end $$;
 
 revoke all on function l2inv.record_event() from public;
 
--- Whether a record is a dataset as the store describes it, under its own names; other fields are allowed. A first scan
--- checks every dataset, so one jsonpath checks as much as it can. In it, `!(… != …)` lets a field be missing.
+-- Whether a record is a dataset as the store describes it, under the store's names; other fields are allowed. One jsonpath
+-- checks as much as it can, since a first scan checks every dataset. In it, `!(… != …)` allows a field to be missing.
 create function l2inv.record_fits(record jsonb) returns boolean language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp as $$
 begin
@@ -426,14 +426,14 @@ begin
             && !($.polarimetricAccuracy.type() != "object")
             && !exists($.polarimetricAccuracy.*.type() ? (@ != "number"))
             && !exists($.**{1 to 2} ? (@ < 4.95e-324 && @ > -4.95e-324 && @ != 0))'  -- too small for floating point
-        -- What a jsonpath cannot say, of the text that JSON has: times are UTC, counts are integers.
+        -- What a jsonpath cannot check, checked in the JSON text: times are UTC, counts are integers.
         and concat_ws(' ', record ->> 'createDate', record ->> 'updateDate', record ->> 'startTime',
                       record ->> 'endTime', record ->> 'embargoEndDate')
             ~ ('^([0-9]{4}-[0-9]{2}-[0-9]{2}T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]'
                || '([.][0-9]{1,6})?(Z|[+]00:00)( (?=.)|$))+$')
         and num_nulls((record ->> 'createDate')::timestamptz, (record ->> 'updateDate')::timestamptz,
                       (record ->> 'startTime')::timestamptz, (record ->> 'endTime')::timestamptz,
-                      (record ->> 'embargoEndDate')::timestamptz) < 5  -- refuses what looks like a day and is none
+                      (record ->> 'embargoEndDate')::timestamptz) < 5  -- refuses a date that does not exist
         and concat_ws(', ', record -> 'frameCount', record -> 'aoLocked',
                       jsonb_path_query_array(record, '$.health.* ? (@ != null)'),
                       jsonb_path_query_array(record, '$.gosStatus.* ? (@ != null)'))
@@ -508,12 +508,12 @@ create table l2inv.event (
     seq         integer not null,  -- within the OP, from 1 without holes
     kind        text not null,  -- what happened
     state       text,
-    actor       text not null,  -- who did it, as the caller said
+    actor       text not null,  -- who did it, as the caller stated
     recorded_at timestamptz not null,
-    run_id      bigint,  -- no foreign key: an event outlives all that it names
+    run_id      bigint,  -- no foreign key: an event outlives what it refers to
     detail      jsonb not null default '{}',
     recorded_by text not null,  -- the database role of the session
-    hash        bytea not null,  -- over all of the above and the hash of the event before it: docs/audit.md
+    hash        bytea not null,  -- over the columns above and the hash of the event before it: docs/audit.md
     constraint event_pkey primary key (event_id),
     constraint event_op_id_seq_key unique (op_id, seq),
     constraint event_actor_check check ((actor <> '')),
@@ -599,11 +599,11 @@ create table l2inv.quarantine (
     raw_hash    bytea not null,  -- one row a record, however often it is read
     dataset_id  text,
     reason      text not null,
-    raw         bytea not null,  -- as received: it may be no valid text
-    is_second   boolean not null default false,  -- readable, but another than the first of its dataset in one scan
+    raw         bytea not null,  -- as received: it may not be valid text
+    is_second   boolean not null default false,  -- readable, but differs from the first record of its dataset in the scan
     first_seen  timestamptz not null default clock_timestamp(),
     last_seen   timestamptz not null default clock_timestamp(),
-    resolved_at timestamptz,  -- since when it is readable, or gone from the store
+    resolved_at timestamptz,  -- when it became readable, or was gone from the store
     constraint quarantine_pkey primary key (raw_hash),
     constraint quarantine_last_seen_check check (((last_seen >= '2000-01-01 00:00:00+00'::timestamp with time zone) and (last_seen <= '9999-01-01 00:00:00+00'::timestamp with time zone)))
 );
@@ -634,7 +634,7 @@ create trigger end_run before update on l2inv.run for each row execute function 
 alter table l2inv.run enable always trigger end_run;
 
 create table l2inv.lock (
-    name text not null,  -- a stage; `export`, whose row is locked by those who tell of inversions; or `issue`, by those who name them
+    name text not null,  -- a stage; `export`, locked while events about inversions are added; or `issue`, while ids are issued
     key  bigint,
     pid  integer,
     role oid,  -- of the session: anybody sees the key while it is held, and may get the same pid later
@@ -661,7 +661,7 @@ create view l2inv.dataset as
     where not exists (select from l2inv.dataset_version newer
                       where newer.dataset_id = v.dataset_id and newer.version > v.version);
 
--- Each OP's present state. Values from its datasets are of those that are not withdrawn, if there are any.
+-- Each OP's present state. A withdrawn dataset gives its proposal and experiment only if no other one does.
 create view l2inv.op as
     select s.op_id, d.proposal_id, d.experiment_id, s.state, s.since, s.assignee, s.priority, s.due_at,
            s.on_hold_seq is not null as on_hold, s.cycle,
@@ -699,7 +699,7 @@ create view l2inv.op as
         from l2inv.event e where e.op_id = s.op_id and e.seq = s.verdict_seq
     ) v on true;
 
--- Every event. voided_by is the seq of the event by which the schema's owner declared it void.
+-- Every event. voided_by is the seq of the event by which the owner of the schema declared it void.
 create view l2inv.history as
     select e.event_id, e.op_id, e.seq, e.kind, e.state, e.actor, e.recorded_at, e.run_id, e.detail, e.recorded_by,
            encode(e.hash, 'hex') as hash,
@@ -711,8 +711,8 @@ create view l2inv.history as
 create view l2inv.runs as
     select run_id, stage, actor, started_at, finished_at, result from l2inv.run;
 
--- Each inversion that was published, and each that was withdrawn without: of a cycle that ended before, and yet the store
--- came to hold it. Of a void event nothing is read: it may hold anything.
+-- Each inversion that was published, and each that was withdrawn although it was not: its cycle ended before, but the store
+-- has it. Void events are not read: they may contain anything.
 create view l2inv.inversion as
     select h.op_id, t.published_at, t.told, (t.told ->> 'cycle')::integer as cycle,
            t.told ->> 'inversion_id' as inversion_id, t.told ->> 'instrument_program_id' as instrument_program_id,
@@ -744,8 +744,8 @@ create view l2inv.inversion as
     ) t
     where h.kind in ('published', 'withdrawn');
 
--- What the metadata store aggregates: one row for each inversion that was sent to it. The event_id is of the newest event
--- about the OP's inversions: a reader finds a changed row after the last event_id that it saw, like a new one.
+-- What the metadata store aggregates: one row for each inversion that was sent to it. event_id is that of the newest event
+-- about the OP's inversions, so that a reader who continues after the last event_id finds changed rows like new ones.
 create view l2inv.published_op as
     select (select max(t.event_id) from l2inv.event t
             where t.op_id = i.op_id
@@ -774,7 +774,7 @@ create view l2inv.published_op as
            i.withdrawn_at
     from l2inv.inversion i;
 
--- The dataset that supersedes another: a newer one of the same product in its OP; for a withdrawn one, any other.
+-- The dataset that supersedes another: a newer one of the same product in the same OP; for a withdrawn one, any other.
 create view l2inv.heir as
     select d.dataset_id, h.dataset_id as heir
     from l2inv.dataset d cross join lateral (
@@ -784,7 +784,7 @@ create view l2inv.heir as
         order by n.create_date desc, n.dataset_id limit 1
     ) h;
 
--- The records of the store that cannot be read, and are not gone from it.
+-- The records that cannot be read and that the store still has.
 create view l2inv.unresolved as
     select raw_hash, left(encode(raw_hash, 'hex'), 12) as key, dataset_id, reason, first_seen, last_seen, raw, is_second
     from l2inv.quarantine where resolved_at is null;

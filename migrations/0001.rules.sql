@@ -1,7 +1,7 @@
 -- Which events an observing program (OP) may have, and what their details must contain.
 
--- Which event may happen in which state. l2inv/domain/states.py has the same table in Python; a test compares the two over
--- every combination.
+-- Which kinds of event an OP may have in which state. l2inv/domain/states.py has the same table in Python; a test compares
+-- the two for every combination.
 create function l2inv.is_allowed(kind text, from_state text, to_state text, state_before_error text)
 returns boolean language sql immutable parallel safe as $$
     select coalesce(case kind
@@ -46,8 +46,8 @@ returns boolean language sql immutable parallel safe as $$
     end, false)
 $$;
 
--- The keys that the detail of each kind of event must have, as far as the views, the trigger or the program rely on them,
--- with their types, as in l2inv.fits. KEY? may be missing. Other keys are allowed.
+-- The keys that the detail of each kind of event must have because views, triggers or commands rely on them, with their
+-- types as in l2inv.fits. KEY? may be missing. Other keys are allowed.
 create function l2inv.shape(name text) returns jsonb language plpgsql immutable parallel safe as $$
 begin
     return case name
@@ -103,8 +103,8 @@ begin
     end;
 end $$;
 
--- Whether a value is of a type: a simple one, a shape of the above, TYPE[] (an array of these), TYPE{} (an object of
--- these under any keys), TYPE? (that, or null).
+-- Whether a value has a type: a simple one, the name of a shape above, TYPE[] (an array), TYPE{} (an object whose values
+-- have the type, under any keys) or TYPE? (may be null).
 create function l2inv.fits(given jsonb, type text) returns boolean language plpgsql stable parallel safe as $$
 declare
     fits  boolean;
@@ -114,7 +114,7 @@ begin
         when 'text' then jsonb_typeof(given) = 'string'
         when 'name' then jsonb_typeof(given) = 'string' and given <> '""'
         when 'flag' then jsonb_typeof(given) = 'boolean'
-        when 'number' then jsonb_typeof(given) = 'number'  -- one that floating point has, too
+        when 'number' then jsonb_typeof(given) = 'number'  -- within the range of floating point
             and (given::numeric = 0 or abs(given::numeric) between 4.95e-324 and 1.7976931348623157e308)
         when 'whole' then jsonb_typeof(given) = 'number' and given::text ~ '^-?[0-9]{1,9}$'
         when 'count' then jsonb_typeof(given) = 'number' and given::text ~ '^[0-9]{1,15}$'
@@ -122,8 +122,8 @@ begin
         when 'time' then jsonb_typeof(given) = 'string'
             and given::text ~ ('^"[0-9]{4}-[0-9]{2}-[0-9]{2}T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]'
                                || '([.][0-9]{1,6})?(Z|[+]00:00)"$')
-            and (given #>> '{}')::timestamptz is not null  -- refuses what looks like a day and is none
-        -- What a scan records by the hundred thousand, in one look rather than item by item.
+            and (given #>> '{}')::timestamptz is not null  -- refuses a date that does not exist, such as February 30
+        -- A scan records these by the hundred thousand: check them as a whole, not item by item.
         when 'text[]' then jsonb_typeof(given) = 'array' and not given @? 'strict $[*] ? (@.type() != "string")'
         when 'name[]' then jsonb_typeof(given) = 'array'
             and not given @? 'strict $[*] ? (@.type() != "string" || @ == "")'
@@ -164,7 +164,7 @@ begin
                   else s.key like '%?' end);
 end $$;
 
--- Whether any reader can parse a document: it has at most 32 levels, and its numbers are within floating point.
+-- Whether any reader can parse a document: at most 32 levels deep, and no number beyond the range of floating point.
 create function l2inv.is_readable(document jsonb) returns boolean language sql immutable parallel safe as $$
     select not document @? '$.**{32}' and not document @?
         '$.** ? (@ > 1.7976931348623157e308 || @ < -1.7976931348623157e308)'

@@ -8,12 +8,12 @@ create table l2inv.event (
     kind        text not null,         -- what happened
     state       text check (state in ('discovered', 'invertible', 'not_invertible', 'preprocessed',
                                       'working', 'inverted', 'published', 'error')),  -- null: it stayed
-    actor       text not null check (actor <> ''),  -- who did it, as the caller said
+    actor       text not null check (actor <> ''),  -- who did it, as the caller stated
     recorded_at timestamptz not null,
-    run_id      bigint,                -- no foreign key: an event outlives all that it names
+    run_id      bigint,                -- no foreign key: an event outlives what it refers to
     detail      jsonb not null default '{}',
     recorded_by text not null,         -- the database role of the session
-    hash        bytea not null,        -- over all of the above and the hash of the event before it: docs/audit.md
+    hash        bytea not null,        -- over the columns above and the hash of the event before it: docs/audit.md
     unique (op_id, seq),
     constraint event_detail_fits check (l2inv.detail_fits(kind, detail))
 );
@@ -40,7 +40,7 @@ end $$;
 
 create trigger append_only before update or delete or truncate on l2inv.event
     for each statement execute function l2inv.refuse_change();
-alter table l2inv.event enable always trigger append_only;  -- whatever session_replication_role says
+alter table l2inv.event enable always trigger append_only;  -- whatever session_replication_role is
 
 -- Each OP's present state: derived from its events, and updated in the same transaction.
 create table l2inv.op_state (
@@ -73,7 +73,7 @@ create index op_state_offered on l2inv.op_state (priority desc, r0_class, since,
     where state = 'preprocessed' and on_hold_seq is null and not coalesce(datasets_seq > verdict_seq, false);
 create index op_state_assignee on l2inv.op_state (assignee) where assignee is not null;
 
--- Only the trigger of the events writes op_state: as the table's owner, from within a trigger.
+-- Only the trigger on event writes op_state: as the owner of the table, from within a trigger.
 create function l2inv.refuse_direct_write() returns trigger language plpgsql
     set search_path = pg_catalog, pg_temp as $$
 begin

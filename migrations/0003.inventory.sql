@@ -1,7 +1,7 @@
 -- What was read from the metadata store, what could not be read, the criteria, and the runs.
 
--- Whether a record is a dataset as the store describes it, under its own names; other fields are allowed. A first scan
--- checks every dataset, so one jsonpath checks as much as it can. In it, `!(… != …)` lets a field be missing.
+-- Whether a record is a dataset as the store describes it, under the store's names; other fields are allowed. One jsonpath
+-- checks as much as it can, since a first scan checks every dataset. In it, `!(… != …)` allows a field to be missing.
 create function l2inv.record_fits(record jsonb) returns boolean language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp as $$
 begin
@@ -31,14 +31,14 @@ begin
             && !($.polarimetricAccuracy.type() != "object")
             && !exists($.polarimetricAccuracy.*.type() ? (@ != "number"))
             && !exists($.**{1 to 2} ? (@ < 4.95e-324 && @ > -4.95e-324 && @ != 0))'  -- too small for floating point
-        -- What a jsonpath cannot say, of the text that JSON has: times are UTC, counts are integers.
+        -- What a jsonpath cannot check, checked in the JSON text: times are UTC, counts are integers.
         and concat_ws(' ', record ->> 'createDate', record ->> 'updateDate', record ->> 'startTime',
                       record ->> 'endTime', record ->> 'embargoEndDate')
             ~ ('^([0-9]{4}-[0-9]{2}-[0-9]{2}T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]'
                || '([.][0-9]{1,6})?(Z|[+]00:00)( (?=.)|$))+$')
         and num_nulls((record ->> 'createDate')::timestamptz, (record ->> 'updateDate')::timestamptz,
                       (record ->> 'startTime')::timestamptz, (record ->> 'endTime')::timestamptz,
-                      (record ->> 'embargoEndDate')::timestamptz) < 5  -- refuses what looks like a day and is none
+                      (record ->> 'embargoEndDate')::timestamptz) < 5  -- refuses a date that does not exist
         and concat_ws(', ', record -> 'frameCount', record -> 'aoLocked',
                       jsonb_path_query_array(record, '$.health.* ? (@ != null)'),
                       jsonb_path_query_array(record, '$.gosStatus.* ? (@ != null)'))
@@ -93,12 +93,12 @@ create table l2inv.quarantine (
     raw_hash    bytea primary key,  -- one row a record, however often it is read
     dataset_id  text,
     reason      text not null,
-    raw         bytea not null,     -- as received: it may be no valid text
-    is_second   boolean not null default false,  -- readable, but another than the first of its dataset in one scan
+    raw         bytea not null,     -- as received: it may not be valid text
+    is_second   boolean not null default false,  -- readable, but differs from the first record of its dataset in the scan
     first_seen  timestamptz not null default clock_timestamp(),
     last_seen   timestamptz not null default clock_timestamp()
-                check (last_seen between '2000-01-01Z' and '9999-01-01Z'),  -- which any reader has
-    resolved_at timestamptz         -- since when it is readable, or gone from the store
+                check (last_seen between '2000-01-01Z' and '9999-01-01Z'),  -- which any reader can represent
+    resolved_at timestamptz         -- when it became readable, or was gone from the store
 );
 
 create table l2inv.criteria (
@@ -143,10 +143,10 @@ create trigger append_only before delete or truncate on l2inv.run
     for each statement execute function l2inv.refuse_change();
 alter table l2inv.run enable always trigger append_only;
 
--- Locks that one session at a time may hold. Anybody who connects can take an advisory lock; so its key is drawn at
--- random each time and stored here with the process that took it: another process with the same key does not hold the lock.
+-- Locks that one session at a time can hold. Anyone who connects can take an advisory lock, so each lock's key is drawn at
+-- random and stored here with the process that took it; a process that guesses the key does not hold the lock.
 create table l2inv.lock (
-    name text primary key,  -- a stage; `export`, whose row is locked by those who tell of inversions; or `issue`, by those who name them
+    name text primary key,  -- a stage; `export`, locked while events about inversions are added; or `issue`, while ids are issued
     key  bigint,
     pid  integer,
     role oid     -- of the session: anybody sees the key while it is held, and may get the same pid later
@@ -179,7 +179,7 @@ begin
     return true;
 end $$;
 
--- A role that may execute a trigger's function can attach it to a table of its own; only the owner needs to.
+-- A role that may execute a trigger's function could attach it to a table of its own; only the owner needs to.
 revoke all on function l2inv.is_allowed, l2inv.shape, l2inv.fits, l2inv.is_readable, l2inv.detail_fits,
     l2inv.report_fits, l2inv.refuse_change, l2inv.refuse_direct_write, l2inv.reasons, l2inv.record_event,
     l2inv.record_fits, l2inv.refuse_gap, l2inv.end_run, l2inv.take_lock from public;

@@ -19,7 +19,7 @@ create view l2inv.dataset as
     where not exists (select from l2inv.dataset_version newer
                       where newer.dataset_id = v.dataset_id and newer.version > v.version);
 
--- Each OP's present state. Values from its datasets are of those that are not withdrawn, if there are any.
+-- Each OP's present state. A withdrawn dataset gives its proposal and experiment only if no other one does.
 create view l2inv.op as
     select s.op_id, d.proposal_id, d.experiment_id, s.state, s.since, s.assignee, s.priority, s.due_at,
            s.on_hold_seq is not null as on_hold, s.cycle,
@@ -57,7 +57,7 @@ create view l2inv.op as
         from l2inv.event e where e.op_id = s.op_id and e.seq = s.verdict_seq
     ) v on true;
 
--- Every event. voided_by is the seq of the event by which the schema's owner declared it void.
+-- Every event. voided_by is the seq of the event by which the owner of the schema declared it void.
 create view l2inv.history as
     select e.event_id, e.op_id, e.seq, e.kind, e.state, e.actor, e.recorded_at, e.run_id, e.detail, e.recorded_by,
            encode(e.hash, 'hex') as hash,
@@ -69,8 +69,8 @@ create view l2inv.history as
 create view l2inv.runs as
     select run_id, stage, actor, started_at, finished_at, result from l2inv.run;
 
--- Each inversion that was published, and each that was withdrawn without: of a cycle that ended before, and yet the store
--- came to hold it. Of a void event nothing is read: it may hold anything.
+-- Each inversion that was published, and each that was withdrawn although it was not: its cycle ended before, but the store
+-- has it. Void events are not read: they may contain anything.
 create view l2inv.inversion as
     select h.op_id, t.published_at, t.told, (t.told ->> 'cycle')::integer as cycle,
            t.told ->> 'inversion_id' as inversion_id, t.told ->> 'instrument_program_id' as instrument_program_id,
@@ -102,8 +102,8 @@ create view l2inv.inversion as
     ) t
     where h.kind in ('published', 'withdrawn');
 
--- What the metadata store aggregates: one row for each inversion that was sent to it. The event_id is of the newest event
--- about the OP's inversions: a reader finds a changed row after the last event_id that it saw, like a new one.
+-- What the metadata store aggregates: one row for each inversion that was sent to it. event_id is that of the newest event
+-- about the OP's inversions, so that a reader who continues after the last event_id finds changed rows like new ones.
 create view l2inv.published_op as
     select (select max(t.event_id) from l2inv.event t
             where t.op_id = i.op_id
@@ -132,7 +132,7 @@ create view l2inv.published_op as
            i.withdrawn_at
     from l2inv.inversion i;
 
--- The dataset that supersedes another: a newer one of the same product in its OP; for a withdrawn one, any other.
+-- The dataset that supersedes another: a newer one of the same product in the same OP; for a withdrawn one, any other.
 create view l2inv.heir as
     select d.dataset_id, h.dataset_id as heir
     from l2inv.dataset d cross join lateral (
@@ -142,7 +142,7 @@ create view l2inv.heir as
         order by n.create_date desc, n.dataset_id limit 1
     ) h;
 
--- The records of the store that cannot be read, and are not gone from it.
+-- The records that cannot be read and that the store still has.
 create view l2inv.unresolved as
     select raw_hash, left(encode(raw_hash, 'hex'), 12) as key, dataset_id, reason, first_seen, last_seen, raw, is_second
     from l2inv.quarantine where resolved_at is null;

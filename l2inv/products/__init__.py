@@ -68,14 +68,14 @@ def _check(folder: Folder) -> Iterator[Finding]:
 
 
 def _entries(folder: Folder, named: set[str], is_generated: bool) -> Iterator[Finding]:
-    """Yield what must not be in the folder."""
+    """Yield entries that must not be in the folder."""
     from l2inv.products.frames import is_like_a_frame
 
     issued = folder.issued
     expected = {*SCIENCE_FILES, issued.metadata_file, *named, *(output.name for output in issued.outputs)}
     for name, entry in folder.entries.items():
         if name in expected or issued.frame_time(name):
-            # A folder may be recorded as an output, as a whole.
+            # A whole folder may be recorded as an output.
             if entry.kind and not (entry.kind == "a folder" and Output(name) in issued.outputs):
                 yield finding(name, None, "not_a_file", entry.kind, "a file")
         elif is_like_a_frame(name):
@@ -85,7 +85,7 @@ def _entries(folder: Folder, named: set[str], is_generated: bool) -> Iterator[Fi
 
 
 def _recorded(folder: Folder) -> Iterator[Finding]:
-    """Yield which of the recorded outputs are missing or differ from what was recorded."""
+    """Yield recorded outputs that are missing or differ from what was recorded."""
     for output in folder.issued.outputs:
         name, entry = output.name, folder.entries.get(output.name)
         if entry is None:
@@ -106,7 +106,7 @@ def _sum(folder: Folder, name: str, required: str) -> Iterator[Finding]:
 
 
 def _key(folder: Folder) -> Iterator[Finding]:
-    """Yield whether the asdfObjectKey names a file, and whether it is in the folder."""
+    """Yield a finding if the asdfObjectKey does not name the ASDF, and if the ASDF is not in the folder."""
     issued = folder.issued
     if issued.asdf_object_key not in (None, issued.metadata_key):
         yield finding(None, None, "asdf_object_key", issued.asdf_object_key, issued.metadata_key)

@@ -1,4 +1,4 @@
-"""The files of a folder, looked at without following links or waiting for pipes, and read in pieces."""
+"""The files of a folder, listed without following links or waiting for pipes, and read in pieces."""
 
 import errno
 import hashlib
@@ -15,7 +15,7 @@ from l2inv.products.issued import Issued
 
 PIECE_BYTES = 4 * 2**20
 
-Tick = Callable[[int], None]  # is called with how many bytes were read
+Tick = Callable[[int], None]  # called with the number of bytes read
 
 _KINDS = {
     stat.S_IFLNK: "a symbolic link",
@@ -50,7 +50,7 @@ class Folder(NamedTuple):
 
 @contextmanager
 def opened(path: Path, issued: Issued, tick: Tick) -> Iterator[Folder]:
-    """Open a folder. Raise L2invError where it is none that can be read, which says nothing of the products."""
+    """Open a folder. Raise L2invError if it cannot be read, which is no finding about the products."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (OSError, ValueError) as problem:
@@ -59,7 +59,7 @@ def opened(path: Path, issued: Issued, tick: Tick) -> Iterator[Folder]:
         ) from problem
     try:
         try:
-            names = sorted(os.listdir(descriptor))  # noqa: PTH208 - of a descriptor, which is no path
+            names = sorted(os.listdir(descriptor))  # noqa: PTH208 - of a descriptor, not a path
             entries = {name: _entry(descriptor, name) for name in names}
         except OSError as problem:
             raise L2invError(f"{path} cannot be listed: {_message(problem)}", "mount it again") from problem
@@ -81,14 +81,14 @@ def _entry(descriptor: int, name: str) -> Entry:
 
 
 def _kind(found: os.stat_result) -> str | None:
-    return None if stat.S_ISREG(found.st_mode) else _KINDS.get(stat.S_IFMT(found.st_mode), "no file")
+    return None if stat.S_ISREG(found.st_mode) else _KINDS.get(stat.S_IFMT(found.st_mode), "not a file")
 
 
 @contextmanager
 def reading(folder: Folder, name: str) -> Iterator[tuple[BinaryIO, int]]:
-    """Open a file of the folder and yield it with its size in bytes. Raise Unfit where it cannot be read.
+    """Open a file of the folder and yield it with its size in bytes. Raise Unfit if it cannot be read.
 
-    It may have become a link or a pipe since the folder was listed: neither is followed nor waited for.
+    It may have become a link or a pipe since the folder was listed: neither is opened.
     """
     try:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -119,14 +119,14 @@ def read_into(file: BinaryIO, buffer: memoryview) -> int:
 
 
 def read_at(file: BinaryIO, at: int, count: int) -> bytes:
-    """Return `count` bytes from a place in the file, or fewer where it ends before."""
+    """Return `count` bytes from a position in the file; fewer if it ends before."""
     file.seek(at)
     buffer = bytearray(count)
     return bytes(buffer[: read_into(file, memoryview(buffer))])
 
 
 def sha256(folder: Folder, name: str) -> str:
-    """Return the SHA-256 sum of a file in hexadecimal digits. Raise Unfit where it cannot be read."""
+    """Return the SHA-256 of a file as hexadecimal digits. Raise Unfit if it cannot be read."""
     total = hashlib.sha256()
     buffer = memoryview(bytearray(PIECE_BYTES))
     with reading(folder, name) as (file, _):

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from l2inv.wording import clean, value
 
-LONGEST = 200  # characters of what was measured; what a file holds may be of any length
+LONGEST = 200  # characters of what was measured: text in a file may be of any length
 MOST_NAMED = 20
 
 # Every kind of finding, and its meaning; docs/products.md has the same.
@@ -101,13 +101,12 @@ def finding(
     required: object,
     result: Literal["fail", "warn", "unknown"] = "fail",
 ) -> Finding:
-    """Return a finding whose values can be printed, stored and written as JSON, whatever was measured."""
+    """Return a finding whose values can be printed and written as JSON, whatever was measured."""
     return Finding(plain(file), hdu, what, plain(measured), plain(required), result)
 
 
 def plain(value: object) -> Any:
-    """Return a value as JSON knows it: text without control characters and of a length that can be read, finite numbers,
-    lists of those."""
+    """Return a value for JSON: short text without control characters, finite numbers, lists of these."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -127,13 +126,13 @@ def plain(value: object) -> Any:
 
 
 def shortened(text: str) -> str:
-    """Return a text as one line that can be read."""
+    """Return a text as one short line."""
     text = clean(text[: LONGEST + 1])
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def line(found: Finding, files: int = 1) -> str:
-    """Return a finding as a line: where, what, measured and required; `files` is how many files it was found in."""
+    """Return a finding as a line: where, what, measured and required; `files` is the number of files it was found in."""
     where = found.file or "the folder"
     where += f" and {files - 1} more" if files > 1 else ""
     where += f", HDU {found.hdu}" if found.hdu is not None else ""
@@ -142,8 +141,8 @@ def line(found: Finding, files: int = 1) -> str:
 
 
 def grouped(found: Iterable[Finding]) -> list[tuple[Finding, int]]:
-    """Return the first finding of each kind and the number of files with it: a fault of one frame is usually in all,
-    with other numbers."""
+    """Return the first finding of each kind and the number of files with it: a fault in one frame is usually in all, with
+    different numbers."""
     groups: dict[tuple[object, ...], tuple[Finding, int]] = {}
     for one in found:
         file = "a frame" if one.file and one.file.endswith("_L2.fits") else one.file
@@ -153,6 +152,6 @@ def grouped(found: Iterable[Finding]) -> list[tuple[Finding, int]]:
 
 
 def some(names: Iterable[str]) -> str:
-    """Return names in a line: the first few, and how many more there are."""
+    """Return the first few names, and how many more there are."""
     named = sorted(names)
     return ", ".join(named[:4]) + (f" and {len(named) - 4} more" if len(named) > 4 else "")

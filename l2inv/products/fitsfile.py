@@ -1,7 +1,7 @@
-"""A FITS file, read safely: its HDUs within limits, its values in pieces, the standard's own checks.
+"""A FITS file, read safely: HDUs within limits, values in pieces, checks against the standard.
 
-astropy reads headers and checks them against the standard. This module protects it from files that are not FITS, which
-it would unpack, search for an END without limit, or allocate memory for.
+astropy reads headers and checks them against the standard. This module protects it from files that it would unpack,
+search for an END without limit, or allocate too much memory for.
 """
 
 import os
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BLOCK = 2880
 CARD = 80
-# Far more than any product has; a file beyond them is not read on.
+# Far more than any product has; a file with more is not read further.
 MOST_HEADER_BLOCKS = 500
 MOST_HDUS = 100
 MOST_AXES = 8
@@ -41,7 +41,7 @@ class Hdu(NamedTuple):
 
 
 def read_hdus(file: BinaryIO, size_bytes: int) -> list[Hdu]:
-    """Return the HDUs of a FITS file. Raise Unfit where it is none, is damaged, or is beyond all bounds."""
+    """Return the HDUs of a FITS file. Raise Unfit if it is not FITS, is damaged, or exceeds the limits."""
     if not files.read_at(file, 0, CARD).startswith(b"SIMPLE  ="):
         measured = "empty" if size_bytes == 0 else "does not begin with SIMPLE  ="
         raise Unfit("format", measured, "a FITS file, not compressed")
@@ -59,7 +59,7 @@ def read_hdus(file: BinaryIO, size_bytes: int) -> list[Hdu]:
 
 
 def padded(count: int) -> int:
-    """Return how many bytes a part of so many takes in a file of whole blocks."""
+    """Return how many bytes a part of that length takes, since a file consists of whole blocks."""
     return -(-count // BLOCK) * BLOCK
 
 
@@ -88,7 +88,7 @@ def _hdu(file: BinaryIO, size_bytes: int, at: int, number: int) -> Hdu:
 
 
 def shorter(measured: str) -> str:
-    """Return what is said with numbers that a hostile header can make thousands of digits long."""
+    """Return the text, unless a hostile header made its numbers thousands of digits long."""
     return measured if len(measured) < 120 else "the data would be larger than any file"
 
 
@@ -115,27 +115,27 @@ def _parsed(raw: bytes, number: int) -> Any:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of cards that break the standard; `breaches` names them
+            warnings.simplefilter("ignore")  # about cards that break the standard: `breaches` names them
             return fits.Header.fromstring(raw)
     except Exception as problem:
         raise Unfit("structure", f"header: {problem}", "a header that can be read", number) from problem
 
 
 def value(header: Any, key: str) -> Any:
-    """Return the value of a keyword: text, a number, true or false; None where there is none or it cannot be read."""
+    """Return the value of a keyword: text, a number, true or false; None if there is none or it cannot be read."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             found = header.get(key)
         except (
             Exception
-        ):  # astropy raises what the parts of a card happen to raise; `breaches` names the card
+        ):  # astropy raises whatever parsing a card happens to raise; `breaches` names the card
             return None
     return found if isinstance(found, (str, int, float)) else None
 
 
 def integer(header: Any, key: str, default: int | None = None) -> int | None:
-    """Return the value of a keyword that must be a whole number; the default without one, None where it is no such."""
+    """Return the value of a keyword that must be an integer; the default if it is missing, None if it is not an integer."""
     if key not in header:
         return default
     found = value(header, key)
@@ -143,12 +143,12 @@ def integer(header: Any, key: str, default: int | None = None) -> int | None:
 
 
 def scale(hdu: Hdu) -> float:
-    """Return what the values in the file are to be multiplied by."""
+    """Return the factor by which the values in the file must be multiplied."""
     return _number(value(hdu.header, "BSCALE"), 1)
 
 
 def zero(hdu: Hdu) -> float:
-    """Return what is to be added to the values in the file, once scaled."""
+    """Return what must be added to the scaled values."""
     return _number(value(hdu.header, "BZERO"), 0)
 
 
@@ -162,7 +162,7 @@ def _number(found: Any, default: float) -> float:
 
 
 def breaches(file: BinaryIO) -> list[str]:
-    """Return what astropy's own verification finds against the standard, a line each."""
+    """Return the violations of the standard that astropy's verification finds, a line each."""
     from astropy.io import fits
 
     with (
@@ -182,16 +182,16 @@ def breaches(file: BinaryIO) -> list[str]:
 
 
 def _lines(text: str) -> list[str]:
-    """Return the lines of astropy's report that say something: those that name an HDU or a card only lead to them."""
+    """Return the lines of astropy's report that state a problem, without its headings, which name an HDU or a card."""
     lines = [line.strip() for line in text.splitlines()]
-    said = [line for line in lines if line and not line.endswith(":")]
-    return [line for line in said if not line.startswith("Note: ")]
+    problems = [line for line in lines if line and not line.endswith(":")]
+    return [line for line in problems if not line.startswith("Note: ")]
 
 
 def pieces(file: BinaryIO, hdu: Hdu, tick: files.Tick, multiple: int = 1) -> Iterator["NDArray[np.float32]"]:
     """Yield the values of an HDU in order, as flat arrays whose lengths are multiples of `multiple`, except the last.
 
-    Each array is overwritten by the next. Raise Unfit where the file became shorter than it was.
+    Each array is overwritten by the next. Raise Unfit if the file became shorter.
     """
     import numpy as np
 
@@ -213,16 +213,16 @@ def pieces(file: BinaryIO, hdu: Hdu, tick: files.Tick, multiple: int = 1) -> Ite
 
 
 def wrong_sums(file: BinaryIO, hdu: Hdu) -> Iterator[tuple[str, str]]:
-    """Yield which of CHECKSUM and DATASUM, where an HDU has them, are wrong, each with what is right.
+    """Yield which of an HDU's CHECKSUM and DATASUM are wrong, each with the correct value.
 
     FITS standard 4.0, 4.4.2.7: the ones' complement sum of all 32-bit words; over the whole HDU it is -0.
     """
-    said = value(hdu.header, "DATASUM")
+    stated = value(hdu.header, "DATASUM")
     has_checksum = isinstance(value(hdu.header, "CHECKSUM"), str)
-    if said is None and not has_checksum:
+    if stated is None and not has_checksum:
         return
     data = _sum(file, hdu.data_at, padded(hdu.data_bytes), 0)
-    if said is not None and str(said).strip() != str(data):
+    if stated is not None and str(stated).strip() != str(data):
         yield "DATASUM", str(data)
     if has_checksum and _sum(file, hdu.header_at, hdu.data_at - hdu.header_at, data) != 0xFFFFFFFF:
         yield "CHECKSUM", "a sum over the HDU that is -0"

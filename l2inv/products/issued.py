@@ -1,4 +1,4 @@
-"""What was issued for an inversion when work on it began, and the names that follow from it. No I/O, no clock."""
+"""What was issued for an inversion when work on it began, and the names derived from it. No I/O, no clock."""
 
 import re
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ _FRAME = re.compile(
 
 
 class Dataset(Struct, frozen=True):
-    """A Level 1 dataset that was inverted. None: not known here, so what depends on it cannot be checked."""
+    """A Level 1 dataset that was inverted. None: unknown, so that what depends on it cannot be checked."""
 
     dataset_id: str
     frame_count: int | None = (
@@ -64,7 +64,7 @@ class Issued(Struct, frozen=True):
 
     @property
     def stem(self) -> str:
-        """Return the beginning of every file's name: INV_XXXXXX."""
+        """Return the beginning of each file's name: INV_XXXXXX."""
         return self.inversion_id.upper().replace(".", "_")
 
     @property
@@ -78,14 +78,14 @@ class Issued(Struct, frozen=True):
         return f"{self.proposal_id}/{self.inversion_id.replace('.', '_')}/{self.metadata_file}"
 
     def frame_file(self, begin: datetime) -> str:
-        """Return the name of the FITS file of the frame that began then: the fraction of the second without trailing
-        zeros, and without a fraction where there is none."""
+        """Return the name of the FITS file of a frame that began at that time; its fraction of a second has no trailing
+        zeros, and is omitted if it is 0."""
         begin = begin.astimezone(UTC)
         fraction = f"_{begin:%f}".rstrip("0").rstrip("_")
         return f"{self.stem}_{begin:%Y_%m_%dT%H_%M_%S}{fraction}_L2.fits"
 
     def frame_time(self, name: str) -> datetime | None:
-        """Return when a frame began by its file's name; None for a name that was not issued."""
+        """Return when a frame began, from its file's name; None if the name was not issued."""
         found = _FRAME.fullmatch(name)
         if not found or not name.startswith(f"{self.stem}_"):
             return None

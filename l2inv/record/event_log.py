@@ -213,7 +213,7 @@ def resolve(connection: Connection, op: str) -> str:
 
 
 def _nearest(connection: Connection, op: str) -> str | None:
-    """Return the OP whose id is most like a text, among the first that have one half of it: one slip leaves a half whole."""
+    """Return the OP whose id is most like a text, among the first that contain a half of it: one typo leaves a half intact."""
     from difflib import get_close_matches
 
     half = len(op) // 2
@@ -402,7 +402,7 @@ def _held(present: Present) -> str:
 
 
 def way_on(op_id: str, state: states.State, held: str, *, on_hold: bool = False) -> str:
-    """Return the next step for an OP in a state; `held` is the text for one that somebody works on."""
+    """Return the next step for an OP in a state; `held` is the text for a claimed one."""
     if on_hold and state in ("invertible", "preprocessed", "inverted"):
         return f"to continue: l2inv unhold {op_id}"
     return {

@@ -26,15 +26,13 @@ Text = Annotated[str, Meta(min_length=1)]
 
 
 class Malformed(Exception):
-    """A message that the receivers would read otherwise than it is meant, or not at all."""
+    """A message that the receivers could not read, or would misread."""
 
 
 class _Frame(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     bucket: Text
     object_name: Annotated[str, Meta(pattern=r"^[^/]+/inv_[A-Z0-9]{6}/[^/]+$")]
-    increment_dataset_catalog_receipt_count: (
-        bool  # of a dataset of Level 1; where it is missing, it counts as true
-    )
+    increment_dataset_catalog_receipt_count: bool  # for a dataset of Level 1; true if it is missing
     conversation_id: Annotated[str, Meta(pattern=r"^l2pub\.[A-Z0-9]{6}$")]
 
 
@@ -45,9 +43,9 @@ class _Object(_Frame, rename="camel", forbid_unknown_fields=True):
 
 
 def read(queue: str, body: bytes) -> Values:
-    """Return the record that the store holds of the file that a message names: of objectInventories or frameInventories.
+    """Return the store's record of the file in a message, for objectInventories or frameInventories.
 
-    A message that comes twice gives the same inventoryId. Raise Malformed.
+    A repeated message has the same inventoryId. Raise Malformed.
     """
     kind, suffix = (_Frame, ".fits") if queue == FRAMES else (_Object, ".asdf")
     try:
@@ -75,14 +73,14 @@ def read(queue: str, body: bytes) -> Values:
             raise Malformed(f"groupId: {named.group_id}, and objectName is of {inversion_id}")
         group = {"objectType": named.object_type, "groupId": named.group_id, "groupName": named.group_name}
         return record | {"objectStatus": AVAILABLE} | group
-    # The receivers read this from the file's header; it is in the name, too.
+    # The receivers read this from the file's header; the name has it, too.
     header = {"datasetId": inversion_id, "proposalId": path.parts[0], "processingType": "L2"}
     return record | {"frameStatus": AVAILABLE, "frameId": path.stem} | header
 
 
 @dataclass
 class Cataloger:
-    """What a running cataloger refused: the queue, the body and why."""
+    """A running cataloger, and what it refused: the queue, the body and the reason."""
 
     refused: list[tuple[str, bytes, str]] = field(default_factory=list)
     problem: BaseException | None = None
@@ -92,10 +90,10 @@ class Cataloger:
 def cataloging(
     url: str, add_object: Callable[[Values], object], add_frame: Callable[[Values], object]
 ) -> Iterator[Cataloger]:
-    """Take messages from both queues, which must be there, while the context lasts, and add a record for each.
+    """Take messages from both queues, which must exist, inside the with block, and add a record for each.
 
-    A record that was added may come once more, under the same inventoryId. Raise L2invError where there is no broker
-    or no such queue, and at the end what ended the cataloger early.
+    A record may be added twice, under the same inventoryId. Raise L2invError if the broker or a queue is missing, and at
+    the end if the cataloger failed.
     """
     import pika
 

@@ -36,14 +36,14 @@ from l2inv.stages.scan import scan
 
 HAN, CRON = "han", "cron"
 FRAME_TIME = "2022_06_03T18_03_43_89"  # in the name of the one frame that is delivered
-NOT_CONFIGURED = {  # of the four steps of publish, by what setting each would be taken
+NOT_CONFIGURED = {  # the settings that would enable these steps of publish
     "transfer": "(publish.transfer.command: the files would be copied to their bucket)",
     "catalog": "(publish.catalog.url, a RabbitMQ: the catalogers would get a message about each file)",
     "available": "(with the catalog: the OP would be published only once the store serves every file)",
 }
-LOCK = "demo.lock"  # what tells the demo's folder from any other
+LOCK = "demo.lock"  # this file marks a folder as the demo's
 
-# A substitute for the science team's command: it fails for the OP that a file beside the folders names.
+# A substitute for the science team's command: it fails for the OP that the file `trouble` names.
 COMMAND = """
 import json, pathlib, sys
 folder, trouble = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
@@ -57,9 +57,9 @@ if trouble.exists() and trouble.read_text(encoding="utf-8") == op["op_id"]:
 def run(
     say: Callable[[str], None], port: int = 0, folder: Path | None = None, now: datetime | None = None
 ) -> Json:
-    """Run every stage once on a fresh database in the demo's own folder, on the sample of a day, and print what each did.
+    """Run every stage once on a sample inventory, with a new database in the demo's folder, and print what each did.
 
-    The database stays, for the commands printed at the end. Raise Refused for a folder with other content, Busy while
+    The database is kept, for the commands printed at the end. Raise Refused for a folder with other content, Busy while
     another demo runs in it, and L2invError.
     """
     if folder is None:
@@ -67,7 +67,7 @@ def run(
     elif folder.exists() and not (folder / LOCK).exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Refused(f"{folder} is not the demo's: it has other content", "name an empty or a new folder")
     folder = folder.absolute()
-    own = 0o700 if os.geteuid() else 0o711  # root's server is another user's, who must get there
+    own = 0o700 if os.geteuid() else 0o711  # root's server runs as another user, who needs access
     folder.mkdir(mode=own, parents=True, exist_ok=True)
     folder.chmod(own)
     now = now or datetime.now(UTC)
@@ -90,7 +90,7 @@ def run(
 
 
 def run_store(port: int, say: Callable[[str], None]) -> None:
-    """Serve the sample metadata store alone until Ctrl-C, so that anybody's settings can point at it."""
+    """Serve only the sample metadata store, until Ctrl-C."""
     store = Store(inventory.make(now=datetime.now(UTC)))
     with suppress(KeyboardInterrupt), serving(store, port) as url:
         say(f"sample metadata store at {url} with {len(store.datasets)} datasets; Ctrl-C ends it")
@@ -98,7 +98,7 @@ def run_store(port: int, say: Callable[[str], None]) -> None:
 
 
 def demo_folder() -> Path:
-    """Return the folder that is the demo's alone, beside that of the embedded server."""
+    """Return the demo's own folder, beside that of the embedded server."""
     return embedded.default_folder().parent / "demo"
 
 
@@ -113,7 +113,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _saved_settings(folder: Path, settings: Settings, store: Store) -> Path:
-    """Write settings for the commands after the demo; they read what the store, gone by then, had answered."""
+    """Write settings for commands after the demo, with a saved response of the store, which is gone by then."""
     import yaml
 
     answer = folder / "inventory.json"
@@ -129,9 +129,9 @@ def _saved_settings(folder: Path, settings: Settings, store: Store) -> Path:
 
 
 def _empty(settings: Settings) -> None:
-    """Empties the demo's database, once it is proven to be that: the server at the other end reads the demo's own file.
+    """Empty the demo's database, after checking that the server is the demo's: it must read the demo's own file.
 
-    Raise DatabaseError for any other.
+    Raise DatabaseError if it is another.
     """
     with translated(settings), open_connection(settings) as connection:
         row = connection.execute("select pg_read_file('postmaster.pid') as its_own").fetchone()

@@ -106,18 +106,18 @@ def _unnamed(frames: int) -> Values:
 
 @dataclass(frozen=True)
 class _Sort:
-    """What one sort of OP holds; `change` is what the last dataset of its last program differs in."""
+    """One kind of OP; `change` returns the fields in which the last dataset of its last program differs."""
 
     programs: tuple[tuple[Arm, ...], ...] = ((FE, CA),)
     imager: int = 2
     change: Callable[[int], Values] = _plain
     instrument: str = "VISP"
-    age_days: float | None = None  # of the newest dataset that is no imager's; None: drawn, long settled
+    age_days: float | None = None  # of the newest dataset that is not an imager's; None: random, long quiet
     imager_age_days: float | None = None
     embargoed: bool = False
 
 
-# In this order again and again. Those marked so are invertible by the rules; most of the rest fail one rule.
+# Repeated in this order. Some are invertible by the rules, as marked; most others fail one rule.
 _SORTS = (
     _Sort(programs=((FE, CA, NA),)),  # invertible
     _Sort(change=_ao_74),
@@ -169,7 +169,7 @@ _INVESTIGATORS = ("Ana Peña", "Jørgen Öst", "Mei-Lin 王", "Pat O'Hara", 'R. 
 
 
 class _Draw(Random):
-    """Draws the same values every time, and no name twice."""
+    """A random generator that draws the same values every time, and no name twice."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
@@ -190,11 +190,11 @@ class _Draw(Random):
 
 
 def make(seed: int = 2024, ops: int = 40, now: datetime = NOW) -> list[Values]:
-    """Return the datasets of that many OPs, oldest first, as the store describes them: always the same ones.
+    """Return the datasets of that many OPs, oldest first, as the store describes them; always the same.
 
-    The times are before `now` (which has an offset). A quarter of the OPs are invertible by the rules in use,
-    most others fail a single one, and of every twenty one is too recent to be judged. Three more datasets
-    belong to no OP that can be read: one names none, one a name of 300 characters, one holds a NUL character.
+    All times are before `now`, which has an offset. A quarter of the OPs are invertible by the default rules, most others
+    fail a single one, and one in twenty is too recent to be judged. Three more datasets cannot be read: one names no
+    OP, one an OP with a name of 300 characters, and one contains a NUL character.
     """
     draw = _Draw(seed)
     datasets: list[Values] = []
@@ -208,7 +208,7 @@ def make(seed: int = 2024, ops: int = 40, now: datetime = NOW) -> list[Values]:
 
 
 def _op(draw: _Draw, number: int, sort: _Sort, now: datetime) -> list[Values]:
-    """The datasets of one OP, the imager's last."""
+    """Return the datasets of one OP, the imager's last."""
     proposal = f"{2 + number % 2}_{1 + number // 4}"
     op_id = f"eid_{proposal}_op{draw.text(ascii_letters + digits + '-_', 8)}_R{draw.randint(1, 6):03}"
     op_id += f".{draw.randint(70_000, 190_000)}.{draw.randint(10**6, 2 * 10**7)}"
@@ -248,13 +248,13 @@ def _op(draw: _Draw, number: int, sort: _Sort, now: datetime) -> list[Values]:
 
 
 def _dataset(draw: _Draw, program: Values, arm: Arm, start: datetime, created: datetime) -> Values:
-    """One dataset without a flaw; `program` is what it shares with its instrument program."""
+    """Return a dataset that meets every rule; `program` has the fields shared by its instrument program."""
     instrument, frames = program["instrumentName"], program["frameCount"]
-    polarised = instrument != "VBI"
+    polarized = instrument != "VBI"
     dataset_id = draw.text(ascii_uppercase, 5, 6)
     folder = f"{program['primaryProposalId']}/{dataset_id}"
-    # No two arms cover quite the same; an imager's filters are whole numbers of nm, which arrive as integers.
-    shift_nm = draw.uniform(-0.02, 0.02) if polarised else 0
+    # No two arms cover exactly the same range; an imager's filters are integers of nm.
+    shift_nm = draw.uniform(-0.02, 0.02) if polarized else 0
     created += timedelta(seconds=draw.uniform(0, 900))
     if draw.random() < 0.1:
         created = created.replace(microsecond=0)
@@ -265,7 +265,7 @@ def _dataset(draw: _Draw, program: Values, arm: Arm, start: datetime, created: d
         "status": ACTIVE,
         "datasetSize": round(frames * 0.0025, 2),
         "originalFrameCount": frames,
-        "recipeId": 1 if polarised else 3,
+        "recipeId": 1 if polarized else 3,
         "recipeInstanceId": recipe_run - 90,
         "recipeRunId": recipe_run,
         "createDate": _time(created),
@@ -273,8 +273,8 @@ def _dataset(draw: _Draw, program: Values, arm: Arm, start: datetime, created: d
         "startTime": _time(start + timedelta(milliseconds=draw.randint(0, 40))),
         "endTime": _time(start + timedelta(seconds=draw.uniform(200, 2800))),
         "headerDataUnitCreationDate": _time(created - timedelta(minutes=40)),
-        "stokesParameters": "IQUV" if polarised else "I",
-        "hasAllStokes": polarised,
+        "stokesParameters": "IQUV" if polarized else "I",
+        "hasAllStokes": polarized,
         "wavelengthMin": arm.low_nm + shift_nm,
         "wavelengthMax": arm.high_nm + shift_nm,
         "exposureTime": round(draw.uniform(0.3, 400), 6),
@@ -297,12 +297,12 @@ def _dataset(draw: _Draw, program: Values, arm: Arm, start: datetime, created: d
         "workflowVersion": f"{draw.randint(1, 3)}.{draw.randint(0, 9)}.0",
         "headerVersion": "4.1.0",
         "highLevelSoftwareVersion": None,
-        "hasSpectralAxis": polarised,
+        "hasSpectralAxis": polarized,
         "hasTemporalAxis": True,
         "isManuallyProcessed": draw.choice((False, False, None)),
         "qualityAverageFriedParameter": None,
         "qualityAveragePolarimetricAccuracy": None,
-        "averageDatasetSpectralSampling": 0.001 if polarised else None,
+        "averageDatasetSpectralSampling": 0.001 if polarized else None,
         "averageDatasetSpatialSampling": 0.011,
         "averageDatasetTemporalSampling": None,
         "inputDatasetParametersPartId": recipe_run,
@@ -313,7 +313,7 @@ def _dataset(draw: _Draw, program: Values, arm: Arm, start: datetime, created: d
 
 
 def _strays(draw: _Draw, number: int, now: datetime) -> list[Values]:
-    """Datasets that belong to no OP that l2inv can keep."""
+    """Return datasets that cannot be read, or belong to no OP."""
     odd: tuple[Values, ...] = (
         {
             "observingProgramExecutionId": None,
@@ -335,7 +335,7 @@ def _embargo(draw: _Draw, embargoed: bool, number: int, now: datetime) -> Values
 
 
 def _pointing(draw: _Draw) -> Values:
-    """A field of view well within the disk."""
+    """Return a field of view well within the disk."""
     x, y = draw.uniform(-420, 420), draw.uniform(-420, 420)
     width, height = draw.uniform(50, 170), draw.uniform(50, 170)
     return {"boundingBox": f"({x + width:.2f},{y + height:.2f}),({x:.2f},{y:.2f})"}

@@ -1,4 +1,4 @@
-"""A metadata store on loopback that answers as the real one does, and fails when asked to."""
+"""A metadata store on loopback that answers like the real one, and fails when told to."""
 
 import gzip
 import hmac
@@ -27,11 +27,11 @@ _PLAIN = Fault(headers=(("Content-Type", "text/plain"),))
 
 @contextmanager
 def serving(store: Store, port: int = 0, tls: ssl.SSLContext | None = None) -> Iterator[str]:
-    """Serve the store on loopback while the context lasts, and return its URL. Port 0 takes any free one.
+    """Serve the store on loopback inside the with block, and yield its URL. Port 0 means any free port.
 
-    Raise L2invError when graphql-core is not installed or the port is taken.
+    Raise L2invError if graphql-core is not installed or the port is taken.
     """
-    schema(store.interface)  # says now, not to the first client, what is not installed
+    schema(store.interface)  # fails now, rather than at the first request, if graphql-core is not installed
     try:
         server = _Server((HOST, port), _Handler)
     except OSError as problem:
@@ -40,7 +40,7 @@ def serving(store: Store, port: int = 0, tls: ssl.SSLContext | None = None) -> I
         ) from problem
     server.store = store
     if tls:
-        # The handshake is the handler's: here it would let one silent client block all others.
+        # The handler does the handshake: here, one silent client would block all others.
         server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
@@ -72,15 +72,15 @@ class _Server(socketserver.ThreadingTCPServer):
         super().shutdown_request(request)
 
     def hang_up(self) -> None:
-        """End the kept connections: a client must not be answered by a store that is gone."""
+        """Close kept connections, so that no client gets answers after the store ended."""
         self.closing.set()
         for connection in list(self.connections):
             with suppress(OSError):  # it is closed already
-                # Not SSLSocket's own, which would pull the session from under the thread that reads.
+                # SSLSocket's own shutdown would drop the TLS session while a thread reads from it.
                 socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away, or would not trust the certificate, is no error of the server's."""
+        """Ignore clients that disconnect or do not trust the certificate."""
         if not isinstance(sys.exception(), (ConnectionError, ssl.SSLError)):
             super().handle_error(request, client_address)
 
@@ -140,7 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
         return store.fault(name, nth) if store.fault else None
 
     def _turned_away(self) -> int | None:
-        """Return the status of the gateway before the store, which wants the token alone and a caller's name."""
+        """Return the status with which the gateway refuses a request: it requires the token alone and the caller's name."""
         token = self.server.store.token
         given = self.headers.get("Authorization", "")
         if token is not None and not hmac.compare_digest(given.encode(), token.encode()):

@@ -1,4 +1,4 @@
-"""What a metadata store answers: GraphQL over a made-up inventory, with the interface of schema.graphql."""
+"""A metadata store's answers: GraphQL over a made-up inventory, with the interface in schema.graphql."""
 
 import sys
 import threading
@@ -25,9 +25,9 @@ Values = dict[str, Any]
 class Fault:
     """What goes wrong with one request.
 
-    A status other than 200, or a body, is answered without executing the operation. `drop` closes the
-    connection instead of answering: before the operation is executed, after it (the answer is lost), or
-    midway through the answer's body. A mere delay, or mere headers, come with the operation's own answer.
+    A status other than 200, or a body, is sent without executing the operation. `drop` closes the connection instead of
+    answering: before the operation is executed, after it (the answer is lost), or midway through the answer's body.
+    With only a delay or headers, the operation's own answer is sent.
     """
 
     status: int = 200
@@ -39,13 +39,13 @@ class Fault:
 
 @dataclass
 class Store:
-    """What is served, and what was asked. Everything may be changed while it is served.
+    """What is served, and what was requested. Everything may be changed while it is served.
 
-    `objects` and `frames` are the rows of objectInventories and frameInventories: what the catalogers filled in.
-    `token` is what the header Authorization must be, exactly; None takes any. `interface` is the GraphQL schema that
-    requests are held to; None is that of schema.graphql. `fault` is asked before each request, with the
-    operation's name and how many of that name have come, this one included. `requests` holds the name and the
-    variables of each. An operation without a name goes by its first field's; what is no query is named "".
+    `objects` and `frames` are the rows of objectInventories and frameInventories, which the catalogers add.
+    `token` is the required value of the header Authorization; None accepts any. `interface` is the GraphQL schema against
+    which requests are validated; None is that in schema.graphql. `fault` is called before each request with the
+    operation's name and the number of requests of that name so far, this one included. `requests` has the name and the
+    variables of each. An operation without a name has that of its first field; a request that is not a query, "".
     """
 
     datasets: list[Values]
@@ -62,13 +62,13 @@ class Store:
 def execute(
     store: Store, query: str, variables: Values | None = None, operation: str | None = None
 ) -> Values:
-    """Return what the store answers to a GraphQL request: `data`, `errors` or both."""
+    """Return the answer to a GraphQL request: `data`, `errors` or both."""
     answer = _quickly(store, query, variables, operation)
     return slowly(store, query, variables, operation) if answer is None else answer
 
 
 def slowly(store: Store, query: str, variables: Values | None = None, operation: str | None = None) -> Values:
-    """Return the same as execute, field by field, as graphql-core executes any request."""
+    """Return the same answer as execute(), computed by graphql-core field by field."""
     from graphql import execute_sync
 
     document, errors = validated(query, store.interface)
@@ -86,7 +86,7 @@ def slowly(store: Store, query: str, variables: Values | None = None, operation:
 
 
 class _Selection(NamedTuple):
-    """A field of Query, and what is selected of each row that it resolves to."""
+    """A field of Query, and the columns selected from its rows."""
 
     key: str  # in the answer
     name: str
@@ -95,18 +95,18 @@ class _Selection(NamedTuple):
     many: bool
     columns: tuple[
         tuple[str, str, Callable[[Any], Any]], ...
-    ]  # each with its key, and what it reads as in the answer
+    ]  # name in the answer, name in the row, conversion
 
 
 class _NotPlain(Exception):
-    """Only graphql-core knows the answer."""
+    """The request needs graphql-core."""
 
 
 def _quickly(store: Store, query: str, variables: Values | None, operation: str | None) -> Values | None:
-    """Return the answer to a query that selects plain columns of rows; None where it needs graphql-core's execution.
+    """Return the answer to a query of plain columns; None if it needs graphql-core's execution.
 
-    What it is held to is the same: the query is validated, and variables, arguments and values are coerced by
-    graphql-core. Whatever comes with an error, or writes, is left to graphql-core.
+    It is as strict: graphql-core validates the query and coerces variables, arguments and values. Mutations, and
+    anything with an error, are left to graphql-core.
     """
     from graphql import GraphQLError
     from graphql.execution.values import get_argument_values, get_variable_values
@@ -139,7 +139,7 @@ def _quickly(store: Store, query: str, variables: Values | None, operation: str 
 def _plan(
     query: str, interface: str | None, operation: str | None
 ) -> tuple[tuple[Any, ...], list[_Selection]] | None:
-    """Return a valid query's variables and what it selects, if that is columns of rows and nothing else."""
+    """Return a valid query's variables and selections if it selects plain columns of rows, else None."""
     from graphql import OperationDefinitionNode, OperationType
 
     document, errors = validated(query, interface)
@@ -185,7 +185,7 @@ def _selection(interface: "GraphQLSchema", node: "SelectionNode") -> _Selection:
 
 
 def _reader(of: Any) -> Callable[[Any], Any]:
-    """Return how a value of a leaf type, or of a list of them, reads in an answer."""
+    """Return the function that converts a value of a leaf type, or a list of these, for an answer."""
     from graphql import is_leaf_type, is_list_type, is_non_null_type, is_scalar_type
 
     if is_non_null_type(of):
@@ -211,7 +211,7 @@ def _reader(of: Any) -> Callable[[Any], Any]:
     if not is_leaf_type(of):
         raise _NotPlain
     serialize = of.serialize
-    # What serialize leaves as it is, and _whole does.
+    # Values of this type are returned unchanged by serialize and by _whole.
     as_it_is = {"Boolean": bool, "Float": None, "Int": None}.get(of.name, str if is_scalar_type(of) else None)
 
     def leaf(value: Any) -> Any:
@@ -229,7 +229,7 @@ def _reader(of: Any) -> Callable[[Any], Any]:
 
 
 def operation_name(query: str, operation: str | None = None) -> str:
-    """Return the name under which Store counts a request."""
+    """Return the name under which a request is counted."""
     from graphql import FieldNode, GraphQLError, OperationDefinitionNode
 
     try:
@@ -248,7 +248,7 @@ def operation_name(query: str, operation: str | None = None) -> str:
 
 
 def _whole(value: Any) -> Any:
-    """Numbers as the real store writes them: 393 where graphql-core has made it 393.0."""
+    """Return a value with integers as the real store writes them: 393, not graphql-core's 393.0."""
     if isinstance(value, dict):
         return {name: _whole(part) for name, part in value.items()}
     if isinstance(value, list):
@@ -258,7 +258,7 @@ def _whole(value: Any) -> Any:
 
 @cache
 def schema(interface: str | None = None) -> "GraphQLSchema":
-    """Return an interface, by default that of schema.graphql. Raise L2invError when graphql-core is not installed."""
+    """Return an interface, by default that in schema.graphql. Raise L2invError if graphql-core is not installed."""
     try:
         from graphql import build_schema
     except ImportError as problem:
@@ -278,7 +278,7 @@ def _parsed(query: str) -> "DocumentNode":
 
 @lru_cache(maxsize=32)
 def validated(query: str, interface: str | None = None) -> "tuple[DocumentNode | None, list[GraphQLError]]":
-    """Return the parsed query, or None if it is none, and what the interface finds wrong with it."""
+    """Return the parsed query, None if it is not one, and its errors against the interface."""
     from graphql import GraphQLError, validate
 
     try:
@@ -289,11 +289,11 @@ def validated(query: str, interface: str | None = None) -> "tuple[DocumentNode |
 
 
 def _root(store: Store) -> Values:
-    """What the fields of Query and Mutation resolve to; below them graphql-core reads the dicts by itself."""
+    """Return the resolvers of the fields of Query and Mutation; below these, graphql-core reads the dicts itself."""
 
     def resolver(answer: Callable[[Store, Values], Any]) -> Callable[..., Any]:
         def resolve(_: object, **arguments: Values | None) -> Any:
-            # Each field has one argument at most, and a null in it says as much as its absence.
+            # Each field has at most one argument, in which null means the same as absent.
             given = next(iter(arguments.values()), None) or {}
             return answer(store, {name: value for name, value in given.items() if value is not None})
 
@@ -307,7 +307,7 @@ _VIEW = "DatasetInventoryViewResponse"
 
 
 def _filtered(store: Store, kind: str, rows: Iterable[Values], given: Values) -> list[Values]:
-    """Return the rows, of that type of the interface, that every filter lets through."""
+    """Return the rows, of that type of the interface, that pass every filter."""
     columns = _columns(store.interface, kind)
     for name, wanted in given.items():
         if name not in _PAGING:
@@ -316,10 +316,10 @@ def _filtered(store: Store, kind: str, rows: Iterable[Values], given: Values) ->
 
 
 def _lets_through(columns: dict[str, str], name: str, wanted: Any) -> Callable[[Values], bool]:
-    """Return what a filter asks of a row. Raise GraphQLError for one that the sample store does not know."""
+    """Return the condition of a filter on a row. Raise GraphQLError for a filter that the sample store does not support."""
     if isinstance(wanted, list):
         among = set(wanted)
-        if name in columns:  # a list itself: one of it is enough
+        if name in columns:  # the column is a list: one common value is enough
             return lambda row: not among.isdisjoint(row.get(name) or ())
         if name.removesuffix("s") in columns:
             return lambda row: row.get(name.removesuffix("s")) in among
@@ -358,7 +358,7 @@ def _refusal(message: str) -> "GraphQLError":
 
 
 def _of_status(store: Store, given: Values) -> list[Values]:
-    """Return the datasets that every filter lets through; without a status asked for, the active ones."""
+    """Return the datasets that pass every filter; only active ones unless a status is requested."""
     return _filtered(store, _VIEW, store.datasets, {"status": ACTIVE} | given)
 
 
@@ -386,7 +386,7 @@ def _page(store: Store, rows: list[Values], given: Values) -> list[Values]:
     known = [row for row in rows if row.get(name) is not None]
     known.sort(key=itemgetter(name), reverse=descending)
     nulls = [row for row in rows if row.get(name) is None]
-    rows = nulls + known if descending else known + nulls  # as PostgreSQL has it
+    rows = nulls + known if descending else known + nulls  # as in PostgreSQL
     return _cut(rows, given, sys.maxsize)
 
 
@@ -399,7 +399,7 @@ def _cut(rows: list[Values], given: Values, size: int) -> list[Values]:
 
 @cache
 def _sortable(interface: str | None) -> frozenset[str]:
-    """Return the view's columns that have an order: neither lists nor the scalars that are JSON objects."""
+    """Return the view's columns that can be sorted: not lists, and not scalars that are JSON objects."""
     from graphql import get_nullable_type, is_leaf_type
 
     fields: Values = schema(interface).type_map[_VIEW].fields  # type: ignore[attr-defined]
@@ -430,7 +430,7 @@ def _statuses(store: Store, given: Values) -> list[Values]:
 
 
 def _candidates(store: Store, given: Values) -> list[Values]:
-    """A recipe done for each dataset, and up to two more planned: for an OP the same every time."""
+    """Return for each OP a complete recipe for each dataset, and up to two more planned; always the same."""
     ops = defaultdict(list)
     for row in _of_status(store, {}):
         if row["observingProgramExecutionId"] is not None:

@@ -1,4 +1,4 @@
-"""What every stage works with: connection, settings, the recorded run, and the report that it returns."""
+"""What every stage has: a connection, the settings, its recorded run, and the report that it returns."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

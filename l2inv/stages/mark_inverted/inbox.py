@@ -1,4 +1,4 @@
-"""inbox: records the ready files that science puts into a folder, each once, and moves them to done/ or rejected/.
+"""inbox: records each ready file that science puts into a folder, once, and moves it to done/ or rejected/.
 
 A ready event is recorded before its file is moved. If the process is killed in between, the next run finds the event
 already recorded and only moves the file.

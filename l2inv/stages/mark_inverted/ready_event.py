@@ -30,7 +30,7 @@ Text = Annotated[str, like(r"(?=.*\S)[^\0\ud800-\udfff]*", "text that is not bla
 _URIS_ONCE = Must(lambda found: len({o.uri for o in found}) == len(found), "names a URI twice")
 _CREDIBLE = Must(lambda time: 2000 <= time.year < 3000, "must be a time between the years 2000 and 3000")
 
-# What begins a URI, or what Globus's own commands take: ENDPOINT:/FOLDER/.
+# The beginning of a URI, or of a location as in Globus's commands: ENDPOINT:/FOLDER/.
 _LOCATION = re.compile(r"(?:[a-z0-9][a-z0-9+.-]*:|/)(?=\S)", re.IGNORECASE)
 _ASDF_KEY = re.compile(r"(?!(?:.*/)?\.{0,2}/).+\.asdf", re.DOTALL)
 
@@ -117,25 +117,22 @@ def mark_inverted(
     progress: Callable[[int, int], None] = lambda done_mb, of_mb: None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> bool:
-    """Record science's ready event for an OP that the actor holds. Return False if the same was recorded before.
+    """Record science's ready event for an OP that the actor holds. Return False if the same one was recorded before.
 
-    Outputs that are mounted by the settings of publish are compared, and the products among them checked; a reason why
-    products are not checked is warned of.
+    Outputs that are mounted (publish.mounts) are compared with the event, and products among them are checked; `warn`
+    gets the reason if they are not. Each inversion gets the id that was issued when the work began, or a new one if its
+    instrument program was not to be inverted then. The reason for accepting superseded datasets is recorded with them.
 
-    A ready file is known by its SHA-256, also in a later cycle of the OP: one that turns up again is not recorded again,
-    unless the OP was unmarked since.
+    With `for_holder`, the actor records on behalf of the holder: `inverted_by`, or else the OP's assignee. `amends` is the
+    state of an inverted OP whose ready event this one corrects; it must not have changed since.
 
-    `amends` is where an inverted OP was seen whose ready event this one corrects, which may be done of nothing newer.
+    A ready file is identified by its SHA-256, also in later cycles of the OP: it is not recorded again unless the OP was
+    unmarked since.
 
-    With for_holder the actor records on behalf of the holder: `inverted_by`, or else the OP's assignee. A reason
-    why superseded datasets are accepted is recorded with them. Each inversion has the id that was issued
-    when the work began; one of an instrument program that was not to be inverted then gets its id now.
-
-    Raise Refused when another holds the OP, its state does not allow it, the event names another inversion id, an
-    instrument program or dataset that is not the OP's, a line that its datasets did not observe, a time before the
-    observation, no software with a version or no output, when a dataset was superseded without that being accepted,
-    or an output that can be looked at is not as it says; WrongProducts with what is wrong with the files; and L2invError
-    when a mount is not there.
+    Raise Refused if somebody else holds the OP or its state does not allow the event; if the event names another
+    inversion id, an instrument program or dataset that is not the OP's, a line that its datasets did not observe, a time
+    before the observation, no software with a version, or no output; if a dataset was superseded and that is not
+    accepted; and if a mounted output differs. Raise WrongProducts with the findings, and L2invError if a mount is missing.
     """
 
     kind: Literal["amended", "inverted"] = "amended" if amends else "inverted"
@@ -201,7 +198,7 @@ def _check_products(
     progress: Callable[[int, int], None],
     warn: Callable[[str], None],
 ) -> list[str]:
-    """Return the inversions whose products are correct. Raise WrongProducts.
+    """Return the inversions whose products were checked. Raise WrongProducts if any is wrong.
 
     An inversion that gets its id with this event has no files under that id yet.
     """
@@ -377,7 +374,7 @@ def _detail(
 
 
 def _must_be_credible(op_id: str, detail: Json, datasets: Sequence[Used], now: datetime) -> None:
-    """Raise Refused with everything that a ready event lacks, and what cannot be true."""
+    """Raise Refused with everything that is missing from a ready event or cannot be true."""
     software, at = detail["software"], datetime.fromisoformat(detail["inverted_at"])
     ends = [one.end_time or one.start_time for one in datasets]
     observed = max((end for end in ends if end), default=None)

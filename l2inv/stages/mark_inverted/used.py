@@ -99,7 +99,7 @@ def superseded(connection: Connection, op_id: str, used: Sequence[Used]) -> dict
         detail = row["detail"]
         changed = [d for d, fields in detail.get("changed", {}).items() if INPUTS.intersection(fields)]
         since_claim |= dict.fromkeys(changed, "changed since it was claimed")
-        # Also of one that returned: it may have changed.
+        # Also for one that came back: it may have changed.
         for what in ("left", "withdrawn"):
             since_claim |= dict.fromkeys(detail.get(what, ()), f"{what} since it was claimed")
     found = {}

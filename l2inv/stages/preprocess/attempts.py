@@ -1,4 +1,4 @@
-"""One OP in preprocess, here or on the cluster: whether it is due, the start of its job, and the job's outcome."""
+"""One OP in preprocess, on this host or on the cluster: its state, the start of its job, and the job's outcome."""
 
 import errno
 import os
@@ -51,7 +51,7 @@ class Failed(Exception):
 
 
 class Started(msgspec.Struct, frozen=True):
-    """A job that begins, as the event preprocess_started keeps it."""
+    """A job that starts, as the event preprocess_started records it."""
 
     executor: str  # local or slurm
     job: str
@@ -78,7 +78,7 @@ class Started(msgspec.Struct, frozen=True):
 
 
 class Op(msgspec.Struct):
-    """An OP that may be preprocessed, or was when its newest job began."""
+    """An OP that can be preprocessed, or that a job was started for."""
 
     op_id: str
     seq: int
@@ -86,7 +86,7 @@ class Op(msgspec.Struct):
     on_hold: bool
     fresh: bool  # the verdict is on the present datasets
     newest: Started | None
-    is_open: bool  # the newest job is for the present verdict, and what became of it is not recorded yet
+    is_open: bool  # the newest job is for the present verdict, and its outcome is not recorded yet
 
     @property
     def started(self) -> Started:
@@ -104,7 +104,7 @@ class Start(msgspec.Struct, frozen=True):
 
 
 def read(connection: Connection, op_id: str | None = None) -> list[Op]:
-    """Return the OPs that are invertible, and those no longer so whose job may still run; or the one that is named."""
+    """Return the invertible OPs, and those no longer invertible whose job may still run; or only the named one."""
     rows = connection.execute(
         """
         select s.op_id, s.seq, s.state, s.on_hold_seq is not null as on_hold,
@@ -229,7 +229,7 @@ def done_without(stage: Stage, op: Op, folder: Path) -> None:
 
 
 def _preprocessed(stage: Stage, op: Op, folder: Path, detail: Json) -> None:
-    # Files of earlier attempts included: a command may build on them.
+    # Including files of earlier attempts: a command may build on them.
     files = [bundle.describe_file(path, folder) for path in bundle.files(folder)]
     event = event_log.Event(op.op_id, op.seq, "preprocessed", "preprocessed", detail | {"files": files})
     _settle(stage, op, "done", lambda seq: stage.append(msgspec.structs.replace(event, after=seq)))

@@ -1,4 +1,4 @@
-"""An OP's folder and the input bundle in it: which datasets to invert, pinned, and how Globus fetches them."""
+"""An OP's folder and its input bundle: the exact versions of the datasets to invert, and how Globus fetches them."""
 
 import json
 import shlex
@@ -53,10 +53,10 @@ def describe_file(path: Path, folder: Path) -> Json:
 
 
 def write(folder: Path, description: Json, settings: Settings) -> None:
-    """Put op.json, manifest.json and globus-batch.txt into an OP's folder, each whole or not at all, and on the disk.
+    """Write op.json, manifest.json and globus-batch.txt into an OP's folder, each atomically and synced to disk.
 
-    An inversions.json of an earlier cycle is removed: the claim writes that of this one. `description` is what
-    preprocess.describe() gives. The same description and settings give the same bytes. Raise OSError.
+    An inversions.json of an earlier cycle is removed: the claim writes this cycle's. `description` is from
+    attempts.describe(). The same description and settings give the same bytes. Raise OSError.
     """
     made = manifest(description, settings.qualification, settings.preprocess, folder)
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -67,15 +67,15 @@ def write(folder: Path, description: Json, settings: Settings) -> None:
 
 
 def write_inversions(folder: Path, inversions: list[Json]) -> None:
-    """Put inversions.json into an OP's folder: the ids of its inversions and the names that follow. Raise OSError."""
+    """Write inversions.json into an OP's folder: its inversions' ids, with the names derived from them. Raise OSError."""
     replace(folder / INVERSIONS, _as_json({"inversions": inversions}))
 
 
 def manifest(description: Json, rules: Qualification, settings: Preprocess, folder: Path) -> Json:
     """Return the manifest: the OP, its verdict, and each dataset with its version and location; wavelengths in nm.
 
-    `qualifying` are the datasets that the verdict on an invertible instrument program names, `path` is below the
-    bucket, and `fetch` is the command line for globus-batch.txt, null where the settings do not name both ends.
+    A dataset is `qualifying` if the verdict on an invertible instrument program names it; its `path` is below the bucket.
+    `fetch` is the command line for globus-batch.txt, null unless the settings name both endpoints.
     """
     programs = description["instrument_programs"]
     verdict = description["verdict"] or {"instrument_programs": []}
@@ -105,11 +105,11 @@ def manifest(description: Json, rules: Qualification, settings: Preprocess, fold
 
 
 def batch(made: Json, settings: Preprocess) -> str:
-    """Return what `globus transfer --batch` reads: a line for the folder of each qualifying dataset.
+    """Return the input of `globus transfer --batch`: a line for the folder of each qualifying dataset.
 
-    Globus takes each line apart as a shell would, comments with # included, and joins a path that does not begin
-    with / to the folder named beside the endpoint (globus-cli: "Batch Input"). No id can end a line or leave its
-    folder: what is no letter, digit or one of _.-~ is written as %XX, as in the names of the folders.
+    Globus splits lines as a shell does, including # comments, and appends a relative path to the folder given with the
+    endpoint (globus-cli: "Batch Input"). No id can end a line or lead out of its folder: characters other than letters,
+    digits and _.-~ are written as %XX, as in the names of OPs' folders.
     """
     missing = [
         f"preprocess.{name}"
@@ -137,7 +137,7 @@ def batch(made: Json, settings: Preprocess) -> str:
 
 
 def _dataset(record: Json, rules: Qualification, used: set[str]) -> Json:
-    """One dataset of the manifest, from its record under the store's own names."""
+    """Return a dataset of the manifest, from its record under the store's names."""
     dataset_id, proposal = record["datasetId"], record.get("primaryProposalId")
     low, high = record.get("wavelengthMin"), record.get("wavelengthMax")
     return {

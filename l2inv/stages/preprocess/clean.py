@@ -1,4 +1,4 @@
-"""An OP's intermediate files: whether they still are what was recorded, and their removal once it is published."""
+"""An OP's intermediate files: comparing them with the record, and removing them after it is published."""
 
 import os
 import shutil
@@ -124,7 +124,7 @@ def _record_and_move(
 
 
 def _size(places: list[Path]) -> dict[str, int]:
-    """Return how many files there are, those that l2inv keeps for itself included, and their bytes."""
+    """Return the number of files, l2inv's own included, and their total size in bytes."""
     sizes = []
     for place in places:
         if place.is_symlink() or not place.is_dir():

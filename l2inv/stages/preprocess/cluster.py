@@ -18,7 +18,7 @@ ARRAY = 1000  # OPs in one Slurm array: as a cluster allows by default
 
 @contextmanager
 def asked() -> Iterator[None]:
-    """Raise Unavailable while the controller cannot be reached, and L2invError if it refuses: no OP goes to error."""
+    """Raise Unavailable if the controller cannot be reached, and L2invError if sbatch refuses; no OP goes to error."""
     try:
         yield
     except slurm.SlurmDown as problem:
@@ -33,7 +33,7 @@ def asked() -> Iterator[None]:
 
 
 def states(settings: Preprocess, ops: Sequence[Op]) -> Iterator[tuple[Op, jobs.Ended | None, str]]:
-    """Yield how each job ended as far as it left that, and the state that Slurm has it in, or had. Raise SlurmDown."""
+    """Yield for each job how it ended, if recorded, and its last known state in Slurm. Raise SlurmDown."""
     known = slurm.states({op.started.job for op in ops})
     for op in ops:
         end, task = jobs.ended(*op.started.place), known.get(_task(op))
@@ -48,7 +48,7 @@ def end(ops: Sequence[Op]) -> set[str]:
     known = slurm.states({op.started.job for op in ops})
     live = [op for op in ops if (task := known.get(_task(op))) and task.state not in slurm.ENDED]
     for op in live:
-        slurm.cancel(*_task(op))  # a later run sees it gone
+        slurm.cancel(*_task(op))  # a later run finds it ended
     return {op.op_id for op in live}
 
 
@@ -59,7 +59,7 @@ def _task(op: Op) -> tuple[str, int]:
 
 
 def submit(stage: Stage, starts: Sequence[Start]) -> None:
-    """Submit OPs, an array at a time. Raise Unavailable while the cluster is down, and L2invError when it refuses."""
+    """Submit OPs, one array at a time. Raise Unavailable if the cluster is down, and L2invError if it refuses."""
     assert stage.report.jobs
     with asked():
         for first in range(0, len(starts), ARRAY):
@@ -67,7 +67,7 @@ def submit(stage: Stage, starts: Sequence[Start]) -> None:
 
 
 def _submit_array(stage: Stage, starts: Sequence[Start]) -> int:
-    """Submit OPs as one array, recorded first: a later run finds it by its name."""
+    """Record that jobs start, then submit them as one array, which a later run finds by its name."""
     settings, name = stage.settings.preprocess, jobs.new_name()
     made: list[tuple[Op, Started]] = []
     scripts: list[Path] = []
@@ -80,7 +80,7 @@ def _submit_array(stage: Stage, starts: Sequence[Start]) -> int:
     begun = {op.op_id for op in attempts.begin(stage, made)}
     for op, job in made:
         if op.op_id not in begun:
-            jobs.give_up(*job.place)  # it is in the array: it starts, and ends at once
+            jobs.give_up(*job.place)  # it is in the array: it will start and end at once
             stage.count("skipped")
     if begun:
         folder = work_folder(settings) / ".batches" / name

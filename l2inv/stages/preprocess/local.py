@@ -1,4 +1,4 @@
-"""The jobs of preprocess on this machine: a few at a time, each waited for until it ends."""
+"""The executor `local`: the jobs of preprocess on this host, a few at a time, each waited for."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -26,13 +26,13 @@ def run(stage: Stage, running: Sequence[Op], starts: Sequence[Start]) -> None:
 
 @contextmanager
 def _stopping(pool: ThreadPoolExecutor, stop: Flag, running: Sequence[Op]) -> Iterator[None]:
-    """End what runs and what waits when the caller is interrupted: only a killed l2inv leaves commands behind."""
+    """End running and waiting jobs if the caller is interrupted: only a killed l2inv leaves commands running."""
     try:
         yield
     except BaseException:
         stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
-        for op in running:  # those whose turn to be waited for had not come
+        for op in running:  # including those that nobody waits for yet
             jobs.kill(*op.started.place)
         raise
 

@@ -38,9 +38,9 @@ class Unpublishable(Exception):
 
 
 class Guard:
-    """An inverted OP between its preflight and its publication. `found` is the newest preflight."""
+    """An inverted OP between its preflight and its publication."""
 
-    found: Preflight
+    found: Preflight  # the newest
     inversions: list[Inversion]  # as the store has them, or will have them
     seq: int
 
@@ -49,7 +49,7 @@ class Guard:
         self.connection, self.settings, self.run = stage.connection, stage.settings, stage.run
 
     def look(self) -> None:
-        """Run a preflight, from which all else takes what it found."""
+        """Run a preflight, and keep what it finds."""
         self.found = preflight(self.connection, self.settings, self.op_id)
         self.inversions, self.seq = self.found.inversions, self.found.seq
 

@@ -14,8 +14,8 @@ from l2inv.stages.scan import changes, quarantine, seen
 from l2inv.stages.scan.reading import Scan, Scanned, begin, take
 from l2inv.stages.stage import Progress, opened
 
-PASSES = 3  # over the whole store, while it changes under the reader
-OVERLAP = timedelta(days=1)  # an incremental scan reads this much again, for what the store dated late
+PASSES = 3  # at most, over a store that changes while it is read
+OVERLAP = timedelta(days=1)  # by which scans with --since-last overlap: the store may set updateDate late
 
 
 def scan(
@@ -30,8 +30,8 @@ def scan(
 ) -> Scanned:
     """Read the whole store, or what changed since the last complete scan, and return the stage's report.
 
-    A record that arrives in the bytes in which it last did, as the table `received` says, is not decoded, unless all are
-    to be: a writer can change that table.
+    A record with the same bytes as last time, by the table `received`, is not decoded again, except with `decode_all`: a
+    writer can change that table.
 
     Everything it writes becomes visible at its end. If the store fails midway, or changes faster than it can be read, what
     was read is kept, the report has `complete: false`, and `failed` is the cause. Only a complete scan of the whole store

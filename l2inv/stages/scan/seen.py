@@ -1,6 +1,6 @@
-"""What a scan has seen so far, in a temporary table, so that its memory is bounded.
+"""What a scan has seen so far, in a temporary table, so that memory is bounded.
 
-A dataset whose record arrives in the same bytes as last time is recognized by their hash, and not decoded.
+A record with the same bytes as last time is recognized by their hash, and not decoded.
 """
 
 from collections.abc import Sequence
