@@ -1,4 +1,4 @@
-"""A real PostgreSQL for every test, a database of its own each, and the commands as their users call them.
+"""A real PostgreSQL for the tests, a database for each, and the commands as users call them.
 
 The server is the embedded one, started once; L2INV_TEST_DATABASE names another (a libpq URI of a superuser).
 """

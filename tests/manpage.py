@@ -1,4 +1,4 @@
-"""Makes docs/l2inv.1, the manual page, from the program: python -m tests.manpage."""
+"""Generates docs/l2inv.1, the manual page, from the program: python -m tests.manpage."""
 
 import re
 from collections.abc import Iterator

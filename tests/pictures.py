@@ -1,4 +1,4 @@
-"""Makes the pictures in docs/pictures anew, of the demo's database: python -m tests.pictures.
+"""Generates the pictures in docs/pictures from the demo's database: python -m tests.pictures.
 
 The terminal's are SVG by rich, 80 columns wide; the report's is a PNG, where chromium is. The demo's sample is that of one
 day, and what its run adds of its own (times, ids, folders) is written as on that day: a further run changes nothing.

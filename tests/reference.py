@@ -1,4 +1,4 @@
-"""Makes docs/reference.md from the program: python -m tests.reference.
+"""Generates docs/reference.md from the program: python -m tests.reference.
 
 Commands come from Click, settings from their types and from the comments of config.example.yaml, exit codes and kinds
 of events from the modules that hold them, views from a migrated database; what their columns mean is said in

@@ -1,4 +1,4 @@
-"""Text from outside, made to do harm: through the store, the command line and files it is shown, never obeyed."""
+"""Hostile text from the store, the command line and files: displayed, never interpreted."""
 
 import copy
 import csv

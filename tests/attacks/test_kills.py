@@ -1,4 +1,4 @@
-"""Whatever ends l2inv or PostgreSQL in the midst of any stage: the record stays whole, and the next run does the rest.
+"""l2inv or PostgreSQL killed during any stage: the event log stays intact, and the next run finishes the work.
 
 L2INV_ATTACKS_SEED names other random points than the usual ones.
 """

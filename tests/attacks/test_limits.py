@@ -1,4 +1,4 @@
-"""Limits: a full disk, answers without end, settings that others may change, secrets, and odd clocks."""
+"""Limits: a full disk, endless answers, settings that others may change, secrets, and wrong clocks."""
 
 import gzip
 import json

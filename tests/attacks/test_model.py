@@ -1,4 +1,4 @@
-"""Everything that people, cron and a failing world may do to OPs, in any order, against a small model of what follows.
+"""Random actions of people and cron, with random faults, in any order, compared with a small model.
 
 A hypothesis state machine runs the real commands on a real PostgreSQL and a sample store. After each step the record
 must be what it was, with what the model expects added: no more, no less, and nothing when a command refused.

@@ -1,4 +1,4 @@
-"""What others plant in folders that they may write to: not followed, not waited for, and nothing made that they may write."""
+"""Links, pipes and files planted in folders that others may write to: not followed, not waited for."""
 
 import os
 import stat

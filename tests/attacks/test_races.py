@@ -1,4 +1,4 @@
-"""Everybody at once: the stages of overlapping cron runs, science's claims and hand-backs, on a store that changes."""
+"""Overlapping cron runs of every stage while people claim and release, on a store that changes."""
 
 import json
 import subprocess

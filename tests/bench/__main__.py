@@ -1,4 +1,4 @@
-"""Measures what people wait for, beside its targets: python -m tests.bench [--only NAME] [--ops N].
+"""Measures what users wait for, and compares it with targets: python -m tests.bench [--only NAME] [--ops N].
 
 Everything runs on one private PostgreSQL in --folder, which needs about 12 GB for a million OPs.
 Each module of this package registers its own measurements: see measure.py.

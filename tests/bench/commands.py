@@ -1,4 +1,4 @@
-"""What each command costs at a number of OPs, for the tables of docs/scale.md."""
+"""What each command costs with many OPs, for the tables of docs/scale.md."""
 
 from collections.abc import Iterator
 

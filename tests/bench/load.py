@@ -1,4 +1,4 @@
-"""Fills a schema with as many OPs as are wanted: copies of a few that really went through every stage.
+"""Fills a schema with many OPs: copies of a few that went through every stage.
 
 Events and dataset versions go in by COPY through the schema's own triggers, so that states, hashes and sequence
 numbers are those that l2inv would have made, and `l2inv verify` finds nothing.

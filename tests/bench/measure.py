@@ -1,4 +1,4 @@
-"""The frame of the benchmark: what a figure is, where it is measured, and how a measurement is registered.
+"""The framework of the benchmark: what a figure is, where it is measured, and how a measurement is registered.
 
 To add one, write a generator in a module of this folder:
 

@@ -1,4 +1,4 @@
-"""What preprocess takes an OP beside the command itself."""
+"""What preprocess costs per OP, besides the command itself."""
 
 import subprocess
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""How many requests publish makes of the metadata store, which is what it takes its time for."""
+"""How many requests to the metadata store publish makes, which determine its time."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime

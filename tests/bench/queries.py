@@ -1,4 +1,4 @@
-"""What people ask for, as processes: beside the bare imports, or in seconds and megabytes."""
+"""Queries as processes: compared with the bare imports, or in seconds and megabytes."""
 
 import statistics
 import sys

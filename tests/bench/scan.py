@@ -1,4 +1,4 @@
-"""A scan where nothing has changed, which is what cron runs every night."""
+"""A scan in which nothing changed, as cron runs it every night."""
 
 import json
 import statistics

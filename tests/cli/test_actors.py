@@ -1,4 +1,4 @@
-"""Who acts, beside the database role of the session: a command warns where the settings know them as two people."""
+"""A warning if the actor and the database role of the session belong to different people in the settings."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The commands' promises to scripts: exit codes, one JSON document, one line an error, and a quick start."""
+"""What scripts rely on: exit codes, one JSON document, errors of one line, and a fast start."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""Under -q, a failure that lasts is printed when it begins, each day, and when it is over; exit codes stay."""
+"""Under -q, a lasting failure is printed when it starts, once a day, and when it is over; exit codes do not change."""
 
 import re
 import stat

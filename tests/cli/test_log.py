@@ -1,4 +1,4 @@
-"""log and runs: who did what since when, and what ran, for people, programs and the reader's role."""
+"""log and runs: who did what when, and which stages ran, for people, programs and the reader's role."""
 
 import json
 import re

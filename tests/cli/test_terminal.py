@@ -1,4 +1,4 @@
-"""What people see: nothing wider than their terminal, ids that can be copied whole, colour only where it is wanted."""
+"""Output on a terminal: never wider than that, ids that can be copied, and color only if wanted."""
 
 import operator
 import re

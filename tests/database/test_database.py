@@ -1,4 +1,4 @@
-"""The database as Tony sees it: migrations, schemas, what is refused and how it is said."""
+"""The database for its operator: migrations, schemas, and errors with hints."""
 
 import shutil
 import threading

@@ -1,4 +1,4 @@
-"""The private server: made, found again, started again after every kind of accident, and stopped."""
+"""The embedded server: created, found, restarted after every kind of accident, and stopped."""
 
 import importlib.util
 import os

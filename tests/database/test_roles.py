@@ -1,4 +1,4 @@
-"""Roles: the writer can do its work and nothing more, the reader sees the views alone."""
+"""Roles: the writer can do its work and nothing else, and the reader can only read the views."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""docs/schema.sql: the schema as it is after all migrations."""
+"""docs/schema.sql: the schema after all migrations."""
 
 from typing import Any
 

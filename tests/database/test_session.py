@@ -1,4 +1,4 @@
-"""A session means the same under whatever defaults, is refused behind the wrong pooler, and waits for nobody in silence."""
+"""A session behaves the same under any defaults, is refused behind the wrong pooler, and reports what it waits for."""
 
 import re
 import sys

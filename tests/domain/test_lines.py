@@ -1,4 +1,4 @@
-"""Spectral lines: their names, and whether a dataset holds them."""
+"""Spectral lines: their names, and whether a dataset observes them."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What is measured of an OP, from datasets as the store gives them."""
+"""The measures of an OP, from datasets as in the store."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

@@ -1,4 +1,4 @@
-"""A field that no verdict rests on never keeps a record from being read; one that a verdict rests on does."""
+"""An unreadable field quarantines a record only if a verdict depends on it."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""l2inv as its users call it, in this process or in one of its own, and the commands that there are."""
+"""l2inv as users call it, in this process or another, and a list of its commands."""
 
 import json
 import subprocess

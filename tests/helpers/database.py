@@ -1,4 +1,4 @@
-"""The tests' PostgreSQL: where it is, and how a database is made there within milliseconds, as a copy of another."""
+"""The PostgreSQL of the tests: where it is, and databases copied from a template within milliseconds."""
 
 import atexit
 import os

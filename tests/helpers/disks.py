@@ -1,4 +1,4 @@
-"""File systems that are small, and full."""
+"""Small and full file systems."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The documents as programs: their blocks of code, their console sessions, and whether what is shown is what came."""
+"""Documents as programs: their code blocks, their console sessions, and a comparison with the real output."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What the detail of each kind of event must hold at least, for tests that write events by hand."""
+"""The smallest valid detail of each kind of event, for tests that insert events themselves."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

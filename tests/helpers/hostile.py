@@ -1,4 +1,4 @@
-"""Text made to do harm where it is shown, and what must never be shown."""
+"""Hostile text, and what must never be printed of it."""
 
 import copy
 import re

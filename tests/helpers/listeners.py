@@ -1,4 +1,4 @@
-"""HTTP servers on loopback: one that keeps what it is asked, and one whose answer never ends."""
+"""HTTP servers on loopback: one that keeps its requests, and one whose answer never ends."""
 
 import socket
 import threading

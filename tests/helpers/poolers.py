@@ -1,4 +1,4 @@
-"""Poolers before a test's database: PgBouncer where it is installed, and a small one that behaves as its manual says.
+"""Poolers in front of a test's database: PgBouncer if it is installed, and a small imitation.
 
 https://www.pgbouncer.org/config.html: in session mode a server connection is a client's until it leaves, in transaction
 mode until each transaction ends; the one released last is given out first. Startup parameters that cannot be kept track

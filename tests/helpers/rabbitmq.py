@@ -1,4 +1,4 @@
-"""A real RabbitMQ for the tests, on loopback, with an epmd of its own: started by hand and stopped at the end.
+"""A real RabbitMQ for the tests, on loopback, with its own epmd: started by the tests and stopped at the end.
 
 Nothing of the machine's own RabbitMQ is read or written, and no systemd is needed. Debian: rabbitmq-server.
 """

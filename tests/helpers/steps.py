@@ -1,4 +1,4 @@
-"""What people and the stages do to an observing program, in a line each, and what came of it."""
+"""The steps of people and stages with an OP, in one line each."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Processes on a terminal of a given size, as a person has one, and what they write to it."""
+"""Processes on a terminal of a given size, and their output."""
 
 import codecs
 import fcntl

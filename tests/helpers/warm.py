@@ -1,4 +1,4 @@
-"""l2inv in processes that are started within milliseconds: by forking one that has imported all of it."""
+"""l2inv in processes that start within milliseconds, forked from one that has imported it."""
 
 import json
 import os

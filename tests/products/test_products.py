@@ -1,4 +1,4 @@
-"""Products are checked: nothing is found in good ones, each fault is found by its name, and a file may be anything."""
+"""The check of products: no findings in correct ones, each fault found by name, whatever a file contains."""
 
 import gzip
 import hashlib

@@ -1,4 +1,4 @@
-"""The habits that keep the program readable: which folder imports which, where SQL stands, what a process loads."""
+"""The rules of the code's structure: which folder imports which, where SQL is, what a process imports."""
 
 import ast
 import re

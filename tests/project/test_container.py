@@ -1,4 +1,4 @@
-"""The container image and the compose file: what they say and, in the slow test, an image that was built and run.
+"""The container image and the compose file: a few rules and, in the slow test, an image built and run.
 
 The slow test needs root, podman and a base image: what L2INV_TEST_BASE names, else one that debootstrap makes.
 """

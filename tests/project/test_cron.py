@@ -1,4 +1,4 @@
-"""The example crontab, run by a real cron for two minutes as an ordinary user, and the mail that comes of it.
+"""The example crontab, run by a real cron for two minutes as an ordinary user, and the mail that it sends.
 
 cron sees a machine of its own (a mount namespace): its spool, its pid file, and a sendmail that keeps each mail in a
 file. Nothing of it touches the machine's own cron, mail or crontabs.

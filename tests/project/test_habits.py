@@ -1,4 +1,4 @@
-"""What surrounds the program: its metadata, the hosted CI, the Makefile, the tested dependencies, the top-level listing."""
+"""Package metadata, the hosted CI, the Makefile, the tested dependencies, the top-level listing."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""docs/l2inv.1: what the program says of itself, and what man takes."""
+"""docs/l2inv.1: generated from the program, and accepted by man."""
 
 import shutil
 import subprocess

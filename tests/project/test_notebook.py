@@ -1,4 +1,4 @@
-"""docs/notebook.md, run from its first line to its last, and the functions that it shows."""
+"""docs/notebook.md, executed in full, and the functions that it shows."""
 
 import importlib.util
 import re

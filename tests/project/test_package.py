@@ -1,4 +1,4 @@
-"""What is handed out: the wheel and the source distribution hold what they should, and the wheel works elsewhere."""
+"""The wheel and the source distribution contain what they should, and the wheel works elsewhere."""
 
 import json
 import os

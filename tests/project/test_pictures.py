@@ -1,4 +1,4 @@
-"""docs/pictures: what the commands show today."""
+"""docs/pictures: up to date with the commands."""
 
 from tests import pictures
 

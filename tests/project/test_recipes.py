@@ -1,4 +1,4 @@
-"""The recipes of DEVELOPMENT.md, followed to the letter."""
+"""The recipes of DEVELOPMENT.md, applied as written."""
 
 import json
 import os

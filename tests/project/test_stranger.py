@@ -1,4 +1,4 @@
-"""One stranger's day: the documents, executed in the order in which somebody new would read them.
+"""A newcomer's day: the documents, executed in the order of reading.
 
 Clone, README, tutorial; then install, roles and a night of cron, an OP that fails, an upgrade, and the way back by a
 restore. What runs are the documents' own lines, in a shell, in real environments. Only the places that a reader is to

@@ -1,4 +1,4 @@
-"""docs/tutorial.md, run from its first line to its last."""
+"""docs/tutorial.md, executed in full."""
 
 import shlex
 import shutil

@@ -1,4 +1,4 @@
-"""How a scientist finds a good OP: which stands first and why, what is shown of it, what a filter finds or says."""
+"""How a scientist finds a good OP: which comes first and why, what is shown, and what a filter matches."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""overdue and the digest's lists: what stays longer than it may, and whose it is."""
+"""overdue and digest: what stayed in a state for too long, and who is responsible."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

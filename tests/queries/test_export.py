@@ -1,4 +1,4 @@
-"""export and published_op: what the metadata store pulls, and the role it reads with."""
+"""export and published_op: what the metadata store reads, and by which role."""
 
 import csv
 import io

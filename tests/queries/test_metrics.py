@@ -1,4 +1,4 @@
-"""status for those who watch: which stage is late, and the metrics of a Prometheus textfile collector."""
+"""status for monitoring: which stage is late, and metrics for a Prometheus textfile collector."""
 
 import re
 from datetime import UTC, datetime, timedelta

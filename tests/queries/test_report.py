@@ -1,4 +1,4 @@
-"""report: the page's numbers are the record's, text stays text, and the file is there whole or as it was."""
+"""report: the page agrees with the event log, text stays text, and the file is replaced atomically."""
 
 import base64
 import hashlib

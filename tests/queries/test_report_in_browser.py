@@ -1,4 +1,4 @@
-"""The report in a real Chromium: as it looks and behaves, on a phone and a desk, in light and dark."""
+"""The report in a real Chromium: on a phone and a desktop, in light and dark."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""What only reads, on a streaming replica of a real server; what writes, on the server itself."""
+"""Reads on a streaming replica of a real server; writes on the server itself."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What the verdicts tell: why, how nearly, by which criteria, what others would change, and how long to wait."""
+"""Verdicts: why, by what margin, by which criteria, what other criteria would change, and how long to wait."""
 
 import random
 import re

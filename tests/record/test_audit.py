@@ -1,4 +1,4 @@
-"""The canonical form of an event: what the database hashes is what docs/audit.md says, in Python or any other language."""
+"""The canonical form of an event: the database hashes what docs/audit.md describes, in any language."""
 
 import json
 import re

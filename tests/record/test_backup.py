@@ -1,4 +1,4 @@
-"""backup and restore: pg_dump and pg_restore of this schema alone, whole or not at all, verified afterwards."""
+"""backup and restore: pg_dump and pg_restore of this schema alone, all or nothing, then verified."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""What an event may say: the database takes no detail that a view, a trigger or a command could stumble over."""
+"""Details of events: the database refuses any on which a view, a trigger or a command could fail."""
 
 import copy
 import json

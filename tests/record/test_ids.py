@@ -1,4 +1,4 @@
-"""What names an OP: its id, a part of it that fits no other, or the id of something that it holds."""
+"""What identifies an OP: its id, a unique part of it, or the id of something that belongs to it."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""One name: an inversion is named once, when work on it begins, and keeps that name."""
+"""An inversion gets its id once, when work on it begins, and keeps it."""
 
 import json
 import re

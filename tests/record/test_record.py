@@ -1,4 +1,4 @@
-"""The record: what the database itself refuses, and that it says the same as states.py."""
+"""The event log: what the database refuses, compared with states.py."""
 
 import re
 from itertools import product

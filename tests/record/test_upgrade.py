@@ -1,4 +1,4 @@
-"""An upgrade as docs/upgrading.md has it: from a 0.1.0 database with data in it to a made-up next version, and back.
+"""An upgrade as in docs/upgrading.md: from a 0.1.0 database with data to a made-up next version, and back.
 
 The commands are those of the document, in its order.
 """

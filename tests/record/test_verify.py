@@ -1,4 +1,4 @@
-"""verify: whoever gets around the triggers and changes one thing is found out."""
+"""verify finds each change that was made around the triggers."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Life goes on after an event that should not be there: the owner declares it void, and no view reads it any more."""
+"""The owner declares a wrong event void, and no view reads it any more."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The sample's cataloger reads the catalog's messages strictly, and what it filed is found by the store's interface."""
+"""The sample's cataloger reads messages strictly, and the store's interface returns its records."""
 
 import json
 import threading

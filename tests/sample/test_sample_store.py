@@ -1,4 +1,4 @@
-"""The sample metadata store: it must be as odd as the real one, and fail as it does."""
+"""The sample metadata store: as odd as the real one, with the same failures."""
 
 import gzip
 import http.client

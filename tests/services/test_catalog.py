@@ -1,4 +1,4 @@
-"""The catalog's messages, its settings, and brokers that are none; test_rabbitmq.py sends to a real one."""
+"""The catalog's messages and settings, and servers that are not brokers; test_rabbitmq.py sends to a real one."""
 
 import json
 import re

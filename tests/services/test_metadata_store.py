@@ -1,4 +1,4 @@
-"""The metadata store over a network that fails: read to the end, or a line that says what to do."""
+"""The metadata store over an unreliable network: read completely, or an error with a hint."""
 
 import gzip
 import itertools

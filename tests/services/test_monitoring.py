@@ -1,4 +1,4 @@
-"""The dead man's switch: pinged when a stage begins and however it ends, and never in its way."""
+"""The monitor: pinged when a stage begins and ends, without ever delaying or breaking it."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The digest on its way: to each owner's own addresses, through the real library, to servers on loopback."""
+"""Sending the digest to each owner's addresses, through the real library, to servers on loopback."""
 
 import json
 import socketserver

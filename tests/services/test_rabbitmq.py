@@ -1,4 +1,4 @@
-"""The catalog's messages over a real RabbitMQ: as a strict receiver wants them, and whatever may go wrong there."""
+"""The catalog's messages over a real RabbitMQ: valid for a strict receiver, whatever fails."""
 
 import json
 import subprocess

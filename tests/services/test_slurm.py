@@ -1,4 +1,4 @@
-"""Slurm: a real one tells what became of each task, and preprocess makes of it what is right."""
+"""Slurm: the states of tasks on a real cluster, and how preprocess handles them."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What l2inv sends, held to the metadata store's published interface and to the sample store's part of it."""
+"""l2inv's requests, validated against the store's published interface and the sample store's part of it."""
 
 import importlib
 import json

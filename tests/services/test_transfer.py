@@ -1,4 +1,4 @@
-"""Transfers by real programs: what they bring is compared, and what ends early is told or begun again."""
+"""Transfers by real programs: compared at the destination, and reported or repeated if they end early."""
 
 import os
 import shutil

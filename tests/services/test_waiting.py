@@ -1,4 +1,4 @@
-"""Every wait for the store ends, and nobody waits for a row or a transaction of who waits for the store."""
+"""Every wait for the store ends, and nobody waits for a row or transaction of a process that waits for the store."""
 
 import json
 import socket

@@ -1,4 +1,4 @@
-"""Inversions of abandoned cycles: the store may come to hold them after the OP was reopened."""
+"""Inversions of abandoned cycles: the store may get them after the OP was reopened."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The input bundle: what is pinned in the manifest, and that Globus reads the batch file as it is meant."""
+"""The input bundle: exact versions in the manifest, and a batch file that Globus reads correctly."""
 
 import json
 import os

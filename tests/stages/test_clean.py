@@ -1,4 +1,4 @@
-"""The intermediate files: compared with the record, kept until an OP is published, then swept."""
+"""The intermediate files: compared with the record, kept until an OP is published, then removed."""
 
 import sys
 import time

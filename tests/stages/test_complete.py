@@ -1,4 +1,4 @@
-"""Complete means every id once: whatever a store gives twice, in another order or with errors is never taken for that."""
+"""A scan is complete when every id came once, whatever a store repeats, reorders or fails to send."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Each mistake has one command that goes back, as docs/science.md says, and both stand in the history."""
+"""Each mistake has one command that undoes it, as in docs/science.md, and the history shows both."""
 
 import re
 import shlex

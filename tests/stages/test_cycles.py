@@ -1,4 +1,4 @@
-"""reopen and withdraw: a second inversion of the same OP, and a bad one taken back."""
+"""reopen and withdraw: a second inversion of the same OP, and a bad one marked."""
 
 import threading
 from typing import Any

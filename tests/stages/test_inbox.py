@@ -1,4 +1,4 @@
-"""inbox: every ready file is taken once, none is lost, and none is read half-written."""
+"""inbox: every ready file is recorded once, none is lost, and none is read half-written."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Verdicts overruled, judged again from the record, and helped along by what L1 says it has finished."""
+"""Verdicts that are overruled, and OPs that need not wait because L1 has finished them."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""preprocess: a command for each invertible OP, in a folder of its own; what it did is on the event."""
+"""preprocess: a command for each invertible OP, in a folder of its own, with its result in the event."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""From a claim to AVAILABLE: files brought, catalogers told, the store asked; no identifier is typed by hand."""
+"""From a claim to AVAILABLE: files transferred and cataloged, inversions recorded, no id typed by hand."""
 
 import socket
 import sys

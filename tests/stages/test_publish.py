@@ -1,4 +1,4 @@
-"""publish: the store is told exactly once, whatever happens on the way."""
+"""publish: each inversion is created in the store exactly once, whatever happens."""
 
 import json
 import re

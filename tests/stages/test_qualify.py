@@ -1,4 +1,4 @@
-"""qualify: waits for quiet, judges in full, again when data or criteria changed, and never what science holds."""
+"""qualify: waits for quiet days, judges again when data or criteria change, and never a claimed OP."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The quarantine: each unreadable record once, with its raw text, until it can be read or is gone."""
+"""The quarantine: each unreadable record once, as received, until it can be read or is gone."""
 
 import json
 

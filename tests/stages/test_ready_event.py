@@ -1,4 +1,4 @@
-"""Science's ready event: kept whole, said once, and refused by name where it is not so."""
+"""Science's ready event: recorded completely and once, or refused with every reason."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""scan: every dataset once, every version kept, nothing written when nothing changed."""
+"""scan: every dataset once, every version kept, nothing written if nothing changed."""
 
 import gzip
 import json

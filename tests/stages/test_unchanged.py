@@ -1,4 +1,4 @@
-"""A record that arrives in the bytes in which it last did is not decoded, and nothing else depends on that."""
+"""A record with the same bytes as last time is not decoded, with the same result as if it were."""
 
 import json
 from pathlib import Path

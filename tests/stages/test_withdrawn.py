@@ -1,4 +1,4 @@
-"""Datasets that leave the store: recorded as gone, told to their OPs, and never for a store that merely failed."""
+"""Datasets that leave the store: recorded as withdrawn, but never because the store failed."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Makes the products of an inversion as they are published: science's three files, the frames in FITS, and the ASDF.
+"""Makes the products of an inversion as published: science's three files, the frames in FITS, and the ASDF.
 
 FITS files are written by astropy. The ASDF's tree is written by asdf with the tags of dkist's published schemas, laid
 out as the Data Center's own files are (the package dkist ships one); a test opens it with dkist.
