@@ -95,20 +95,20 @@ def hand_over(
     app: App, op: str, to: str, reason: str | None, force: bool, duration: timedelta | None
 ) -> None:
     """Transfer an OP that you hold to somebody else."""
-    from l2inv.queries import observing_programs, people
-    from l2inv.record import event_log
+    from l2inv.queries import people
     from l2inv.stages.mark_working import claiming
 
-    with app.connected() as (connection, settings):
-        op_id = event_log.resolve(connection, op)
-        due_at = due(settings, duration) if duration else None
+    settings = app.settings
+    due_at = due(settings, duration) if duration else None
+    with app.acting_on(op, lambda found: f"{found['op_id']} is held by {to}, due {_day(found)}") as (
+        connection,
+        op_id,
+    ):
         known = people.known(connection, settings)
         with connection.transaction():
             claiming.hand_over(connection, op_id, to, app.actor, due_at, reason)
             if not force:
                 people.must_be_among(known, to)
-        found = observing_programs.show(connection, op_id, settings.qualification)
-    app.result(found, lambda: app.summary(f"{op_id} is held by {to}, due {_day(found)}"))
 
 
 @command("take-over")
@@ -118,15 +118,14 @@ def hand_over(
 @json_option
 def take_over(app: App, op: str, reason: str, duration: timedelta | None) -> None:
     """Take over an OP whose claim is overdue."""
-    from l2inv.queries import observing_programs
-    from l2inv.record import event_log
     from l2inv.stages.mark_working import claiming
 
-    with app.connected() as (connection, settings):
-        op_id = event_log.resolve(connection, op)
-        claiming.take_over(connection, op_id, app.actor, reason, due(settings, duration), datetime.now(UTC))
-        found = observing_programs.show(connection, op_id, app.settings.qualification)
-    app.result(found, lambda: app.summary(f"{op_id} is held by {app.actor}, due {_day(found)}"))
+    due_at = due(app.settings, duration)
+    with app.acting_on(op, lambda found: f"{found['op_id']} is held by {app.actor}, due {_day(found)}") as (
+        connection,
+        op_id,
+    ):
+        claiming.take_over(connection, op_id, app.actor, reason, due_at, datetime.now(UTC))
 
 
 def _day(op: "WholeOp") -> str:
@@ -144,15 +143,10 @@ def hold(app: App, op: str, reason: str) -> None:
 
     Until it is taken off hold: l2inv unhold.
     """
-    from l2inv.queries import observing_programs
-    from l2inv.record import event_log
     from l2inv.stages.mark_working import claiming
 
-    with app.connected() as (connection, _):
-        op_id = event_log.resolve(connection, op)
+    with app.acting_on(op, lambda found: f"{found['op_id']} is on hold") as (connection, op_id):
         claiming.hold(connection, op_id, reason, app.actor)
-        found = observing_programs.show(connection, op_id, app.settings.qualification)
-    app.result(found, lambda: app.summary(f"{op_id} is on hold"))
 
 
 @command("unhold")
@@ -161,15 +155,13 @@ def hold(app: App, op: str, reason: str) -> None:
 @json_option
 def unhold(app: App, op: str, reason: str | None) -> None:
     """Take an OP off hold; it continues where it stopped."""
-    from l2inv.queries import observing_programs
-    from l2inv.record import event_log
     from l2inv.stages.mark_working import claiming
 
-    with app.connected() as (connection, _):
-        op_id = event_log.resolve(connection, op)
+    with app.acting_on(op, lambda found: f"{found['op_id']} is off hold: {found['state']}") as (
+        connection,
+        op_id,
+    ):
         claiming.unhold(connection, op_id, reason, app.actor)
-        found = observing_programs.show(connection, op_id, app.settings.qualification)
-    app.result(found, lambda: app.summary(f"{op_id} is off hold: {found['state']}"))
 
 
 @command("prioritize")
@@ -188,15 +180,10 @@ def prioritize(app: App, op: str, priority: int, reason: str) -> None:
 
     The higher the priority, the earlier next offers it.
     """
-    from l2inv.queries import observing_programs
-    from l2inv.record import event_log
     from l2inv.stages.mark_working import claiming
 
-    with app.connected() as (connection, _):
-        op_id = event_log.resolve(connection, op)
+    with app.acting_on(op, lambda found: f"{found['op_id']} has priority {priority}") as (connection, op_id):
         claiming.prioritize(connection, op_id, priority, reason, app.actor)
-        found = observing_programs.show(connection, op_id, app.settings.qualification)
-    app.result(found, lambda: app.summary(f"{op_id} has priority {priority}"))
 
 
 @command("note")
@@ -220,12 +207,7 @@ def note(app: App, op: str, text: str) -> None:
 @json_option
 def release(app: App, op: str, reason: str | None) -> None:
     """Release a claimed OP for others to claim."""
-    from l2inv.queries import observing_programs
-    from l2inv.record import event_log
     from l2inv.stages.mark_working import claiming
 
-    with app.connected() as (connection, _):
-        op_id = event_log.resolve(connection, op)
+    with app.acting_on(op, lambda found: f"released {found['op_id']}") as (connection, op_id):
         claiming.release(connection, op_id, app.actor, reason)
-        found = observing_programs.show(connection, op_id, app.settings.qualification)
-    app.result(found, lambda: app.summary(f"released {op_id}"))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from l2inv.config.settings import Loaded, Settings
     from l2inv.database.connection import Connection
+    from l2inv.domain.op import WholeOp
 
 
 class App:
@@ -95,6 +96,18 @@ class App:
     def reading(self) -> AbstractContextManager[tuple["Connection", "Settings"]]:
         """Yield a connection to database.read_url if it is set, else to the database; and the settings."""
         return self.connected(self.settings.database.read_url)
+
+    @contextmanager
+    def acting_on(self, op: str, line: "Callable[[WholeOp], str]") -> Iterator[tuple["Connection", str]]:
+        """Yield a connection and the id of the OP that `op` identifies; then print a line about it, or it as JSON."""
+        from l2inv.queries import observing_programs
+        from l2inv.record import event_log
+
+        with self.connected() as (connection, settings):
+            op_id = event_log.resolve(connection, op)
+            yield connection, op_id
+            found = observing_programs.show(connection, op_id, settings.qualification)
+        self.result(found, lambda: self.summary(line(found)))
 
     def session(self) -> tuple[str, Callable[[str], None]]:
         """Return the session's application_name, and the function that reports what it waits for on a terminal."""

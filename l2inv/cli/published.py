@@ -17,6 +17,7 @@ from l2inv.cli.streams import mute
 
 if TYPE_CHECKING:
     from l2inv.database.connection import Row
+    from l2inv.domain.op import WholeOp
 
 
 @command("reopen")
@@ -28,15 +29,13 @@ def reopen(app: App, op: str, reason: str) -> None:
 
     It must be inverted or published. It is judged again, and its inversions get new ids.
     """
-    from l2inv.queries import observing_programs
-    from l2inv.record import event_log
     from l2inv.stages.publish import cycles
 
-    with app.connected() as (connection, settings):
-        op_id = event_log.resolve(connection, op)
-        cycles.reopen(connection, settings, op_id, reason, app.actor)
-        found = observing_programs.show(connection, op_id, app.settings.qualification)
-    app.result(found, lambda: app.summary(f"{op_id} is {found['state']} again"))
+    with app.acting_on(op, lambda found: f"{found['op_id']} is {found['state']} again") as (
+        connection,
+        op_id,
+    ):
+        cycles.reopen(connection, app.settings, op_id, reason, app.actor)
 
 
 inversion_option = click.option(
@@ -108,20 +107,15 @@ def adopt(app: App, op: str, inversion_id: str, reason: str, beside: bool) -> No
 
     It becomes the OP's present inversion; the OP must be inverted. With --beside, it is recorded in addition to the OP's own, in any state.
     """
-    from l2inv.queries import observing_programs
-    from l2inv.record import event_log
     from l2inv.stages.publish import cycles
 
-    with app.connected() as (connection, settings):
-        op_id = event_log.resolve(connection, op)
-        cycles.adopt(connection, settings, op_id, inversion_id, beside, reason, app.actor)
-        found = observing_programs.show(connection, op_id, app.settings.qualification)
-    line = (
-        f"{inversion_id} is recorded beside the inversions of {op_id}"
-        if beside
-        else f"{inversion_id} is the inversion of {op_id}; run: l2inv publish"
-    )
-    app.result(found, lambda: app.summary(line))
+    def line(found: "WholeOp") -> str:
+        if beside:
+            return f"{inversion_id} is recorded beside the inversions of {found['op_id']}"
+        return f"{inversion_id} is the inversion of {found['op_id']}; run: l2inv publish"
+
+    with app.acting_on(op, line) as (connection, op_id):
+        cycles.adopt(connection, app.settings, op_id, inversion_id, beside, reason, app.actor)
 
 
 @command("export")

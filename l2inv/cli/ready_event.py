@@ -193,15 +193,12 @@ def unmark(app: App, op: str, reason: str | None) -> None:
 
     Claim, verdict and prepared files stay. Possible only until its inversions are sent to the metadata store; after that, use withdraw and reopen.
     """
-    from l2inv.queries import observing_programs
-    from l2inv.record import event_log
     from l2inv.stages.publish import corrections
 
-    with app.connected() as (connection, settings):
-        op_id = event_log.resolve(connection, op)
-        corrections.unmark(connection, settings, op_id, reason, app.actor)
-        found = observing_programs.show(connection, op_id, settings.qualification)
-    app.result(found, lambda: app.summary(f"{op_id} is working again, held by {found['assignee']}"))
+    with app.acting_on(
+        op, lambda found: f"{found['op_id']} is working again, held by {found['assignee']}"
+    ) as (connection, op_id):
+        corrections.unmark(connection, app.settings, op_id, reason, app.actor)
 
 
 @command("amend")
@@ -222,26 +219,24 @@ def amend(app: App, op: str, file: Path, reason: str | None) -> None:
     All or nothing, and only until its inversions are sent to the metadata store. Both versions stay in the history.
     """
     from l2inv.errors import Refused
-    from l2inv.queries import observing_programs
-    from l2inv.record import event_log
     from l2inv.stages.mark_inverted import ready_event
     from l2inv.stages.publish import corrections
 
     ready, _ = _from_file(file)
-    with app.connected() as (connection, settings):
-        op_id = event_log.resolve(connection, op)
+    with app.acting_on(op, lambda found: f"corrected the ready event of {found['op_id']}") as (
+        connection,
+        op_id,
+    ):
         if ready.op_id != op_id:
             raise Refused(f"{file} is of OP {ready.op_id}, not of {op_id}", "name its OP, or another file")
-        with corrections.correcting(connection, settings, op_id, reason, app.actor) as seen:
+        with corrections.correcting(connection, app.settings, op_id, reason, app.actor) as seen:
             ready_event.mark_inverted(
                 connection,
                 ready,
                 app.actor,
                 datetime.now(UTC),
-                publish=settings.publish,
+                publish=app.settings.publish,
                 amends=seen,
                 amended_because=reason,
                 warn=lambda text: app.warn(f"amend: {text}"),
             )
-        found = observing_programs.show(connection, op_id, settings.qualification)
-    app.result(found, lambda: app.summary(f"corrected the ready event of {op_id}"))

@@ -229,14 +229,9 @@ def _percent(fraction: float) -> str:
 @json_option  # fmt: skip
 def overrule(app: App, op: str, invertible: bool | None, reason: str, programs: tuple[str, ...]) -> None:
     """Override a verdict until the OP's datasets change."""
-    from l2inv.queries import observing_programs
-    from l2inv.record import event_log
     from l2inv.stages import qualify
 
     if invertible is None:
         raise click.UsageError("choose one: --invertible or --not-invertible")
-    with app.connected() as (connection, _):
-        op_id = event_log.resolve(connection, op)
+    with app.acting_on(op, lambda found: f"{found['op_id']} is {found['state']}") as (connection, op_id):
         qualify.overrule(connection, op_id, invertible, reason, programs, app.actor)
-        found = observing_programs.show(connection, op_id, app.settings.qualification)
-    app.result(found, lambda: app.summary(f"{op_id} is {found['state']}"))
