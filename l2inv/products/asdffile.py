@@ -1,7 +1,7 @@
 """An ASDF file, read safely: its tree and the positions of its blocks.
 
-No converter runs and no block is unpacked, so the result does not depend on what else is installed, and nothing in the
-file is executed.
+No converter runs and no block is decompressed, so the result does not depend on which packages are installed, and nothing
+in the file is executed.
 """
 
 import hashlib
@@ -15,15 +15,15 @@ from typing import Any, BinaryIO, NamedTuple
 from l2inv.products import files
 from l2inv.products.findings import Unfit
 
-MOST_TREE_BYTES = 32 * 2**20  # 20,000 names of files in every item, written out
+MOST_TREE_BYTES = 32 * 2**20  # enough for 20,000 file names in every item
 MOST_NODES = 1_000_000
 MOST_DEPTH = 100
-MOST_BLOCKS = 2**16  # as asdf itself has it
+MOST_BLOCKS = 2**16  # the same limit as in asdf
 
 _MAGIC = b"\xd3BLK"
 _INDEX = b"#ASDF BLOCK INDEX"
 _END = re.compile(rb"\n\.\.\.\r?\n")
-NO_SUM = b"0" * 16  # what the Data Center's writer puts where it has no sum
+NO_SUM = b"0" * 16  # what the Data Center's writer writes instead of a sum
 _BLOCK = struct.Struct(">I4sQQQ16s")
 _BYTES = {
     "int8": 1, "uint8": 1, "bool8": 1, "int16": 2, "uint16": 2, "float16": 2, "int32": 4, "uint32": 4, "float32": 4,
@@ -32,9 +32,9 @@ _BYTES = {
 
 
 class Block(NamedTuple):
-    """A block of the file: the length of its array, and where its bytes are."""
+    """A block of the file: the length of its array, and the position of its bytes."""
 
-    data_bytes: int  # once unpacked
+    data_bytes: int  # uncompressed
     at: int
     used_bytes: int
     md5: bytes
@@ -42,7 +42,7 @@ class Block(NamedTuple):
 
 
 def read_tree(file: BinaryIO) -> tuple[Any, int]:
-    """Return the tree, tags kept, and where it ends in the file."""
+    """Return the tree, with its tags, and the position of its end in the file."""
     head = files.read_at(file, 0, 64)
     if not re.match(rb"#ASDF 1\.\d+\.\d+\r?\n", head):
         raise Unfit(
@@ -72,7 +72,7 @@ def _parsed(text: bytes) -> Any:
         tree = load_yaml(io.BytesIO(text), tagged=True)
     except Unfit:
         raise
-    except Exception as problem:  # what constructors raise is as various as what a node can say
+    except Exception as problem:  # constructors may raise anything
         message = " ".join(str(problem).split())
         raise Unfit("tree", f"{type(problem).__name__}: {message}", required) from problem
     if not isinstance(tree, dict):
@@ -87,10 +87,9 @@ def _parsed(text: bytes) -> Any:
 
 
 def _is_bounded(tree: Any) -> bool:
-    """Return whether a tree stays within bounds when each alias in it is written out."""
-    measured: dict[
-        int, tuple[int, int]
-    ] = {}  # how many nodes, how deep; a container being measured: without an end
+    """Return whether a tree is within the limits if each alias in it is expanded."""
+    # Nodes and depth by id; while a container is being measured, more nodes than allowed, so that a cycle is found.
+    measured: dict[int, tuple[int, int]] = {}
     waiting = [(tree, False)]
     while waiting:
         node, is_inside_done = waiting.pop()
@@ -168,7 +167,7 @@ def md5(file: BinaryIO, block: Block) -> bytes:
 
 
 def containers(tree: Any) -> Iterator[tuple[str, Any]]:
-    """Yield each container of a tree once, however often it is pointed at, with the path to it."""
+    """Yield each container in a tree with its path; only once, however often it is referenced."""
     seen: set[int] = set()
     waiting: list[tuple[str, Any]] = [("", tree)]
     while waiting:
@@ -203,7 +202,7 @@ def array_bytes(node: dict[str, Any]) -> int | None:
 
 
 def texts(file: BinaryIO, node: dict[str, Any], blocks: list[Block]) -> list[str] | None:
-    """Return an array of texts that is a block of its own, not packed; None for any other."""
+    """Return an array of strings that fills an uncompressed block of its own; None for any other array."""
     source, datatype = node.get("source"), node.get("datatype")
     length = array_bytes(node)
     if not isinstance(source, int) or not 0 <= source < len(blocks) or {"strides", "offset"} & node.keys():

@@ -1,4 +1,4 @@
-"""The generated FITS files of Level 2: one a frame, eleven quantities and the profiles of each arm."""
+"""The generated FITS files of Level 2: one per frame, with eleven quantities and the profiles of each arm."""
 
 import re
 from collections import Counter
@@ -18,6 +18,7 @@ from l2inv.products.science import (
     MOST_LENGTH,
     STOKES,
     Delivered,
+    checksums,
     direction,
     frames_required,
 )
@@ -74,12 +75,12 @@ def named(folder: Folder) -> list[str]:
 
 
 def is_like_a_frame(name: str) -> bool:
-    """Return whether a name looks as if it were that of a frame, of whatever inversion."""
+    """Return whether a name looks like that of a frame, of any inversion."""
     return name not in SCIENCE_FILES and bool(_LIKE_A_FRAME.fullmatch(name))
 
 
 def check(folder: Folder, delivered: Delivered | None) -> Generator[Finding, None, Frames]:
-    """Yield what is wrong with the frames, and return them; `delivered` is what science's files say, if they are there."""
+    """Yield what is wrong with the frames, and return them; `delivered` describes science's files, if they exist."""
     names = named(folder)
     layouts: dict[Layout, list[str]] = {}
     directions: dict[int, list[str]] = {1: [], -1: [], 0: []}
@@ -214,7 +215,7 @@ def _images(name: str, hdus: list[Hdu], issued: Issued, delivered: Delivered | N
 def _shape_of_quantities(
     name: str, hdu: Hdu, delivered: Delivered | None
 ) -> Generator[Finding, None, tuple[int, int]]:
-    """Yield whether the first quantity has the shape that it must have, and return its two lengths."""
+    """Yield a finding unless the first quantity has the required shape, and return its two lengths."""
     slit, depth = hdu.shape[1:] if len(hdu.shape) == 3 else (0, 0)
     wanted = (delivered.slit, delivered.depth) if delivered else (None, None)
     known = all(one in (None, other) for one, other in zip(wanted, (slit, depth), strict=True))
@@ -280,7 +281,7 @@ class _Axis(NamedTuple):
 
 
 def _axis(hdu: Hdu) -> _Axis | None:
-    """Return the axis of wavelengths of a profile; None if the header describes none."""
+    """Return a profile's wavelength axis; None if the header does not describe one."""
     keys = [fitsfile.value(hdu.header, key) for key in ("CTYPE2", "CUNIT2", "CRVAL2", "CRPIX2", "CDELT2")]
     center, pixel, step = (_float(one) for one in keys[2:])
     if keys[:2] != ["AWAV", "nm"] or len(hdu.shape) != 4 or center is None or pixel is None or not step:
@@ -289,7 +290,7 @@ def _axis(hdu: Hdu) -> _Axis | None:
 
 
 def _wavelengths(name: str, hdu: Hdu, axis: _Axis) -> Iterator[Finding]:
-    """Yield whether the wavelengths hold a known line and not half of it."""
+    """Yield a finding unless the wavelengths contain a known line with both wings."""
     center = axis.center
     if not any(abs(center - nm) < NEAR_LINE_NM for _, nm in LINES.values()):
         known = ", ".join(f"{line} ({nm:g} nm)" for line, nm in LINES.values())
@@ -317,10 +318,7 @@ def _values(folder: Folder, name: str, file: BinaryIO, hdus: list[Hdu]) -> Gener
             raise Unfit(
                 "shape", f"{hdu.data_bytes} bytes", f"at most {MOST_DATA_BYTES} in a frame's HDU", hdu.number
             )
-        for key, right in fitsfile.wrong_sums(file, hdu):
-            yield finding(
-                name, hdu.number, "checksum", f"{key} {fitsfile.value(hdu.header, key)}", f"{key} {right}"
-            )
+        yield from checksums(name, file, hdu)
         if not hdu.data_bytes or not hdu.number or hdu.bitpix > 0:
             folder.tick(hdu.data_bytes)
             continue

@@ -1,7 +1,7 @@
-"""Checks of the ASDF of an inversion, as stored in the file: no converter runs, and no array is unpacked.
+"""Checks of an inversion's ASDF as stored in the file: no converter runs, and no array is decompressed.
 
-The requirements are in the schemas asdf://dkist.nso.edu/schemas/inversion-0.1.0, dataset-1.3.0 and file_manager-1.1.0
-of the package dkist, in ndcollection-1.0.0 of ndcube, and in what else dkist reads when it opens one.
+The requirements are the schemas asdf://dkist.nso.edu/schemas/inversion-0.1.0, dataset-1.3.0 and file_manager-1.1.0 of
+the package dkist, ndcollection-1.0.0 of ndcube, and everything else that dkist reads when it opens an ASDF.
 """
 
 import re
@@ -78,7 +78,7 @@ def _tag(node: Any) -> str:
 
 
 def _arrays(name: str, tree: Any, blocks: list[Block]) -> Iterator[Finding]:
-    """Yield whether arrays are as long as their blocks: where not, readers get other values than were written."""
+    """Yield a finding if arrays are not as long as their blocks: readers would get other values than were written."""
     arrays: dict[int, list[tuple[str, Any]]] = {}
     wrong = []
     total = 0
@@ -108,7 +108,7 @@ def _arrays(name: str, tree: Any, blocks: list[Block]) -> Iterator[Finding]:
 
 
 def _document(name: str, tree: Any, issued: Issued, frames: Frames) -> Generator[Finding, None, list[str]]:
-    """Yield what is wrong with the tree, and return the files that it lists first."""
+    """Yield what is wrong with the tree, and return the files in its first list."""
     inversion = _need(tree, "", "inversion")
     _need(_need(tree, "", "history"), "history", "extensions")
     if _tag(inversion) != TAG:
@@ -120,13 +120,13 @@ def _document(name: str, tree: Any, issued: Issued, frames: Frames) -> Generator
     compared: list[Any] = []
     if "fileuris" in inversion:
         yield from _listed(name, "inversion.fileuris", inversion["fileuris"], frames, compared)
-    for part in ("quantities", "profiles"):  # profiles: dkist does not open a file without
+    for part in ("quantities", "profiles"):  # dkist cannot open a file without profiles
         collection = _need(inversion, "inversion", part)
         items = _need(collection, f"inversion.{part}", "items")
         if not isinstance(items, dict):
             raise Unfit("tree", f"inversion.{part}.items is no mapping", "a mapping")
         yield from _tagged(name, part, collection, COLLECTION_TAGS[part])
-        aligned = collection.get("aligned_axes")  # dkist pairs them with the items by place
+        aligned = collection.get("aligned_axes")  # dkist pairs them with the items by position
         if not isinstance(aligned, dict) or len(aligned) != len(items):
             count = len(aligned) if isinstance(aligned, dict) else 0
             yield finding(
@@ -154,7 +154,7 @@ def _described(
 
 
 def _rows(name: str, path: str, headers: Any, listed: int, frames: Frames) -> Iterator[Finding]:
-    """Yield whether a table of headers has a row neither for each file listed nor for each in the folder."""
+    """Yield a finding unless a table of headers has one row per listed file, or one per file in the folder."""
     shapes = [data.get("shape") for data in _columns(headers).values()]
     fits = [[listed], [len(frames.names)]]
     wrong = [shape for shape in shapes if not isinstance(shape, list) or shape[:1] not in fits]
@@ -164,7 +164,7 @@ def _rows(name: str, path: str, headers: Any, listed: int, frames: Frames) -> It
 
 
 def _columns(headers: Any) -> dict[str, dict[str, Any]]:
-    """Return the arrays of a table's columns, by the columns' names."""
+    """Return the arrays of a table's columns, by column name."""
     columns = headers.get("columns") if isinstance(headers, dict) else None
     return {
         str(column.get("name")): column["data"]
@@ -176,7 +176,7 @@ def _columns(headers: Any) -> dict[str, dict[str, Any]]:
 def _headers(
     name: str, headers: Any, file: BinaryIO, blocks: list[Block], listed: list[str], frames: Frames
 ) -> Iterator[Finding]:
-    """Yield whether the frames' headers are not those of the files listed, in their order: readers pair them by place."""
+    """Yield a finding unless the frames' headers are in the order of the listed files: readers pair them by position."""
     yield from _rows(name, "meta.headers", headers, len(listed), frames)
     said = asdffile.texts(file, _columns(headers).get("FILENAME", {}), blocks)
     if said is None or len(said) != len(listed):
@@ -238,7 +238,7 @@ def _inventory(name: str, inventory: Any, issued: Issued, frames: Frames) -> Ite
 
 
 def _shown(node: Any) -> Any:
-    """Return what a node says, without the class that holds its tag."""
+    """Return a node's value, without the class that carries its tag."""
     if isinstance(node, (bool, int, float)) or node is None:
         return node
     if isinstance(node, list):
@@ -290,7 +290,7 @@ def _profiles(name: str, items: dict[str, Any], frames: Frames, compared: list[A
 def _dataset(
     name: str, path: str, item: Any, number: int, frames: Frames, compared: list[Any]
 ) -> Iterator[Finding]:
-    """Yield what is wrong with an item of the collections: a dataset that is read from HDU `number` of each file."""
+    """Yield what is wrong with an item of a collection: a dataset that is read from HDU `number` of each file."""
     yield from _tagged(name, path, item, DATASET_TAG, number)
     _need(item, path, "unit")
     data = _need(item, path, "data")
@@ -315,7 +315,7 @@ def _dataset(
 
 
 def _listed(name: str, path: str, listed: Any, frames: Frames, compared: list[Any]) -> Iterator[Finding]:
-    """Yield whether a list of files is that of the folder, in order of time. Each list is compared once."""
+    """Yield a finding unless a list names the folder's files in order of time. Equal lists are checked only once."""
     if any(listed is one or listed == one for one in compared):
         return
     compared.append(listed)
@@ -333,7 +333,7 @@ def _listed(name: str, path: str, listed: Any, frames: Frames, compared: list[An
 
 
 def _flat(listed: Any) -> Iterator[Any]:
-    """Yield the names in lists of lists, as an array of files is written."""
+    """Yield the names in nested lists, which is how an array of files is written."""
     waiting = [listed]
     while waiting:
         node = waiting.pop()

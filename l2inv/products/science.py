@@ -1,4 +1,4 @@
-"""The three files that science delivers for an inversion: one of quantities, two of profiles."""
+"""The three files that science delivers for an inversion: one with quantities, two with profiles."""
 
 from collections.abc import Generator, Iterator, Sequence
 from itertools import pairwise
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 # DeSIRe's ids of the lines, and their wavelengths in air, in nm.
 LINES = {23: ("Fe I 630.15", 630.15012), 9: ("Na I D2", 588.995095), 4: ("Ca II 854.2", 854.2091)}
-NEAR_NM = 0.5  # a dataset's range may be off by so much: many begin at 630.239 and hold the line at 630.15
+NEAR_NM = 0.5  # tolerance for a dataset's range: many begin at 630.239 and contain the line at 630.15
 MA_PER_NM = 10_000.0
-LEAST_WING_NM = 0.01  # on either side of the line's center; half of it would be held by less
-MOST_DEGREES = 65_536.0  # beyond, float32 holds no hundredth of a degree
+LEAST_WING_NM = 0.01  # on either side of the line's center; with less, half of the line is missing
+MOST_DEGREES = 65_536.0  # above this, float32 cannot represent a hundredth of a degree
 QUANTITIES = 11
 INCLINATION, AZIMUTH = 6, 7
 STOKES = 4
@@ -28,12 +28,12 @@ MOST_LENGTH = 100_000  # of any axis
 
 
 class Delivered(NamedTuple):
-    """What science's files say to which the generated ones are held; None where they do not say it."""
+    """What the generated files must agree with; None if science's files do not tell."""
 
     frames: int | None
     slit: int | None
     depth: int | None
-    arms: list[int] | None  # the number of wavelengths of each, in their order
+    arms: list[int] | None  # the number of wavelengths of each, in order
 
 
 class _Profiles(NamedTuple):
@@ -79,7 +79,8 @@ def check(folder: Folder) -> Generator[Finding, None, Delivered]:
 def _quantities(folder: Folder, file: BinaryIO, hdus: list[Hdu]) -> Generator[Finding, None, tuple[int, ...]]:
     shape = _cube(hdus[0], QUANTITIES, "(11, depth, frames, slit)")
     yield from _data_type(QUANTITIES_FILE, hdus[0])
-    yield from _sums(QUANTITIES_FILE, file, hdus)
+    for hdu in hdus:
+        yield from checksums(QUANTITIES_FILE, file, hdu)
     if _streamable(hdus[0], folder.issued):
         yield from _planes(folder, QUANTITIES_FILE, file, hdus[0], ("quantity", "depth"))
     return shape
@@ -90,7 +91,8 @@ def _profiles(
 ) -> Generator[Finding, None, _Profiles]:
     shape = _cube(hdus[0], STOKES, "(4, wavelength, frames, slit)")
     yield from _data_type(name, hdus[0])
-    yield from _sums(name, file, hdus)
+    for hdu in hdus:
+        yield from checksums(name, file, hdu)
     wanted = [(shape[1],)] * 2
     if [hdu.shape for hdu in hdus[1:]] != wanted or not all(hdu.is_image for hdu in hdus):
         measured = [_shown(hdu.shape) if hdu.is_image else "no image" for hdu in hdus[1:]]
@@ -121,22 +123,21 @@ def _data_type(name: str, hdu: Hdu) -> Iterator[Finding]:
         )
 
 
-def _sums(name: str, file: BinaryIO, hdus: list[Hdu]) -> Iterator[Finding]:
-    for hdu in hdus:
-        for key, right in fitsfile.wrong_sums(file, hdu):
-            yield finding(
-                name, hdu.number, "checksum", f"{key} {fitsfile.value(hdu.header, key)}", f"{key} {right}"
-            )
+def checksums(name: str, file: BinaryIO, hdu: Hdu) -> Iterator[Finding]:
+    for key, right in fitsfile.wrong_sums(file, hdu):
+        yield finding(
+            name, hdu.number, "checksum", f"{key} {fitsfile.value(hdu.header, key)}", f"{key} {right}"
+        )
 
 
 def _streamable(hdu: Hdu, issued: Issued) -> bool:
-    """Return whether the values are worth reading: a file of other dimensions may hold terabytes of nothing."""
+    """Return whether to read the values: a file with other dimensions may contain terabytes of nothing."""
     wanted = _wanted_frames(issued)
     return hdu.bitpix == -32 and (not wanted or hdu.shape[2] in wanted)
 
 
 def _planes(folder: Folder, name: str, file: BinaryIO, hdu: Hdu, axes: tuple[str, str]) -> Iterator[Finding]:
-    """Yield the planes without any number: those of one index along the first two axes, and of one frame."""
+    """Yield planes that contain no number: those at one index of the first two axes, and those of one frame."""
     import numpy as np
 
     outer, inner, frames, slit = hdu.shape
@@ -178,8 +179,8 @@ def _planes(folder: Folder, name: str, file: BinaryIO, hdu: Hdu, axes: tuple[str
 
 
 def _tau(sums: "NDArray[np.float64]", counts: "NDArray[np.float64]") -> Iterator[Finding]:
-    """Yield a finding unless the mean log optical depth changes in one direction: pixels that failed are zero."""
-    if not counts.all():  # a plane of nothing, which is found already
+    """Yield a finding unless the mean log optical depth is monotonic. Means, because failed pixels are zero."""
+    if not counts.all():  # an empty plane, which is a finding already
         return
     means = sums / counts
     if not direction(means) and len(means) > 1:
@@ -205,7 +206,7 @@ def _whole(file: BinaryIO, hdu: Hdu) -> "NDArray[np.float64]":
 
 
 def _slice(header: Any, issued: Issued) -> Iterator[Finding]:
-    """Yield what is wrong with how the fit says from which arm, binned how, its pixels are."""
+    """Yield what is wrong with the fit's description of its arm and binning."""
     binned, arm = (fitsfile.value(header, key) for key in ("DESR-BIN", "DESR-FID"))
     if not isinstance(binned, int) or isinstance(binned, bool) or binned < 1:
         yield finding(FIT_FILE, 0, "DESR-BIN", binned, "a number of pixels, at least 1")
@@ -222,13 +223,13 @@ def _slice(header: Any, issued: Issued) -> Iterator[Finding]:
 
 
 def _wanted_frames(issued: Issued) -> set[int]:
-    """Return how many frames there may be: one a scan position, or one less; empty where Level 1 does not say."""
+    """Return the possible numbers of frames: one per scan position, or one less; none if Level 1 does not tell."""
     positions = {dataset.positions for dataset in issued.datasets} - {None}
     return {count - less for count in positions if count for less in (0, 1)}
 
 
 def frames_required(issued: Issued) -> tuple[set[int], str]:
-    """Return how many frames there may be, and in words."""
+    """Return the possible numbers of frames, and how to say that."""
     wanted = _wanted_frames(issued)
     return wanted, f"{' or '.join(map(str, sorted(wanted)))}, as Level 1 has scan positions"
 
@@ -248,7 +249,7 @@ def _frames(shapes: dict[str, tuple[int, ...]], issued: Issued) -> Iterator[Find
 
 
 def _arms(profiles: dict[str, _Profiles], issued: Issued) -> Generator[Finding, None, list[int] | None]:
-    """Yield what is wrong with the wavelengths, and return how many each arm has; None where that is not known."""
+    """Yield what is wrong with the wavelengths, and return their number in each arm; None if unknown."""
     import numpy as np
 
     lengths = None
@@ -280,7 +281,7 @@ def _arms(profiles: dict[str, _Profiles], issued: Issued) -> Generator[Finding, 
 
 
 def _blocks(ids: "NDArray[np.float64]") -> list[tuple[float, int, int]]:
-    """Return each run of the same line id, with where it begins and ends."""
+    """Return each run of equal line ids, with its begin and end."""
     import numpy as np
 
     breaks = [0, *(int(at) + 1 for at in np.flatnonzero(np.diff(ids))), len(ids)]
