@@ -6,8 +6,6 @@ docs/metadata-store.md.
 """
 
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from types import NoneType, UnionType
@@ -20,11 +18,11 @@ from msgspec import NODEFAULT, Meta, Struct
 from l2inv import errors
 from l2inv.cli import main as program
 from l2inv.cli.sections import SECTIONS
-from l2inv.config.settings import Database, Settings
+from l2inv.config.settings import Settings
 from l2inv.config.yamlfile import File, Must
-from l2inv.database import embedded, migrate
-from l2inv.database.connection import Connection, open_connection
+from l2inv.database.connection import Connection
 from l2inv.domain import states
+from tests.schema import migrated
 
 TOP = Path(__file__).parent.parent
 DOCUMENT = TOP / "docs" / "reference.md"
@@ -342,15 +340,8 @@ def _meanings() -> dict[str, dict[str, str]]:
 @click.command()
 def main() -> None:
     """Write docs/reference.md anew."""
-    folder = Path(tempfile.mkdtemp(prefix="l2inv-reference-"))
-    try:
-        settings = Settings(database=Database(url=embedded.start(folder)))
-        with open_connection(settings) as connection:
-            migrate.apply(connection, settings.database.schema)
-            DOCUMENT.write_text(text(connection))
-    finally:
-        embedded.stop(folder)
-        shutil.rmtree(folder)
+    with migrated() as connection:
+        DOCUMENT.write_text(text(connection))
     click.echo(f"wrote {DOCUMENT}")
 
 

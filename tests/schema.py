@@ -10,6 +10,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -185,19 +186,26 @@ def _rows(connection: Connection, query: str, *values: str) -> list[dict[str, An
     return connection.execute(query, values or None).fetchall()
 
 
-@click.command()
-def main() -> None:
-    """Write docs/schema.sql and l2inv/record/structure.json anew."""
-    folder = Path(tempfile.mkdtemp(prefix="l2inv-schema-"))
+@contextmanager
+def migrated() -> Iterator[Connection]:
+    """Connect to a new, migrated database of its own server."""
+    folder = Path(tempfile.mkdtemp(prefix="l2inv-documents-"))
     try:
         settings = Settings(database=Database(url=embedded.start(folder)))
         with open_connection(settings) as connection:
             migrate.apply(connection, settings.database.schema)
-            DOCUMENT.write_text(text(connection))
-            structure.SHIPPED.write_text(expected(connection))
+            yield connection
     finally:
         embedded.stop(folder)
         shutil.rmtree(folder)
+
+
+@click.command()
+def main() -> None:
+    """Write docs/schema.sql and l2inv/record/structure.json anew."""
+    with migrated() as connection:
+        DOCUMENT.write_text(text(connection))
+        structure.SHIPPED.write_text(expected(connection))
     click.echo(f"wrote {DOCUMENT} and {structure.SHIPPED}")
 
 

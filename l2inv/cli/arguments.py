@@ -1,14 +1,16 @@
 """Types of arguments, and their completion in a shell."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def nearest(typed: str, known: Iterable[str]) -> str:
@@ -102,6 +104,11 @@ class RankBy(Words):
         from l2inv.config import settings
 
         return [CompletionItem(name) for name in get_args(settings.RankBy) if name.startswith(incomplete)]
+
+
+def list_option(flag: str, name: str, metavar: str, text: str) -> Callable[[Function], Function]:
+    """Add an option that may be repeated, whose value is a list of words."""
+    return click.option(flag, name, type=Words(), multiple=True, metavar=metavar, help=text)
 
 
 class Time(click.ParamType):  # type: ignore[type-arg]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from l2inv.cli.app import command
-from l2inv.cli.arguments import OneOf, Words, op_argument
+from l2inv.cli.arguments import OneOf, Words, list_option, op_argument
 from l2inv.cli.context import App
 from l2inv.cli.options import json_option
 from l2inv.cli.streams import mute
@@ -38,13 +38,8 @@ def reopen(app: App, op: str, reason: str) -> None:
         cycles.reopen(connection, app.settings, op_id, reason, app.actor)
 
 
-inversion_option = click.option(
-    "--inversion",
-    "inversion_ids",
-    type=Words(),
-    multiple=True,
-    metavar="ID",
-    help="Which; may be repeated (default: all of the newest cycle).",
+inversion_option = list_option(
+    "--inversion", "inversion_ids", "ID", "Which; may be repeated (default: all of the newest cycle)."
 )
 
 

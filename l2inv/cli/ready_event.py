@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from l2inv.cli.app import command
-from l2inv.cli.arguments import Op, Words, op_argument
+from l2inv.cli.arguments import Op, Words, list_option, op_argument
 from l2inv.cli.context import App
 from l2inv.cli.options import json_option
 
@@ -24,40 +24,17 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="The ready event as YAML, or JSON in *.json, in place of the options that describe it.",
 )
-@click.option(
-    "--output",
-    "outputs",
-    type=Words(),
-    multiple=True,
-    metavar="LOCATION",
-    help="The URI of an output; may be repeated.",
-)
+@list_option("--output", "outputs", "LOCATION", "The URI of an output; may be repeated.")
 @click.option("--software", type=Words(), metavar="NAME", help="The inversion code.")
 @click.option("--software-version", type=Words(), metavar="VERSION", help="Its version or commit.")
-@click.option(
+@list_option(
     "--instrument-program",
     "programs",
-    type=Words(),
-    multiple=True,
-    metavar="ID",
-    help="What was inverted (default: what the verdict found invertible).",
+    "ID",
+    "What was inverted (default: what the verdict found invertible).",
 )
-@click.option(
-    "--dataset",
-    "datasets",
-    type=Words(),
-    multiple=True,
-    metavar="ID",
-    help="A dataset used (default: the qualifying ones).",
-)
-@click.option(
-    "--line",
-    "lines",
-    type=Words(),
-    multiple=True,
-    metavar="LINE",
-    help="A spectral line inverted; may be repeated.",
-)
+@list_option("--dataset", "datasets", "ID", "A dataset used (default: the qualifying ones).")
+@list_option("--line", "lines", "LINE", "A spectral line inverted; may be repeated.")
 @click.option(
     "--asdf-object-key", type=Words(), metavar="KEY", help="The L2 metadata file's key in its bucket."
 )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from l2inv.cli.app import command
-from l2inv.cli.arguments import Words, op_argument
+from l2inv.cli.arguments import Words, list_option, op_argument
 from l2inv.cli.context import App
 from l2inv.cli.options import json_option
 
@@ -218,14 +218,7 @@ def _percent(fraction: float) -> str:
 @op_argument
 @click.option("--invertible/--not-invertible", default=None, help="What to treat the OP as.")
 @click.option("--reason", type=Words(), required=True, help="Why the verdict is wrong.")
-@click.option(
-    "--instrument-program",
-    "programs",
-    type=Words(),
-    multiple=True,
-    metavar="ID",
-    help="What is invertible (default: all that was judged).",
-)
+@list_option("--instrument-program", "programs", "ID", "What is invertible (default: all that was judged).")
 @json_option  # fmt: skip
 def overrule(app: App, op: str, invertible: bool | None, reason: str, programs: tuple[str, ...]) -> None:
     """Override a verdict until the OP's datasets change."""
