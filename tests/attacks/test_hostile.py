@@ -163,7 +163,7 @@ def test_an_id_that_is_too_long_once_it_is_encoded_is_set_aside_and_any_other_ge
     assert sum("too long for the name of a folder" in reason for reason in reasons) == 4 * len(template)
 
 
-def test_a_command_that_prints_escapes_and_fails_is_told_of_harmlessly(
+def test_a_failed_command_that_prints_escapes_is_reported_without_them(
     l2inv: Commands, evil: list[str], tmp_path: Path
 ) -> None:
     code = "import sys; sys.stdout.write(sys.argv[1]); sys.stdout.buffer.write(b'\\xff\\x00'); sys.exit(1)"
@@ -178,7 +178,9 @@ def test_a_command_that_prints_escapes_and_fails_is_told_of_harmlessly(
 
 
 @pytest.mark.parametrize("status", [200, 500])
-def test_the_stores_own_words_are_told_harmlessly(l2inv: Commands, store: Store, status: int) -> None:
+def test_the_stores_own_words_are_printed_without_control_characters(
+    l2inv: Commands, store: Store, status: int
+) -> None:
     for text in (ALL, MEGABYTE):
         body = json.dumps({"errors": [{"message": text}]}).encode()
         store.fault = lambda name, nth, body=body: Fault(status=status, body=body)
@@ -276,7 +278,7 @@ def attacks(path: tuple[str, ...], op: str, text: str, folder: Path) -> Iterator
 
 
 @pytest.mark.parametrize("path", WHOLE, ids=" ".join)
-def test_hostile_words_in_any_place_of_a_command_line_are_told_harmlessly(
+def test_hostile_words_anywhere_on_a_command_line_are_printed_without_control_characters(
     l2inv: Commands, ready: list[str], tmp_path: Path, path: tuple[str, ...]
 ) -> None:
     folder = tmp_path / "here"

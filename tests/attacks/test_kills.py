@@ -366,7 +366,7 @@ def ready_for(world: World, stage: str) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("sign", SIGNALS)
 @pytest.mark.parametrize("stage", ["scan", "publish"])
-def test_stopped_while_the_store_is_silent_it_ends_at_once_and_lets_go_of_its_lock(
+def test_stopped_while_the_store_is_silent_it_ends_at_once_and_releases_its_lock(
     world: World, connection: Connection, stage: str, sign: signal.Signals
 ) -> None:
     argv, before = ready_for(world, stage), world.newest()
@@ -384,7 +384,7 @@ def test_stopped_while_the_store_is_silent_it_ends_at_once_and_lets_go_of_its_lo
 
 @pytest.mark.parametrize("sign", SIGNALS)
 @pytest.mark.parametrize("stage", ["scan", "qualify", "inbox", "publish"])
-def test_stopped_while_postgresql_is_slow_it_ends_at_once_and_lets_go_of_its_lock(
+def test_stopped_while_postgresql_is_slow_it_ends_at_once_and_releases_its_lock(
     world: World, connection: Connection, stage: str, sign: signal.Signals
 ) -> None:
     argv, before = ready_for(world, stage), world.newest()

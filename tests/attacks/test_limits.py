@@ -131,7 +131,7 @@ def test_a_command_that_fills_the_work_folder_stops_the_stage_and_fails_no_op(
         assert l2inv.json("preprocess")["ops"] == {"done": before["invertible"], "failed": 0, "skipped": 0}
 
 
-def test_a_full_disk_under_a_backup_leaves_the_one_of_before(
+def test_a_full_disk_during_a_backup_keeps_the_previous_one(
     l2inv: Commands, ready: list[str], tmp_path: Path
 ) -> None:
     with small_disk(tmp_path / "disk", 1) as disk:
@@ -147,7 +147,7 @@ def test_a_full_disk_under_a_backup_leaves_the_one_of_before(
         assert file.read_bytes()[:5] == b"PGDMP"
 
 
-def test_a_full_disk_under_an_anchor_leaves_the_one_of_before(
+def test_a_full_disk_during_an_anchor_keeps_the_previous_one(
     l2inv: Commands, ready: list[str], tmp_path: Path
 ) -> None:
     with small_disk(tmp_path / "disk", 1) as disk:
@@ -245,7 +245,7 @@ def test_a_saved_answer_that_is_too_large_is_refused_and_not_held(
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_is_refused_and_the_token_goes_nowhere_else(
+def test_a_redirect_is_refused_and_the_token_is_not_sent_elsewhere(
     l2inv: Commands, store: Store, listener: Listener, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
     monkeypatch.setenv("STORE_TOKEN", "t0ken")
@@ -339,7 +339,7 @@ class Watch:
         self.thread.join()
 
 
-def test_no_secret_is_said_logged_recorded_or_put_on_a_command_line(
+def test_no_secret_is_printed_logged_recorded_or_put_on_a_command_line(
     l2inv: Commands,
     store: Store,
     listener: Listener,
@@ -455,7 +455,7 @@ def test_no_secret_is_said_logged_recorded_or_put_on_a_command_line(
 
 
 @pytest.mark.parametrize("status", [200, 400])
-def test_a_token_that_the_store_or_a_command_repeats_is_neither_said_nor_recorded(
+def test_a_token_that_the_store_or_a_command_repeats_is_neither_printed_nor_recorded(
     l2inv: Commands,
     ready: list[str],
     store: Store,
@@ -530,7 +530,7 @@ def test_a_time_that_no_calendar_here_holds_sets_its_record_alone_aside(
     assert len(l2inv.json("quarantine")["records"]) == before + 1
 
 
-def test_every_answer_is_the_same_in_whatever_zone_process_and_database_are(
+def test_every_answer_is_the_same_in_any_time_zone_of_process_and_database(
     l2inv: Commands, store: Store, ready: list[str], url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number, dataset in enumerate(store.datasets[:60]):

@@ -571,12 +571,12 @@ def attacked(url: str, folder: Path, examples: int, steps: int) -> None:
     print(f"\n{World.steps} commands in {examples} histories: {dict(World.kinds)}")
 
 
-def test_whatever_is_done_in_whatever_order_the_record_is_what_the_model_says(
-    url: str, tmp_path: Path
-) -> None:
+def test_after_any_actions_in_any_order_the_record_agrees_with_the_model(url: str, tmp_path: Path) -> None:
     attacked(url, tmp_path, examples=6, steps=25)
 
 
 @pytest.mark.slow
-def test_thousands_of_commands_in_any_order_leave_what_the_model_says(url: str, tmp_path: Path) -> None:
+def test_after_thousands_of_commands_in_any_order_the_record_agrees_with_the_model(
+    url: str, tmp_path: Path
+) -> None:
     attacked(url, tmp_path, examples=60, steps=50)

@@ -74,7 +74,7 @@ def test_nobody_waits_for_a_pipe(tmp_path: Path) -> None:
         pass
 
 
-def test_what_is_planted_under_a_new_name_is_not_written_through(
+def test_a_link_planted_where_a_new_file_is_written_is_not_followed(
     l2inv: Commands, ready: list[str], tmp_path: Path, umask: None
 ) -> None:
     victim = tmp_path / "victim"

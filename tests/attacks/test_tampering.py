@@ -237,14 +237,14 @@ def is_refused(connection: Connection, statement: str, states: tuple[str, ...] =
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_what_was_not_tampered_with_has_no_findings(guarded: Guarded, role: str) -> None:
+def test_an_intact_database_has_no_findings(guarded: Guarded, role: str) -> None:
     connection = guarded.sessions[role]
     assert schema_findings(connection) == []
     assert row_findings(connection, guarded.anchor) == []
 
 
 @pytest.mark.parametrize(("statement", "named"), OWNERS, ids=[s[:60] for s, _ in OWNERS])
-def test_what_the_owner_changes_of_what_guards_the_record_is_named(
+def test_the_owners_changes_of_the_records_guards_are_named(
     guarded: Guarded, statement: str, named: str
 ) -> None:
     """The owner, since a superuser may do all that and more; what is found is read from the same catalogs."""
@@ -259,7 +259,7 @@ def test_what_the_owner_changes_of_what_guards_the_record_is_named(
 
 @pytest.mark.parametrize("role", ["superuser", "owner"])
 @pytest.mark.parametrize(("statement", "named"), SUPERUSERS, ids=[s[:60] for s, _ in SUPERUSERS])
-def test_what_a_superuser_changes_of_what_guards_the_record_is_named(
+def test_a_superusers_changes_of_the_records_guards_are_named(
     guarded: Guarded, statement: str, named: str, role: str
 ) -> None:
     connection = guarded.sessions[role]
@@ -274,7 +274,7 @@ def test_what_a_superuser_changes_of_what_guards_the_record_is_named(
 @pytest.mark.parametrize(
     ("statement", "named"), OWNERS + SUPERUSERS, ids=[s[:60] for s, _ in OWNERS + SUPERUSERS]
 )
-def test_the_writer_changes_nothing_of_what_guards_the_record_unnoticed(
+def test_the_writer_cannot_change_the_records_guards_unnoticed(
     guarded: Guarded, statement: str, named: str
 ) -> None:
     """What PostgreSQL takes with no more than a warning, such as a grant of what is not one's own, changes nothing."""
@@ -305,7 +305,7 @@ def test_the_schema_is_compared_by_its_writer_too(guarded: Guarded, l2inv: Comma
     finally:
         superuser.execute("alter table l2inv.run enable always trigger end_run")
     assert finding["what"] == "schema"
-    assert "trigger run.end_run" in finding.detail
+    assert "trigger run.end_run" in finding["detail"]
 
 
 def test_a_schema_of_another_name_is_compared_too(l2inv: Commands) -> None:
@@ -372,7 +372,7 @@ def assert_it_comes_to_light(guarded: Guarded, connection: Connection, how: str)
 
 
 @pytest.mark.parametrize(("statement", "how"), ROWS, ids=[s[:70] for s, _ in ROWS])
-def test_a_row_that_was_changed_around_the_triggers_comes_to_light_as_the_documents_say(
+def test_a_row_changed_around_the_triggers_is_found_as_documented(
     guarded: Guarded, statement: str, how: str
 ) -> None:
     """The triggers are as before when it is looked for: verify schema shows nothing of it."""
@@ -396,7 +396,7 @@ TAKEN = {
 
 @pytest.mark.parametrize("role", TAKEN)
 @pytest.mark.parametrize("statement", [s for s, _ in ROWS], ids=[s[:70] for s, _ in ROWS])
-def test_with_the_triggers_as_they_are_nothing_that_stands_there_is_changed(
+def test_with_the_triggers_in_place_no_existing_row_can_be_changed(
     guarded: Guarded, statement: str, role: str
 ) -> None:
     connection = guarded.sessions[role]
@@ -465,7 +465,7 @@ WRITERS = [
 
 
 @pytest.mark.parametrize(("statement", "how"), WRITERS, ids=[f"{h} {s[:90]}" for s, h in WRITERS])
-def test_what_the_writers_rights_are_misused_for_is_refused_or_comes_to_light_as_the_documents_say(
+def test_misuse_of_the_writers_privileges_is_refused_or_found_as_documented(
     guarded: Guarded, statement: str, how: str
 ) -> None:
     connection = guarded.sessions["writer"]
@@ -502,7 +502,7 @@ UNREADABLE = [
 
 
 @pytest.mark.parametrize(("statement", "word"), UNREADABLE, ids=[f"{w} {s[:50]}" for s, w in UNREADABLE])
-def test_what_cannot_be_read_is_a_finding_and_no_crash(guarded: Guarded, statement: str, word: str) -> None:
+def test_an_unreadable_row_is_a_finding_and_not_a_crash(guarded: Guarded, statement: str, word: str) -> None:
     connection = guarded.sessions["owner"]
     with connection.transaction(force_rollback=True):
         connection.execute(
@@ -530,27 +530,27 @@ def test_what_cannot_be_read_is_a_finding_and_no_crash(guarded: Guarded, stateme
         ("select setval('l2inv.event_event_id_seq', 9223372036854775807)", "PostgreSQL cannot give"),
     ],
 )
-def test_what_no_statement_can_use_any_more_is_a_finding_and_no_crash(
+def test_a_relation_that_is_no_longer_usable_is_a_finding_and_not_a_crash(
     connection: Connection, statement: str, words: str
 ) -> None:
     connection.execute(statement)
-    found = verify.verify(connection)["findings"]
-    assert [f for f in found if words in f["detail"]], found
+    found = verify.verify(connection).findings
+    assert [f for f in found if words in f.detail], found
 
 
 def test_a_policy_that_hides_rows_is_a_finding_for_those_whom_it_binds(guarded: Guarded) -> None:
     guarded.sessions["owner"].execute("alter table l2inv.event enable row level security")
     try:
-        found = verify.verify(guarded.sessions["writer"])["findings"]
+        found = verify.verify(guarded.sessions["writer"]).findings
     finally:
         guarded.sessions["owner"].execute("alter table l2inv.event disable row level security")
-    assert ["relrowsecurity" in found[0]["detail"], "not all rows can be read" in found[1]["detail"]] == [
+    assert ["relrowsecurity" in found[0].detail, "not all rows can be read" in found[1].detail] == [
         True,
         True,
     ]
 
 
-def test_who_wrote_an_event_stands_beside_who_it_says_did_it(guarded: Guarded) -> None:
+def test_the_role_that_wrote_an_event_is_recorded_along_with_the_actor(guarded: Guarded) -> None:
     connection = guarded.sessions["writer"]
     with connection.transaction(force_rollback=True):
         connection.execute(

@@ -27,7 +27,7 @@ READS = [
 ABOUT_AN_OP = ["files", "show", "explain", "history", "claim", "mark-working", "release"]
 
 
-def test_help_shows_every_command_in_one_line_and_the_table_says_which_module_holds_it(
+def test_help_shows_every_command_in_one_line_and_the_table_names_its_module(
     l2inv: Commands,
 ) -> None:
     for path in Path(app.__file__).parent.glob("*.py"):
@@ -188,7 +188,7 @@ def test_the_actor_is_the_environments_or_the_users_of_the_system(
     assert l2inv.json("show", ready[1])["assignee"] == "from-env"
 
 
-def test_what_is_typed_outvotes_the_environment_before_and_after_the_command(
+def test_options_override_the_environment_before_and_after_the_command(
     l2inv: Commands, ready: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("L2INV_ACTOR", "cron")
@@ -379,7 +379,7 @@ def test_a_reader_that_goes_away_is_no_error_and_changes_no_exit_code(
     assert process.returncode == code
 
 
-def test_the_help_shows_each_command_once_by_who_uses_it_and_says_in_full_what_it_does() -> None:
+def test_the_help_lists_each_command_once_by_user_with_its_full_summary() -> None:
     from l2inv.cli.sections import SECTIONS
 
     shown = [name for names in SECTIONS.values() for name in names]

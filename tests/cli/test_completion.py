@@ -91,7 +91,7 @@ def test_no_more_than_fifty_ops_are_offered_and_none_that_a_shell_would_mangle(
 
 
 @needs("bash")
-def test_nothing_is_said_and_no_server_started_where_there_is_no_database(
+def test_without_a_database_nothing_is_printed_and_no_server_is_started(
     l2inv: Commands, tmp_path: Path
 ) -> None:
     folder = tmp_path / "server"
@@ -117,7 +117,7 @@ def test_a_server_that_does_not_answer_is_given_up_soon(l2inv: Commands) -> None
 
 
 @pytest.mark.parametrize("shell", [pytest.param(s, marks=needs(s)) for s in ("bash", "zsh")])
-def test_who_presses_tab_on_a_terminal_sees_the_op_completed(
+def test_tab_on_a_terminal_completes_the_op(
     l2inv: Commands, ready: list[str], tmp_path: Path, shell: str
 ) -> None:
     op = ready[0]
@@ -136,7 +136,7 @@ def test_who_presses_tab_on_a_terminal_sees_the_op_completed(
 
 
 @needs("fish")
-def test_fish_completes_the_ops_and_says_what_commands_do(l2inv: Commands, ready: list[str]) -> None:
+def test_fish_completes_ops_and_describes_commands(l2inv: Commands, ready: list[str]) -> None:
     def offered(line: str) -> list[str]:
         return run(
             l2inv,

@@ -59,7 +59,7 @@ def test_another_failure_is_printed_at_once_and_ends_the_one_before() -> None:
     assert [line[:22] for line in failures.over("config", "publish")] == ["over: the disk is full"]
 
 
-def test_what_another_command_or_other_settings_do_ends_nothing() -> None:
+def test_success_of_another_command_or_with_other_settings_does_not_end_a_failure() -> None:
     failures.to_print("config", "publish", DOWN, DOWN, NOW)
     assert failures.over("config", "report") == []
     assert failures.over("other", "publish") == []
@@ -122,7 +122,7 @@ def test_a_file_that_cannot_be_read_keeps_nothing_back(state: Path, kept: str) -
     assert failures.to_print("config", "publish", DOWN, DOWN, NOW) is None
 
 
-def test_where_nothing_can_be_kept_each_failure_is_printed(state: Path) -> None:
+def test_if_nothing_can_be_stored_each_failure_is_printed(state: Path) -> None:
     state.parent.mkdir()
     state.write_text("a file where the folder should be")
     assert failures.to_print("config", "publish", DOWN, DOWN, NOW) == DOWN

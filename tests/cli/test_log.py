@@ -69,7 +69,7 @@ def test_the_actor_of_log_is_whose_events_are_shown_and_comes_from_no_environmen
     assert l2inv.json("log", actor="nobody")["events"] == whole
 
 
-def test_runs_tells_what_ran_by_whom_and_how_it_ended(
+def test_runs_lists_what_ran_by_whom_and_how_it_ended(
     l2inv: Commands, ready: list[str], store: object
 ) -> None:
     runs = l2inv.json("runs")["runs"]

@@ -164,7 +164,7 @@ def test_history_status_and_next_say_what_happened_what_needs_somebody_and_what_
 
 
 @pytest.mark.parametrize("argv", [["next"], ["status"]], ids=" ".join)
-def test_what_people_ask_often_is_answered_with_few_imports(l2inv: Commands, argv: list[str]) -> None:
+def test_frequent_commands_import_little(l2inv: Commands, argv: list[str]) -> None:
     ask = ["--config", str(l2inv.config), *argv]
     code = f"""
 import sys
@@ -263,9 +263,7 @@ CELLS = st.lists(WORD, max_size=5).map(" ".join)
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(CELLS, CELLS, CELLS), min_size=1), st.sampled_from((20, 40, 80, 120)))
-def test_a_table_breaks_no_word_and_keeps_within_the_columns(
-    rows: list[tuple[str, str, str]], columns: int
-) -> None:
+def test_a_table_breaks_no_word_and_fits_the_columns(rows: list[tuple[str, str, str]], columns: int) -> None:
     shown = in_this_process(lambda _: render.table(("OP", "", "what"), rows), [], columns)
     lines = ESCAPE.sub("", shown).splitlines()
     words = Counter(word for row in rows for cell in row for word in cell.split())

@@ -137,7 +137,7 @@ def test_a_found_file_that_another_user_could_have_written_is_refused_and_a_name
     assert why in named.stderr
 
 
-def test_what_only_root_and_this_user_could_have_written_is_read(places: dict[str, Path]) -> None:
+def test_settings_that_only_root_and_this_user_can_write_are_read(places: dict[str, Path]) -> None:
     sticky = places["here"].parent
     sticky.chmod(0o1777)
     assert load(None, {}).path == places["here"]
@@ -208,11 +208,11 @@ def test_paths_start_at_the_files_folder(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     "text", ["", "# nothing", "database:\nqualification:\n", "---\n...\n", "\ufeff", "~"]
 )
-def test_what_is_left_out_has_its_default(tmp_path: Path, text: str) -> None:
+def test_omitted_settings_have_their_defaults(tmp_path: Path, text: str) -> None:
     assert of(tmp_path, text) == Settings()
 
 
-def test_a_whole_number_serves_where_a_fraction_may_stand(tmp_path: Path) -> None:
+def test_a_whole_number_is_accepted_where_a_fraction_is(tmp_path: Path) -> None:
     read = of(
         tmp_path, "completeness: {quiet_days: 7}\nqualification: {min_ao_locked: .5, min_open_gos: 1e-1}"
     )
@@ -367,7 +367,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     ],
     ids=lambda value: repr(value)[:24],
 )
-def test_what_is_not_read_is_refused_soon_and_with_its_place(
+def test_unreadable_yaml_is_refused_quickly_with_its_position(
     tmp_path: Path, text: str | bytes, mistake: str
 ) -> None:
     started = time.monotonic()
@@ -462,7 +462,7 @@ BAD_URLS = [
 
 
 @pytest.mark.parametrize("url", GOOD_URLS)
-def test_what_libpq_reads_is_a_database_url(tmp_path: Path, url: str) -> None:
+def test_anything_libpq_accepts_is_a_database_url(tmp_path: Path, url: str) -> None:
     from psycopg.conninfo import conninfo_to_dict
 
     if url not in ("embedded", "service=l2inv"):
@@ -471,7 +471,7 @@ def test_what_libpq_reads_is_a_database_url(tmp_path: Path, url: str) -> None:
 
 
 @pytest.mark.parametrize("url", BAD_URLS, ids=lambda url: url[:40])
-def test_what_libpq_would_misread_is_refused_and_not_shown(tmp_path: Path, url: str) -> None:
+def test_a_url_that_libpq_would_misread_is_refused_and_not_shown(tmp_path: Path, url: str) -> None:
     (mistake,) = mistakes_of(tmp_path, json.dumps({"database": {"url": url}}))
     assert mistake.startswith("database.url: must be embedded")
     assert "s3" not in mistake

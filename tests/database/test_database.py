@@ -48,7 +48,7 @@ def test_a_schema_that_is_missing_is_refused_until_migrate_made_it(l2inv: Comman
     assert l2inv.json("status")["ops"] == 0
 
 
-def test_a_schema_that_is_behind_or_ahead_names_what_mends_it(
+def test_a_schema_that_is_behind_or_ahead_is_reported_with_the_remedy(
     l2inv: Commands, connection: Connection
 ) -> None:
     last = max(shipped_migrations())
@@ -86,7 +86,7 @@ def test_two_migrations_at_once_make_the_schema_once(empty_url: str) -> None:
     assert sorted(map(len, applied)) == [0, 0, 0, len(shipped_migrations())]
 
 
-def test_migrate_says_who_keeps_it_waiting_and_does_nothing(l2inv: Commands, empty_url: str) -> None:
+def test_migrate_names_the_session_it_waits_for_and_changes_nothing(l2inv: Commands, empty_url: str) -> None:
     """Its lock is one that anybody who connects can take: before the first migration there is nothing to guard it by."""
     l2inv.settings["database"] |= {"url": empty_url, "lock_timeout_seconds": 0.2}
     l2inv.save()
@@ -136,7 +136,7 @@ def test_a_migration_whose_note_cannot_be_written_leaves_no_trace(
     assert migrated(empty_url) == ["9998.next"]
 
 
-def test_a_schema_of_another_name_lives_beside_strangers_and_another_l2inv(
+def test_a_schema_of_another_name_coexists_with_other_tables_and_another_l2inv(
     l2inv: Commands, url: str, connection: Connection
 ) -> None:
     connection.execute("create table public.event (stranger text)")
@@ -208,7 +208,7 @@ def test_one_run_of_a_stage_keeps_out_another_and_leaves_its_trace(connection: C
     assert runs[2]["result"]["seen"] == 1
 
 
-def test_a_database_host_that_vanished_is_noticed_within_a_minute_unless_the_url_says_otherwise(
+def test_a_database_host_that_disappeared_is_detected_within_a_minute_unless_the_url_disables_it(
     url: str,
 ) -> None:
     def parameters(url: str) -> dict[str, str]:
@@ -247,9 +247,7 @@ def test_a_lost_connection_is_one_line_and_gives_up_the_lock(url: str) -> None:
     ["run_id = default", "stage = 'publish'", "actor = 'eve'", "started_at = now()", "result = null", "finished_at = null",
      "result = '{}'", "finished_at = now()"],
 )  # fmt: skip
-def test_what_a_run_was_and_reported_is_not_changed_once_it_ended(
-    connection: Connection, change: str
-) -> None:
+def test_a_run_and_its_report_cannot_be_changed_after_its_end(connection: Connection, change: str) -> None:
     with stage_run(connection, "scan", "cron") as run:
         run.report["seen"] = 1
     with pytest.raises(psycopg.Error, match=r"run 1 has ended: UPDATE is refused") as refusal:
@@ -260,7 +258,7 @@ def test_what_a_run_was_and_reported_is_not_changed_once_it_ended(
             connection.execute(statement)
 
 
-def test_a_run_that_is_at_work_can_only_end_and_not_when_it_says(connection: Connection) -> None:
+def test_a_running_run_can_only_be_ended_and_not_at_a_time_of_its_choice(connection: Connection) -> None:
     connection.execute("insert into l2inv.run (stage, actor) values ('scan', 'cron')")
     for change in (
         "run_id = default",
@@ -305,7 +303,7 @@ def test_the_key_and_process_of_a_run_that_ended_keep_none_waiting(connection: C
     connection.execute(f"drop role {name}")
 
 
-def test_nobody_who_merely_connects_keeps_a_stage_or_what_tells_of_inversions_waiting(
+def test_nobody_who_can_merely_connect_blocks_a_stage_or_events_about_inversions(
     connection: Connection, url: str, ready: list[str], l2inv: Commands
 ) -> None:
     with psycopg.connect(url, autocommit=True) as bystander:
@@ -349,7 +347,7 @@ def test_nobody_who_merely_connects_keeps_a_stage_or_what_tells_of_inversions_wa
         bystander.execute("reset role; drop role bystander")
 
 
-def test_of_many_that_begin_a_stage_at_once_one_does_and_the_others_do_not_wait(url: str) -> None:
+def test_of_many_runs_that_start_at_once_one_runs_and_the_others_do_not_wait(url: str) -> None:
     settings = Settings(database=Database(url=url))
     begun, over = threading.Barrier(8), threading.Event()
 

@@ -125,7 +125,7 @@ def test_files_of_a_dead_server_that_name_a_living_process_are_no_obstacle(folde
             other.kill()
 
 
-def test_stop_ends_a_running_server_and_tells_when_there_was_none(folder: Path, tmp_path: Path) -> None:
+def test_stop_ends_a_running_server_and_reports_if_there_was_none(folder: Path, tmp_path: Path) -> None:
     embedded.start(folder)
     assert embedded.is_running(folder)
     process = server_process(folder)
@@ -136,7 +136,7 @@ def test_stop_ends_a_running_server_and_tells_when_there_was_none(folder: Path, 
     assert not embedded.stop(tmp_path / "never made")
 
 
-def test_a_server_that_does_not_start_says_why_in_one_line(folder: Path) -> None:
+def test_a_server_that_does_not_start_is_reported_with_the_reason_in_one_line(folder: Path) -> None:
     embedded.start(folder)
     embedded.stop(folder)
     settings = data_folder(folder) / "postgresql.conf"
@@ -191,7 +191,7 @@ def open_folder() -> Iterator[Path]:
         embedded.stop(folder)
 
 
-def test_no_empty_database_is_made_beside_one_of_another_major_version(open_folder: Path) -> None:
+def test_no_empty_database_is_created_next_to_one_of_another_major_version(open_folder: Path) -> None:
     embedded.start(open_folder)
     embedded.stop(open_folder)
     made = data_folder(open_folder)

@@ -85,7 +85,7 @@ def test_neither_writer_nor_reader_gets_around_the_record(
     assert connection.execute("select * from l2inv.op_state order by op_id").fetchall() == before
 
 
-def test_no_trigger_of_the_writers_own_lets_it_write_a_state(url: str, roles: Names) -> None:
+def test_the_writer_cannot_write_a_state_with_a_trigger_of_its_own(url: str, roles: Names) -> None:
     with psycopg.connect(as_role(url, roles[1]), autocommit=True) as writer:
         writer.execute("create temp table lever (a int)")
         writer.execute(
@@ -191,7 +191,7 @@ def test_two_databases_of_a_server_have_roles_of_their_own_by_default(l2inv: Com
         assert "too long for the name of a role; name it" in l2inv("roles", expect=1).stderr
 
 
-def test_roles_keeps_nobody_waiting_behind_a_long_reader(
+def test_roles_makes_nobody_wait_behind_a_long_reader(
     l2inv: Commands, url: str, connection: Connection
 ) -> None:
     own = uuid4().hex[:8]
@@ -244,7 +244,7 @@ def test_no_table_of_somebodys_own_moves_an_op_by_the_records_trigger(
             session.execute("revoke usage on schema l2inv from anybody; drop table lever; drop role anybody")
 
 
-def test_what_an_insert_says_of_id_time_role_and_hash_is_not_taken(
+def test_id_time_role_and_hash_given_in_an_insert_are_ignored(
     l2inv: Commands, ready: list[str], url: str, roles: Names, connection: Connection
 ) -> None:
     before = connection.execute("select max(event_id) as id from l2inv.event").fetchone()
@@ -265,7 +265,7 @@ def test_what_an_insert_says_of_id_time_role_and_hash_is_not_taken(
     assert l2inv.json("verify")["findings"] == []
 
 
-def test_the_writer_says_nothing_of_when_what_it_adds_was_added(url: str, roles: Names) -> None:
+def test_the_writer_cannot_set_when_a_row_was_added(url: str, roles: Names) -> None:
     with psycopg.connect(as_role(url, roles[1]), autocommit=True) as writer:
         for statement in (
             "insert into l2inv.criteria (criteria_version, rules, first_used_at) values ('x', '{}', '2001-01-01')",

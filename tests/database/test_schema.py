@@ -11,7 +11,7 @@ def test_the_document_is_what_the_migrations_make(connection: Connection) -> Non
     assert schema.DOCUMENT.read_text() == schema.text(connection), f"stale; run: {schema.COMMAND}"
 
 
-def test_what_verify_compares_with_is_what_the_migrations_make(connection: Connection) -> None:
+def test_verify_compares_with_what_the_migrations_create(connection: Connection) -> None:
     assert structure.SHIPPED.read_text() == schema.expected(connection), f"stale; run: {schema.COMMAND}"
 
 
@@ -27,7 +27,7 @@ def functions_and_views(connection: Connection) -> list[Any]:
     ).fetchall()
 
 
-def test_the_document_run_as_it_stands_makes_the_same_schema(connection: Connection) -> None:
+def test_the_document_run_unchanged_creates_the_same_schema(connection: Connection) -> None:
     before, text = functions_and_views(connection), schema.DOCUMENT.read_text()
     assert before
     connection.execute("drop schema l2inv cascade; create schema l2inv")

@@ -166,7 +166,7 @@ def meant(connection: Connection) -> dict[str, str]:
     return {row["name"]: row["value"] for row in rows if not FREE.match(row["name"])}
 
 
-def test_from_scan_to_publish_a_statement_means_the_same_under_the_worst_defaults(
+def test_from_scan_to_publish_statements_mean_the_same_under_the_worst_defaults(
     l2inv: Commands, stranger: Stranger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with opened(stranger.url) as connection:
@@ -274,7 +274,7 @@ def test_a_session_that_is_another_at_the_second_question_is_refused(
 
 
 @pytest.mark.parametrize(("size", "ignores"), [(1, False), (5, False), (5, True)])
-def test_a_pooler_in_session_mode_serves_and_its_sessions_are_pinned_as_any(
+def test_a_pooler_in_session_mode_works_and_its_sessions_are_configured_like_others(
     l2inv: Commands,
     stranger: Stranger,
     pooler: Pooler,
@@ -304,7 +304,7 @@ def test_a_pooler_in_session_mode_serves_and_its_sessions_are_pinned_as_any(
                 assert held in l2inv("qualify", expect=1).stderr
 
 
-def test_a_stage_that_lost_its_lock_on_the_way_says_so(connection: Connection) -> None:
+def test_a_stage_that_loses_its_lock_reports_it(connection: Connection) -> None:
     with pytest.raises(DatabaseError, match="pooler"), stage_lock(connection, "scan", ""):
         connection.execute("discard all")  # as a pooler does before it gives a session to another
 
@@ -358,7 +358,7 @@ WAITS = {
 
 
 @pytest.mark.parametrize("what", WAITS)
-def test_a_wait_for_a_lock_ends_with_a_line_that_says_who_holds_it(
+def test_a_wait_for_a_lock_ends_with_a_line_that_names_its_holder(
     l2inv: Commands, url: str, ready: list[str], what: str
 ) -> None:
     argv, lock = WAITS[what]
@@ -378,7 +378,7 @@ def test_a_wait_for_a_lock_ends_with_a_line_that_says_who_holds_it(
         l2inv(*(ready[0] if word == "OP" else word for word in argv))
 
 
-def test_who_holds_a_lock_is_named_rather_than_who_waits_before(
+def test_the_holder_of_a_lock_is_named_rather_than_an_earlier_waiter(
     l2inv: Commands, url: str, ready: list[str]
 ) -> None:
     on(l2inv, url, lock_timeout_seconds=1)
@@ -397,7 +397,7 @@ def test_who_holds_a_lock_is_named_rather_than_who_waits_before(
         waiting.join()
 
 
-def test_on_a_terminal_a_wait_is_told_after_two_seconds(l2inv: Commands, url: str, ready: list[str]) -> None:
+def test_a_terminal_shows_a_wait_after_two_seconds(l2inv: Commands, url: str, ready: list[str]) -> None:
     argv = [sys.executable, "-m", "l2inv", *l2inv._common("han"), "claim", ready[0]]
     with psycopg.connect(url, application_name="tony's psql") as holder:
         holder.execute("select from l2inv.op_state for update")
@@ -431,7 +431,7 @@ def gone(url: str, pid: int) -> None:
         until(lambda: looking.execute(there, [pid]).fetchone() is None, seconds=20)
 
 
-def test_what_ends_a_statement_or_a_session_has_the_hint_that_fits(url: str, stranger: Stranger) -> None:
+def test_an_ended_statement_or_session_has_the_right_hint(url: str, stranger: Stranger) -> None:
     too_slow = hint(url, "select pg_sleep(9)", statement_timeout_seconds=0.01)
     assert "raise database.statement_timeout_seconds" in too_slow
     assert "somebody canceled" in hint(url, "select pg_cancel_backend(pg_backend_pid()), pg_sleep(9)")

@@ -163,7 +163,7 @@ def test_a_share_must_hold_in_each_dataset_not_over_their_sum() -> None:
     assert says(dataset("A"), dataset("B", ao_locked=128)) == FAILED
 
 
-def test_a_null_beside_a_number_means_no_frames() -> None:
+def test_a_null_next_to_a_number_means_no_frames() -> None:
     health = outcome("health", dataset(health={"good": None, "bad": 171}))
     assert (health["result"], health["measured"]) == ("fail", 0.0)
     assert outcome("gos", dataset(gos_status={"closed": 171}))["result"] == "fail"
@@ -189,7 +189,7 @@ def test_without_a_frame_count_no_share_is_known(frame_count: int | None) -> Non
     assert [(c["result"], c["measured"]) for c in found] == [("unknown", None)] * 3
 
 
-def test_more_frames_counted_than_there_are_is_unknown_and_says_so() -> None:
+def test_more_frames_counted_than_exist_is_unknown() -> None:
     judged = dataset(health={"good": 172}, gos_status={"open": 171, "closed": 2}, ao_locked=180)
     found = [outcome(name, judged) for name in ("health", "gos", "ao")]
     assert [c["result"] for c in found] == ["unknown"] * 3
@@ -393,7 +393,7 @@ def test_a_required_band_decides() -> None:
     assert says(dataset(nm=CA), rules=Qualification(bands=[])) == INVERTIBLE
 
 
-def test_an_optional_band_says_so_and_no_other_criterion_does() -> None:
+def test_an_optional_band_is_marked_and_no_other_criterion_is() -> None:
     optional = [c["name"] for c in all_of(judge([dataset()], RULES)) if c.get("optional")]
     assert optional == ["band Ca II 854.2", "band Na I 589.3"]
     assert all("optional" not in c for c in all_of(judge([dataset()], RULES)) if c["name"] not in optional)
@@ -526,7 +526,7 @@ def test_how_measured_and_required_compare_and_in_which_unit() -> None:
     assert {criteria.comparison(c["name"])[0] for c in judged} == {">=", "<", "contains"}
 
 
-def test_what_is_unknown_has_no_margin() -> None:
+def test_an_unknown_value_has_no_margin() -> None:
     lost = dataset(frame_count=None, bounding_box=None, stokes_parameters=None, nm=(None, None))
     contradicting = dataset(ao_locked=172)
     for judged in (lost, contradicting, dataset(start_time=None)):
@@ -744,7 +744,7 @@ def test_a_further_dataset_that_lacks_a_measurement_never_makes_an_op_invertible
 
 @given(some_datasets())
 @example([dataset("A", CA), dataset("B", FE)])
-def test_what_is_invertible_lacks_no_measurement(datasets: list[Dataset]) -> None:
+def test_an_invertible_op_lacks_no_measurement(datasets: list[Dataset]) -> None:
     for program in judge(datasets, RULES)["instrument_programs"]:
         if not program["invertible"]:
             continue
@@ -843,7 +843,7 @@ def test_the_named_inputs_are_those_that_a_verdict_depends_on() -> None:
     assert found(msgspec.structs.replace(dataset(), **dict.fromkeys(unread, object()))) == found(dataset())
 
 
-def test_an_instrument_may_have_rules_of_its_own_in_the_settings_alone() -> None:
+def test_an_instrument_may_have_its_own_rules_in_the_settings_alone() -> None:
     band = Band("Si X 1430", 1429.0, 1430.1, 1431.0, True)
     own = InstrumentRules("CRYO-NIRSP", min_ao_locked=0.5, on_disk=False, bands=[band])
     rules = Qualification(instruments=["VISP", "CRYO-NIRSP"], per_instrument=[own])

@@ -68,7 +68,7 @@ def test_an_op_is_measured_by_the_datasets_to_be_inverted_and_its_seeing_by_all(
     assert measure([image], RULES).frame_count == 9  # where none qualifies, all are measured
 
 
-def test_what_is_odd_is_said_and_what_is_unknown_is_null() -> None:
+def test_what_is_odd_is_reported_and_what_is_unknown_is_null() -> None:
     assert measure([dataset(bounding_box="(30,40),(29.9,-40)")], RULES).odd == ['field 0.1" wide']
     assert measure([dataset(bounding_box="(30,40),(-30,39.8)")], RULES).odd == ['field 0.2" high']
     assert measure([dataset(wavelength_min=630.239)], RULES).odd == ["Fe I 630.3 narrow"]

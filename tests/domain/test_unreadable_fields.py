@@ -99,7 +99,9 @@ def test_a_key_in_two_spellings_is_no_count() -> None:
         ("observingProgramExecutionId", 7), ("createDate", None),
     ],
 )  # fmt: skip
-def test_what_identity_or_verdict_rests_on_quarantines_the_record_under_its_id(name: str, value: Any) -> None:
+def test_a_bad_field_needed_for_identity_or_verdict_quarantines_the_record_under_its_id(
+    name: str, value: Any
+) -> None:
     found = unread(**{name: value, "friedParameter": NAN})
     assert found.dataset_id == BASE["datasetId"]
     assert b'"friedParameter": NaN' in found.raw, "as it was received"
@@ -118,7 +120,7 @@ JSON = st.recursive(
     values=st.fixed_dictionaries({}, optional={CAMEL[name]: JSON for name in DISPLAYED}),
     as_text=st.booleans(),
 )
-def test_whatever_stands_in_the_displayed_fields_the_rest_is_read(
+def test_whatever_the_displayed_fields_contain_the_rest_is_read(
     values: dict[str, Any], as_text: bool
 ) -> None:
     if as_text:

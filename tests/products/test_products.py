@@ -86,11 +86,11 @@ def test_each_fault_is_found_and_nothing_else(good: dict[str, Path], tmp_path: P
     assert all(one.result == ("warn" if fault.is_warning else "fail") for one in found), found
 
 
-def test_everything_that_can_be_found_is_a_fault_of_the_table_or_has_a_test_of_its_own() -> None:
+def test_every_kind_of_finding_is_in_the_table_of_faults_or_has_its_own_test() -> None:
     assert {what for fault in FAULTS for what in fault.found} == set(WHAT) - {"unreadable"}
 
 
-def test_the_document_says_what_can_be_found() -> None:
+def test_the_document_lists_the_kinds_of_findings() -> None:
     rows = re.findall(r"^\| `([\w-]+)` \| (.+?) \|$", DOCUMENT.read_text(), re.MULTILINE)
     assert dict(rows) == WHAT
     assert len(rows) == len(WHAT)
@@ -135,7 +135,7 @@ def test_dkist_opens_a_good_asdf_and_one_that_it_wrote_itself_is_good(
                 print(f"opened, with {fault.name}")
 
 
-def test_what_is_wrong_with_a_published_asdf_is_found(tmp_path: Path) -> None:
+def test_faults_of_a_published_asdf_are_found(tmp_path: Path) -> None:
     """The package dkist ships one with every unit `pixel`, headers read at half their width, and a sodium line at
     589.899 nm."""
     package = importlib.util.find_spec("dkist")  # not imported, which takes ten seconds
@@ -159,7 +159,7 @@ def test_what_is_wrong_with_a_published_asdf_is_found(tmp_path: Path) -> None:
 # What is not known
 
 
-def test_what_cannot_be_checked_here_is_said_and_is_no_failure(good: dict[str, Path]) -> None:
+def test_what_cannot_be_checked_here_is_reported_and_is_no_failure(good: dict[str, Path]) -> None:
     datasets = tuple(Dataset(dataset.dataset_id) for dataset in GOOD.datasets)
     unknown = list(check(good["science"], replace(GOOD, datasets=datasets)))
     assert {(one.what, one.result) for one in unknown} == {
@@ -189,7 +189,7 @@ def test_a_dataset_of_intensity_alone_has_as_many_positions_as_files() -> None:
 
 
 @given(st.datetimes(datetime(2020, 1, 1), datetime(2050, 1, 1), timezones=st.just(UTC)))
-def test_the_name_of_a_frame_says_when_it_began(begin: datetime) -> None:
+def test_the_name_of_a_frame_contains_when_it_began(begin: datetime) -> None:
     name = GOOD.frame_file(begin)
     assert GOOD.frame_time(name) == begin
     assert not re.search(r"0_L2\.fits$", name) or not begin.microsecond
@@ -234,7 +234,7 @@ def test_no_byte_of_a_file_can_make_the_check_fail(good: dict[str, Path], tmp_pa
         (folder / name).write_bytes(kept)
 
 
-def test_what_a_file_says_is_shown_as_one_short_line(good: dict[str, Path], tmp_path: Path) -> None:
+def test_text_from_a_file_is_shown_as_one_short_line(good: dict[str, Path], tmp_path: Path) -> None:
     folder = copied(good["level2"], tmp_path)
     faults.text((r"inversionId: inv.7QK2ZD", r'inversionId: "\\e[2J\\n\\u202e' + "x" * 5000 + '"'))(folder)
     (found,) = check(folder, GOOD)
@@ -317,7 +317,7 @@ def test_a_file_that_may_not_be_read_is_a_finding_and_a_folder_an_error(good: di
 
 
 @pytest.mark.parametrize("where", ["nowhere", "a\0b", "file"])
-def test_a_folder_that_is_none_is_an_error(tmp_path: Path, where: str) -> None:
+def test_a_path_that_is_not_a_folder_is_an_error(tmp_path: Path, where: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(L2invError, match="not a readable folder"):
         list(check(tmp_path / where, GOOD))
@@ -390,7 +390,7 @@ def checked_apart(folder: Path, frames: int) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-def test_memory_stays_flat_however_much_there_is_and_progress_is_told(
+def test_memory_does_not_grow_with_the_size_and_progress_is_reported(
     good: dict[str, Path], tmp_path: Path
 ) -> None:
     folder = make.products(tmp_path / "much", make.issued(8), 8, slit=3200)

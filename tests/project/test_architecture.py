@@ -145,7 +145,7 @@ def test_the_domain_does_no_io_and_asks_no_clock() -> None:
     assert breaches(impure) == {}
 
 
-def test_what_is_heavy_is_imported_where_it_is_used() -> None:
+def test_heavy_packages_are_imported_where_they_are_used() -> None:
     # yoyo's backend is a base class in the one, and only migrations import it; only on a terminal is the other imported.
     def heavy(module: Module) -> set[str]:
         found = (
@@ -167,14 +167,14 @@ def test_a_module_of_the_commands_imports_what_it_runs_when_it_is_called() -> No
     assert breaches(at_once) == {}
 
 
-def test_sql_stands_in_the_folders_that_are_for_it() -> None:
+def test_sql_is_only_in_the_folders_meant_for_it() -> None:
     def runs_sql(module: Module) -> bool:
         return bool(re.search(r"\.(execute|copy)\(", module.path.read_text()))
 
     assert breaches(lambda module: module.folder not in WITH_SQL and runs_sql(module)) == {}
 
 
-def test_a_module_can_be_read_in_one_sitting_and_says_what_it_is() -> None:
+def test_a_module_is_short_and_has_a_docstring() -> None:
     def unreadable(module: Module) -> str | None:
         lines = len(module.path.read_text().splitlines())
         if lines > LINES_THAT_PROMPT_A_SECOND_LOOK:
@@ -184,7 +184,7 @@ def test_a_module_can_be_read_in_one_sitting_and_says_what_it_is() -> None:
     assert breaches(unreadable) == {}
 
 
-def test_what_tests_share_stands_in_helpers() -> None:
+def test_code_shared_by_tests_is_in_helpers() -> None:
     """No test imports another test's module, or conftest; helpers import no tests."""
     top = Path(__file__).parents[1]
     found = [

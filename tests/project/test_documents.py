@@ -104,15 +104,15 @@ def test_each_document_is_linked_from_the_readme() -> None:
     assert {str(path.relative_to(TOP)) for path in DOCUMENTS} - {"README.md"} <= linked
 
 
-def test_the_reference_is_what_the_program_says(connection: Connection) -> None:
+def test_the_reference_agrees_with_the_program(connection: Connection) -> None:
     assert reference.DOCUMENT.read_text() == reference.text(connection), f"stale; run: {reference.COMMAND}"
 
 
-def test_every_kind_of_event_says_what_it_means() -> None:
+def test_every_kind_of_event_has_a_meaning() -> None:
     assert set(states.MEANINGS) == {*states.EDGES, "retried"}
 
 
-def test_every_exit_code_of_an_error_has_a_meaning_and_is_told_to_operators() -> None:
+def test_every_exit_code_of_an_error_has_a_meaning_and_is_documented_for_operators() -> None:
     raised = {
         one.exit_code
         for one in vars(errors).values()
@@ -249,7 +249,7 @@ def test_every_command_explains_itself_within_100_columns(path: tuple[str, ...])
         assert not re.fullmatch(r"  --?[\w-]+(, --?[\w-]+)*( [A-Z]+)?", line.rstrip()) or len(line) > 20, line
 
 
-def test_the_changelog_speaks_of_the_present_version_and_says_each_kind_of_change_once() -> None:
+def test_the_changelog_has_the_present_version_and_each_kind_of_change_once() -> None:
     changelog = (TOP / "CHANGELOG.md").read_text()
     sections = re.split(r"^## ", changelog, flags=re.MULTILINE)[1:]
     assert sections[0].startswith("Unreleased\n")

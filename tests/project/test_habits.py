@@ -31,7 +31,7 @@ def test_nothing_else_is_at_the_top_level() -> None:
     assert {name.split("/")[0] for name in listed.splitlines()} <= AT_TOP
 
 
-def test_the_version_is_written_once_and_said_alike_everywhere() -> None:
+def test_the_version_is_written_once_and_is_the_same_everywhere() -> None:
     assert PROJECT["dynamic"] == ["version"]
     citation = yaml.safe_load((TOP / "CITATION.cff").read_text())
     released = re.findall(
@@ -122,7 +122,7 @@ def test_each_dependency_has_a_lower_bound_and_one_tested_version_within_its_bou
 
 
 @in_a_repository
-def test_what_tools_read_below_github_is_there_and_leads_to_the_documents() -> None:
+def test_files_that_tools_read_in_github_exist_and_link_to_the_documents() -> None:
     folder = TOP / ".github"
     for path in folder.rglob("*.md"):
         for target in re.findall(r"\]\(([^)#]+)", path.read_text()):

@@ -9,7 +9,7 @@ from tests import manpage
 from tests.helpers.commands import all_commands
 
 
-def test_the_manual_page_is_what_the_program_says() -> None:
+def test_the_manual_page_agrees_with_the_program() -> None:
     assert manpage.DOCUMENT.read_text() == manpage.text(), f"stale; run: {manpage.COMMAND}"
 
 

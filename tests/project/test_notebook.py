@@ -18,7 +18,7 @@ from tests.helpers.commands import Commands
 NOTEBOOK = Path(__file__).parents[2] / "docs" / "notebook.md"
 
 
-def test_the_notebook_runs_as_it_stands(
+def test_the_notebook_runs_unchanged(
     l2inv: Commands, ready: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("L2INV_CONFIG", str(l2inv.config))

@@ -60,7 +60,7 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def test_the_tutorial_says_what_happens(folder: Path) -> None:
+def test_the_tutorial_shows_what_happens(folder: Path) -> None:
     terminal = Terminal()
     for line, shown in steps(TUTORIAL):
         assert terminal.exit_code == 0 or line == "echo $?", (

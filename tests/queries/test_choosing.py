@@ -40,7 +40,7 @@ def shown(l2inv: Commands, columns: int, *argv: str) -> list[str]:
     return lines
 
 
-def test_a_good_op_stands_on_top_and_the_reason_is_said(l2inv: Commands, ready: list[str]) -> None:
+def test_a_good_op_is_first_and_the_reason_is_shown(l2inv: Commands, ready: list[str]) -> None:
     found = l2inv.json("next", "-n", "100")
     classes = [op["r0_class"] for op in found["ops"]]
     assert classes == sorted(classes, key=["good", "fair", "poor", "unknown"].index)
@@ -84,9 +84,7 @@ HIGHEST: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
-def test_next_ranks_by_each_thing_that_one_chooses_by_and_claims_what_stands_first(
-    l2inv: Commands, ready: list[str]
-) -> None:
+def test_next_ranks_by_each_ranking_and_claims_the_first(l2inv: Commands, ready: list[str]) -> None:
     assert {*HIGHEST, "r0_class", "age", "proposal"} == {*get_args(settings.RankBy)}
     for rank_by, measured in HIGHEST.items():
         values = [measured(op) for op in l2inv.json("next", "-n", "100", "--rank-by", rank_by)["ops"]]
@@ -99,7 +97,7 @@ def test_next_ranks_by_each_thing_that_one_chooses_by_and_claims_what_stands_fir
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_next_fits_a_terminal_and_says_once_what_is_the_same_in_every_row(
+def test_next_fits_a_terminal_and_shows_once_what_is_the_same_in_every_row(
     l2inv: Commands, ready: list[str], columns: int
 ) -> None:
     lines = shown(l2inv, columns, "next")
@@ -198,7 +196,7 @@ def test_the_lines_found_are_those_that_are_measured(
         ("--band", "K 399", "no rule names a band 'K 399' (known: Ca II 854.2, Fe I 630.3, Na I 589.3)"),
     ],
 )
-def test_a_filter_that_matches_nothing_says_so_by_its_value(
+def test_a_filter_that_matches_nothing_is_named_with_its_value(
     l2inv: Commands, ready: list[str], option: str, value: str, said: str
 ) -> None:
     assert said in l2inv("next", option, value).stdout
@@ -341,7 +339,7 @@ def test_show_has_what_a_scientist_decides_by(l2inv: Commands, ready: list[str],
     assert "more paragraph" in page
 
 
-def test_show_says_where_the_outputs_lie_and_what_was_withdrawn(l2inv: Commands, ready: list[str]) -> None:
+def test_show_prints_where_the_outputs_are_and_what_was_withdrawn(l2inv: Commands, ready: list[str]) -> None:
     op = ready[0]
     l2inv("claim", op)
     l2inv("mark-inverted", op, "--output", "globus://l2/here")
@@ -411,7 +409,7 @@ def test_explain_is_a_table_on_a_terminal_of_80_columns(l2inv: Commands, ready: 
     assert headings.count(["criterion", "result"]) == 1
 
 
-def test_after_a_reopening_no_inputs_are_said_to_have_changed(
+def test_after_a_reopening_inputs_do_not_count_as_changed(
     l2inv: Commands, ready: list[str], store: Store
 ) -> None:
     l2inv("claim", ready[0])
@@ -445,7 +443,7 @@ def test_old_and_new_values_of_any_shape_break_no_history(values: Any) -> None:
     assert told.startswith("1 dataset changed: A")
 
 
-def test_what_became_of_a_field_is_told_once_for_the_datasets_in_which_it_is_the_same() -> None:
+def test_a_fields_change_is_shown_once_for_the_datasets_in_which_it_is_the_same() -> None:
     fell = {"ao_locked": [1700, 100], "frame_count": [1700, 1700]}
     values = {"A": fell, "B": fell, "C": {"health": [{"good": 3, "bad": None}, None]}}
     told = wording.what_happened({"kind": "datasets_changed", "detail": {"values": values}})

@@ -34,7 +34,9 @@ def test_nothing_is_printed_when_nothing_is_overdue(l2inv: Commands, ready: list
     assert l2inv.json("overdue") == {"owners": []}
 
 
-def test_what_waits_too_long_belongs_to_the_owner_of_its_state(l2inv: Commands, ready: list[str]) -> None:
+def test_an_op_that_waits_too_long_belongs_to_the_owner_of_its_state(
+    l2inv: Commands, ready: list[str]
+) -> None:
     assert owners(l2inv, 59.9) == {}
     found = owners(l2inv, 61)
     assert set(found) == {"science"}
@@ -44,7 +46,9 @@ def test_what_waits_too_long_belongs_to_the_owner_of_its_state(l2inv: Commands, 
     assert op["state"] == "preprocessed"
 
 
-def test_a_claim_is_due_when_it_says_and_belongs_to_its_assignee(l2inv: Commands, ready: list[str]) -> None:
+def test_a_claim_is_due_at_its_due_date_and_belongs_to_its_assignee(
+    l2inv: Commands, ready: list[str]
+) -> None:
     l2inv("claim", ready[0], "--for", "5d", actor="ann")
     l2inv("claim", ready[1], actor="ben")
     assert owners(l2inv, 4.9) == {}
@@ -55,7 +59,7 @@ def test_a_claim_is_due_when_it_says_and_belongs_to_its_assignee(l2inv: Commands
     }
 
 
-def test_a_claim_that_says_no_day_is_due_after_the_usual_time(
+def test_a_claim_without_a_date_is_due_after_the_usual_time(
     l2inv: Commands, ready: list[str], connection: Connection
 ) -> None:
     connection.execute(
@@ -69,7 +73,7 @@ def test_a_claim_that_says_no_day_is_due_after_the_usual_time(
     assert set(owners(l2inv, 21.1)["ann"]) == {ready[0]}
 
 
-def test_what_is_on_hold_is_not_overdue(l2inv: Commands, ready: list[str]) -> None:
+def test_an_op_on_hold_is_not_overdue(l2inv: Commands, ready: list[str]) -> None:
     l2inv("hold", ready[0], "--reason", "bad flats")
     assert set(owners(l2inv, 61)["science"]) == set(ready) - {ready[0]}
 
@@ -120,7 +124,7 @@ def test_the_digest_gives_each_owner_what_is_theirs(l2inv: Commands, ready: list
     assert found["operator"]["due_soon"] == []  # a deadline of a day or two is not announced days ahead
 
 
-def test_the_holder_is_told_that_the_inputs_changed(
+def test_the_holder_is_notified_that_the_inputs_changed(
     l2inv: Commands, ready: list[str], store: Store, connection: Connection
 ) -> None:
     l2inv("claim", ready[0], actor="ann")

@@ -93,7 +93,7 @@ def test_reading_on_from_the_last_event_finds_what_is_new_and_what_changed_and_n
     assert row["withdrawn_at"]
 
 
-def test_one_document_says_where_to_read_on(l2inv: Commands, connection: Connection) -> None:
+def test_one_document_contains_the_cursor_to_continue_from(l2inv: Commands, connection: Connection) -> None:
     assert l2inv.json("export", "--after", "7") == {"inversions": [], "after": 7}
     tell(connection, 2)
     found = l2inv.json("export")
@@ -102,7 +102,7 @@ def test_one_document_says_where_to_read_on(l2inv: Commands, connection: Connect
     assert l2inv.json("export", "--after", str(found["after"]))["inversions"] == []
 
 
-def test_a_table_can_be_read_back_and_holds_no_formula(l2inv: Commands, connection: Connection) -> None:
+def test_a_table_can_be_read_back_and_contains_no_formula(l2inv: Commands, connection: Connection) -> None:
     export.as_csv([], empty := io.StringIO())
     assert empty.getvalue() == ",".join(export.COLUMNS) + "\r\n"
     for number, key in enumerate(('=cmd|" /C calc"!A0', "+1", "-1", "@x", "\tx", "\rx")):
@@ -149,7 +149,7 @@ def test_all_rows_come_however_many_there_are(l2inv: Commands, connection: Conne
     assert [row["event_id"] for row in found] == sorted(int(str(row["event_id"])) for row in found)
 
 
-def test_reading_on_does_not_work_out_what_is_behind_the_cursor(connection: Connection) -> None:
+def test_reading_on_does_not_compute_what_is_before_the_cursor(connection: Connection) -> None:
     tell(connection, 3000)
     connection.execute("analyze l2inv.event")
     row = connection.execute("select max(event_id) - 2 as after from l2inv.event").fetchone()

@@ -37,7 +37,7 @@ def samples(text: str) -> dict[tuple[str, str], float]:
     return found
 
 
-def test_the_metrics_are_what_status_says(l2inv: Commands, ready: list[str]) -> None:
+def test_the_metrics_agree_with_status(l2inv: Commands, ready: list[str]) -> None:
     l2inv("claim", ready[0])
     l2inv("hold", ready[1], "--reason", "x")
     status = l2inv.json("status")
@@ -72,7 +72,7 @@ def test_a_failed_run_is_the_newest_and_no_success(l2inv: Commands, ready: list[
     assert after[success] == before[success] < after["l2inv_stage_last_start_timestamp_seconds", scan]
 
 
-def test_what_stands_in_a_label_is_escaped() -> None:
+def test_label_values_are_escaped() -> None:
     (_, _, line) = metrics._metric("m", "gauge", "a\nb", [({"stage": 'a"b\\c\nd'}, 1)])
     assert line == r'm{stage="a\"b\\c\nd"} 1'
 

@@ -135,7 +135,7 @@ def life(l2inv: Commands, store: Store, ready: list[str]) -> list[str]:
     return sorted(ready[:2], key=lambda op: states[op] == "error") + ready[2:]
 
 
-def test_the_counts_are_those_of_status_and_the_funnel_holds_each_op_up_to_where_it_stands(
+def test_the_counts_are_those_of_status_and_the_funnel_counts_each_op_up_to_its_state(
     l2inv: Commands, worked: list[str], there: Connection
 ) -> None:
     status = l2inv.json("status")
@@ -157,7 +157,7 @@ def test_the_counts_are_those_of_status_and_the_funnel_holds_each_op_up_to_where
     assert steps["discovered"]["percent"] == 100.0
 
 
-def test_ages_are_counted_by_state_and_what_is_overdue_is_what_overdue_says(
+def test_ages_are_counted_by_state_and_overdue_ops_are_those_of_overdue(
     l2inv: Commands, worked: list[str], there: Connection
 ) -> None:
     for days, age in ((0, 0), (8, 1), (29, 2), (92, 3), (366, 4)):
@@ -180,7 +180,7 @@ def test_ages_are_counted_by_state_and_what_is_overdue_is_what_overdue_says(
     assert line["overdue"] == "overdue 365 d, ann"
 
 
-def test_who_holds_what_until_when_is_told_the_first_due_at_the_top(
+def test_claims_are_listed_with_holder_and_due_date_the_first_due_at_the_top(
     l2inv: Commands, worked: list[str], there: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = datetime.now(UTC) + timedelta(days=1)
@@ -270,7 +270,7 @@ def test_near_misses_are_those_that_the_command_finds_and_the_others_are_counted
         ]
 
 
-def test_of_two_programs_the_nearer_is_the_near_miss_as_for_the_command(
+def test_the_nearer_of_two_programs_is_the_near_miss_as_in_the_command(
     connection: Connection, url: str
 ) -> None:
     def failed(name: str, measured: float, required: float = 0.75) -> dict[str, Any]:
@@ -358,7 +358,7 @@ def test_each_op_has_a_line_with_its_dates_seeing_bands_movie_holder_and_history
         assert link.attributes["rel"] == "noreferrer noopener"
 
 
-def test_a_history_that_is_too_long_is_cut_in_its_middle_and_says_so(
+def test_a_history_that_is_too_long_is_cut_in_the_middle_with_a_note(
     l2inv: Commands, ready: list[str], connection: Connection
 ) -> None:
     connection.execute(
@@ -377,7 +377,7 @@ def test_a_history_that_is_too_long_is_cut_in_its_middle_and_says_so(
 FIVE = {"min": 0.02, "p25": 0.05, "med": 0.07, "p75": 0.1, "max": 0.3}
 
 
-def test_seeing_is_drawn_from_its_five_numbers_and_told_in_words() -> None:
+def test_seeing_is_drawn_from_its_five_numbers_and_described_in_words() -> None:
     found = drawing.seeing([FIVE])
     assert found == {
         "median": "7.0",
@@ -583,7 +583,7 @@ def test_an_empty_database_gives_a_page_that_says_so(l2inv: Commands, connection
         assert words in said
 
 
-def test_lines_are_bounded_and_what_is_left_out_is_told_and_counted(
+def test_lines_are_limited_and_those_left_out_are_counted(
     l2inv: Commands, worked: list[str], there: Connection
 ) -> None:
     whole = drawn(there)

@@ -203,7 +203,7 @@ def test_the_pointer_finds_an_ops_id_on_the_disk_and_its_line_behind_it(
         assert "published, han: as inv." in target.locator("ol").inner_text()
 
 
-def test_the_keyboard_goes_past_the_head_and_chooses_the_states(browser: "Browser", file: Path) -> None:
+def test_the_keyboard_can_skip_the_header_and_select_states(browser: "Browser", file: Path) -> None:
     with Opened(browser, file, 1400, "dark") as page:
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.className") == "skip"
@@ -239,7 +239,7 @@ def test_axe_finds_nothing(browser: "Browser", file: Path, width: int, scheme: s
         }
 
 
-def test_it_prints_every_line_on_white_whatever_the_screen(
+def test_it_prints_every_line_on_white_whatever_the_screens_theme(
     browser: "Browser", file: Path, tmp_path: Path
 ) -> None:
     with Opened(browser, file, 1400, "dark") as page:

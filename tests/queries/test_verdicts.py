@@ -281,7 +281,7 @@ def test_a_create_date_that_is_only_a_clock_ahead_is_no_warning(
 # Datasets that name no instrument program
 
 
-def test_what_names_no_instrument_program_is_undetermined_and_never_offered(
+def test_an_op_without_an_instrument_program_is_undetermined_and_never_offered(
     l2inv: Commands, store: Store, ready: list[str]
 ) -> None:
     op = ready[0]
@@ -470,7 +470,7 @@ def test_the_database_and_python_name_the_same_reasons_of_any_verdict(connection
     }
 
 
-def test_no_near_miss_is_said(l2inv: Commands) -> None:
+def test_no_near_misses_are_reported_as_such(l2inv: Commands) -> None:
     assert l2inv.json("near-misses") == {"criteria": []}
     assert l2inv("near-misses").stdout == "no OP fails on exactly one criterion\n"
 
@@ -478,7 +478,9 @@ def test_no_near_miss_is_said(l2inv: Commands) -> None:
 # criteria
 
 
-def test_every_version_of_the_criteria_says_since_when_and_how_much_it_judged(l2inv: Commands) -> None:
+def test_every_version_of_the_criteria_is_listed_with_its_first_use_and_number_of_verdicts(
+    l2inv: Commands,
+) -> None:
     l2inv("scan")
     all_judged = l2inv.json(*AS_OF)["ops"]["judged"]
     l2inv.settings["qualification"] = {"bands": [msgspec.to_builtins(b) | {"narrow_nm": 7.5} for b in Qualification().bands]}  # fmt: skip
@@ -623,9 +625,7 @@ def test_an_op_is_late_when_a_dataset_came_after_so_many_quiet_days(l2inv: Comma
     assert marked.split() == ["2.75", "##########", "25.0%", "<-", "quiet_days"]
 
 
-def test_what_a_dataset_became_later_makes_no_arrival_and_what_was_withdrawn_arrived(
-    l2inv: Commands, store: Store
-) -> None:
+def test_a_changed_dataset_is_not_an_arrival_and_a_withdrawn_one_is(l2inv: Commands, store: Store) -> None:
     arrivals(store, ("one", {"VISP": [0, 10]}), ("two", {"VISP": [0]}))
     l2inv("scan")
     before = l2inv.json("completeness")
@@ -635,7 +635,7 @@ def test_what_a_dataset_became_later_makes_no_arrival_and_what_was_withdrawn_arr
     assert l2inv.json("completeness") == before
 
 
-def test_a_create_date_in_the_future_makes_no_late_arrival(l2inv: Commands, store: Store) -> None:
+def test_a_create_date_in_the_future_is_not_a_late_arrival(l2inv: Commands, store: Store) -> None:
     two_days_ago = (datetime.now(UTC) - timedelta(days=2)).replace(tzinfo=None) - datetime(2026, 1, 1)
     arrivals(store, ("one", {"VISP": [two_days_ago / timedelta(days=1), 60_000]}))
     l2inv("scan")
@@ -643,7 +643,7 @@ def test_a_create_date_in_the_future_makes_no_late_arrival(l2inv: Commands, stor
     assert (counts[1], counts[3], counts[180]) == (1, 0, 0)
 
 
-def test_completeness_of_nothing_is_said(l2inv: Commands) -> None:
+def test_completeness_without_ops_is_reported(l2inv: Commands) -> None:
     assert l2inv.json("completeness") == {"ops": 0, "instruments": []}
     assert "no datasets yet" in l2inv("completeness").stdout
 
@@ -670,7 +670,7 @@ def snapshot(connection: Connection) -> dict[str, list[Any]]:
     }  # fmt: skip
 
 
-def test_what_if_gives_what_qualify_would_change_and_writes_nothing(
+def test_what_if_shows_what_qualify_would_change_and_writes_nothing(
     l2inv: Commands, connection: Connection, tmp_path: Path
 ) -> None:
     judged(l2inv)
@@ -716,9 +716,7 @@ def test_what_if_the_table_published_in_2023_still_held(l2inv: Commands, tmp_pat
     assert all(f"lost   {op}\n" in said for op in found["lost"])
 
 
-def test_what_if_judges_what_science_holds_and_what_was_published(
-    l2inv: Commands, ready: list[str], tmp_path: Path
-) -> None:
+def test_what_if_judges_claimed_and_published_ops(l2inv: Commands, ready: list[str], tmp_path: Path) -> None:
     l2inv("claim", ready[0])
     l2inv("claim", ready[1])
     l2inv("mark-inverted", ready[1])
@@ -732,7 +730,7 @@ def test_what_if_judges_what_science_holds_and_what_was_published(
     assert f"{len(found['lost'])} lost" in shown.splitlines()[-1]
 
 
-def test_what_if_goes_by_the_present_datasets(
+def test_what_if_judges_the_present_datasets(
     l2inv: Commands, store: Store, ready: list[str], tmp_path: Path
 ) -> None:
     other = rules(tmp_path / "other.yaml", min_good_health=0.5, min_ao_locked=0.9)
@@ -759,7 +757,7 @@ def test_what_if_another_instrument_qualified(l2inv: Commands, tmp_path: Path) -
     assert set(found["gained"]) == cryo != set()
 
 
-def test_what_if_passes_over_an_op_that_cannot_be_judged_and_names_it(
+def test_what_if_skips_an_op_that_cannot_be_judged_and_names_it(
     l2inv: Commands, connection: Connection, ready: list[str], tmp_path: Path
 ) -> None:
     connection.execute("alter table l2inv.dataset_version drop constraint dataset_version_record_fits")

@@ -48,7 +48,7 @@ def move(l2inv: Commands, url: str) -> None:
     l2inv.save()
 
 
-def test_what_was_backed_up_is_restored_row_for_row_with_all_that_guards_it(
+def test_a_backup_is_restored_row_for_row_with_everything_that_protects_it(
     l2inv: Commands, lived: str, connection: Connection, elsewhere: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "l2inv backup.dump"
@@ -79,7 +79,7 @@ def test_what_was_backed_up_is_restored_row_for_row_with_all_that_guards_it(
     assert l2inv.json("scan")["datasets"]["unchanged"] > 0
 
 
-def test_who_reads_on_by_cursor_after_a_restore_gets_everything_again_from_ids_that_were_never_seen(
+def test_reading_by_cursor_after_a_restore_returns_everything_again_with_new_ids(
     l2inv: Commands, lived: str, url: str, elsewhere: str, tmp_path: Path
 ) -> None:
     l2inv("backup", str(tmp_path / "b"), "--no-verify")
@@ -137,7 +137,7 @@ def test_a_backup_of_another_schema_is_refused_by_name(
     assert "contains the schema l2inv, not other; set database.schema to l2inv" in answer.stderr
 
 
-def test_what_was_tampered_with_before_the_backup_is_found_after_the_restoration(
+def test_tampering_before_the_backup_is_found_after_the_restoration(
     l2inv: Commands, lived: str, tmp_path: Path, connection: Connection, elsewhere: str
 ) -> None:
     connection.execute("alter table l2inv.event disable trigger all")
@@ -148,7 +148,7 @@ def test_what_was_tampered_with_before_the_backup_is_found_after_the_restoration
     assert l2inv.json("restore", str(tmp_path / "b"), expect=5)["findings"][0]["op_id"] == lived
 
 
-def test_a_backup_is_of_one_moment_whatever_is_recorded_while_it_is_written(
+def test_a_backup_is_one_snapshot_whatever_is_recorded_meanwhile(
     l2inv: Commands, lived: str, connection: Connection, elsewhere: str, tmp_path: Path
 ) -> None:
     before = l2inv.json("status")["events"]
@@ -260,7 +260,7 @@ def test_a_backup_takes_the_place_of_no_pipe_nor_device(l2inv: Commands, lived: 
 
 
 @pytest.mark.parametrize("argv", [("backup",), ("verify", "--anchor")], ids=" ".join)
-def test_where_a_link_stands_for_a_backup_or_an_anchor_the_file_it_leads_to_is_written(
+def test_if_a_backup_or_an_anchor_is_a_link_its_target_is_written(
     l2inv: Commands, lived: str, tmp_path: Path, argv: tuple[str, ...]
 ) -> None:
     (tmp_path / "newest").symlink_to("elsewhere")
@@ -270,7 +270,7 @@ def test_where_a_link_stands_for_a_backup_or_an_anchor_the_file_it_leads_to_is_w
         assert (tmp_path / "elsewhere").stat().st_size > 100
 
 
-def test_a_file_is_whole_or_as_it_was_and_of_the_mode_that_is_asked_for(tmp_path: Path) -> None:
+def test_a_file_is_complete_or_unchanged_and_has_the_given_mode(tmp_path: Path) -> None:
     path = tmp_path / "b"
     before = os.umask(0)
     try:
@@ -305,7 +305,7 @@ def test_another_users_link_is_not_followed(l2inv: Commands, lived: str, tmp_pat
 
 @pytest.mark.parametrize("operation", ["Known", "Find", "Create"])
 @pytest.mark.parametrize("program", ["l2inv", "pg_restore"])
-def test_a_restore_while_publish_waits_for_the_store_is_refused_and_nothing_is_told_twice(
+def test_a_restore_while_publish_waits_for_the_store_is_refused_and_nothing_is_announced_twice(
     l2inv: Commands,
     ready: list[str],
     url: str,

@@ -207,7 +207,7 @@ def everything_is_read(l2inv: Commands, connection: Connection, ops: list[str], 
         assert "unexpected" not in answer.stderr, (argv, answer)
 
 
-def test_what_each_kind_needs_fits_and_without_any_of_it_it_does_not(connection: Connection) -> None:
+def test_each_kinds_required_detail_is_accepted_and_refused_without_any_part(connection: Connection) -> None:
     assert {*KINDS} == {*states.MEANINGS}
     for kind in KINDS:
         assert fitting(connection, [(kind, LEAST[kind]), (kind, MOST[kind])]) == [
@@ -371,7 +371,7 @@ def test_a_record_is_an_object(connection: Connection, record: Any) -> None:
     "kind", ["transfer_started", "transferred", "cataloged", "withdrawn", "inversion_created"]
 )
 @pytest.mark.parametrize("junk", ["x", 3, None, [], {}, [1], {"a": 1}, True, 20200101])
-def test_what_no_shape_holds_may_be_anything_and_history_reads_on(kind: str, junk: object) -> None:
+def test_free_keys_of_a_detail_may_be_anything_and_history_prints_the_rest(kind: str, junk: object) -> None:
     free = (
         "move", "attempt", "job", "executor", "files", "size_bytes", "compared", "destination", "of", "whole",
         "conversation_id", "remains", "create_date", "abandoned",

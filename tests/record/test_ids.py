@@ -65,7 +65,7 @@ def test_a_part_that_fits_one_op_alone_names_it(connection: Connection, text: st
             assert event_log.resolve(connection, text) == op_ids[which]
 
 
-def test_what_an_op_holds_names_it(l2inv: Commands, ready: list[str], store: Store) -> None:
+def test_an_op_can_be_named_by_what_it_contains(l2inv: Commands, ready: list[str], store: Store) -> None:
     op = ready[0]
     (dataset, *_) = [d for d in store.datasets if d["observingProgramExecutionId"] == op]
     for name in ("datasetId", "productId", "instrumentProgramExecutionId"):
@@ -81,7 +81,7 @@ def test_what_an_op_holds_names_it(l2inv: Commands, ready: list[str], store: Sto
         assert l2inv.json("show", form)["op_id"] == op, form
 
 
-def test_what_several_ops_hold_is_refused_with_the_candidates(
+def test_a_name_shared_by_several_ops_is_refused_with_the_candidates(
     l2inv: Commands, ready: list[str], store: Store
 ) -> None:
     for dataset in store.datasets:

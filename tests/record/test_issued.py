@@ -82,7 +82,7 @@ def test_no_id_is_drawn_twice(l2inv: Commands, ready: list[str], monkeypatch: py
     assert set(named(l2inv, ready[1]).values()) == {"inv.NEW001"}
 
 
-def test_the_names_of_a_released_op_are_in_the_manifest_that_is_made_anew(
+def test_the_names_of_a_released_op_are_in_its_new_manifest(
     l2inv: Commands, ready: list[str], connection: Connection
 ) -> None:
     from l2inv.stages.preprocess import attempts

@@ -95,7 +95,7 @@ def test_every_edge_out_of_a_state_is_taken_or_refused_by_the_table_itself(
 @pytest.mark.parametrize(
     "change", ["update l2inv.{} set {} = {}", "delete from l2inv.{}", "truncate l2inv.{}"]
 )
-def test_what_was_recorded_is_not_changed_even_by_the_owner(
+def test_recorded_rows_cannot_be_changed_even_by_the_owner(
     connection: Connection, table: str, change: str
 ) -> None:
     insert(connection, "op", 1, "discovered", "discovered")
@@ -254,7 +254,7 @@ TRIES = st.tuples(st.sampled_from(kinds()), st.sampled_from([None, *states.STATE
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(TRIES, max_size=30))
-def test_whatever_is_tried_the_derived_state_is_what_the_events_say(
+def test_whatever_is_tried_the_derived_state_agrees_with_the_events(
     connection: Connection, tries: list[tuple[str, states.State | None, dict[str, Any]]]
 ) -> None:
     with connection.transaction(force_rollback=True):

@@ -108,7 +108,7 @@ def run(l2inv: Commands, block: str, folder: Path, install: object) -> dict[str,
     return printed
 
 
-def test_an_upgrade_and_the_way_back_go_as_the_document_says(
+def test_an_upgrade_and_the_way_back_work_as_documented(
     l2inv: Commands, ready: list[str], connection: Connection, versions: Versions, roles: None, tmp_path: Path
 ) -> None:
     l2inv("claim", ready[0])

@@ -108,7 +108,9 @@ def findings(l2inv: Commands, *argv: str) -> list[dict[str, Any]]:
     return found
 
 
-def test_a_sound_record_has_no_findings_and_says_how_much_was_checked(l2inv: Commands, lived: str) -> None:
+def test_an_intact_record_has_no_findings_and_the_number_checked_is_printed(
+    l2inv: Commands, lived: str
+) -> None:
     answer = l2inv.json("verify")
     assert answer["findings"] == []
     status = l2inv.json("status")
@@ -147,7 +149,7 @@ def test_a_removed_event_is_found(l2inv: Commands, lived: str, connection: Conne
     assert lived in {finding["op_id"] for finding in findings(l2inv)}
 
 
-def test_an_inserted_event_is_found_whatever_hash_it_brings(
+def test_an_inserted_event_is_found_whatever_its_hash(
     l2inv: Commands, lived: str, connection: Connection
 ) -> None:
     around_the_triggers(
@@ -183,7 +185,7 @@ def test_an_event_whose_detail_no_longer_makes_sense_is_a_finding_and_no_failure
         assert not [finding for finding in found_in(rows, name) if "None" in finding["detail"]]
 
 
-def test_a_detail_that_makes_no_sense_is_a_finding_of_each_check_on_the_command_line(
+def test_an_invalid_detail_is_a_finding_of_each_check_on_the_command_line(
     l2inv: Commands, lived: str, connection: Connection
 ) -> None:
     around_the_triggers(connection, "update l2inv.event set detail = '{}' where op_id = %s", [lived])
@@ -485,7 +487,7 @@ def test_a_missing_or_empty_anchor_is_refused_and_a_new_one_overwrites_none(
     l2inv("verify", "--since-anchor", expect=2)
 
 
-def test_an_anchor_that_a_killed_writer_left_goes_on(
+def test_an_anchor_left_by_a_killed_writer_can_be_continued(
     l2inv: Commands, ready: list[str], tmp_path: Path
 ) -> None:
     anchor = tmp_path / "heads"

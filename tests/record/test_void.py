@@ -212,7 +212,7 @@ def test_only_an_event_that_is_there_can_be_declared_void(
         connection.execute(documented(ready[0], seq))
 
 
-def test_whoever_is_not_the_owner_declares_nothing_void(
+def test_only_the_owner_can_declare_an_event_void(
     l2inv: Commands, ready: list[str], connection: Connection, url: str
 ) -> None:
     names = [f"{name}_{connection.info.backend_pid}" for name in ("owner", "writer", "reader")]
@@ -236,7 +236,7 @@ def test_whoever_is_not_the_owner_declares_nothing_void(
         connection.execute(sql.SQL("drop owned by {0}; drop role {0}").format(sql.Identifier(role)))
 
 
-def test_what_is_void_stays_to_be_read(l2inv: Commands, ready: list[str], connection: Connection) -> None:
+def test_a_void_event_remains_readable(l2inv: Commands, ready: list[str], connection: Connection) -> None:
     before = l2inv.json("history", ready[0])["events"]
     connection.execute(documented(ready[0], 1))
     after = l2inv.json("history", ready[0])["events"]

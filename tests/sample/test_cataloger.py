@@ -109,7 +109,7 @@ def test_the_bodies_that_the_others_are_made_from_are_read() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", '{"bucket": "é"}'.encode("latin-1")])
-def test_what_is_no_json_object_in_utf8_is_refused(body: bytes) -> None:
+def test_anything_but_a_json_object_in_utf8_is_refused(body: bytes) -> None:
     with pytest.raises(Malformed):
         read("catalog.frame.q", body)
 
@@ -206,7 +206,7 @@ def test_the_queries_are_valid_by_the_published_interface(query: graphql.Query) 
         assert required == (name != "lostDate")
 
 
-def test_what_was_filed_is_found_page_by_page_and_once(filed: Filed, store: MetadataStore) -> None:
+def test_cataloged_objects_are_found_once_page_by_page(filed: Filed, store: MetadataStore) -> None:
     all_filed(filed)
     other = {"objectName": ASDF.replace("7QK2ZD", "AAAAAA"), "groupId": "inv.AAAAAA"}
     body = json.dumps(GOOD_OBJECT | other).encode()
@@ -233,7 +233,7 @@ def test_a_store_that_passes_over_the_paging_is_not_asked_for_ever(
         assert [frame.object_key for frame in told.cataloged_frames("inv.7QK2ZD")] == NAMES
 
 
-def test_a_store_that_knows_no_catalog_says_so(filed: Filed, store: MetadataStore) -> None:
+def test_a_store_without_a_catalog_reports_that(filed: Filed, store: MetadataStore) -> None:
     text = "type Query { datasetInventories: [String!]! }"
     filed.schema = graphql_core.build_schema(text)
     with service(store) as told, pytest.raises(StoreRefused, match="ObjectInventoriesRequest"):
@@ -244,7 +244,7 @@ def test_a_store_that_knows_no_catalog_says_so(filed: Filed, store: MetadataStor
 
 
 @pytest.mark.slow
-def test_what_is_told_becomes_available_and_what_is_malformed_is_refused(
+def test_announced_files_become_available_and_malformed_messages_are_refused(
     broker: Broker, filed: Filed, store: MetadataStore
 ) -> None:
     with broker.connected() as channel:
@@ -268,7 +268,7 @@ def test_what_is_told_becomes_available_and_what_is_malformed_is_refused(
 
 
 @pytest.mark.slow
-def test_a_cataloger_without_its_queues_says_what_to_do(broker: Broker) -> None:
+def test_a_cataloger_without_its_queues_prints_a_hint(broker: Broker) -> None:
     with broker.connected() as channel:
         broker.declare(channel, FRAME)
     with (

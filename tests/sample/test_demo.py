@@ -182,7 +182,7 @@ def elsewhere() -> Iterator[Elsewhere]:
         pytest.param(set(), id="all"),
     ],
 )
-def test_the_demo_never_touches_another_server_whatever_libpqs_variables_say(
+def test_the_demo_never_touches_another_server_whatever_libpqs_variables_are(
     home: Path, elsewhere: Elsewhere, few: set[str]
 ) -> None:
     variables = {name: value for name, value in elsewhere.variables.items() if not few or name in few}

@@ -229,7 +229,7 @@ def test_a_quarter_of_the_ops_is_invertible_and_others_fail_one_criterion_alone(
     assert near_misses == {"health", "gos", "ao", "stokes", "on_disk", "band Fe I 630.3"}
 
 
-def test_of_the_invertible_some_are_narrow_and_some_only_so_by_the_rules_of_today() -> None:
+def test_some_invertible_ops_are_narrow_and_some_only_by_the_present_rules() -> None:
     rules = Qualification()
     published = Qualification(
         bands=[
@@ -288,7 +288,7 @@ def test_pages_come_in_the_order_asked_for(store: Store) -> None:
         {"startTimeMin": "x"},
     ],
 )
-def test_what_cannot_be_paged_or_sorted_is_refused(store: Store, wrong: Values) -> None:
+def test_queries_that_cannot_be_paged_or_sorted_are_refused(store: Store, wrong: Values) -> None:
     assert complaint(execute(store, DATASETS, {"filter": wrong}))
 
 
@@ -335,7 +335,7 @@ MIDDLE = SAMPLE[len(SAMPLE) // 2]
         ),
     ],
 )
-def test_a_filter_lets_through_what_fits_and_the_count_agrees(
+def test_a_filter_passes_what_matches_and_the_count_agrees(
     store: Store, name: str, value: Any, fits: Callable[[Values], bool]
 ) -> None:
     wanted = ids([row for row in SAMPLE if fits(row)])
@@ -360,7 +360,7 @@ def test_a_filter_that_the_sample_store_does_not_know_is_refused_and_never_passe
         assert f"cannot filter by {name}" in complaint(execute(store, query, {"f": {name: value}}))
 
 
-def test_filters_hold_together_and_a_null_one_says_nothing(store: Store) -> None:
+def test_filters_combine_and_a_null_one_has_no_effect(store: Store) -> None:
     op_id = ONE["observingProgramExecutionId"]
     rows = select(store, observingProgramExecutionId=op_id, instrumentNames=["VBI"], isEmbargoed=None)
     wanted = [row for row in by_op(SAMPLE)[op_id] if row["instrumentName"] == "VBI"]
@@ -511,7 +511,7 @@ def test_a_wrong_variable_is_refused_with_errors_in_a_200(url: str) -> None:
     ("path", "body", "status"),
     [("", b"{", 400), ("", b"[]", 400), ("", b'{"query": "\xff"}', 400), ("x", b"{}", 404)],
 )
-def test_what_is_no_graphql_request_is_refused(url: str, path: str, body: bytes, status: int) -> None:
+def test_anything_but_a_graphql_request_is_refused(url: str, path: str, body: bytes, status: int) -> None:
     answer = requests.post(url + path, data=body, timeout=10)
     assert answer.status_code == status
     assert complaint(answer.json())
@@ -521,7 +521,7 @@ def test_a_whole_number_arrives_as_an_integer(url: str) -> None:
     assert '"wavelengthMin":393,' in ask(url, DATASETS).text
 
 
-def test_the_answer_is_compressed_for_whoever_accepts_it(url: str) -> None:
+def test_the_answer_is_compressed_for_clients_that_accept_it(url: str) -> None:
     body = json.dumps({"query": DATASETS})
     plain = requests.post(url, data=body, headers=CALLER | {"Accept-Encoding": "identity"}, timeout=10)
     small = requests.post(
@@ -614,7 +614,7 @@ def test_closing_does_not_wait_for_a_delayed_answer(store: Store) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="needs the openssl command to make a certificate")
-def test_it_serves_tls_and_outlives_a_client_that_trusts_it_not(
+def test_it_serves_tls_and_survives_a_client_that_does_not_trust_it(
     store: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
@@ -635,7 +635,7 @@ def test_it_serves_tls_and_outlives_a_client_that_trusts_it_not(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_taken_port_is_said_in_one_line(url: str) -> None:
+def test_a_taken_port_is_reported_in_one_line(url: str) -> None:
     port = urlsplit(url).port or 0
     with pytest.raises(L2invError, match="cannot serve on") as caught, serving(Store([]), port):
         pass

@@ -44,7 +44,7 @@ def test_each_fits_file_has_a_message_and_then_the_asdf_file_one() -> None:
 
 
 @given(st.text(), st.text(st.characters(exclude_categories=["Cs"])))
-def test_whatever_a_file_is_called_its_message_is_json_in_utf8(bucket: str, name: str) -> None:
+def test_a_message_is_json_in_utf8_whatever_the_files_name(bucket: str, name: str) -> None:
     try:
         (message, _) = catalog.messages(bucket, [name], ASDF, "inv.7QK2ZD", "l2pub.7QK2ZD")
     except L2invError:
@@ -58,7 +58,7 @@ def test_a_name_that_is_no_utf8_is_refused_before_anything_is_sent() -> None:
         catalog.messages("data", [f"{FOLDER}/INV_\udcff.fits"], ASDF, "inv.7QK2ZD", "l2pub.7QK2ZD")
 
 
-def test_a_conversation_has_an_id_of_its_own() -> None:
+def test_each_conversation_has_its_own_id() -> None:
     ids = {catalog.new_conversation_id() for _ in range(100)}
     assert len(ids) == 100
     assert all(re.fullmatch(r"l2pub\.[A-Z0-9]{6}", one) for one in ids)
@@ -115,7 +115,7 @@ def told(url: str, **settings: object) -> CatalogError:
     return caught.value
 
 
-def test_where_nobody_listens_the_error_names_the_broker_without_its_password() -> None:
+def test_if_nobody_listens_the_error_names_the_broker_without_its_password() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     error = told(f"amqp://l2inv:secret@127.0.0.1:{port}/")
@@ -124,7 +124,7 @@ def test_where_nobody_listens_the_error_names_the_broker_without_its_password() 
 
 
 @pytest.mark.parametrize("scheme", ["amqp", "amqps"])
-def test_a_server_that_accepts_and_says_nothing_is_not_waited_for_without_end(
+def test_the_wait_for_a_silent_server_is_limited(
     listening: Callable[[bytes | None], int], scheme: str
 ) -> None:
     started = time.monotonic()
@@ -134,7 +134,7 @@ def test_a_server_that_accepts_and_says_nothing_is_not_waited_for_without_end(
     assert time.monotonic() - started < 5
 
 
-def test_a_server_of_another_kind_is_told_apart(listening: Callable[[bytes | None], int]) -> None:
+def test_a_server_of_another_kind_is_recognized(listening: Callable[[bytes | None], int]) -> None:
     port = listening(b"HTTP/1.1 400 Bad Request\r\n\r\n")
     assert "is not an AMQP 0-9-1 server" in told(f"amqp://127.0.0.1:{port}/").message
     assert "TLS failed" in told(f"amqps://127.0.0.1:{port}/").message
@@ -172,7 +172,7 @@ def test_await_is_the_key_in_the_file_and_in_what_config_check_shows(tmp_path: P
     "url",
     ["amqp://h", "amqps://u:p%40%2F%25@h.example.org:5671/v%2Fh", "amqp://[::1]:5672/", "amqp://u@h/l2"],
 )
-def test_what_is_an_amqp_url(tmp_path: Path, url: str) -> None:
+def test_valid_amqp_urls(tmp_path: Path, url: str) -> None:
     assert load(written(tmp_path, {"url": url}), {}).settings.publish.catalog.url == url
 
 
@@ -194,7 +194,7 @@ def test_what_is_an_amqp_url(tmp_path: Path, url: str) -> None:
         "amqp://u:s3cret@[1::2::3]/",
     ],
 )
-def test_what_is_none_is_refused_and_not_shown(tmp_path: Path, url: str) -> None:
+def test_an_invalid_url_is_refused_and_not_shown(tmp_path: Path, url: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(written(tmp_path, {"url": url}), {})
     (mistake,) = caught.value.mistakes

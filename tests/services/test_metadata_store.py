@@ -183,7 +183,7 @@ def test_a_retry_after_beyond_the_total_limit_is_not_waited_for(settings: Settin
     assert "metadata_store.total_timeout_seconds" in failed.value.hint
 
 
-def test_what_will_not_pass_is_not_asked_again(settings: Settings, store: Store) -> None:
+def test_a_permanent_failure_is_not_retried(settings: Settings, store: Store) -> None:
     for status in (400, 401, 403, 410):
         store.requests.clear()
         store.fault = lambda name, nth, status=status: Fault(status=status)
@@ -192,7 +192,7 @@ def test_what_will_not_pass_is_not_asked_again(settings: Settings, store: Store)
         assert len(store.requests) == 1
 
 
-def test_a_404_that_stays_is_said_for_what_it_may_be(settings: Settings, store: Store) -> None:
+def test_a_persistent_404_is_reported_with_its_possible_causes(settings: Settings, store: Store) -> None:
     store.fault = lambda name, nth: Fault(status=404)
     with pytest.raises(StoreError, match="answers 404") as failed:
         read(settings(retries=3))
@@ -287,7 +287,9 @@ def test_a_store_that_is_busy_is_not_asked_for_smaller_pages(settings: Settings,
 # Limits
 
 
-def test_a_reading_that_takes_too_long_in_all_is_ended_and_says_so(settings: Settings, store: Store) -> None:
+def test_a_reading_that_takes_too_long_in_total_is_ended_and_reported(
+    settings: Settings, store: Store
+) -> None:
     on_pages(store, lambda asked: Fault(delay_seconds=0.2))
     with pytest.raises(StoreError, match=r"not read to the end in 0\.5 s") as failed:
         read(settings(page_size=10, parallel_pages=1, total_timeout_seconds=0.5))
@@ -367,7 +369,7 @@ def test_several_pages_are_in_flight_and_come_in_order(settings: Settings, store
     assert not together.broken
 
 
-def test_no_more_pages_are_held_than_the_setting_says(
+def test_no_more_pages_are_kept_than_the_setting_allows(
     settings: Settings, store: Store, opened: Opened
 ) -> None:
     pages = opened(settings(page_size=5, parallel_pages=3)).pages()
@@ -494,14 +496,14 @@ def test_an_empty_store_is_no_error(settings: Settings, store: Store) -> None:
     ],
     ids=range(7),
 )
-def test_an_answer_that_makes_no_sense_is_one_line(settings: Settings, store: Store, body: bytes) -> None:
+def test_a_nonsensical_answer_is_reported_in_one_line(settings: Settings, store: Store, body: bytes) -> None:
     store.fault = lambda name, nth: Fault(body=body or b" ")
     with pytest.raises(StoreError) as failed:
         read(settings())
     assert "\n" not in failed.value.message
 
 
-def test_a_refusal_in_the_answer_is_told_in_the_stores_words(settings: Settings, store: Store) -> None:
+def test_a_refusal_in_the_answer_is_reported_in_the_stores_words(settings: Settings, store: Store) -> None:
     store.fault = lambda name, nth: Fault(body=b'{"errors": [{"message": "not for you"}], "data": {}}')
     with pytest.raises(StoreRefused, match="not for you"):
         read(settings())
@@ -577,7 +579,7 @@ def test_a_saved_file_gives_the_active_datasets_as_the_store_would(
     assert set(found) == {row["datasetId"] for row in (store.datasets if kept else others)}
 
 
-def test_what_is_no_record_in_a_saved_file_is_left_to_the_reader(tmp_path: Path) -> None:
+def test_a_non_record_in_a_saved_file_is_passed_to_the_reader(tmp_path: Path) -> None:
     path = tmp_path / "answer.json"
     path.write_text('{"data": {"datasetInventories": [5, [NaN], "x", null, {"status": [1]}]}}')
     with metadata_store.source(MetadataStore(url=str(path))) as source:
@@ -618,7 +620,7 @@ def test_a_token_is_sent_and_a_password_from_netrc_never(
     assert heard[-1][1]["Authorization"] == "Basic aGFuOm93bg=="
 
 
-def test_every_request_says_who_calls(
+def test_every_request_identifies_the_caller(
     settings: Settings, heard: list[tuple[int, dict[str, str]]], store: Store
 ) -> None:
     read(settings())

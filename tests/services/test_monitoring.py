@@ -32,7 +32,7 @@ def pings(listener: Listener) -> list[tuple[str, str, str]]:
     return [(method, urlsplit(path).path, body) for method, path, body in listener.heard]
 
 
-def test_a_stage_tells_when_it_begins_and_when_it_is_done(l2inv: Commands, watched: Listener) -> None:
+def test_a_stage_reports_its_start_and_its_end(l2inv: Commands, watched: Listener) -> None:
     assert l2inv("-q", "scan").stdout == ""
     here = f"/ping/{KEY}/l2inv-scan"
     assert pings(watched) == [("GET", f"{here}/start", ""), ("GET", here, "")]
@@ -53,7 +53,7 @@ def test_every_stage_that_cron_runs_is_watched(l2inv: Commands, watched: Listene
     ]
 
 
-def test_what_only_looks_is_not_watched(l2inv: Commands, watched: Listener) -> None:
+def test_a_command_that_only_reads_is_not_watched(l2inv: Commands, watched: Listener) -> None:
     l2inv("scan")
     watched.heard.clear()
     for argv in (["qualify", "--what-if", str(l2inv.config)], ["digest"], ["overdue"], ["status"]):
@@ -61,7 +61,7 @@ def test_what_only_looks_is_not_watched(l2inv: Commands, watched: Listener) -> N
     assert watched.heard == []
 
 
-def test_a_stage_that_could_not_says_why_in_one_line(
+def test_a_failed_stage_reports_the_reason_in_one_line(
     l2inv: Commands, watched: Listener, store: Store
 ) -> None:
     store.fault = lambda operation, nth: Fault(status=500)
@@ -89,7 +89,7 @@ def _not_invertible(l2inv: Commands) -> str:
     return str(l2inv.json("list", "--state", "not_invertible")["ops"][0]["op_id"])
 
 
-def test_a_run_that_finds_another_at_work_logs_and_changes_nothing(
+def test_a_run_that_finds_another_run_logs_that_and_changes_nothing(
     l2inv: Commands, watched: Listener, connection: Connection
 ) -> None:
     connection.execute("select l2inv.take_lock('publish')")
@@ -115,7 +115,7 @@ def test_a_stage_that_is_stopped_is_a_failure(l2inv: Commands, watched: Listener
     assert pings(watched)[-1] == ("POST", f"/ping/{KEY}/l2inv-scan/fail", "stopped")
 
 
-def test_a_monitor_that_never_ends_its_answer_holds_nothing_up(l2inv: Commands, tmp_path: Path) -> None:
+def test_a_monitor_that_never_ends_its_answer_delays_nothing(l2inv: Commands, tmp_path: Path) -> None:
     with trickling(KEY) as url:
         l2inv.settings["monitoring"] = {"ping_url": url, "ping_timeout_seconds": 0.3}
         l2inv.save()
@@ -135,7 +135,7 @@ def test_a_monitor_that_never_ends_its_answer_holds_nothing_up(l2inv: Commands, 
         (f"http://a..b/{KEY}", ""),
     ],
 )
-def test_a_monitor_that_is_not_there_changes_no_exit_code_and_tells_no_secret(
+def test_a_missing_monitor_changes_no_exit_code_and_reveals_no_secret(
     l2inv: Commands, ping_url: str, why: str
 ) -> None:
     l2inv.settings["monitoring"] = {"ping_url": ping_url}
@@ -146,7 +146,7 @@ def test_a_monitor_that_is_not_there_changes_no_exit_code_and_tells_no_secret(
     assert KEY not in answer.stderr + l2inv("config", "check", "--json").stdout
 
 
-def test_a_monitor_that_refuses_is_told_of(l2inv: Commands, watched: Listener) -> None:
+def test_a_monitor_that_refuses_is_reported(l2inv: Commands, watched: Listener) -> None:
     watched.status = 404
     assert l2inv("publish").stderr.endswith("could not be pinged: it answers 404\n")
 
@@ -161,7 +161,7 @@ def test_a_monitor_that_refuses_is_told_of(l2inv: Commands, watched: Listener) -
         ("https://h", "", "https://h?rid=1"),
     ],
 )
-def test_the_word_goes_behind_the_path_and_the_query_stays(url: str, word: str, asked: str) -> None:
+def test_the_status_is_appended_to_the_path_and_the_query_is_kept(url: str, word: str, asked: str) -> None:
     assert monitoring.address(url, "scan", "1", word) == asked
 
 

@@ -70,7 +70,7 @@ def test_each_owner_gets_their_own_list_and_nobody_elses(
     assert ready[0] not in told["/science"]["message"]
 
 
-def test_the_next_digest_tells_only_what_is_new_since(
+def test_the_next_digest_contains_only_what_is_new(
     l2inv: Commands, ready: list[str], listener: Listener
 ) -> None:
     people(l2inv, science=[f"json://{listener.where}"], operator=[f"json://{listener.where}"])
@@ -82,7 +82,9 @@ def test_the_next_digest_tells_only_what_is_new_since(
     assert second["owners"][0]["sections"]["new"] == []
 
 
-def test_what_did_not_arrive_is_told_again(l2inv: Commands, ready: list[str], listener: Listener) -> None:
+def test_a_mail_that_did_not_arrive_is_sent_again(
+    l2inv: Commands, ready: list[str], listener: Listener
+) -> None:
     people(l2inv, science=[f"json://{listener.where}"])
     listener.status = 500
     before = l2inv.json("digest", "--send")

@@ -74,7 +74,7 @@ def strictly_read(properties: Any, body: bytes, keys: dict[str, type]) -> dict[s
 
 
 @pytest.mark.parametrize("arguments", [{}, QUORUM], ids=["classic", "quorum"])
-def test_every_file_is_told_as_the_catalogers_read_it(
+def test_every_file_is_announced_in_the_catalogers_format(
     broker: Broker, channel: Any, arguments: dict[str, Any]
 ) -> None:
     broker.declare(channel, **arguments)
@@ -100,7 +100,7 @@ def test_every_file_is_told_as_the_catalogers_read_it(
         assert read["conversationId"] == "l2pub.7QK2ZD"
 
 
-def test_a_thousand_frames_are_told_within_seconds(broker: Broker, channel: Any) -> None:
+def test_a_thousand_frames_are_announced_within_seconds(broker: Broker, channel: Any) -> None:
     frames = [f"{FOLDER}/{number}.fits" for number in range(1000)]
     started = time.monotonic()
     confirmed = [
@@ -242,7 +242,7 @@ def test_a_frozen_broker_is_not_waited_for_without_end(broker: Broker, channel: 
         assert time.monotonic() - started < 10
 
 
-def test_whoever_stops_reading_hangs_up_at_once(broker: Broker, channel: Any) -> None:
+def test_a_client_that_stops_reading_disconnects_at_once(broker: Broker, channel: Any) -> None:
     batches = catalog.send(settings(broker), some_messages())
     next(batches)
     with broker.frozen():
@@ -266,7 +266,7 @@ with open(record, "a") as out:
 """
 
 
-def test_a_publisher_that_is_killed_goes_on_behind_what_it_recorded(
+def test_a_killed_publisher_continues_after_what_it_recorded(
     broker: Broker, channel: Any, tmp_path: Path
 ) -> None:
     record = tmp_path / "record"
@@ -307,7 +307,7 @@ def test_a_certificate_for_another_host_is_not_accepted(broker: Broker) -> None:
     assert "the host name in the certificate" in error.hint
 
 
-def test_a_ca_bundle_that_is_none_is_a_mistake_in_the_settings(broker: Broker, tmp_path: Path) -> None:
+def test_an_invalid_ca_bundle_is_a_mistake_in_the_settings(broker: Broker, tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("no certificate")
     how = settings(broker, url=broker.url("amqps"), ca_bundle=str(tmp_path / "ca.pem"))
     with pytest.raises(
@@ -316,7 +316,7 @@ def test_a_ca_bundle_that_is_none_is_a_mistake_in_the_settings(broker: Broker, t
         list(catalog.send(how, some_messages()))
 
 
-def test_the_wrong_port_is_told_apart(broker: Broker) -> None:
+def test_the_wrong_port_is_recognized(broker: Broker) -> None:
     plain, tls = f":{broker.port}/", f":{broker.tls_port}/"
     error = told(settings(broker, url=broker.url("amqps").replace(tls, plain)))[1]
     assert "TLS failed" in error.message
@@ -324,7 +324,7 @@ def test_the_wrong_port_is_told_apart(broker: Broker) -> None:
     assert "requires TLS" in error.message
 
 
-def test_a_wrong_password_and_a_wrong_virtual_host_are_told_apart(broker: Broker) -> None:
+def test_a_wrong_password_is_distinguished_from_a_wrong_virtual_host(broker: Broker) -> None:
     error = told(settings(broker, url=broker.url(password="s3cret")))[1]
     assert error.message.endswith("/: the login is refused")
     assert "s3cret" not in error.message + error.hint

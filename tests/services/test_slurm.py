@@ -99,7 +99,9 @@ def test_each_task_runs_its_script_and_ends_in_its_own_way(
     assert (tmp_path / folder / "3.out").read_text() == "words\n"
 
 
-def test_a_cancelled_task_is_told_and_the_others_run_on(cluster: Cluster, tmp_path: Path, name: str) -> None:
+def test_a_canceled_task_is_reported_and_the_others_continue(
+    cluster: Cluster, tmp_path: Path, name: str
+) -> None:
     scripts = submitted(tmp_path, name, ENDLESS, ENDLESS, ENDLESS, ENDLESS, array_throttle=2)
     began(scripts[0])
     began(scripts[1])
@@ -136,7 +138,7 @@ def test_an_array_that_was_cancelled_before_it_began_has_been_heard_of(
         cluster.tell("scontrol", "update", f"NodeName={cluster.node}", "State=RESUME")
 
 
-def test_a_node_that_fails_is_told_from_a_command_that_does(
+def test_a_failed_node_is_distinguished_from_a_failed_command(
     cluster: Cluster, tmp_path: Path, name: str
 ) -> None:
     (script,) = submitted(tmp_path, name, ENDLESS)
@@ -145,7 +147,7 @@ def test_a_node_that_fails_is_told_from_a_command_that_does(
     assert [standing.state for standing in ended(name, 0)] == ["NODE_FAIL"]
 
 
-def test_what_makes_room_for_others_is_preempted(cluster: Cluster, tmp_path: Path, name: str) -> None:
+def test_a_job_that_makes_room_for_others_is_preempted(cluster: Cluster, tmp_path: Path, name: str) -> None:
     (script,) = submitted(tmp_path, name, ENDLESS, cpus=32, partition="main")
     began(script)
     (tmp_path / "urgent").mkdir()
@@ -204,7 +206,7 @@ def test_no_variable_leads_the_commands_astray_and_no_secret_leaves_with_the_job
         ({"memory_mb": 1_000_000}, "Requested node configuration is not available"),
     ],
 )
-def test_what_the_cluster_will_not_have_is_refused_in_its_words(
+def test_a_job_refused_by_the_cluster_is_reported_in_its_words(
     cluster: Cluster, tmp_path: Path, name: str, settings: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(slurm.SlurmRefused, match=words) as refusal:
@@ -294,7 +296,7 @@ def test_a_cluster_that_cannot_be_asked_is_down(
 
 
 @pytest.mark.slow
-def test_a_task_that_takes_too_long_is_told_and_timed_out(
+def test_a_task_that_takes_too_long_is_reported_as_timed_out(
     cluster: Cluster, tmp_path: Path, name: str
 ) -> None:
     (script,) = submitted(tmp_path, name, ENDLESS)
@@ -305,7 +307,9 @@ def test_a_task_that_takes_too_long_is_told_and_timed_out(
 
 
 @pytest.mark.slow
-def test_a_task_that_takes_too_much_memory_is_told_from_one_that_fails(tmp_path: Path, name: str) -> None:
+def test_a_task_that_takes_too_much_memory_is_distinguished_from_one_that_fails(
+    tmp_path: Path, name: str
+) -> None:
     why = slurm_cluster.missing(*slurm_cluster.DAEMONS) or slurm_cluster.cannot_limit_memory()
     if why:
         pytest.skip(why)
@@ -409,7 +413,7 @@ def test_a_submitter_that_dies_around_sbatch_leaves_each_op_to_run_once(
     assert runs(tmp_path / "work") == len(invertible)
 
 
-def test_what_a_failing_node_cut_off_begins_again_so_often_and_then_is_an_error(
+def test_a_job_cut_off_by_a_failed_node_is_restarted_up_to_the_limit_and_then_an_error(
     l2inv: Commands, invertible: list[str], cluster: Cluster, tmp_path: Path
 ) -> None:
     l2inv.settings["preprocess"]["slurm"] = {"max_requeues": 1}
@@ -430,7 +434,7 @@ def test_what_a_failing_node_cut_off_begins_again_so_often_and_then_is_an_error(
 
 
 @pytest.mark.slow
-def test_what_ran_out_of_time_begins_again_and_then_is_done(
+def test_a_job_that_ran_out_of_time_is_restarted_and_then_done(
     l2inv: Commands, invertible: list[str], cluster: Cluster, tmp_path: Path
 ) -> None:
     l2inv("preprocess")

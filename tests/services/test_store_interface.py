@@ -131,9 +131,7 @@ ODD: tuple[Any, ...] = (
 )
 
 
-def test_whatever_a_row_holds_it_is_answered_as_graphql_core_executes_it(
-    store: Store, interface: str | None
-) -> None:
+def test_any_row_is_answered_as_graphql_core_would(store: Store, interface: str | None) -> None:
     store.interface = interface
     (page,) = (query for query in queries().values() if query.field == "datasetInventories")
     row = next(row for row in store.datasets if row["status"] == "ACTIVE")
@@ -206,7 +204,7 @@ def test_the_samples_interface_is_a_part_of_the_published_one() -> None:
         assert required(kind) == required(published.type_map[name])
 
 
-def test_what_stands_for_counts_and_distributions_are_scalars() -> None:
+def test_counts_and_distributions_are_scalars() -> None:
     view = schema().type_map["DatasetInventoryViewResponse"]
     for name, scalar in (
         ("health", "HealthCounts"),
@@ -259,7 +257,7 @@ def test_a_real_inventory_over_http_is_read_whole_and_as_from_a_file(l2inv: Comm
 # What config check finds
 
 
-def test_config_check_says_what_the_store_answers(l2inv: Commands, store: Store, store_url: str) -> None:
+def test_config_check_reports_the_stores_answer(l2inv: Commands, store: Store, store_url: str) -> None:
     assert l2inv.json("config", "check")["store"] == {
         "url": store_url,
         "reachable": True,
@@ -338,7 +336,7 @@ def statuses(*codes: str) -> bytes:
     ],
     ids=["refused", "400", "500", "passed over"],
 )
-def test_config_check_says_when_the_gateway_does_not_take_variables(
+def test_config_check_reports_a_gateway_that_does_not_accept_variables(
     l2inv: Commands, store: Store, answer: Fault, said: str
 ) -> None:
     store.fault = lambda name, nth: answer if name == "Status" else None
@@ -353,7 +351,9 @@ def test_config_check_claims_no_proof_where_one_code_is_all(l2inv: Commands, sto
     assert "may ignore variables" in l2inv("config", "check").stdout
 
 
-def test_config_check_makes_what_the_store_says_harmless(l2inv: Commands, store: Store) -> None:
+def test_config_check_prints_the_stores_words_without_control_characters(
+    l2inv: Commands, store: Store
+) -> None:
     every = statuses("ACTIVE", "\x1b[31mX\nY")
     store.fault = lambda name, nth: Fault(body=every if name == "Statuses" else statuses("ACTIVE"))
     said = l2inv("config", "check").stdout

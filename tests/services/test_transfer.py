@@ -84,7 +84,7 @@ def described(folder: Path) -> list[File]:
 
 
 @pytest.mark.parametrize("command", [CP, pytest.param(RSYNC, marks=NO_RSYNC)], ids=["cp", "rsync"])
-def test_every_file_is_brought_whatever_it_is_called(source: Path, archive: Path, command: list[str]) -> None:
+def test_every_file_is_transferred_whatever_its_name(source: Path, archive: Path, command: list[str]) -> None:
     how, files = to_archive(archive, command), described(source)
     assert {file.path for file in files} == set(NAMES)
     assert len(transfer.differences(how, move(source), files) or []) == len(NAMES)
@@ -111,7 +111,7 @@ def test_each_difference_is_named(source: Path, archive: Path) -> None:
     ]
 
 
-def test_what_cannot_be_looked_at_is_not_called_different(source: Path, archive: Path) -> None:
+def test_a_destination_that_cannot_be_read_is_not_reported_as_different(source: Path, archive: Path) -> None:
     how, files = to_archive(archive, CP), described(source)
     elsewhere = msgspec.structs.replace(how, publish=Publish(transfer=how.publish.transfer))
     assert transfer.differences(elsewhere, move(source), files) is None
@@ -134,7 +134,7 @@ def test_a_destination_that_is_a_path_is_looked_at_there(source: Path, archive: 
 # How a job ends
 
 
-def test_a_command_that_fails_is_told_by_its_last_word(source: Path, archive: Path) -> None:
+def test_a_failed_command_is_reported_with_its_last_line(source: Path, archive: Path) -> None:
     how = to_archive(archive, ["sh", "-c", "echo first; echo no room >&2; exit 3", "sh", "{source}"])
     one = begun(how, source)
     with pytest.raises(Failed) as caught:
@@ -150,7 +150,7 @@ def test_a_command_that_takes_too_long_is_ended(source: Path, archive: Path) -> 
     assert not jobs.is_running(Path(one.folder), one.job)
 
 
-def test_who_is_stopped_ends_the_command_and_the_next_run_begins_again(source: Path, archive: Path) -> None:
+def test_a_stopped_run_ends_its_command_and_the_next_run_starts_it_again(source: Path, archive: Path) -> None:
     how = to_archive(archive, ["sh", "-c", "sleep 60", "sh", "{source}"])
     one, stop = begun(how, source), Flag()
     stop.set()
@@ -215,7 +215,7 @@ def killed(source: Path, archive: Path) -> Iterator[tuple[Settings, Job, Path]]:
         jobs.kill(Path(one.folder), one.job)
 
 
-def test_a_job_goes_on_when_l2inv_is_killed(source: Path, killed: tuple[Settings, Job, Path]) -> None:
+def test_a_job_continues_when_l2inv_is_killed(source: Path, killed: tuple[Settings, Job, Path]) -> None:
     how, one, go = killed
     assert jobs.is_running(Path(one.folder), one.job)
     go.touch()
@@ -264,7 +264,7 @@ def test_a_job_that_is_killed_itself_is_to_begin_again(killed: tuple[Settings, J
         (None, "UNKNOWN", "again"),
     ],
 )
-def test_what_a_job_came_to(end: Ended | None, state: str, found: str) -> None:
+def test_the_outcome_of_a_job(end: Ended | None, state: str, found: str) -> None:
     assert jobs.fate(end, state) == found
 
 

@@ -141,7 +141,7 @@ def named_and_not_told(l2inv: Commands, store: Store, op: str) -> None:
     assert kinds(l2inv, op)[-1] == "inversion_named"
 
 
-def test_publish_reopen_and_adopt_end_and_leave_everything_as_it_was(
+def test_publish_reopen_and_adopt_end_and_change_nothing(
     l2inv: Commands, store: Store, waits: Callable[..., None], ready: list[str]
 ) -> None:
     op = ready[0]
@@ -155,7 +155,7 @@ def test_publish_reopen_and_adopt_end_and_leave_everything_as_it_was(
     assert l2inv.json("publish")["ops"]["done"] == 1
 
 
-def test_publish_ends_where_the_answer_to_what_it_tells_never_does(
+def test_publish_ends_if_the_answer_to_an_announcement_never_does(
     l2inv: Commands, store: Store, waits: Callable[..., None], trickle: Trickle, ready: list[str]
 ) -> None:
     op = ready[0]
@@ -227,7 +227,7 @@ def nothing_is_held(seen: list[Sessions]) -> None:
         assert locks == ["advisory ExclusiveLock"]
 
 
-def test_publish_holds_nothing_while_it_asks_and_tells(
+def test_publish_locks_nothing_while_it_talks_to_the_store(
     l2inv: Commands, store: Store, ready: list[str], url: str
 ) -> None:
     for op in ready[:2]:
@@ -239,7 +239,7 @@ def test_publish_holds_nothing_while_it_asks_and_tells(
 
 
 @pytest.mark.parametrize("in_error", [False, True])
-def test_reopen_holds_nothing_while_it_asks(
+def test_reopen_locks_nothing_while_it_asks_the_store(
     l2inv: Commands, store: Store, ready: list[str], url: str, in_error: bool
 ) -> None:
     op = ready[0]
@@ -258,7 +258,7 @@ def test_reopen_holds_nothing_while_it_asks(
 
 
 @pytest.mark.parametrize("beside", [False, True])
-def test_adopt_holds_nothing_while_it_asks(
+def test_adopt_locks_nothing_while_it_asks_the_store(
     l2inv: Commands, store: Store, ready: list[str], url: str, beside: bool
 ) -> None:
     op = ready[0]
@@ -283,7 +283,7 @@ def test_withdraw_asks_the_store_nothing(l2inv: Commands, store: Store, ready: l
     assert store.requests == []
 
 
-def test_qualify_holds_nothing_while_it_asks(
+def test_qualify_locks_nothing_while_it_asks_the_store(
     l2inv: Commands, store: Store, ready: list[str], url: str
 ) -> None:
     l2inv.settings["completeness"] = {"processing_candidates": True}
@@ -308,7 +308,7 @@ def test_a_scan_is_one_transaction_that_locks_no_op_while_it_asks(
 
 
 @pytest.mark.parametrize("command", ["reopen", "adopt"])
-def test_who_moves_an_op_while_the_store_is_asked_need_not_wait_and_wins(
+def test_an_op_can_be_moved_while_the_store_is_asked_and_that_wins(
     l2inv: Commands, store: Store, ready: list[str], url: str, command: str
 ) -> None:
     op = ready[0]

@@ -55,7 +55,7 @@ def unsettled(l2inv: Commands) -> list[Any]:
     return [one["inversion_id"] for one in l2inv.json("publish")["abandoned"]]
 
 
-def test_what_the_store_comes_to_hold_of_an_abandoned_cycle_is_recorded_once_and_reported(
+def test_an_inversion_of_an_abandoned_cycle_in_the_store_is_recorded_once_and_reported(
     l2inv: Commands, abandoned: tuple[str, str], store: Store
 ) -> None:
     op, inversion_id = abandoned
@@ -119,7 +119,7 @@ def test_it_can_be_withdrawn_before_the_store_holds_it(
     assert unsettled(l2inv) == []
 
 
-def test_adopting_it_beside_settles_it_in_any_state_and_the_next_cycle_is_published(
+def test_adopting_a_late_inversion_resolves_it_in_any_state_and_the_next_cycle_is_published(
     l2inv: Commands, abandoned: tuple[str, str], store: Store, connection: Connection
 ) -> None:
     op, inversion_id = abandoned

@@ -45,7 +45,7 @@ def made(description: dict[str, Any], settings: Preprocess = ENDS) -> dict[str, 
     return bundle.manifest({"inversions": []} | description, Qualification(), settings, Path("/w/op.1"))
 
 
-def test_the_manifest_pins_each_dataset_and_says_how_to_fetch_them() -> None:
+def test_the_manifest_pins_each_dataset_and_describes_how_to_fetch_it() -> None:
     description = described(dataset("B"), dataset("A", wavelengthMin=None))
     description["datasets"].append(dataset("VBI", instrumentProgramExecutionId="id.2"))
     description["verdict"]["instrument_programs"].append(

@@ -90,7 +90,7 @@ def test_next_claim_takes_the_one_that_next_shows_first(l2inv: Commands, ready: 
     l2inv("next", "--for", "2w", expect=2)
 
 
-def test_next_ranks_by_the_setting_within_a_priority_and_says_why(l2inv: Commands, ready: list[str]) -> None:
+def test_next_ranks_by_the_setting_within_a_priority_and_shows_why(l2inv: Commands, ready: list[str]) -> None:
     l2inv("prioritize", ready[-1], "--priority", "3", "--reason", "campaign")
     l2inv.settings["next"] = {"rank_by": "fried_parameter"}
     l2inv.save()
@@ -131,7 +131,7 @@ def test_next_filters_by_what_one_chooses_by(l2inv: Commands, ready: list[str]) 
     assert shown("--band", "'; drop table event; --") == set()
 
 
-def test_a_claim_is_due_after_the_setting_or_as_long_as_its_holder_says(
+def test_a_claim_is_due_after_the_days_set_or_those_given_by_its_holder(
     l2inv: Commands, ready: list[str]
 ) -> None:
     def days(op: dict[str, str]) -> float:
@@ -231,7 +231,7 @@ def test_an_op_on_hold_is_offered_to_nobody_until_it_is_taken_off(l2inv: Command
     assert kinds(l2inv, ready[0])[-3:] == ["put_on_hold", "taken_off_hold", "claimed"]
 
 
-def test_a_hold_waits_beside_the_work_and_keeps_the_holder(l2inv: Commands, ready: list[str]) -> None:
+def test_a_hold_does_not_affect_the_state_or_the_holder(l2inv: Commands, ready: list[str]) -> None:
     l2inv("claim", ready[0])
     held = l2inv.json("hold", ready[0], "--reason", "new darks are coming")
     assert (held["state"], held["assignee"], held["on_hold"]) == ("working", "han", True)
@@ -239,7 +239,7 @@ def test_a_hold_waits_beside_the_work_and_keeps_the_holder(l2inv: Commands, read
     assert ready[0] not in [op["op_id"] for op in l2inv.json("next", "-n", "100")["ops"]]
 
 
-def test_where_this_hosts_clock_is_ahead_of_the_databases_it_is_refused_and_no_failure(
+def test_a_take_over_by_a_host_whose_clock_is_ahead_of_the_databases_is_refused_in_one_line(
     l2inv: Commands, ready: list[str], connection: Connection, url: str
 ) -> None:
     l2inv("claim", ready[0], "--for", "1h")

@@ -97,7 +97,7 @@ def test_links_are_removed_and_not_followed(
     assert (tmp_path / "precious" / "x").exists()
 
 
-def test_a_folder_that_is_a_link_is_left_and_said_to_be(
+def test_a_folder_that_is_a_link_is_kept_and_reported(
     l2inv: Commands, published: str, work: Path, tmp_path: Path
 ) -> None:
     (work / published).rename(tmp_path / "moved")
@@ -108,7 +108,7 @@ def test_a_folder_that_is_a_link_is_left_and_said_to_be(
 
 
 @pytest.mark.parametrize("told", [True, False])
-def test_what_a_killed_run_left_aside_is_removed_and_told_of_once(
+def test_what_a_killed_run_left_behind_is_removed_and_reported_once(
     l2inv: Commands, published: str, work: Path, connection: Connection, told: bool
 ) -> None:
     (work / ".removed").mkdir()

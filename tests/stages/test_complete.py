@@ -112,9 +112,7 @@ def test_a_count_that_is_less_than_what_the_pages_hold_is_no_end(
     assert f"the store reports {number} datasets, and returned" in report["failed"]
 
 
-def test_a_full_store_of_which_the_count_is_none_is_not_complete_on_one_page(
-    l2inv: Commands, store: Store
-) -> None:
+def test_a_full_store_that_reports_a_count_of_zero_is_not_complete(l2inv: Commands, store: Store) -> None:
     counting(store, 0)
     assert f"reports 0 datasets, and returned {len(store.datasets)} different" in incomplete(l2inv)["failed"]
 
@@ -147,7 +145,7 @@ def test_an_unreadable_record_that_comes_again_counts_once(scans: Commands, stor
 
 
 @pytest.mark.parametrize("change", [{}, {"aoLocked": 1}], ids=["the same", "another"])
-def test_what_the_store_does_hold_twice_on_pages_far_apart_is_read_to_its_end(
+def test_a_store_with_a_dataset_twice_on_distant_pages_is_read_to_its_end(
     scans: Commands, store: Store, change: dict[str, Any]
 ) -> None:
     store.datasets.append(store.datasets[3] | {"datasetInventoryId": 9_999_999} | change)
@@ -156,7 +154,7 @@ def test_what_the_store_does_hold_twice_on_pages_far_apart_is_read_to_its_end(
     assert report["datasets"]["quarantined"] == 3 + bool(change)
 
 
-def test_what_left_and_what_came_between_two_passes_is_not_counted_for_another(
+def test_a_dataset_gone_between_two_passes_does_not_make_up_for_a_missing_one(
     scans: Commands, store: Store
 ) -> None:
     """A pass counts by itself: what an earlier one saw, and the store no longer holds, makes up for nothing."""
@@ -214,7 +212,9 @@ NAN = '"datasetInventories": [{"datasetId": "A", "aoLocked": NaN}]'
     ],
 )
 @pytest.mark.parametrize("data", [f"{{{NAN}}}", '{"datasetInventories": []}', "null", "[1]", "{}"])
-def test_an_answer_with_errors_is_refused_whatever_else_it_holds(data: str, errors: str, words: str) -> None:
+def test_an_answer_with_errors_is_refused_whatever_else_it_contains(
+    data: str, errors: str, words: str
+) -> None:
     body = f'{{"data": {data}, "errors": {errors}}}'.encode()
     with pytest.raises(StoreRefused, match=words):
         graphql.read(body, metadata_store.DATASETS, "the store")
@@ -223,7 +223,7 @@ def test_an_answer_with_errors_is_refused_whatever_else_it_holds(data: str, erro
 
 
 @pytest.mark.parametrize("errors", ["null", "[]"])
-def test_an_answer_that_tells_of_no_error_is_read_record_by_record(errors: str) -> None:
+def test_an_answer_without_errors_is_read_record_by_record(errors: str) -> None:
     body = f'{{"data": {{{NAN}}}, "errors": {errors}}}'.encode()
     (record,) = graphql.read(body, metadata_store.DATASETS, "the store")
     assert b"NaN" in bytes(record)

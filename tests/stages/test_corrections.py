@@ -57,7 +57,7 @@ def test_a_wrong_op_marked_inverted_goes_back_with_claim_verdict_and_preparation
     assert l2inv.json("verify")["findings"] == []
 
 
-def test_somebody_else_needs_a_reason_to_unmark_and_the_holder_is_told(
+def test_somebody_else_needs_a_reason_to_unmark_and_the_holder_is_notified(
     l2inv: Commands, inverted: str
 ) -> None:
     refusal = l2inv("unmark", inverted, actor="ann", expect=3).stderr
@@ -70,7 +70,7 @@ def test_somebody_else_needs_a_reason_to_unmark_and_the_holder_is_told(
     assert f"{inverted}  ann unmarked it: wrong OP" in l2inv("digest").stdout
 
 
-def test_what_the_holder_takes_back_tells_nobody(l2inv: Commands, inverted: str) -> None:
+def test_a_ready_event_taken_back_by_its_holder_notifies_nobody(l2inv: Commands, inverted: str) -> None:
     l2inv("unmark", inverted)
     assert not any(one["sections"]["by_others"] for one in l2inv.json("digest")["owners"])
 
@@ -168,9 +168,7 @@ def test_an_amendment_that_is_refused_leaves_the_ready_event_as_it_is(
     assert kinds(l2inv, inverted) == before
 
 
-def test_what_was_overruled_the_wrong_way_is_overruled_the_other_way(
-    l2inv: Commands, ready: list[str]
-) -> None:
+def test_a_wrong_overruling_can_be_overruled(l2inv: Commands, ready: list[str]) -> None:
     l2inv("overrule", ready[0], "--not-invertible", "--reason", "bad seeing")
     assert l2inv.json("show", ready[0])["state"] == "not_invertible"
     l2inv("overrule", ready[0], "--invertible", "--reason", "that was another OP")

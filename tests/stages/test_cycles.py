@@ -63,7 +63,7 @@ def test_a_reopened_op_is_judged_inverted_and_published_a_second_time(
     assert [r["event_id"] for r in row] == [newest["event_id"]], "the older row changed too"
 
 
-def test_an_op_that_was_not_told_yet_can_be_inverted_again(
+def test_an_op_that_was_not_announced_yet_can_be_inverted_again(
     l2inv: Commands, ready: list[str], store: Store, connection: Connection
 ) -> None:
     op = ready[0]

@@ -64,7 +64,7 @@ def test_a_good_file_is_recorded_for_the_holder_and_filed_under_done(
     assert l2inv.json("history", held[1])["events"][-1]["detail"]["note"] == "\U0001f600 \\ud83d\\ude00 /"
 
 
-def test_a_bad_file_is_rejected_with_its_reason_beside_it(
+def test_a_bad_file_is_rejected_with_the_reason_in_a_file_next_to_it(
     l2inv: Commands, ready: list[str], held: list[str], folder: Path
 ) -> None:
     missing = "software: {name: x, version: '1'}\noutputs: [{uri: /no/such/file}]\n"
@@ -97,7 +97,7 @@ def test_a_bad_file_is_rejected_with_its_reason_beside_it(
     assert run(l2inv, folder) == {"done": 0, "rejected": 0, "waiting": 0}
 
 
-def test_what_is_dropped_twice_is_recorded_once_and_overwrites_nothing(
+def test_a_file_dropped_twice_is_recorded_once_and_overwrites_nothing(
     l2inv: Commands, held: list[str], folder: Path
 ) -> None:
     for note, expect in (("one", 0), ("one", 0), ("two", 4), ("three", 4)):
@@ -169,7 +169,7 @@ def test_an_id_that_was_cut_off_is_no_op(l2inv: Commands, held: list[str], folde
     assert l2inv.json("show", held[0])["state"] == "working"
 
 
-def test_a_file_of_an_earlier_cycle_that_turns_up_again_says_nothing(
+def test_a_file_of_an_earlier_cycle_that_turns_up_again_has_no_effect(
     l2inv: Commands, held: list[str], folder: Path
 ) -> None:
     (folder / "a.yaml").write_text(f"op_id: {held[0]}\n{READY_TEXT}")
@@ -243,7 +243,7 @@ def blocked(url: str, when: str) -> Iterator[psycopg.Connection[tuple[object, ..
         yield connection
 
 
-def test_whoever_is_killed_in_the_event_leaves_the_file_for_the_next_run(
+def test_a_run_killed_while_it_records_leaves_the_file_for_the_next_one(
     l2inv: Commands, held: list[str], folder: Path, url: str
 ) -> None:
     (folder / "a.yaml").write_text(f"op_id: {held[0]}\n{READY_TEXT}")
@@ -261,7 +261,7 @@ def test_whoever_is_killed_in_the_event_leaves_the_file_for_the_next_run(
     assert kinds(l2inv, held[0]).count("inverted") == 1
 
 
-def test_what_was_recorded_and_not_moved_is_filed_by_the_next_run(
+def test_a_file_recorded_and_not_moved_is_moved_by_the_next_run(
     l2inv: Commands, held: list[str], folder: Path
 ) -> None:
     (folder / "a.yaml").write_text(f"op_id: {held[0]}\n{READY_TEXT}")

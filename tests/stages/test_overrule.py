@@ -63,7 +63,7 @@ def test_an_invertible_op_is_taken_out_of_next_by_overruling(l2inv: Commands, re
     assert l2inv.json("show", ready[0])["state"] == "not_invertible"
 
 
-def test_what_has_no_verdict_or_is_in_sciences_hands_is_not_overruled(
+def test_an_op_without_a_verdict_or_claimed_by_science_cannot_be_overruled(
     l2inv: Commands, ready: list[str]
 ) -> None:
     waiting = l2inv.json("list", "--state", "discovered")["ops"][0]["op_id"]
@@ -110,7 +110,7 @@ def test_a_verdict_on_former_datasets_is_not_overruled(
     assert l2inv.json("show", ready[0])["state"] == "not_invertible"
 
 
-def test_what_changed_while_it_was_held_is_preprocessed_again(
+def test_an_op_that_changed_while_on_hold_is_preprocessed_again(
     l2inv: Commands, ready: list[str], store: Store
 ) -> None:
     l2inv("claim", ready[0])

@@ -42,7 +42,7 @@ def command(l2inv: Commands, code: str, **more: object) -> None:
     l2inv.save()
 
 
-def test_without_a_command_the_state_moves_on_and_says_that_none_was_needed(
+def test_without_a_command_the_state_advances_and_the_event_says_that_none_was_needed(
     l2inv: Commands, invertible: list[str]
 ) -> None:
     report = l2inv.json("preprocess")
@@ -113,7 +113,7 @@ def test_a_command_that_fails_puts_its_op_into_error_and_the_rest_go_on(
         ({"command": ["true"], "work_dir": "/dev/null/work"}, "preprocess.work_dir"),
     ],
 )
-def test_what_would_fail_for_every_op_is_a_mistake_of_the_settings_and_touches_none(
+def test_a_failure_common_to_every_op_is_a_mistake_in_the_settings_and_affects_none(
     l2inv: Commands, invertible: list[str], change: dict[str, object], said: str
 ) -> None:
     l2inv.settings["preprocess"] |= change
@@ -161,7 +161,7 @@ def test_all_of_a_long_stderr_is_there_when_the_job_has_ended(tmp_path: Path) ->
     assert len((tmp_path / jobs.LOG).read_text().splitlines()) == 2001
 
 
-def test_what_a_command_leaves_running_with_its_stderr_open_holds_its_end_up_for_moments_alone(
+def test_a_process_left_running_with_stderr_open_delays_the_end_only_briefly(
     tmp_path: Path,
 ) -> None:
     started = time.monotonic()
@@ -271,7 +271,7 @@ def last_run(l2inv: Commands) -> int:
     return next(int(run["run_id"]) for run in l2inv.json("status")["runs"] if run["stage"] == "preprocess")
 
 
-def test_what_a_killed_l2inv_left_running_is_waited_for_and_runs_only_once(
+def test_a_command_left_running_by_a_killed_l2inv_is_waited_for_and_runs_only_once(
     l2inv: Commands, warm: Warm, invertible: list[str], tmp_path: Path
 ) -> None:
     command(l2inv, WAIT, parallel=2)
@@ -289,7 +289,7 @@ def test_what_a_killed_l2inv_left_running_is_waited_for_and_runs_only_once(
         assert kinds(l2inv, op).count("preprocess_started") == 1
 
 
-def test_what_ended_after_l2inv_was_killed_is_recorded_and_not_run_again(
+def test_a_command_that_ended_after_l2inv_was_killed_is_recorded_and_not_run_again(
     l2inv: Commands, warm: Warm, invertible: list[str], tmp_path: Path
 ) -> None:
     command(l2inv, WAIT, parallel=2)
@@ -342,7 +342,7 @@ def test_a_job_that_was_recorded_and_never_began_begins_in_the_next_run(
     assert "after LOST" in l2inv("history", op).stdout
 
 
-def test_the_time_a_command_may_take_counts_from_its_start_whoever_waits(
+def test_a_commands_time_limit_counts_from_its_start_whichever_run_waits(
     l2inv: Commands, warm: Warm, invertible: list[str], tmp_path: Path
 ) -> None:
     command(l2inv, HANG, parallel=1)
@@ -361,7 +361,7 @@ def test_the_time_a_command_may_take_counts_from_its_start_whoever_waits(
 
 
 @pytest.mark.parametrize("now_is", ["--invertible", "--not-invertible"])
-def test_a_job_of_a_verdict_that_holds_no_longer_is_ended_before_another_begins(
+def test_a_job_of_an_outdated_verdict_is_ended_before_another_starts(
     l2inv: Commands, warm: Warm, invertible: list[str], tmp_path: Path, now_is: str
 ) -> None:
     command(l2inv, HANG, parallel=1)
@@ -430,7 +430,7 @@ def test_any_name_of_a_program_is_a_program_to_the_script(tmp_path: Path, progra
     assert jobs.last_line(path.parent, "l2inv-1") == "a  b||*|\\n|"
 
 
-def test_a_script_that_is_told_to_end_passes_it_on_and_says_so(tmp_path: Path) -> None:
+def test_a_script_that_is_signaled_to_end_passes_the_signal_on_and_reports_it(tmp_path: Path) -> None:
     trap = "trap 'echo told; exit 3' TERM; echo ready; while :; do sleep 0.05; done"
     script = jobs.prepare(jobs.Job("l2inv-1", tmp_path, ["/bin/sh", "-c", trap]))
     with subprocess.Popen(["/bin/sh", str(script)]) as process:
@@ -500,7 +500,7 @@ def test_on_the_cluster_too_the_cause_is_the_last_line_of_stderr(
     assert "ended with exit code 1: no such calibration (log: " in detail["cause"]
 
 
-def test_what_was_cancelled_fails_by_that_name_and_what_is_no_longer_wanted_is_cancelled(
+def test_a_canceled_job_fails_with_that_cause_and_an_outdated_job_is_canceled(
     l2inv: Commands, on_cluster: list[str], tmp_path: Path, cluster: slurm_cluster.Cluster
 ) -> None:
     l2inv("preprocess")
@@ -522,7 +522,7 @@ def test_what_was_cancelled_fails_by_that_name_and_what_is_no_longer_wanted_is_c
     assert runs(tmp_path) == sorted(on_cluster)
 
 
-def test_what_was_recorded_and_never_submitted_is_submitted_and_a_controller_that_is_down_is_waited_for(
+def test_a_recorded_job_is_submitted_later_and_a_controller_that_is_down_is_waited_for(
     l2inv: Commands, on_cluster: list[str], tmp_path: Path, cluster: slurm_cluster.Cluster
 ) -> None:
     (tmp_path / "go").touch()

@@ -100,7 +100,7 @@ def standing(l2inv: Commands, op: str) -> dict[str, str]:
     return {step["step"]: step["standing"] for step in found["steps"]}
 
 
-def test_files_are_brought_once_and_compared_and_the_store_is_told_after_that(
+def test_files_are_transferred_once_and_compared_before_the_store_is_told(
     l2inv: Commands, op: str, store: Store, tmp_path: Path
 ) -> None:
     deliver(l2inv, op, tmp_path / "science")
@@ -126,7 +126,7 @@ def test_files_are_brought_once_and_compared_and_the_store_is_told_after_that(
     ]  # fmt: skip
 
 
-def test_what_is_wrong_with_the_files_is_found_before_anybody_is_told(
+def test_faults_of_the_files_are_found_before_anything_is_announced(
     l2inv: Commands, op: str, store: Store, tmp_path: Path
 ) -> None:
     deliver(l2inv, op, tmp_path / "science")
@@ -218,7 +218,7 @@ def test_the_inbox_rejects_a_ready_file_whose_products_are_wrong_and_names_what_
 
 
 @pytest.mark.parametrize("why", ["no astropy", "nothing mounted", "not asked for"])
-def test_where_products_cannot_be_checked_one_line_says_so_and_nothing_fails(
+def test_products_that_cannot_be_checked_are_reported_in_one_line_and_nothing_fails(
     l2inv: Commands, op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
     ready = produce(l2inv, op, tmp_path / "science")

@@ -55,7 +55,7 @@ def test_the_store_holds_the_inversion_and_the_view_shows_it(
     assert creates(store) == 1
 
 
-def test_each_instrument_program_is_an_inversion_of_its_own(
+def test_each_instrument_program_is_a_separate_inversion(
     l2inv: Commands, ready: list[str], store: Store, connection: Connection
 ) -> None:
     op, programs = two_programs(connection)
@@ -103,7 +103,7 @@ def test_a_request_that_never_arrived_is_made_again_under_the_same_id(
     assert list(store.inversions) == [events[-3]["detail"]["inversion_id"]]
 
 
-def test_a_gateway_that_is_deployed_just_then_is_asked_what_became_of_it_and_then_told_again(
+def test_after_a_gateway_was_deployed_the_store_is_asked_before_it_is_told_again(
     l2inv: Commands, inverted: str, store: Store, connection: Connection
 ) -> None:
     store.fault = lambda operation, nth: Fault(status=404) if operation == "Create" and nth == 1 else None
@@ -133,7 +133,7 @@ def test_a_store_that_refuses_us_altogether_puts_no_op_into_error(
     assert l2inv.json("show", inverted)["state"] == "inverted"
 
 
-def test_what_the_store_refuses_goes_to_error_with_its_words_and_the_others_go_on(
+def test_an_inversion_refused_by_the_store_goes_to_error_with_its_words_and_the_others_continue(
     l2inv: Commands, ready: list[str], inverted: str, store: Store
 ) -> None:
     l2inv("claim", ready[1])
@@ -183,7 +183,7 @@ def test_another_inversion_under_the_same_id_is_not_taken_for_ours(
     )
 
 
-def test_publishing_needs_a_service_and_says_which_setting(l2inv: Commands, inverted: str) -> None:
+def test_publishing_needs_a_service_and_names_the_setting(l2inv: Commands, inverted: str) -> None:
     l2inv.settings["metadata_store"]["url"] = "saved.json"
     l2inv.save()
     assert "metadata_store.url" in l2inv("publish", expect=10).stderr
@@ -266,7 +266,7 @@ def check(found: dict[str, Any], name: str) -> tuple[str, str]:
     return next((c["result"], c["detail"]) for c in found["checks"] if c["name"] == name)
 
 
-def test_a_dry_run_shows_what_would_be_told_and_writes_nothing(
+def test_a_dry_run_shows_what_would_be_announced_and_writes_nothing(
     l2inv: Commands, inverted: str, store: Store, connection: Connection
 ) -> None:
     before = (len(store.requests), l2inv.json("status")["events"], l2inv.json("status")["runs"])
@@ -325,7 +325,7 @@ def test_the_embargo_its_end_and_the_bucket_are_compared_and_only_warn(
     assert next(iter(store.inversions.values()))["bucket"] == "data"
 
 
-def test_an_output_that_is_gone_keeps_its_inversion_from_being_told(
+def test_an_inversion_whose_output_is_gone_is_not_announced(
     l2inv: Commands, ready: list[str], store: Store, tmp_path: Path
 ) -> None:
     output = tmp_path / "inverted"
@@ -342,7 +342,7 @@ def test_an_output_that_is_gone_keeps_its_inversion_from_being_told(
     l2inv("publish")
 
 
-def test_what_was_reprocessed_meanwhile_is_not_told_and_reopening_is_the_way_on(
+def test_an_inversion_of_reprocessed_datasets_is_not_announced_and_the_hint_is_to_reopen(
     l2inv: Commands, inverted: str, store: Store
 ) -> None:
     old = of_used(l2inv, store, inverted)[0]
@@ -369,7 +369,7 @@ def test_a_dataset_whose_frames_changed_after_the_inversion_counts_as_superseded
     assert f"{dataset['datasetId']} changed since it was inverted" in cause(l2inv, inverted)
 
 
-def test_what_the_ready_event_accepted_as_superseded_is_told(
+def test_an_inversion_of_datasets_accepted_as_superseded_is_announced(
     l2inv: Commands, ready: list[str], store: Store, tmp_path: Path
 ) -> None:
     old = next(d for d in store.datasets if d["observingProgramExecutionId"] == ready[0] and d["instrumentName"] == "VISP")  # fmt: skip
@@ -386,7 +386,7 @@ def test_what_the_ready_event_accepted_as_superseded_is_told(
     assert len(store.inversions) == 1
 
 
-def test_what_the_store_holds_already_is_finished_whatever_its_datasets_have_become(
+def test_an_inversion_that_the_store_has_is_published_even_if_its_datasets_changed(
     l2inv: Commands, inverted: str, store: Store, connection: Connection, warm: Warm
 ) -> None:
     killed_at(("after request", REQUESTS.index("Create")), l2inv, store, connection, warm)
@@ -402,7 +402,7 @@ def test_what_the_store_holds_already_is_finished_whatever_its_datasets_have_bec
     assert row["bucket"] != "elsewhere"
 
 
-def test_what_was_named_but_not_told_is_told_as_its_datasets_are_now_under_the_same_id(
+def test_an_inversion_named_but_not_announced_is_announced_with_the_present_datasets_under_the_same_id(
     l2inv: Commands, inverted: str, store: Store, connection: Connection, warm: Warm
 ) -> None:
     killed_at(("before request", REQUESTS.index("Create")), l2inv, store, connection, warm)
@@ -416,9 +416,7 @@ def test_what_was_named_but_not_told_is_told_as_its_datasets_are_now_under_the_s
     assert row["bucket"] == held["bucket"] == "elsewhere"
 
 
-def test_what_is_on_hold_is_passed_over_and_a_dry_run_says_so(
-    l2inv: Commands, inverted: str, store: Store
-) -> None:
+def test_an_op_on_hold_is_skipped_and_a_dry_run_says_so(l2inv: Commands, inverted: str, store: Store) -> None:
     l2inv("hold", inverted, "--reason", "wait")
     (found,) = l2inv.json("publish", "--dry-run")["ops"]
     assert (found["ready"], found["on_hold"]) == (False, True)
@@ -427,7 +425,7 @@ def test_what_is_on_hold_is_passed_over_and_a_dry_run_says_so(
     assert store.inversions == {}
 
 
-def test_an_inversion_that_the_record_forgot_is_not_told_a_second_time(
+def test_an_inversion_missing_from_a_restored_record_is_not_announced_twice(
     l2inv: Commands, inverted: str, store: Store
 ) -> None:
     """As when l2inv's database was restored from a backup of before it was told."""
@@ -455,7 +453,7 @@ def test_an_inversion_that_the_record_forgot_is_not_told_a_second_time(
     assert list(store.inversions) == ["inv.OLD123"]
 
 
-def test_what_somebody_else_told_of_the_same_data_may_stand_beside_it(
+def test_another_inversion_of_the_same_datasets_in_the_store_may_coexist(
     l2inv: Commands, inverted: str, store: Store
 ) -> None:
     used = of_used(l2inv, store, inverted)
@@ -486,7 +484,7 @@ def test_an_inversion_of_other_data_is_another_one(l2inv: Commands, inverted: st
     assert len(store.inversions) == 2
 
 
-def test_a_store_that_keeps_something_else_than_it_was_told_is_found_out(
+def test_a_store_that_keeps_something_other_than_was_announced_is_detected(
     l2inv: Commands, inverted: str, store: Store
 ) -> None:
     def fault(operation: str, nth: int) -> Fault | None:
@@ -514,7 +512,7 @@ def test_a_store_that_answers_with_another_inversion_is_not_believed(
     assert l2inv.json("publish")["ops"]["done"] == 1
 
 
-def test_an_id_that_the_store_holds_for_something_else_is_an_error_that_says_what_to_do(
+def test_an_id_that_the_store_has_for_something_else_is_an_error_with_a_hint(
     l2inv: Commands, inverted: str, store: Store
 ) -> None:
     (issued,) = l2inv.json("show", inverted)["inversions"]
@@ -532,7 +530,7 @@ def test_an_id_that_the_store_holds_for_something_else_is_an_error_that_says_wha
 
 
 @pytest.mark.parametrize("operation", ["Known", "Create"])
-def test_whoever_puts_an_op_on_hold_while_the_store_is_waited_for_wins(
+def test_an_op_put_on_hold_while_publish_waits_for_the_store_is_not_published(
     l2inv: Commands, inverted: str, store: Store, operation: str
 ) -> None:
     """It is not published; and not told, unless the request was on its way."""
@@ -553,7 +551,7 @@ def test_whoever_puts_an_op_on_hold_while_the_store_is_waited_for_wins(
     assert creates(store) == len(store.inversions) == 1
 
 
-def test_what_is_superseded_while_the_store_is_waited_for_is_not_told(
+def test_an_inversion_superseded_while_publish_waits_for_the_store_is_not_announced(
     l2inv: Commands, inverted: str, store: Store
 ) -> None:
     def fault(asked: str, nth: int) -> Fault | None:
@@ -569,7 +567,7 @@ def test_what_is_superseded_while_the_store_is_waited_for_is_not_told(
     assert creates(store) == 0
 
 
-def test_a_dataset_that_no_verdict_covers_is_named_and_published_with_that_said(
+def test_a_dataset_without_a_verdict_is_named_and_published_with_a_remark(
     l2inv: Commands, ready: list[str], store: Store, connection: Connection
 ) -> None:
     l2inv("claim", ready[0])
@@ -585,7 +583,7 @@ def test_a_dataset_that_no_verdict_covers_is_named_and_published_with_that_said(
     assert told["not_judged"] == ["ALATE"]
 
 
-def test_a_dataset_without_lines_is_told_with_the_one_it_is_taken_to_hold(
+def test_a_dataset_without_lines_is_announced_with_the_line_assumed_for_it(
     l2inv: Commands, inverted: str, store: Store
 ) -> None:
     for dataset in of_used(l2inv, store, inverted):

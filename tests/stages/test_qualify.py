@@ -114,9 +114,7 @@ def test_changed_criteria_judge_again_and_keep_what_was_preprocessed_for_the_sam
     assert l2inv.json("next")["ops"] == []
 
 
-def test_what_science_holds_or_is_beyond_is_never_judged(
-    l2inv: Commands, store: Store, ready: list[str]
-) -> None:
+def test_an_op_claimed_or_later_is_never_judged(l2inv: Commands, store: Store, ready: list[str]) -> None:
     l2inv("claim", ready[0])
     l2inv("claim", ready[1])
     l2inv("mark-inverted", ready[1])
@@ -132,7 +130,7 @@ def test_what_science_holds_or_is_beyond_is_never_judged(
     assert kinds(l2inv, ready[0])[-1] == kinds(l2inv, ready[1])[-1] == "datasets_changed"
 
 
-def test_an_op_without_a_qualifying_dataset_is_not_invertible_and_says_why(
+def test_an_op_without_a_qualifying_dataset_is_not_invertible_with_a_reason(
     l2inv: Commands, store: Store
 ) -> None:
     store.datasets[:] = [d for d in store.datasets if d["instrumentName"] == "VBI"]

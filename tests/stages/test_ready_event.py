@@ -99,7 +99,7 @@ def test_a_ready_event_for_what_is_not_the_ops_is_refused_by_name(
     assert l2inv.json("show", ready[0])["state"] == "working"
 
 
-def test_the_time_that_science_names_stands_beside_the_time_of_the_record(
+def test_the_time_given_by_science_is_kept_along_with_the_time_recorded(
     l2inv: Commands, ready: list[str], connection: Connection
 ) -> None:
     l2inv("claim", ready[0])
@@ -171,7 +171,7 @@ def test_a_dataset_that_left_and_came_back_is_superseded_too(l2inv: Commands, op
     assert f"{dataset['datasetId']}: withdrawn since it was claimed" in refused
 
 
-def test_what_no_verdict_depends_on_and_what_was_not_used_supersedes_nothing(
+def test_changes_of_irrelevant_fields_or_unused_datasets_supersede_nothing(
     l2inv: Commands, op: str, store: Store
 ) -> None:
     dataset = used(l2inv, store, op)
@@ -307,7 +307,7 @@ def test_an_output_is_looked_at_where_it_is_mounted(
     assert [line.startswith(f"{uri}: {wrong}") for line in found] == ([True] if wrong else [])
 
 
-def test_what_lies_outside_every_mount_is_not_looked_at(data: Path) -> None:
+def test_outputs_outside_every_mount_are_not_checked(data: Path) -> None:
     mounts = [Mount("globus://l2/", str(data)), Mount("globus://l2/gone/", str(data / "a folder"))]
     elsewhere = ["globus://l2other/x", "globus://l", "s3://l2/x", "file://elsewhere/x", "a file"]
     assert outputs.problems([{"uri": uri} for uri in elsewhere], mounts) == []
@@ -335,7 +335,7 @@ def test_every_wrong_output_is_named_and_the_good_ones_are_noted_as_looked_at(
     assert last(l2inv, op)["outputs_checked"] == [good]
 
 
-def test_what_was_said_before_is_the_same_after_outputs_moved_and_datasets_were_superseded_and_published(
+def test_a_repeated_ready_event_is_the_same_after_outputs_moved_or_datasets_were_superseded_or_published(
     l2inv: Commands, op: str, data: Path, store: Store, tmp_path: Path
 ) -> None:
     output = {"uri": "globus://l2/a%20file", "size_bytes": 8, "sha256": SHA.upper()}
@@ -355,7 +355,7 @@ def test_what_was_said_before_is_the_same_after_outputs_moved_and_datasets_were_
     assert [e["kind"] for e in l2inv.json("history", op)["events"]].count("inverted") == 1
 
 
-def test_a_ready_file_alone_says_what_was_inverted_as_yaml_or_json(
+def test_a_ready_file_describes_the_inversion_in_yaml_or_json(
     l2inv: Commands, ready: list[str], store: Store, tmp_path: Path
 ) -> None:
     for name, op in zip(("ready.yaml", "ready.json"), ready, strict=False):
@@ -423,7 +423,7 @@ def test_every_mistake_of_a_ready_file_is_named_at_once(l2inv: Commands, op: str
     assert said.count("\n") == 1
 
 
-def test_a_uri_named_twice_and_more_mistakes_than_one_reads_are_told() -> None:
+def test_a_uri_named_twice_and_too_many_mistakes_are_reported() -> None:
     twice = yaml.safe_dump({"op_id": "x", "outputs": [{"uri": "a"}, {"uri": "a"}]}).encode()
     with pytest.raises(Refused, match="outputs: names a URI twice"):
         ready_event.read(twice, "a.yaml")
@@ -462,7 +462,7 @@ def test_any_json_document_is_a_ready_event_or_refused(document: Any, name: str,
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip))
-def test_any_text_in_json_is_read_as_it_was_written(text: str) -> None:
+def test_any_text_in_json_is_read_unchanged(text: str) -> None:
     said = ready_or_refused(json.dumps({"op_id": "x", "note": text}).encode(), "a.json")
     assert said is None if "\0" in text else said is not None and said.note == text
 
@@ -515,7 +515,7 @@ def test_the_id_that_was_issued_is_taken_by_default_and_another_is_refused(
     assert one["outputs"] == [{"uri": "globus://science/l2"}]
 
 
-def test_each_of_several_programs_says_what_is_its_own(
+def test_each_of_several_programs_has_its_own_datasets_and_outputs(
     l2inv: Commands, ready: list[str], connection: Connection, tmp_path: Path
 ) -> None:
     op, programs = two_programs(connection)
@@ -569,7 +569,7 @@ def test_each_of_several_programs_says_what_is_its_own(
         ({"inverted_by": "ann"}, "is held by han"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_and_what_must_be_said_is_refused_by_name(
+def test_an_impossible_or_missing_value_is_refused_by_name(
     l2inv: Commands, op: str, tmp_path: Path, said: dict[str, Any], wrong: str
 ) -> None:
     assert wrong in l2inv("mark-inverted", "--from", written(tmp_path, op_id=op, **said), expect=3).stderr

@@ -63,7 +63,7 @@ def test_the_order_and_spelling_of_an_answer_change_nothing(l2inv: Commands, sto
     assert l2inv.json("scan")["datasets"]["changed"] == 0
 
 
-def test_a_changed_dataset_is_a_new_version_and_its_op_gets_an_event_that_says_which(
+def test_a_changed_dataset_is_a_new_version_and_its_op_gets_an_event_that_names_it(
     l2inv: Commands, store: Store, ready: list[str], connection: Connection
 ) -> None:
     op = ready[0]
@@ -128,7 +128,7 @@ def test_a_claimed_op_keeps_its_state_when_its_datasets_change(
     assert event["detail"]["affects_verdict"] is True
 
 
-def test_a_dataset_that_moves_to_another_op_is_told_to_both(
+def test_a_dataset_that_moves_to_another_op_is_recorded_for_both(
     l2inv: Commands, store: Store, ready: list[str]
 ) -> None:
     here, there = ready[:2]
@@ -145,7 +145,7 @@ def test_a_dataset_that_moves_to_another_op_is_told_to_both(
     assert name not in {d["dataset_id"] for d in l2inv.json("show", here)["datasets"]}
 
 
-def test_what_cannot_be_read_is_set_aside_once_and_reported_every_time(
+def test_an_unreadable_record_is_quarantined_once_and_reported_every_time(
     l2inv: Commands, store: Store, connection: Connection
 ) -> None:
     first, again = l2inv("-q", "scan"), l2inv("-q", "scan")
@@ -274,7 +274,7 @@ def test_an_unreachable_store_is_one_line_and_exit_code_1(l2inv: Commands) -> No
     assert "Connection refused" in l2inv("scan", expect=1).stderr
 
 
-def test_a_store_that_fails_on_the_way_leaves_what_was_read_and_says_incomplete(
+def test_a_scan_in_which_the_store_fails_keeps_what_was_read_and_is_incomplete(
     l2inv: Commands, store: Store, connection: Connection
 ) -> None:
     l2inv.settings["metadata_store"]["page_size"] = 20

@@ -44,7 +44,7 @@ def test_a_claim_is_the_actors_and_claiming_it_again_is_fine(l2inv: Commands, re
 
 
 @pytest.mark.parametrize("command", ["claim", "mark-working", "release", "mark-inverted"])
-def test_what_another_holds_is_refused_and_says_who_and_since_when(
+def test_an_op_held_by_another_is_refused_with_the_holder_and_the_time(
     l2inv: Commands, ready: list[str], command: str
 ) -> None:
     l2inv("claim", ready[0], actor="han")
@@ -117,7 +117,7 @@ def test_the_highest_priority_is_offered_first_with_its_reason_on_record(
     l2inv("prioritize", last, "--priority", "5", expect=2)
 
 
-def test_a_note_stands_in_the_history(l2inv: Commands, ready: list[str]) -> None:
+def test_a_note_is_in_the_history(l2inv: Commands, ready: list[str]) -> None:
     l2inv("note", ready[0], "seeing was best after 19:00")
     assert "seeing was best after 19:00" in l2inv("history", ready[0]).stdout
     assert l2inv.json("show", ready[0])["state"] == "preprocessed"
@@ -146,7 +146,7 @@ def test_an_unknown_or_ambiguous_op_is_refused_with_the_candidates(
 
 
 @pytest.mark.parametrize("state", ["discovered", "not_invertible"])
-def test_what_is_not_ready_is_not_claimed(l2inv: Commands, ready: list[str], state: str) -> None:
+def test_an_op_that_is_not_ready_cannot_be_claimed(l2inv: Commands, ready: list[str], state: str) -> None:
     op = l2inv.json("list", "--state", state)["ops"][0]["op_id"]
     assert f"is {state}" in l2inv("claim", op, expect=3).stderr
     assert l2inv.json("show", op)["state"] == state

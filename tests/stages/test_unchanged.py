@@ -123,7 +123,7 @@ def test_decode_all_finds_a_change_that_a_writer_hid(
     assert l2inv.json("verify")["findings"] == []
 
 
-def test_what_is_reported_of_a_record_is_reported_by_every_scan(l2inv: Commands, store: Store) -> None:
+def test_a_warning_about_a_record_is_repeated_by_every_scan(l2inv: Commands, store: Store) -> None:
     readable(store)["instrumentName"] = "VISP2"
     readable(store)["friedParameter"] = "about 7 cm"
     readable(store)["createDate"] = "2099-01-01T00:00:00"

@@ -69,7 +69,7 @@ def test_a_reprocessed_dataset_is_superseded_by_the_new_one_of_its_product(
     assert l2inv.json("show", ready[0])["state"] == "invertible"
 
 
-def test_who_holds_the_op_sees_that_its_datasets_changed(
+def test_the_holder_of_an_op_sees_that_its_datasets_changed(
     l2inv: Commands, store: Store, ready: list[str]
 ) -> None:
     l2inv("claim", ready[0], actor="han")
@@ -88,7 +88,7 @@ def test_who_holds_the_op_sees_that_its_datasets_changed(
     assert l2inv.json("show", ready[0])["inputs_changed"] is False
 
 
-def test_a_scan_that_would_withdraw_too_many_stops_before_writing_and_says_how_to_allow_it(
+def test_a_scan_that_would_withdraw_too_many_stops_before_writing_and_names_the_option_to_allow_it(
     l2inv: Commands, store: Store, ready: list[str], connection: Connection
 ) -> None:
     before = connection.execute("select count(*) as n from l2inv.dataset_version").fetchone()
