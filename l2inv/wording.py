@@ -92,7 +92,7 @@ def value(measured: object) -> str:
     if isinstance(measured, list):
         return (
             " to ".join(map(value, measured))
-            if all(isinstance(v, float) for v in measured)
+            if len(measured) == 2 and all(isinstance(v, float) for v in measured)
             else ", ".join(map(value, measured))
         )
     return str(measured)

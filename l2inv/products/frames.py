@@ -347,7 +347,7 @@ def _values(folder: Folder, name: str, file: BinaryIO, hdus: list[Hdu]) -> Gener
             if not way and len(means) > 1:
                 shown = [round(float(one), 4) for one in means]
                 yield finding(
-                    name, hdu.number, "optical_depth", shown, "rises or falls all along the last axis"
+                    name, hdu.number, "optical_depth", shown, "rising or falling all along the last axis"
                 )
         if low < 0 or high > 360:
             measured = f"{low:g} to {high:g} degrees"

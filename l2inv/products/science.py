@@ -186,7 +186,7 @@ def _tau(sums: "NDArray[np.float64]", counts: "NDArray[np.float64]") -> Iterator
     if not direction(means) and len(means) > 1:
         measured = [round(float(one), 4) for one in means]
         yield finding(
-            QUANTITIES_FILE, 0, "optical_depth", measured, "rises or falls all along the second axis"
+            QUANTITIES_FILE, 0, "optical_depth", measured, "rising or falling all along the second axis"
         )
 
 

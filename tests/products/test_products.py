@@ -240,6 +240,10 @@ def test_text_from_a_file_is_shown_as_one_short_line(good: dict[str, Path], tmp_
     (found,) = check(folder, GOOD)
     assert found.measured.startswith(r"\u001b[2J\u000a\u202exxx")
     assert len(found.measured) < 300
+    depths = findings.finding(
+        "f", 1, "optical_depth", [1.0, 2.0, 1.0], "rising or falling all along the last axis"
+    )
+    assert findings.line(depths).startswith("f, HDU 1: optical_depth: 1, 2, 1, must be rising")
     values: tuple[Any, ...] = (10**5000, float("nan"), b"x", {}, ["\0"] * 100, "\udc80", -(2**60))
     for value in values:
         json.dumps(findings.plain(value), allow_nan=False).encode()
