@@ -53,6 +53,8 @@ def load(connection: Connection, path: Path, is_new: bool = False) -> Anchor:
 
     Raise L2invError if the file is missing or empty and not `is_new`, if it exists and is `is_new`, or is not an anchor.
     """
+    # The heads of a million OPs are joined with their events in memory, rather than in many parts on the disk.
+    connection.execute("set work_mem = '128MB'")
     for table in (
         'anchored_head (op_id text collate "C", seq integer, hash text)',
         'last_head (op_id text collate "C" primary key, seq integer, hash text)',

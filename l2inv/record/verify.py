@@ -351,10 +351,11 @@ def verdicts(
             elif one and row["is_newest"] and _numbers_as_floats(row["reasons"]) != _reasons(one):
                 findings.add("state", row, "reasons differ from those of its verdict")
         progress(checked)
-    for row in connection.execute(
-        "select op_id from l2inv.op_state where verdict_seq is null and reasons is not null"
-    ):
-        findings.add("state", row, "reasons are there without a verdict")
+    if not since:
+        for row in connection.execute(
+            "select op_id from l2inv.op_state where verdict_seq is null and reasons is not null"
+        ):
+            findings.add("state", row, "reasons are there without a verdict")
 
 
 def _reasons(judged: _Judged) -> Any:
