@@ -56,8 +56,8 @@ begin
             "left?": "name[]", "withdrawn?": "name?{}", "versions?": "pin{}"}'
         when 'judged' then '{"criteria_version": "name", "verdict": "verdict", "datasets": "whole{}"}'
         when 'overruled' then '{"invertible": "flag", "instrument_programs": "name?[]", "reason": "name"}'
-        when 'preprocess_started' then '{"executor": "name", "job": "name", "task": "whole?", "folder": "name",
-            "command": "argv", "attempt": "whole"}'
+        when 'preprocess_started' then '{"executor": "name", "job": "job", "task": "whole?", "folder": "name",
+            "command": "argv", "attempt": "whole", "after?": "text?"}'
         when 'preprocessed' then '{"folder?": "name?", "files?": "file[]", "seconds?": "number"}'
         when 'claimed' then '{"assignee": "name", "due_at?": "time?", "inversions?": "issued[]"}'
         when 'extended' then '{"assignee": "name", "due_at": "time"}'
@@ -68,9 +68,10 @@ begin
             "lines": "name[]", "software": "software?", "asdf_object_key": "text?", "criteria_version": "text?",
             "inverted_by": "name", "inverted_at": "time", "accepted?": "accepted", "inversions?": "issued[]"}'
         when 'resumed' then '{"assignee": "name", "due_at?": "time?"}'
-        when 'transfer_started' then '{"cycle": "whole", "inversion_id": "name"}'
+        when 'transfer_started' then '{"cycle": "whole", "inversion_id": "name", "move": "move", "executor": "name",
+            "job": "job", "task": "whole?", "folder": "name", "command": "argv", "attempt?": "whole"}'
         when 'transferred' then '{"cycle": "whole", "inversion_id": "name"}'
-        when 'cataloged' then '{"cycle": "whole", "inversion_id": "name"}'
+        when 'cataloged' then '{"cycle": "whole", "inversion_id": "name", "conversation_id": "name", "files": "name[]"}'
         when 'inversion_created' then '{"cycle": "whole", "inversion_id": "name", "instrument_program_id": "name"}'
         when 'published' then '{"inversions": "inversion[]"}'
         when 'reopened' then '{"cycle": "whole", "reason": "name"}'
@@ -91,7 +92,9 @@ begin
             "bucket": "name?", "asdf_object_key": "text?", "spectral_lines": "name[]", "outputs": "output[]",
             "software": "software?", "is_embargoed": "flag", "embargo_end_date": "time?",
             "criteria_version": "text?", "inverted_by": "name", "inverted_at": "time"}'
-        when 'issued' then '{"inversion_id": "name", "instrument_program_id": "name"}'
+        when 'issued' then '{"inversion_id": "name", "instrument_program_id": "name", "datasets?": "name[]",
+            "outputs?": "output[]", "lines?": "name[]", "asdf_object_key?": "text?"}'
+        when 'move' then '{"source": "name", "bucket": "name", "destination": "name"}'
         when 'output' then '{"uri": "name", "size_bytes?": "count", "sha256?": "text"}'
         when 'software' then '{"name": "name", "version?": "text?"}'
         when 'accepted' then '{"superseded": "text{}", "reason": "text?"}'
@@ -118,6 +121,7 @@ begin
             and (given::numeric = 0 or abs(given::numeric) between 4.95e-324 and 1.7976931348623157e308)
         when 'whole' then jsonb_typeof(given) = 'number' and given::text ~ '^-?[0-9]{1,9}$'
         when 'count' then jsonb_typeof(given) = 'number' and given::text ~ '^[0-9]{1,15}$'
+        when 'job' then jsonb_typeof(given) = 'string' and given::text ~ '^"[A-Za-z0-9][A-Za-z0-9_-]{0,99}"$'
         when 'pin' then jsonb_typeof(given) = 'string' and given::text ~ '^"[0-9]{1,9}:[0-9a-f]{16}"$'
         when 'time' then jsonb_typeof(given) = 'string'
             and given::text ~ ('^"[0-9]{4}-[0-9]{2}-[0-9]{2}T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]'

@@ -24,6 +24,7 @@ READY = {
     "asdf_object_key": None, "criteria_version": None, "inverted_by": "han", "inverted_at": PAST,
 }  # fmt: skip
 STEP = {"cycle": 1, "inversion_id": "inv.000001"}
+MOVE = {"source": "/l2/inv_000001", "bucket": "data", "destination": "pid_1/inv_000001"}
 LEAST: dict[str, dict[str, Any]] = {
     "discovered": {},
     "datasets_changed": {},
@@ -41,9 +42,10 @@ LEAST: dict[str, dict[str, Any]] = {
     "inverted": READY,
     "amended": READY,
     "resumed": {"assignee": "han"},
-    "transfer_started": STEP,
+    "transfer_started": STEP
+    | {"move": MOVE, "executor": "local", "job": "l2inv-1", "task": None, "folder": "/work/t", "command": ["true"]},
     "transferred": STEP,
-    "cataloged": STEP,
+    "cataloged": STEP | {"conversation_id": "l2pub.7QK2ZD", "files": []},
     "inversion_named": INVERSION,
     "inversion_created": STEP | {"instrument_program_id": "id.1.1"},
     "published": {"inversions": [INVERSION]},

@@ -158,6 +158,17 @@ def test_an_event_that_names_what_is_not_there_is_found_until_it_is_void(
     assert l2inv.json("verify")["findings"] == []
 
 
+def test_a_job_whose_place_cannot_be_looked_at_keeps_no_other_op_waiting_once_it_is_void(
+    l2inv: Commands, ready: list[str], connection: Connection
+) -> None:
+    seq = forged(connection, ready[0], "overruled", "invertible", LEAST["overruled"])
+    place = {"folder": f"/tmp/{'x' * 300}", "task": None}
+    seq = forged(connection, ready[0], "preprocess_started", None, LEAST["preprocess_started"] | place)
+    l2inv("preprocess", expect=1)
+    connection.execute(documented(ready[0], seq))
+    assert l2inv.json("preprocess")["ops"]["done"] == 1
+
+
 def test_the_versions_that_a_void_event_names_were_read_all_the_same(
     l2inv: Commands, ready: list[str], connection: Connection
 ) -> None:

@@ -64,7 +64,7 @@ class Started(msgspec.Struct, frozen=True):
     @property
     def on_cluster(self) -> bool:
         """Return whether the job is the cluster's."""
-        return self.executor == "slurm"
+        return self.task is not None
 
     @property
     def place(self) -> tuple[Path, str]:
@@ -114,8 +114,8 @@ def read(connection: Connection, op_id: str | None = None) -> list[Op]:
                                         and e.kind in ('failed', 'preprocessed')), false) as is_open
         from l2inv.op_state s
         left join lateral (
-            select seq, detail from l2inv.event
-            where op_id = s.op_id and kind = 'preprocess_started' order by seq desc limit 1
+            select seq, detail from l2inv.history
+            where op_id = s.op_id and kind = 'preprocess_started' and voided_by is null order by seq desc limit 1
         ) j on true
         where (s.state = 'invertible' or j.seq is not null and s.state in ('discovered', 'not_invertible', 'error'))
             and (%s::text is null or s.op_id = %s)

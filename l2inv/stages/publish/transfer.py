@@ -41,7 +41,7 @@ class Job(msgspec.Struct, frozen=True):
     """A job for a move: what a later run needs to know, as recorded in an event's detail."""
 
     move: Move
-    executor: Literal["local", "slurm"]
+    executor: str  # local or slurm
     job: str
     task: int | None  # its index in the Slurm array
     folder: str
