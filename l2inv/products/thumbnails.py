@@ -5,6 +5,7 @@ to what a thumbnail shows, so that memory stays flat. It needs the extra `plots`
 """
 
 import io
+import logging
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from math import ceil
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Plane = NDArray[np.float32]
+
+# Without a home to write to, as under cron, matplotlib would log where it keeps its fonts instead.
+logging.getLogger("matplotlib").addHandler(logging.NullHandler())
 
 LOG_TAU = -1.0
 MOST_PIXELS = 400  # of a thumbnail, along each axis

@@ -1,5 +1,8 @@
 """The pictures of an inversion: the right plane, in the right units, of whatever files, in flat memory."""
 
+import os
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -126,3 +129,18 @@ def test_any_value_can_be_drawn(value: float) -> None:
             drawn = thumbnails._thumbnail(look, one)
             assert drawn.png.startswith(b"\x89PNG")
             assert drawn.words
+
+
+@pytest.mark.slow
+def test_nothing_is_said_where_there_is_no_home_to_write_to() -> None:
+    pytest.importorskip("matplotlib", reason="the extra plots is not installed")
+    code = """
+import numpy as np
+from l2inv.products import thumbnails
+print(len(thumbnails._thumbnail(thumbnails._LOOKS[1], np.ones((2, 3), np.float32)).png) > 1000)
+"""
+    environment = {"PATH": os.environ["PATH"], "HOME": os.devnull}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert (done.stdout, done.stderr) == ("True\n", "")
