@@ -228,9 +228,9 @@ end $$;
 
 revoke all on function l2inv.refuse_direct_write() from public;
 
--- Why a verdict's instrument programs are not invertible, in short: how many there are, the criteria that any of them does
--- not meet, and those that alone keep one from passing, with the margin of its worst dataset, of the nearest program: by
--- how much it falls short, negative. l2inv/domain/criteria.py says the same in Python; a test compares the two.
+-- A summary of why a verdict's instrument programs are not invertible: the number of programs, the unmet criteria, and the
+-- criteria that alone keep a program from passing, each with the (negative) margin of the worst dataset in the nearest such
+-- program. l2inv/domain/criteria.py computes the same in Python; a test compares them.
 create function l2inv.reasons(verdict jsonb) returns jsonb language sql immutable parallel safe
     set search_path = pg_catalog, pg_temp as $$
     with unmet as materialized (
@@ -446,8 +446,8 @@ end $$;
 
 revoke all on function l2inv.record_fits(jsonb) from public;
 
--- A version beyond the next one would leave the next scan no number. A dataset's first version is not checked: a first
--- scan adds them by the hundred thousand.
+-- Without this, a very large version could leave no number for the next scan. A dataset's first version is not checked,
+-- since the first scan adds hundreds of thousands.
 create function l2inv.refuse_gap() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     if not exists (select from l2inv.dataset_version where dataset_id = new.dataset_id and version = new.version - 1) then
@@ -641,7 +641,7 @@ create table l2inv.lock (
     name text not null,  -- a stage; `export`, locked while events about inversions are added; or `issue`, while ids are issued
     key  bigint,
     pid  integer,
-    role oid,  -- of the session: anybody sees the key while it is held, and may get the same pid later
+    role oid,  -- of the session: anyone can see the key while it is held, and may later get the same pid
     constraint lock_pkey primary key (name)
 );
 

@@ -89,9 +89,9 @@ create trigger derived_only before insert or update or delete or truncate on l2i
     for each statement execute function l2inv.refuse_direct_write();
 alter table l2inv.op_state enable always trigger derived_only;
 
--- Why a verdict's instrument programs are not invertible, in short: how many there are, the criteria that any of them does
--- not meet, and those that alone keep one from passing, with the margin of its worst dataset, of the nearest program: by
--- how much it falls short, negative. l2inv/domain/criteria.py says the same in Python; a test compares the two.
+-- A summary of why a verdict's instrument programs are not invertible: the number of programs, the unmet criteria, and the
+-- criteria that alone keep a program from passing, each with the (negative) margin of the worst dataset in the nearest such
+-- program. l2inv/domain/criteria.py computes the same in Python; a test compares them.
 create function l2inv.reasons(verdict jsonb) returns jsonb language sql immutable parallel safe
     set search_path = pg_catalog, pg_temp as $$
     with unmet as materialized (

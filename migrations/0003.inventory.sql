@@ -64,8 +64,8 @@ create trigger append_only before update or delete or truncate on l2inv.dataset_
     for each statement execute function l2inv.refuse_change();
 alter table l2inv.dataset_version enable always trigger append_only;
 
--- A version beyond the next one would leave the next scan no number. A dataset's first version is not checked: a first
--- scan adds them by the hundred thousand.
+-- Without this, a very large version could leave no number for the next scan. A dataset's first version is not checked,
+-- since the first scan adds hundreds of thousands.
 create function l2inv.refuse_gap() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     if not exists (select from l2inv.dataset_version where dataset_id = new.dataset_id and version = new.version - 1) then
@@ -149,7 +149,7 @@ create table l2inv.lock (
     name text primary key,  -- a stage; `export`, locked while events about inversions are added; or `issue`, while ids are issued
     key  bigint,
     pid  integer,
-    role oid     -- of the session: anybody sees the key while it is held, and may get the same pid later
+    role oid     -- of the session: anyone can see the key while it is held, and may later get the same pid
 );
 
 insert into l2inv.lock (name) values ('export'), ('issue');

@@ -166,7 +166,7 @@ def _exact(number: float) -> Decimal:
 
 
 class Reasons(TypedDict):
-    """Why a verdict's instrument programs are not invertible, in short: kept in op_state beside the verdict."""
+    """A summary of why a verdict's instrument programs are not invertible, kept in op_state."""
 
     programs: int
     undetermined: bool
@@ -226,7 +226,7 @@ def _unmet(program: InstrumentProgramVerdict) -> list[Criterion]:
 
 
 def _shortfall(failed: Criterion) -> float | None:
-    """Return the margin of a criterion that failed, so negative in whichever direction it compares."""
+    """Return a failed criterion's margin, which is negative in whichever direction it compares."""
     by = margin(failed)
     return None if by is None else 0.0 - min(1e300, abs(by))
 

@@ -131,11 +131,14 @@ def shortened(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
+def place(found: Finding, files: int) -> str:
+    """Return the file with a finding, and the number of others that have it, too."""
+    return (found.file or "the folder") + (f" and {files - 1} more" if files > 1 else "")
+
+
 def line(found: Finding, files: int = 1) -> str:
     """Return a finding as a line: where, what, measured and required; `files` is the number of files it was found in."""
-    where = found.file or "the folder"
-    where += f" and {files - 1} more" if files > 1 else ""
-    where += f", HDU {found.hdu}" if found.hdu is not None else ""
+    where = place(found, files) + (f", HDU {found.hdu}" if found.hdu is not None else "")
     unlike = {"fail": "must be", "warn": "should be", "unknown": "not checked:"}[found.result]
     return clean(f"{where}: {found.what}: {value(found.measured)}, {unlike} {value(found.required)}")
 

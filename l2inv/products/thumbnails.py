@@ -1,7 +1,7 @@
 """A picture of each quantity of an inversion near log tau -1, as PNG.
 
-Of the generated Level 2 or, without it, of what science delivers. Only the plane nearest to that depth is kept, thinned
-to what a thumbnail shows, so that memory stays flat. It needs the extra `plots` (matplotlib), which nothing else imports.
+Drawn from the generated Level 2 or, without it, from science's files. Only the plane nearest to that depth is kept, with
+as many pixels as a thumbnail has, so that memory does not grow. It needs the extra `plots` (matplotlib), which nothing else imports.
 """
 
 import io
@@ -70,7 +70,7 @@ _LOOKS = (
 
 
 class Thumbnail(Struct, frozen=True):
-    """A picture of a quantity, and what a reader who does not see it is told."""
+    """A picture of a quantity, with a description for those who cannot see it."""
 
     title: str
     png: bytes
@@ -78,7 +78,7 @@ class Thumbnail(Struct, frozen=True):
 
 
 class Thumbnails(Struct, frozen=True):
-    """The pictures of an inversion, and what they show; or why there are none."""
+    """The pictures of an inversion and their caption, or why there are none."""
 
     caption: str
     each: list[Thumbnail] = []

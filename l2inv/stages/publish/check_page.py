@@ -4,10 +4,10 @@ from base64 import b64encode
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
+from l2inv.documents import Json
 from l2inv.products import WHAT, thumbnails
-from l2inv.products.findings import grouped
+from l2inv.products.findings import grouped, place
 from l2inv.queries.report import page
 from l2inv.stages.publish.checking import Checked
 from l2inv.wording import value
@@ -36,11 +36,11 @@ def write(
     return page.write(path, page.rendered(filled, "check"), 0o600)
 
 
-def _inversion(one: Checked, progress: Callable[[int, int], None]) -> dict[str, Any]:
+def _inversion(one: Checked, progress: Callable[[int, int], None]) -> Json:
     drawn = thumbnails.drawn(Path(one.folder), one.inversion_id, progress)
     findings = [
         {
-            "where": f"{f.file or 'the folder'}" + (f" and {count - 1} more" if count > 1 else ""),
+            "where": place(f, count),
             "hdu": f.hdu,
             "what": f.what,
             "meaning": WHAT[f.what],
