@@ -347,7 +347,7 @@ def remains(one: Json) -> str:
     remaining = ", ".join(filter(None, where))
     if not remaining:
         return f"{one['inversion_id']}: nothing remains elsewhere"
-    return f"{one['inversion_id']}: {remaining}; l2inv can remove none of it"
+    return f"{one['inversion_id']}: {remaining}; l2inv cannot remove that"
 
 
 def names(inversions: Iterable[Json]) -> list[str]:

@@ -69,8 +69,8 @@ def _wanted(*, min_r0_cm: float | None, **filters: Any) -> "Wanted":
     "--rank-by",
     type=RankBy(),
     metavar="WHAT",
-    help="r0_class (default: next.rank_by), age, fried_parameter or r0, proposal, ao, minutes, frames, lines, mu, exposure, "
-    "field, odd or movie.",
+    help="The order among OPs of the same priority: r0_class (good, fair, poor), age (waiting time), r0 or fried_parameter, "
+    "proposal, ao, minutes, frames, lines, mu, exposure, field, odd or movie (default: the setting next.rank_by).",
 )
 @filter_options
 @json_option

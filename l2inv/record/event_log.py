@@ -120,8 +120,9 @@ def add_one(
 def must_allow(present: Present, kind: str, state: states.State | None) -> None:
     """Raise Refused if an OP's state does not allow an event."""
     if not states.is_allowed(kind, present.state, state, present.state_before_error):
-        why = _NOT_ALLOWED.get(kind, f"it cannot be {kind.replace('_', ' ')}")
-        hint = _INSTEAD.get((kind, present.state), "").format(present.op_id)
+        why, hint = _INSTEAD.get((kind, present.state), ("", ""))
+        why = why or _NOT_ALLOWED.get(kind) or f"it cannot be {kind.replace('_', ' ')}"
+        hint = hint.format(present.op_id)
         raise Refused(
             f"OP {present.op_id} is {present.state}: {why}",
             hint or way_on(present.op_id, present.state, _held(present), on_hold=present.on_hold),
@@ -135,14 +136,15 @@ _NOT_ALLOWED = {
     "resumed": "there is no ready event to unmark or to amend",
     "inversion_named": "it can adopt no inversion",
 }
-# What to do where it is not the OP's next step.
+# The same for a state in which somebody means another command, with that.
+_READY = "there is a ready event"
 _INSTEAD = {
-    ("released", "preprocessed"): "nothing to do",
-    ("released", "inverted"): "to work on it again: l2inv unmark {}",
-    (
-        "inverted",
-        "inverted",
-    ): "to correct its ready event: l2inv amend {0}; to work on it again: l2inv unmark {0}",
+    ("released", "preprocessed"): ("nobody holds it", "nothing to do"),
+    ("released", "inverted"): (_READY, "to work on it again: l2inv unmark {}"),
+    ("inverted", "inverted"): (
+        f"{_READY} already",
+        "to correct it: l2inv amend {0} --from FILE; to work on it again: l2inv unmark {0}",
+    ),
 }
 
 
@@ -412,6 +414,6 @@ def way_on(op_id: str, state: states.State, held: str, *, on_hold: bool = False)
         "preprocessed": f"run: l2inv claim {op_id}",
         "working": held,
         "inverted": "run: l2inv publish",
-        "published": f"see: l2inv history {op_id}",
+        "published": f"to invert it again: l2inv reopen {op_id} --reason WHY",
         "error": f"see why: l2inv history {op_id}; then: l2inv retry {op_id}",
     }[state]

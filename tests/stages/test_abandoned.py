@@ -84,7 +84,7 @@ def test_withdrawing_it_settles_it_and_readers_of_the_view_see_it_as_bad(
     assert unsettled(l2inv) == [inversion_id]
     assert published(connection) == []
     withdraw = ("withdraw", op, "--reason", "not the one meant")
-    assert "never published" in l2inv(*withdraw, expect=3).stderr, "it is to be named"
+    assert "has no published inversion" in l2inv(*withdraw, expect=3).stderr, "it is to be named"
     found = l2inv.json(*withdraw, "--inversion", inversion_id)
     assert found["withdrawn"] == [inversion_id]
     assert found["remains"] == [

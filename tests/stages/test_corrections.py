@@ -87,11 +87,16 @@ def test_release_and_a_second_ready_event_are_refused_with_the_command_that_is_m
     l2inv: Commands, inverted: str, ready: list[str]
 ) -> None:
     free = l2inv("release", ready[1], expect=3).stderr
-    assert free == f"l2inv: OP {ready[1]} is preprocessed: there is no claim to release; nothing to do\n"
+    assert free == f"l2inv: OP {ready[1]} is preprocessed: nobody holds it; nothing to do\n"
     refusal = l2inv("release", inverted, expect=3).stderr
-    assert refusal.endswith(f"no claim to release; to work on it again: l2inv unmark {inverted}\n")
+    assert refusal.endswith(
+        f"is inverted: there is a ready event; to work on it again: l2inv unmark {inverted}\n"
+    )
     marked = l2inv("mark-inverted", inverted, *READY, "--note", "another", expect=3).stderr
-    assert f"to correct its ready event: l2inv amend {inverted}; to work on it again: l2inv unmark " in marked
+    assert (
+        f"ready event already; to correct it: l2inv amend {inverted} --from FILE; to work on it again: l2inv unmark "
+        in marked
+    )
 
 
 def test_unmark_is_refused_once_the_store_holds_it_and_taken_where_it_was_only_named(

@@ -160,7 +160,7 @@ def test_an_inversion_can_be_withdrawn_by_name_in_any_state_and_only_once(
     l2inv("withdraw", told, "--reason", "noise", "--inversion", first)
     before = kinds(l2inv, told)
     assert (
-        "was withdrawn already"
+        "is withdrawn already"
         in l2inv("withdraw", told, "--reason", "x", "--inversion", first, expect=3).stderr
     )
     assert "no published inversion inv.NONE00" in (
@@ -176,7 +176,7 @@ def test_an_inversion_can_be_withdrawn_by_name_in_any_state_and_only_once(
 
 
 def test_an_op_that_was_never_published_has_nothing_to_withdraw(l2inv: Commands, ready: list[str]) -> None:
-    assert "was never published" in l2inv("withdraw", ready[0], "--reason", "x", expect=3).stderr
+    assert "has no published inversion" in l2inv("withdraw", ready[0], "--reason", "x", expect=3).stderr
 
 
 def test_events_that_tell_are_seen_in_the_order_of_their_ids(
@@ -206,7 +206,7 @@ def test_a_withdrawal_that_was_a_mistake_is_undone_and_readers_see_it(
     l2inv: Commands, told: str, connection: Connection
 ) -> None:
     refused = l2inv("reinstate", told, "--reason", "it is good", expect=3).stderr
-    assert "was not withdrawn" in refused
+    assert "is not withdrawn" in refused
     withdrawn = l2inv.json("withdraw", told, "--reason", "wrong OP")["withdrawn"]
     (row,) = published(connection)
     assert row["withdrawn_at"] is not None

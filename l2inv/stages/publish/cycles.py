@@ -190,11 +190,10 @@ def _mark(
         ]
         chosen = [i for i in meant if i["withdrawn"] == (kind == "reinstated")]
         if not chosen:
-            already = "withdrawn already" if kind == "withdrawn" else "not withdrawn"
-            raise Refused(
-                f"OP {op_id}: what should be {kind} was {already if meant else 'never published'}",
-                _see(op_id),
-            )
+            already = "is withdrawn already" if kind == "withdrawn" else "is not withdrawn"
+            named = ", ".join(sorted(i["inversion_id"] for i in meant))
+            why = f": {named} {already}" if meant else " has no published inversion"
+            raise Refused(f"OP {op_id}{why}", _see(op_id))
         ids = sorted(i["inversion_id"] for i in chosen)
         detail: Json = {
             "reason": reason,
