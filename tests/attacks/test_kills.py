@@ -308,8 +308,10 @@ def test_postgresql_stopped_at_once_50_times_loses_nothing(own_server: tuple[Pat
     stopped(*own_server, times=50)
 
 
-# SIGTERM and Ctrl-C: while it waits for the store, and while it waits for PostgreSQL.
-SIGNALS = [signal.SIGTERM, signal.SIGINT]
+# SIGTERM, and of one stage Ctrl-C, while it waits for the store, and while it waits for PostgreSQL.
+STOPS = [(stage, signal.SIGTERM) for stage in ("scan", "qualify", "inbox", "publish")] + [
+    ("scan", signal.SIGINT)
+]
 
 
 def unfinished(connection: Connection) -> int:
@@ -364,8 +366,7 @@ def ready_for(world: World, stage: str) -> tuple[str, ...]:
     return argv.get(stage, (stage,))
 
 
-@pytest.mark.parametrize("sign", SIGNALS)
-@pytest.mark.parametrize("stage", ["scan", "publish"])
+@pytest.mark.parametrize(("stage", "sign"), [stop for stop in STOPS if stop[0] in ("scan", "publish")])
 def test_stopped_while_the_store_is_silent_it_ends_at_once_and_releases_its_lock(
     world: World, connection: Connection, stage: str, sign: signal.Signals
 ) -> None:
@@ -382,8 +383,7 @@ def test_stopped_while_the_store_is_silent_it_ends_at_once_and_releases_its_lock
     assert world.kinds(before) != {}
 
 
-@pytest.mark.parametrize("sign", SIGNALS)
-@pytest.mark.parametrize("stage", ["scan", "qualify", "inbox", "publish"])
+@pytest.mark.parametrize(("stage", "sign"), STOPS)
 def test_stopped_while_postgresql_is_slow_it_ends_at_once_and_releases_its_lock(
     world: World, connection: Connection, stage: str, sign: signal.Signals
 ) -> None:
