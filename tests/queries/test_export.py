@@ -132,7 +132,7 @@ def test_the_last_day_there_is_can_be_read_in_every_time_zone(
 def test_a_reader_that_has_seen_enough_is_no_error(
     l2inv: Commands, connection: Connection, form: str
 ) -> None:
-    tell(connection, 1000)
+    tell(connection, 300)  # more than a pipe holds
     command = [sys.executable, "-m", "l2inv", "--config", str(l2inv.config), "export", "--format", form]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as exporting:
         assert exporting.stdout is not None and exporting.stderr is not None
@@ -150,7 +150,7 @@ def test_all_rows_come_however_many_there_are(l2inv: Commands, connection: Conne
 
 
 def test_reading_on_does_not_compute_what_is_before_the_cursor(connection: Connection) -> None:
-    tell(connection, 3000)
+    tell(connection, 300)
     connection.execute("analyze l2inv.event")
     row = connection.execute("select max(event_id) - 2 as after from l2inv.event").fetchone()
     assert row is not None
