@@ -11,7 +11,7 @@ import re
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -82,12 +82,21 @@ def pytest_xdist_auto_num_workers() -> int:
     return (os.cpu_count() or 1) + 2
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
+    return report
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     session.config.stash[FAILED] = session.testsfailed > 0
 
 
 def _removed(config: pytest.Config, folder: Path) -> None:
-    """Remove what is in memory; where a test failed, all but the tests' own folders."""
+    """Remove what is in memory; all but the folders of tests that failed."""
     for path in folder.iterdir() if config.stash.get(FAILED, False) else [folder]:
         if path.name != "tests":
             shutil.rmtree(path, ignore_errors=True)
@@ -137,11 +146,13 @@ def test_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tmp_path(test_folder: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A folder of the test's own. After the test it has another name; it is kept where any test failed."""
+    """A folder of the test's own. After a test that failed it is kept under another name."""
     test_folder.mkdir(mode=0o700, exist_ok=True)
     yield test_folder
     name = re.sub(r"\W", "_", request.node.name)[:30]
-    test_folder.rename(test_folder.with_name(f"{name}{len(list(test_folder.parent.iterdir()))}"))
+    aside = test_folder.rename(test_folder.with_name(f"{name}{len(list(test_folder.parent.iterdir()))}"))
+    if not request.node.stash.get(FAILED, False):
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 @pytest.fixture
