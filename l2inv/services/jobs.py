@@ -306,12 +306,14 @@ def _pausing(pid: int | None) -> Iterator[Callable[[], object]]:
 
 
 def kill(folder: Path, name: str, patience_seconds: float = 5.0) -> bool:
-    """Kill a job's process group on this machine; return False if some of it keeps running, such as on another host. Raise OSError."""
+    """Kill a job's process group on this machine; return False if some of it keeps running, such as on another host, or
+    if the job is another user's. Raise OSError."""
     deadline = time.monotonic() + patience_seconds
     while is_running(folder, name):
-        # The lock is held, so the group id still belongs to the job.
+        # The lock is held, so the group id still belongs to the job; if it is another user's, anybody may have written it.
         with suppress(FileNotFoundError, ProcessLookupError, ValueError):  # not started yet; ended meanwhile
-            pid, host = _file(folder, name, "pid").read_text().split()
+            is_own = _file(folder, name, "lock").stat().st_uid == os.geteuid()
+            pid, host = _file(folder, name, "pid").read_text().split() if is_own else ("", "")
             if host == os.uname().nodename:
                 os.killpg(int(pid), signal.SIGKILL)
         if time.monotonic() > deadline:

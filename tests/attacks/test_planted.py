@@ -1,7 +1,10 @@
 """Links, pipes and files planted in folders that others may write to: not followed, not waited for."""
 
+import fcntl
 import os
+import signal
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,6 +67,24 @@ def test_another_users_folder_and_link_are_refused(tmp_path: Path) -> None:
     os.chown(tmp_path / "heads", 65534, 65534)
     with pytest.raises(Exception, match="another user's file"), appending(tmp_path / "heads"):
         pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's files")
+def test_a_process_that_another_users_files_call_a_job_is_not_killed(tmp_path: Path) -> None:
+    """A forged event may name any folder as that of a job."""
+    own = jobs.prepare(jobs.Job("forged", tmp_path, ["true"])).parent
+    with (
+        (own / "forged.lock").open("wb") as lock,
+        subprocess.Popen(["sleep", "60"], start_new_session=True) as victim,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (own / "forged.pid").write_text(f"{victim.pid} {os.uname().nodename}\n")
+        os.chown(own / "forged.lock", 65534, 65534)
+        assert not jobs.kill(tmp_path, "forged", patience_seconds=0.05)
+        assert victim.poll() is None
+        os.chown(own / "forged.lock", 0, 0)
+        assert not jobs.kill(tmp_path, "forged", patience_seconds=0.05)
+        assert victim.wait(20) == -signal.SIGKILL
 
 
 def test_nobody_waits_for_a_pipe(tmp_path: Path) -> None:
