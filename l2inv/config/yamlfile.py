@@ -3,7 +3,6 @@
 Only a part of YAML is accepted: no anchors, no tags, only plain words as keys, and numbers as in YAML 1.2.
 """
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -161,7 +160,9 @@ def _struct(kind: type[Struct], raw: Any, path: str, reading: _Reading) -> Any:
         if name in known:
             values[known[name].name] = _value(known[name].type, inner, _join(path, name), reading)
         else:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            from difflib import get_close_matches
+
+            near = get_close_matches(name, known, n=1, cutoff=0.4)
             instead = f"the nearest known one is {near[0]}" if near else f"known: {', '.join(known)}"
             reading.mistakes.append(f"{_join(path, name)}: unknown key, {instead}")
     missing = [name for name, one in known.items() if one.required and name not in raw]

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from datetime import UTC, datetime
+from functools import cache
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -119,13 +120,17 @@ _PLACE = {
 }
 _decoder = msgspec.json.Decoder(Dataset)
 _encoder = msgspec.json.Encoder()
-# Identifies this reader: each release, and each change of the fields or their bounds, is another reader.
-_READER = hashlib.sha256(__version__.encode() + msgspec.json.encode(msgspec.json.schema(Dataset))).digest()
+
+
+@cache
+def _reader() -> bytes:
+    """Return what identifies this reader: each release, and each change of the fields or their bounds, is another one."""
+    return hashlib.sha256(__version__.encode() + msgspec.json.encode(msgspec.json.schema(Dataset))).digest()
 
 
 def raw_hash(raw: bytes | msgspec.Raw) -> bytes:
     """Return the SHA-256 of a record's bytes as received, salted with this reader: the same hash means the same result."""
-    digest = hashlib.sha256(_READER)
+    digest = hashlib.sha256(_reader())
     digest.update(raw)
     return digest.digest()
 

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 Range = tuple[float | None, float | None]  # of a dataset, in nm
 
@@ -42,6 +41,8 @@ def mistakes(named: Iterable[str], observed: Iterable[str], ranges_nm: Iterable[
     A line must have a name in the table or in a dataset used (`observed`), and be near the range of one of the datasets;
     an unknown range matches every line.
     """
+    from difflib import get_close_matches
+
     observed, ranges = set(observed), list(ranges_nm)
     found = []
     for name in named:

@@ -6,7 +6,6 @@ inverted: those of the qualifying instruments, or all if it has none of these.
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import hypot, isfinite, sqrt
-from statistics import median
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -86,6 +85,8 @@ def measure(datasets: Sequence[Dataset], rules: Qualification) -> Measures:
 
 def middle(seeing: Iterable[Distribution], name: str) -> float | None:
     """Return the median over datasets of one number of their distributions; None if it is unknown for all."""
+    from statistics import median
+
     known = [value for one in seeing if (value := getattr(one, name)) is not None and isfinite(value)]
     return median(known) if known else None
 

@@ -1,6 +1,5 @@
 """Filters on OPs, and hints for values that no OP has. Reads only."""
 
-import difflib
 import re
 from typing import Any
 
@@ -126,7 +125,9 @@ def _known(connection: Connection, statement: str, values: Any = None) -> list[s
 
 
 def _nearest(value: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(value, known, n=1, cutoff=0.4)
+    from difflib import get_close_matches
+
+    near = get_close_matches(value, known, n=1, cutoff=0.4)
     if near or not known:
         return f"; the nearest known is {near[0]}" if near else ""
     return f"; known: {', '.join(known[:MOST_KNOWN])}" + (", …" if len(known) > MOST_KNOWN else "")

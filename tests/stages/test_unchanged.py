@@ -87,7 +87,7 @@ def test_another_reader_decodes_everything_again(
     l2inv: Commands, store: Store, decoded: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     l2inv("scan")
-    monkeypatch.setattr(inventory, "_READER", b"reads a field more")
+    monkeypatch.setattr(inventory, "_reader", lambda: b"reads a field more")
     decoded.clear()
     assert l2inv.json("scan")["datasets"]["changed"] == 0
     assert len(decoded) == len(store.datasets)
