@@ -115,19 +115,20 @@ class Time(click.ParamType):  # type: ignore[type-arg]
     """An ISO 8601 time; without an offset it is UTC."""
 
     name = "time"
+    accepted = "an ISO 8601 time, such as 2026-11-23 or 2026-11-23T08:00:00Z"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
         try:
             time = value if isinstance(value, datetime) else datetime.fromisoformat(value)
             return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
         except (ValueError, OverflowError):
-            self.fail(
-                f"{value!r} is not an ISO 8601 time, such as 2026-11-23 or 2026-11-23T08:00:00Z", param, ctx
-            )
+            self.fail(f"{value!r} is not {self.accepted}", param, ctx)
 
 
 class Since(Time):
     """A time, or a length of time before now."""
+
+    accepted = f"a length of time before now, such as 24h, or {Time.accepted}"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
         if isinstance(value, str) and re.fullmatch(r"[0-9.]+[mhdw]", value, re.ASCII):

@@ -51,6 +51,7 @@ def test_log_filters_by_time_actor_kind_and_op_each_and_together(l2inv: Commands
     assert kinds("--since", (between + timedelta(hours=1)).isoformat()) == []
     assert kinds("--since", "1h")[-3:] == everything
     assert kinds("--actor", "ann") == everything[:2]
+    assert "such as 24h, or an ISO 8601 time" in l2inv("log", "--since", "yesterday", expect=2).stderr
     assert kinds("--kind", "claimed") == [everything[0], everything[2]]
     assert kinds("--op", ready[1])[-1:] == everything[2:]
     assert kinds("--op", ready[0], "--kind", "noted", "--actor", "ann", "--since", "1h") == everything[1:2]
