@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from decimal import Decimal
+from functools import lru_cache
 from math import hypot, isfinite
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -160,6 +161,7 @@ def _is_range(found: Any) -> bool:
     )
 
 
+@lru_cache(1024)  # the bands' own numbers come again with every dataset
 def _exact(number: float) -> Decimal:
     """Return the number as a decimal: 630.8 - 630.3 is then exactly 0.5."""
     return Decimal(str(number))
