@@ -56,6 +56,8 @@ class Warm:
         """Start a command as one of its own processes, and return its number."""
         self.number += 1
         said = str(l2inv.config.with_name(f"said.{self.number}"))
+        for stream in ("out", "err"):  # it may be killed before it opens them
+            Path(f"{said}.{stream}").touch()
         pid: int = self._ask([said, "--config", str(l2inv.config), "--actor", actor, *argv])
         self.said[pid] = said
         return pid
