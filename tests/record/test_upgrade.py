@@ -33,6 +33,7 @@ class Versions:
         shutil.copytree(self.old, self.new)
         (self.new / f"{NEXT}.sql").write_text(next_migration(self.old))
         self.fingerprints = {self.old: structure.SHIPPED, self.new: folder / "structure.json"}
+        shutil.copy(structure.SHIPPED, folder)  # whose list of functions is read before it is made anew
 
     def install(self, folder: Path) -> None:
         for module in (schema, migrate, structure, made):
