@@ -88,7 +88,7 @@ def test_two_migrations_at_once_make_the_schema_once(empty_url: str) -> None:
 
 def test_migrate_names_the_session_it_waits_for_and_changes_nothing(l2inv: Commands, empty_url: str) -> None:
     """Its lock is one that anybody who connects can take: before the first migration there is nothing to guard it by."""
-    l2inv.settings["database"] |= {"url": empty_url, "lock_timeout_seconds": 0.2}
+    l2inv.settings["database"] |= {"url": empty_url, "lock_timeout_seconds": 2}
     l2inv.save()
     with psycopg.connect(empty_url, autocommit=True, application_name="bystander") as bystander:
         bystander.execute("select pg_advisory_lock(hashtext('l2inv migrate'), hashtext('l2inv.'))")

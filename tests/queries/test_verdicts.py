@@ -735,15 +735,15 @@ def test_what_if_judges_the_present_datasets(
 ) -> None:
     other = rules(tmp_path / "other.yaml", min_good_health=0.5, min_ao_locked=0.9)
     before = l2inv.json("qualify", "--what-if", other)
-    assert ready[0] not in before["lost"]
-    for dataset in visp(store, ready[0]):
+    changed, withdrawn = [op for op in ready if op not in before["lost"]][:2]
+    for dataset in visp(store, changed):
         dataset["aoLocked"] = dataset["frameCount"] * 8 // 10
-    gone = [d for d in store.datasets if d["observingProgramExecutionId"] == ready[1]]
+    gone = [d for d in store.datasets if d["observingProgramExecutionId"] == withdrawn]
     gone += [d for d in visp(store, before["lost"][0]) if d["wavelengthMin"] > 850]
     store.datasets[:] = [d for d in store.datasets if d not in gone]
     l2inv("scan", "--allow-withdrawals")
     after = l2inv.json("qualify", "--what-if", other)
-    assert set(after["lost"]) == {ready[0], *before["lost"][1:]}
+    assert set(after["lost"]) == {changed, *before["lost"][1:]}
     counted = [found["unchanged"] + len(found["gained"]) + len(found["lost"]) for found in (before, after)]
     assert counted[1] == counted[0] - 1
 
