@@ -26,6 +26,7 @@ from l2inv.database.access import connected
 from l2inv.database.connection import Connection, open_connection
 from l2inv.sample import inventory
 from l2inv.sample.server import Store, serving
+from tests.helpers import sessions
 from tests.helpers.commands import AS_OF, NOW, Commands
 from tests.helpers.database import MIGRATED, SERVER, copied, copy, drop, quick_folder
 from tests.helpers.listeners import Listener
@@ -89,6 +90,11 @@ def pytest_runtest_makereport(
     report = yield
     item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
     return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown() -> None:
+    sessions.end_all()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -169,6 +175,12 @@ def connection(url: str) -> Iterator[Connection]:
     """A connection of l2inv's to the test's database."""
     with connected(Settings(database=Database(url=url))) as connection:
         yield connection
+
+
+@pytest.fixture
+def cold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each command a session of its own with PostgreSQL."""
+    monkeypatch.setenv("L2INV_TEST_COLD", "1")
 
 
 @pytest.fixture

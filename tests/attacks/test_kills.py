@@ -24,6 +24,7 @@ from l2inv.database import embedded, migrate
 from l2inv.database.connection import Connection, open_connection
 from l2inv.sample import inventory
 from l2inv.sample.server import Fault, Store
+from tests.helpers import sessions
 from tests.helpers.commands import NOW, READY_TEXT, Commands
 from tests.helpers.waiting import WAITS_FOR_A_LOCK, has_ended, until
 from tests.helpers.warm import Warm
@@ -86,6 +87,7 @@ class World:
             select from pg_stat_activity where datname = current_database() and pid not in (pg_backend_pid(), %s)
                 and backend_type = 'client backend'
             """
+        sessions.end_all()
         until(lambda: not self.rows(others, but))
 
     def _done(self, stage: str, argv: tuple[str, ...], attack: Attack | None) -> None:

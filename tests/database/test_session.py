@@ -24,6 +24,8 @@ from tests.helpers.commands import NOW, Commands
 from tests.helpers.terminals import on_terminal
 from tests.helpers.waiting import WAITS_FOR_A_LOCK, until
 
+pytestmark = pytest.mark.usefixtures("cold")  # sessions are what is tested here
+
 # Each function and operator of PostgreSQL's that a stranger can make once more, for the same types.
 SHADOWS = """
 do $$

@@ -13,6 +13,7 @@ import yaml
 from click.testing import CliRunner
 
 from l2inv.cli import main
+from tests.helpers import sessions
 
 # The required parts of a ready event: as options of mark-inverted, and as text of a ready file.
 READY = {"--output": "globus://science/l2", "--software": "DeSIRe", "--software-version": "4.1"}
@@ -57,7 +58,8 @@ class Commands:
         self, *argv: str, actor: str = "han", expect: int | None = 0, complete: bool = True
     ) -> Answer:
         argv = completed(argv) if complete else argv
-        result = CliRunner().invoke(main, [*self._common(actor), *argv])
+        with sessions.handed_on():
+            result = CliRunner().invoke(main, [*self._common(actor), *argv])
         answer = Answer(result.exit_code, result.stdout, result.stderr)
         assert expect is None or answer.exit_code == expect, f"{argv}: {answer}"
         return answer

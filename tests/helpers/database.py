@@ -14,6 +14,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.sql import SQL, Composed
 from pytest_postgresql.janitor import DatabaseJanitor
 
+from tests.helpers import sessions
+
 SERVER = "L2INV_TEST_SERVER"  # the environment variable with its URL
 MIGRATED = "L2INV_TEST_TEMPLATE"  # and with the name of a database that is migrated and empty
 
@@ -39,6 +41,7 @@ def url_of(name: str) -> str:
 
 def copy(name: str, template: str) -> str:
     """Make a database as another one is, and return its URL."""
+    sessions.end_all()  # of a database in use, PostgreSQL makes no copy
     _janitor(name, template).init()
     return url_of(name)
 

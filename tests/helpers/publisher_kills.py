@@ -9,6 +9,7 @@ from typing import Literal
 
 from l2inv.database.connection import Connection
 from l2inv.sample.server import Fault, Store
+from tests.helpers import sessions
 from tests.helpers.commands import Commands
 from tests.helpers.waiting import WAITS_FOR_A_LOCK, has_ended, until
 from tests.helpers.warm import Warm
@@ -105,4 +106,5 @@ def _gone(connection: Connection) -> None:
         select from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()
             and backend_type = 'client backend'
         """
+    sessions.end_all()
     until(lambda: connection.execute(others).fetchone() is None)

@@ -19,8 +19,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.sql import SQL, Identifier
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.types.json import Jsonb
 
 from l2inv import wording
@@ -33,7 +32,7 @@ from l2inv.queries.report import page as webpage
 from l2inv.sample.server import Fault, Store
 from l2inv.wording import clean
 from tests.helpers.commands import NOW, Commands
-from tests.helpers.database import SERVER
+from tests.helpers.database import copy, drop, url_of
 from tests.helpers.hostile import NEVER, TEXTS, one
 
 
@@ -91,8 +90,7 @@ def lives() -> Iterator[list[str]]:
     """The OPs that could be claimed, once the shared database is made."""
     lives: list[str] = []
     yield lives
-    with psycopg.connect(make_conninfo(os.environ[SERVER], dbname="postgres"), autocommit=True) as server:
-        server.execute(SQL("drop database if exists {} with (force)").format(Identifier(KEPT)))
+    drop(KEPT)
 
 
 @pytest.fixture
@@ -105,10 +103,8 @@ def worked(
     """
     if not lives:
         lives += life(l2inv, store, request.getfixturevalue("ready"))
-        own = Identifier(str(conninfo_to_dict(url)["dbname"]))
-        with psycopg.connect(make_conninfo(url, dbname="postgres"), autocommit=True) as server:
-            server.execute(SQL("create database {} template {}").format(Identifier(KEPT), own))
-    l2inv.settings["database"]["url"] = make_conninfo(url, dbname=KEPT)
+        copy(KEPT, str(conninfo_to_dict(url)["dbname"]))
+    l2inv.settings["database"]["url"] = url_of(KEPT)
     l2inv.save()
     return lives
 
