@@ -57,8 +57,8 @@ def load(connection: Connection, path: Path, is_new: bool = False) -> Anchor:
     connection.execute("set work_mem = '128MB'")
     for table in (
         'anchored_head (op_id text collate "C", seq integer, hash text)',
-        'last_head (op_id text collate "C" primary key, seq integer, hash text)',
-        'fresh (event_id bigint, op_id text collate "C", kind text)',
+        'last_head (op_id text collate "C", seq integer, hash text)',
+        'fresh (op_id text collate "C", seq integer)',
     ):
         connection.execute(f"create temporary table {table}")
     is_there = path.exists() and (not path.is_file() or path.stat().st_size > 0)
@@ -141,11 +141,14 @@ def _parsed(lines: Iterable[bytes]) -> Iterator[Any]:
 
 
 def find_fresh(connection: Connection) -> None:
-    """Fill the temporary table `fresh` with the events after the heads of the anchor."""
+    """Fill the temporary table `fresh` with the events after the heads of the anchor.
+
+    Only columns of one index are read, in whose order the events of an OP, and so the look-ups of its head, are together.
+    """
     connection.execute(
         """
         insert into pg_temp.fresh
-        select e.event_id, e.op_id, e.kind from l2inv.event e left join pg_temp.last_head h using (op_id)
+        select op_id, e.seq from l2inv.event e left join pg_temp.last_head h using (op_id)
         where e.seq > coalesce(h.seq, 0)
         """
     )
@@ -198,6 +201,8 @@ def block(connection: Connection, anchor: Anchor) -> Iterator[tuple[IO[bytes], i
     with tempfile.TemporaryFile() as file:
         file.write(msgspec.json.encode(_first_line(connection)) + b"\n")
         heads = lines = 0
+        # All rows are wanted, not the first ones soon, for which PostgreSQL would follow an index to every OP.
+        connection.execute("set local cursor_tuple_fraction = 1")
         with connection.cursor("heads") as cursor:
             cursor.execute(
                 """

@@ -71,7 +71,7 @@ def events(
     if since:
         query = f"""
             select {columns}, coalesce(a.event_id, 0), coalesce(h.seq, 0), h.hash
-            from pg_temp.fresh f join l2inv.event e using (event_id)
+            from pg_temp.fresh f join l2inv.event e using (op_id, seq)
             left join pg_temp.last_head h on h.op_id = e.op_id
             left join l2inv.event a on a.op_id = h.op_id and a.seq = h.seq order by e.op_id, e.seq
         """  # noqa: S608

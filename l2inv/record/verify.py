@@ -337,7 +337,7 @@ def verdicts(
         if rules[version] is None:
             findings.add("criteria", {}, f"criteria {version} are not those that were kept under this name")
     checked = 0
-    after = _count(connection, "pg_temp.fresh", _BEFORE) if since else 0
+    after = _count(connection, _FRESH, _BEFORE) if since else 0
     while rows := _batch(connection, after):
         after = rows[-1]["event_id"]
         judged = [_judged(row["detail"]) for row in rows]
@@ -362,6 +362,7 @@ def _reasons(judged: _Judged) -> Any:
     return _numbers_as_floats(criteria.reasons(cast(criteria.Verdict, judged.verdict)))
 
 
+_FRESH: LiteralString = "pg_temp.fresh join l2inv.event using (op_id, seq)"
 _BEFORE: LiteralString = "coalesce(min(event_id) - 1, 9223372036854775807)"
 
 
@@ -483,5 +484,5 @@ SINCE: dict[str, Callable[..., None]] = {
 CHECKED_SINCE: dict[str, LiteralString] = {
     "events": "pg_temp.fresh",
     "state": "(select distinct op_id from pg_temp.fresh) op",
-    "verdicts": "pg_temp.fresh where kind = 'judged'",
+    "verdicts": f"{_FRESH} where kind = 'judged'",
 }

@@ -443,6 +443,15 @@ def test_since_an_anchor_new_ops_and_verdicts_are_checked(
     assert answer["anchored"] == whole["state"]
 
 
+def test_since_an_anchor_a_new_verdict_is_judged_again(
+    l2inv: Commands, lived: str, connection: Connection, anchor: Path
+) -> None:
+    anchor.write_text(anchor.read_text().splitlines()[0] + "\n")  # as of before all
+    around_the_triggers(connection, "update l2inv.op_state set reasons = '{}' where op_id = %s", [lived])
+    found = findings(l2inv, "--anchor", str(anchor), "--since-anchor")
+    assert (lived, "reasons differ from those of its verdict") in [(f["op_id"], f["detail"]) for f in found]
+
+
 @pytest.mark.parametrize(
     "change", ["result = null", "finished_at = null", "actor = 'eve'", "started_at = now()", "result = result - 'seconds'"]
 )  # fmt: skip
