@@ -11,11 +11,11 @@ from typing import Any, Self
 from unittest import mock
 
 import psycopg
-from psycopg.pq import ExecStatus, PGconn, TransactionStatus
+from psycopg.pq import ExecStatus, PGconn, TransactionStatus, abc
 
 from l2inv.database import session
 
-_idle: dict[tuple[str, ...], PGconn] = {}  # by what decides where a session is, and whose
+_idle: dict[tuple[str, ...], abc.PGconn] = {}  # by what decides where a session is, and whose
 _ended = PGconn.connect_start(b"host=/")
 _ended.finish()
 
