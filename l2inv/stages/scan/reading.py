@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import msgspec
 
 from l2inv.database.connection import Connection
 from l2inv.domain import drift, inventory
+from l2inv.errors import StoreError
 from l2inv.stages import stage
 from l2inv.stages.scan import changes, quarantine, seen
 from l2inv.stages.scan.seen import Known
@@ -104,10 +106,26 @@ def begin(
     return Scan(opened, drift.Profile(latest=row["now"] + drift.CLOCKS_DIFFER), holds)
 
 
-def take(scan: Scan, page: Iterable[Raw]) -> None:
+def take(scan: Scan, pages: Iterable[Iterable[Raw]]) -> None:
+    """Process pages as they come, each hashed while PostgreSQL is busy with the one before."""
+    with ThreadPoolExecutor(1) as hasher:
+        coming: Future[dict[bytes, Raw]] | None = None
+        try:
+            for page in pages:
+                before, coming = coming, hasher.submit(_by_hash, scan, page)
+                if before is not None:
+                    _take(scan, before.result())
+        except StoreError:
+            if coming is not None:
+                _take(scan, coming.result())
+            raise
+        if coming is not None:
+            _take(scan, coming.result())
+
+
+def _take(scan: Scan, arrived: dict[bytes, Raw]) -> None:
     """Process one page. Records seen before in this scan are skipped, such as when pages shift while they are read."""
     scan.page += 1
-    arrived = _by_hash(scan, page)
     hashes = list(arrived)
     unchanged = seen.unchanged(scan.connection, hashes, scan.page, scan.passed)
     scan.repeated.update(unchanged.repeated)

@@ -68,7 +68,7 @@ def read_again(connection: Connection, settings: Settings, actor: str) -> Scanne
     with opened(connection, settings, actor, report) as stage, connection.transaction():
         stage.run.notes["read_again"] = True
         this = begin(stage)
-        take(this, quarantine.open_records(connection))
+        take(this, [quarantine.open_records(connection)])
         _end(this, whole=False)
     return report
 
@@ -92,8 +92,7 @@ def _read_all(scan: Scan, store: Source, since: datetime | None) -> None:
     held = store.count(since)
     for number in range(1, PASSES + 1):
         scan.begin_pass(number, held)
-        for page in store.pages(since):
-            take(scan, page)
+        take(scan, store.pages(since))
         holds = store.count(since)
         if holds is None:
             return
@@ -176,8 +175,7 @@ def _gone(scan: Scan, store: Source) -> list[str]:
     if not missing:
         return []
     nameless = len(scan.nameless)
-    for page in store.pages_by_id(missing):
-        take(scan, page)
+    take(scan, store.pages_by_id(missing))
     if len(scan.nameless) > nameless:
         raise Incomplete("the store returns records without an id for datasets requested by id")
     return seen.missing(scan.connection)

@@ -55,23 +55,27 @@ def unchanged(connection: Connection, hashes: Sequence[bytes], page: int, passed
     """Mark as seen the records that arrived in the same bytes as last time."""
     row = connection.execute(
         """
-        with given as materialized (
-            select hash, place from unnest(%b::bytea[]) with ordinality as given (hash, place)
-        ), same as materialized (
-            select g.place, r.* from given g cross join lateral (
-                select * from l2inv.received where raw_hash = g.hash offset 0  -- by its index, whatever the planner knows
-            ) r
-        ), noted as (
-            insert into pg_temp.seen as s
-                select dataset_id, op_id, content_hash, updated_at, given, %s, %s from same
-            on conflict (dataset_id) do update set pass = excluded.pass where s.pass <> excluded.pass
-            returning dataset_id, page
+        with arrived as materialized (  -- each by its index, whatever the planner knows
+            select g.place, r.*, s.* from unnest(%b::bytea[]) with ordinality as g (hash, place)
+            left join lateral (
+                select dataset_id, op_id, content_hash, updated_at, given from l2inv.received
+                where raw_hash = g.hash offset 0
+            ) r on true
+            left join lateral (
+                select ctid as tid, pass from pg_temp.seen where dataset_id = r.dataset_id offset 0
+            ) s on true
+        ), noted as (  -- looked up before, since `on conflict` takes longer
+            insert into pg_temp.seen
+                select dataset_id, op_id, content_hash, updated_at, given, %s, %s from arrived
+                where dataset_id is not null and tid is null
+        ), noted_again as (
+            update pg_temp.seen set pass = %s where ctid = any(array(select tid from arrived where pass <> %s))
         )
-        select array(select place - 1 from given where place not in (select place from same) order by place) as differing,
-               array(select dataset_id from same where dataset_id not in (select dataset_id from noted)) as repeated,
-               (select count(*) from noted where page = %s) as first_time
+        select array(select place - 1 from arrived where dataset_id is null order by place) as differing,
+               array(select dataset_id from arrived where pass = %s) as repeated,
+               (select count(dataset_id) from arrived where tid is null) as first_time
         """,
-        [hashes, page, passed, page],
+        [hashes, page, passed, passed, passed, passed],
     ).fetchone()
     assert row is not None
     return Unchanged(**row)
