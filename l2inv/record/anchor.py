@@ -234,12 +234,14 @@ def _first_line(connection: Connection) -> Begin:
         "select (select count(*) from l2inv.event) as events, (select count(*) from l2inv.run) as runs"
     ).fetchone()
     assert row is not None
+    with connection.transaction(force_rollback=True):  # it sets the search path
+        schema = structure.digest_of(structure.found(connection))
     return Begin(
         anchor=FORMAT,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         postgresql=connection.info.server_version // 10_000,
         migrations=sorted(applied_migrations(connection)),
-        schema=structure.digest_of(connection),
+        schema=schema,
         **row,
     )
 

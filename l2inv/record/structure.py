@@ -146,8 +146,8 @@ _PRIVILEGES = """
 """
 
 
-def check(connection: Connection, findings: Findings) -> int:
-    """Compare the schema with what the migrations create, and add a finding for each difference. Return the number of objects.
+def check(connection: Connection, findings: Findings) -> dict[str, Row]:
+    """Compare the schema with what the migrations create, and add a finding for each difference. Return what was found.
 
     Creates views under temporary names, in a transaction that is rolled back.
     """
@@ -162,7 +162,7 @@ def check(connection: Connection, findings: Findings) -> int:
         if not any(name.startswith("event trigger ") for name in structure):
             for difference in _views(connection):
                 findings.add("schema", {}, difference)
-    return len(structure)
+    return structure
 
 
 def found(connection: Connection) -> dict[str, Row]:
@@ -188,12 +188,11 @@ def privileges(connection: Connection) -> dict[str, list[str]]:
     return {role: sorted(rights) for role, rights in found.items()}
 
 
-def digest_of(connection: Connection) -> str:
-    """Return the SHA-256 of the present structure, as hexadecimal digits."""
+def digest_of(structure: dict[str, Row]) -> str:
+    """Return the SHA-256 of a structure that was found, as hexadecimal digits."""
     import hashlib
 
-    with connection.transaction(force_rollback=True):
-        return hashlib.sha256(json.dumps(found(connection), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(structure, sort_keys=True).encode()).hexdigest()
 
 
 def schema_of(connection: Connection) -> str:

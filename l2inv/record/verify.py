@@ -76,14 +76,15 @@ def verify(
         ) as problem:  # such as a missing column, or a policy that would hide rows
             unread = problem
         if "schema" in names:
-            checked["schema"] = structure.check(connection, findings)
+            schema = structure.check(connection, findings)
+            checked["schema"] = len(schema)
         if unread:
             if not findings.number:
                 raise unread
             findings.add("schema", {}, f"not all rows can be read: {_words(unread)}")
         found = Verified(checked, findings.first, findings.number)
         if "schema" in names:
-            found.schema = Schema(sorted(applied_migrations(connection)), structure.digest_of(connection))
+            found.schema = Schema(sorted(applied_migrations(connection)), structure.digest_of(schema))
         if anchor and what is None and not findings.number:
             anchors.append(anchor.path, block)
             found.anchored = heads

@@ -212,6 +212,11 @@ def small(url: str, mode: str, size: int, ignores: bool = False) -> Iterator[str
         thread.join()
 
 
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
+
+
 @contextmanager
 def pgbouncer(url: str, mode: str, size: int, ignores: bool = False) -> Iterator[str]:
     """Serve the URL's database through PgBouncer on a socket in a folder of its own, as small() does."""
@@ -239,7 +244,7 @@ def pgbouncer(url: str, mode: str, size: int, ignores: bool = False) -> Iterator
             own |= {"user": user, "extra_groups": []}
         process = subprocess.Popen([str(PGBOUNCER), "-q", str(folder / "pgbouncer.ini")], **own)
         try:
-            until((folder / ".s.PGSQL.6432").exists, seconds=10)
+            until(lambda: _listens(folder / ".s.PGSQL.6432"), seconds=10)
             yield make_conninfo(url, host=str(folder), port=6432)
         finally:
             process.terminate()
