@@ -15,7 +15,9 @@ from secrets import token_hex
 from typing import Any
 
 import psycopg
+from psycopg import generators
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import TransactionStatus
 from psycopg.rows import DictRow, TupleRow, dict_row
 
 from l2inv.errors import DatabaseError
@@ -97,7 +99,13 @@ class Connection(psycopg.Connection[DictRow]):
             raise DatabaseError(*POOLED)
 
     def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().wait(self._watched(gen), *args, **kwargs)
+        try:
+            return super().wait(self._watched(gen), *args, **kwargs)
+        except (KeyboardInterrupt, SystemExit):
+            # A signal between two waits ends the generator: psycopg cancels the statement, but its answer is not read.
+            if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                super().wait(generators.fetch_many(self.pgconn))
+            raise
 
     def __exit__(self, kind: Any, problem: BaseException | None, trace: Any) -> None:
         if isinstance(problem, psycopg.errors.LockNotAvailable) and self.holders:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -17,7 +18,7 @@ from psycopg.conninfo import make_conninfo
 from l2inv.config.settings import Database, Settings
 from l2inv.database import session
 from l2inv.database.connection import Connection, open_connection, translated
-from l2inv.database.runs import stage_lock
+from l2inv.database.runs import stage_lock, stage_run
 from l2inv.errors import DatabaseError
 from tests.helpers import poolers
 from tests.helpers.commands import NOW, Commands
@@ -409,6 +410,19 @@ def test_a_terminal_shows_a_wait_after_two_seconds(l2inv: Commands, url: str, re
             holder.rollback()
             terminal.read_until(lambda text: "claimed" in text)
             assert process.wait() == 0
+
+
+def test_a_signal_between_two_waits_leaves_a_session_that_can_end_its_run(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> float:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), stage_run(connection, "scan", "han"):
+        monkeypatch.setattr(session, "time", SimpleNamespace(monotonic=interrupted))
+        connection.execute("select pg_sleep(60)")
+    assert connection.execute("select count(finished_at) as ended from l2inv.run").fetchone() == {"ended": 1}
 
 
 def hint(url: str, *statements: str, **limits: Any) -> str:
