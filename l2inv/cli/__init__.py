@@ -1,5 +1,10 @@
 """The command line: parses, calls, renders. What it calls knows nothing of it."""
 
-from l2inv.cli.app import main
+import gc
+
+# Most of what a short command creates are the modules that it imports, of which no collection frees anything.
+gc.set_threshold(100_000)
+
+from l2inv.cli.app import main  # noqa: E402
 
 __all__ = ["main"]
