@@ -71,6 +71,8 @@ MARK = "l2inv.session"  # a parameter without effect, whose value shows that the
 # How a pooler refuses options: PgBouncer; RDS Proxy.
 _NO_OPTIONS = re.compile(r"unsupported startup parameter|command-line options")
 
+CANCELS = 50  # of one statement, each after a tenth of a second without an answer
+CANCEL_SECONDS = 1.0
 LOOK_SECONDS = 2.0  # after which, and how often, the holders of an awaited lock are looked up
 PROBES = 3
 PROBE_SECONDS = 3.0
@@ -104,8 +106,19 @@ class Connection(psycopg.Connection[DictRow]):
         except (KeyboardInterrupt, SystemExit):
             # A signal between two waits ends the generator: psycopg cancels the statement, but its answer is not read.
             if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
-                super().wait(generators.fetch_many(self.pgconn))
+                with suppress(psycopg.Error):
+                    super().wait(self._canceled())
             raise
+
+    def _canceled(self) -> Generator[Any, Any, None]:
+        """Read the answer to a canceled statement; cancel it again while none arrives: the server may not have begun it."""
+        answer = generators.fetch_many(self.pgconn)
+        with suppress(StopIteration):
+            wanted = next(answer)
+            for _ in range(CANCELS):
+                while (ready := (yield wanted)) != 0:
+                    wanted = answer.send(ready)
+                self.cancel_safe(timeout=CANCEL_SECONDS)
 
     def __exit__(self, kind: Any, problem: BaseException | None, trace: Any) -> None:
         if isinstance(problem, psycopg.errors.LockNotAvailable) and self.holders:

@@ -3,6 +3,7 @@
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -415,13 +416,23 @@ def test_a_terminal_shows_a_wait_after_two_seconds(l2inv: Commands, url: str, re
 def test_a_signal_between_two_waits_leaves_a_session_that_can_end_its_run(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    cancel, canceled = connection.cancel_safe, []
+
     def interrupted() -> float:
-        monkeypatch.undo()
+        monkeypatch.setattr(session, "time", time)
         raise KeyboardInterrupt
 
+    def late(**how: Any) -> None:
+        canceled.append(how)
+        if len(canceled) > 1:  # the first came before the server had begun the statement
+            cancel(**how)
+
+    monkeypatch.setattr(connection, "cancel_safe", late)
+    begun = time.monotonic()
     with pytest.raises(KeyboardInterrupt), stage_run(connection, "scan", "han"):
         monkeypatch.setattr(session, "time", SimpleNamespace(monotonic=interrupted))
         connection.execute("select pg_sleep(60)")
+    assert time.monotonic() - begun < 30
     assert connection.execute("select count(finished_at) as ended from l2inv.run").fetchone() == {"ended": 1}
 
 
