@@ -17,7 +17,7 @@ from typing import Any
 import psycopg
 from psycopg import generators
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.pq import TransactionStatus
+from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import DictRow, TupleRow, dict_row
 
 from l2inv.errors import DatabaseError
@@ -103,15 +103,16 @@ class Connection(psycopg.Connection[DictRow]):
     def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().wait(self._watched(gen), *args, **kwargs)
-        except (KeyboardInterrupt, SystemExit):
+        except KeyboardInterrupt:
             # A signal between two waits ends the generator: psycopg cancels the statement, but its answer is not read.
-            if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+            is_alone = self.pgconn.pipeline_status == PipelineStatus.OFF
+            if is_alone and self.pgconn.transaction_status == TransactionStatus.ACTIVE:
                 with suppress(psycopg.Error):
                     super().wait(self._canceled())
             raise
 
     def _canceled(self) -> Generator[Any, Any, None]:
-        """Read the answer to a canceled statement; cancel it again while none arrives: the server may not have begun it."""
+        """Read the answer to a canceled statement; cancel it again while none arrives: the server may not have started it."""
         answer = generators.fetch_many(self.pgconn)
         with suppress(StopIteration):
             wanted = next(answer)
@@ -220,7 +221,7 @@ def _checked(connection: Connection, pinned: dict[str, str], mark: str) -> None:
     # The search path may not be pinned yet, so functions are named with their schema.
     found = connection.execute(
         """
-        select pg_catalog.pg_backend_pid() as pid, pg_catalog.current_setting('l2inv.database.session', true) as mark,
+        select pg_catalog.pg_backend_pid() as pid, pg_catalog.current_setting('l2inv.session', true) as mark,
                pg_catalog.current_setting('session_replication_role') as session_replication_role,
                pg_catalog.current_setting('transaction_timeout', true) as transaction_timeout
         """

@@ -97,6 +97,11 @@ def events(
             last_id, last_seq, previous = event["event_id"] or 0, event["seq"] or 0, digest
             if passed % BATCH == 0:
                 progress(passed)
+    if since:  # the join has left them out
+        for lost in connection.execute(
+            "select event_id, op_id from l2inv.event where op_id is null or seq is null"
+        ):
+            findings.add("event", lost, "the event is of no OP, or has no number there")
     for last in connection.execute(_NEXT_NUMBER):
         why = "is no higher" if last["next"] <= (last["event_id"] or 0) else "PostgreSQL cannot give"
         findings.add("event", last, f"the next event would have the number {last['next']}, which {why}")

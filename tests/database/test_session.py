@@ -413,6 +413,21 @@ def test_a_terminal_shows_a_wait_after_two_seconds(l2inv: Commands, url: str, re
             assert process.wait() == 0
 
 
+def test_a_server_that_takes_the_options_is_asked_once_and_told_nothing(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = []
+
+    class Counting(session.Connection):
+        def execute(self, query: Any, *args: Any, **how: Any) -> Any:
+            sent.append(query)
+            return super().execute(query, *args, **how)
+
+    monkeypatch.setattr(session, "Connection", Counting)
+    with open_connection(Settings(database=Database(url=url))):
+        assert len(sent) == 1
+
+
 def test_a_signal_between_two_waits_leaves_a_session_that_can_end_its_run(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -452,6 +452,20 @@ def test_since_an_anchor_a_new_verdict_is_judged_again(
     assert (lived, "reasons differ from those of its verdict") in [(f["op_id"], f["detail"]) for f in found]
 
 
+@pytest.mark.parametrize("column", ["op_id", "seq"])
+def test_since_an_anchor_a_new_event_of_no_op_or_number_is_found(
+    l2inv: Commands, lived: str, connection: Connection, anchor: Path, column: str
+) -> None:
+    l2inv("note", lived, "one more")
+    connection.execute(f"alter table l2inv.event alter {column} drop not null".encode())
+    change = (
+        f"update l2inv.event set {column} = null where event_id = (select max(event_id) from l2inv.event)"
+    )
+    around_the_triggers(connection, change)
+    found = findings(l2inv, "--anchor", str(anchor), "--since-anchor")
+    assert "the event is of no OP, or has no number there" in [f["detail"] for f in found]
+
+
 @pytest.mark.parametrize(
     "change", ["result = null", "finished_at = null", "actor = 'eve'", "started_at = now()", "result = result - 'seconds'"]
 )  # fmt: skip

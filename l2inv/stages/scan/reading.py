@@ -115,6 +115,7 @@ def take(scan: Scan, pages: Iterable[Iterable[Raw]]) -> None:
                 before, coming = coming, hasher.submit(_by_hash, scan, page)
                 if before is not None:
                     _take(scan, before.result())
+                    before = None  # its records need not be kept while the next page is read
         except StoreError:
             if coming is not None:
                 _take(scan, coming.result())

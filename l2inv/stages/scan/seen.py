@@ -62,18 +62,19 @@ def unchanged(connection: Connection, hashes: Sequence[bytes], page: int, passed
                 where raw_hash = g.hash offset 0
             ) r on true
             left join lateral (
-                select ctid as tid, pass from pg_temp.seen where dataset_id = r.dataset_id offset 0
+                select pass from pg_temp.seen where dataset_id = r.dataset_id offset 0
             ) s on true
         ), noted as (  -- looked up before, since `on conflict` takes longer
             insert into pg_temp.seen
                 select dataset_id, op_id, content_hash, updated_at, given, %s, %s from arrived
-                where dataset_id is not null and tid is null
+                where dataset_id is not null and pass is null
         ), noted_again as (
-            update pg_temp.seen set pass = %s where ctid = any(array(select tid from arrived where pass <> %s))
+            update pg_temp.seen set pass = %s
+                where dataset_id = any(array(select dataset_id from arrived where pass <> %s))
         )
         select array(select place - 1 from arrived where dataset_id is null order by place) as differing,
                array(select dataset_id from arrived where pass = %s) as repeated,
-               (select count(dataset_id) from arrived where tid is null) as first_time
+               (select count(dataset_id) from arrived where pass is null) as first_time
         """,
         [hashes, page, passed, passed, passed, passed],
     ).fetchone()
