@@ -134,8 +134,9 @@ class Broker:
             self._server = None
 
     def write_down_queues(self) -> None:
-        """Bring the names of new quorum queues to disk: RabbitMQ 3.10 does that minutes later, and else loses them."""
-        self.tell("eval", "[dets:sync(Table) || Table <- dets:all()].")
+        """Bring new queues and bindings to disk, which a killed server else loses: the last of Mnesia's log, and the names
+        of quorum queues, which RabbitMQ 3.10 writes minutes later."""
+        self.tell("eval", "ok = mnesia:sync_log(), [dets:sync(Table) || Table <- dets:all()].")
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
