@@ -105,8 +105,8 @@ class Connection(psycopg.Connection[DictRow]):
             return super().wait(self._watched(gen), *args, **kwargs)
         except KeyboardInterrupt:
             # A signal between two waits ends the generator: psycopg cancels the statement, but its answer is not read.
-            is_alone = self.pgconn.pipeline_status == PipelineStatus.OFF
-            if is_alone and self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+            status = self.pgconn.transaction_status, self.pgconn.pipeline_status
+            if status == (TransactionStatus.ACTIVE, PipelineStatus.OFF):
                 with suppress(psycopg.Error):
                     super().wait(self._canceled())
             raise
