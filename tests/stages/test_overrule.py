@@ -114,7 +114,7 @@ def test_an_op_that_changed_while_on_hold_is_preprocessed_again(
     l2inv: Commands, ready: list[str], store: Store
 ) -> None:
     l2inv("claim", ready[0])
-    visp(store, ready[0])[0]["aoLocked"] -= 1
+    visp(store, ready[0])[0]["wavelengthMax"] += 0.001
     l2inv("scan")
     l2inv("release", ready[0])
     l2inv(*AS_OF)
