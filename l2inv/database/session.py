@@ -221,10 +221,11 @@ def _checked(connection: Connection, pinned: dict[str, str], mark: str) -> None:
     # The search path may not be pinned yet, so functions are named with their schema.
     found = connection.execute(
         """
-        select pg_catalog.pg_backend_pid() as pid, pg_catalog.current_setting('l2inv.session', true) as mark,
+        select pg_catalog.pg_backend_pid() as pid, pg_catalog.current_setting(%s, true) as mark,
                pg_catalog.current_setting('session_replication_role') as session_replication_role,
                pg_catalog.current_setting('transaction_timeout', true) as transaction_timeout
-        """
+        """,
+        [MARK],
     ).fetchone()
     assert found is not None
     connection.pid = found["pid"]

@@ -24,9 +24,8 @@ from l2inv.database import embedded, migrate
 from l2inv.database.connection import Connection, open_connection
 from l2inv.sample import inventory
 from l2inv.sample.server import Fault, Store
-from tests.helpers import sessions
 from tests.helpers.commands import NOW, READY_TEXT, Commands
-from tests.helpers.waiting import WAITS_FOR_A_LOCK, has_ended, until
+from tests.helpers.waiting import WAITS_FOR_A_LOCK, has_ended, until, until_alone
 from tests.helpers.warm import Warm
 
 SEED = int(os.environ.get("L2INV_ATTACKS_SEED", "1"))
@@ -83,12 +82,8 @@ class World:
 
     def gone(self, but: int = 0) -> None:
         """Wait until PostgreSQL has noticed that whoever was connected is dead; all but one."""
-        others = """
-            select from pg_stat_activity where datname = current_database() and pid not in (pg_backend_pid(), %s)
-                and backend_type = 'client backend'
-            """
-        sessions.end_all()
-        until(lambda: not self.rows(others, but))
+        with closing(psycopg.connect(self.url, autocommit=True)) as connection:
+            until_alone(connection, but)
 
     def _done(self, stage: str, argv: tuple[str, ...], attack: Attack | None) -> None:
         """Run a stage: attacked, and then to its end."""

@@ -21,8 +21,6 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
 from l2inv.cli import main
@@ -31,6 +29,7 @@ from l2inv.sample import inventory
 from l2inv.sample.server import Fault, Store, serving
 from l2inv.stages.mark_working import claiming
 from tests.helpers.commands import NOW, Answer, completed
+from tests.helpers.database import copy, drop
 
 PEOPLE = ("han", "ann", "eve")
 PAST = datetime(2026, 1, 1, tzinfo=UTC)
@@ -66,7 +65,6 @@ class World(RuleBasedStateMachine):
     """The commands, and what must come of each."""
 
     template: ClassVar[str]
-    server: ClassVar[dict[str, Any]]
     folder: ClassVar[Path]
     databases: ClassVar[Iterator[int]] = count()
     steps: ClassVar[int] = 0
@@ -75,10 +73,7 @@ class World(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.name = f"model_{os.getpid()}_{next(self.databases)}"
-        with psycopg.connect(make_conninfo(**self.server, dbname="postgres"), autocommit=True) as connection:
-            make = sql.SQL("create database {} template {}")
-            connection.execute(make.format(sql.Identifier(self.name), sql.Identifier(self.template)))
-        self.url = make_conninfo(**self.server, dbname=self.name)
+        self.url = copy(self.name, self.template)
         self.connection = psycopg.connect(self.url, autocommit=True, row_factory=dict_row)
         self.store = sample()
         self.serving = serving(self.store)
@@ -108,8 +103,7 @@ class World(RuleBasedStateMachine):
         finally:
             self.connection.close()
             self.serving.__exit__(None, None, None)
-            with psycopg.connect(make_conninfo(**self.server, dbname="postgres"), autocommit=True) as other:
-                other.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(self.name)))
+            drop(self.name)
 
     # What is done, and what is looked at
 
@@ -559,10 +553,9 @@ def attacked(url: str, folder: Path, examples: int, steps: int) -> None:
             assert (
                 CliRunner().invoke(main, ["--config", str(config), "--actor", "cron", *argv]).exit_code == 0
             )
-    where_it_is = psycopg.conninfo.conninfo_to_dict(url)
-    World.template, World.folder, World.steps = str(where_it_is.pop("dbname")), folder, 0
+    World.template = str(psycopg.conninfo.conninfo_to_dict(url)["dbname"])
+    World.folder, World.steps = folder, 0
     World.kinds = Counter()
-    World.server = where_it_is
     how = settings(
         max_examples=examples, stateful_step_count=steps, derandomize=True, deadline=None, database=None,
         suppress_health_check=list(HealthCheck), print_blob=False,

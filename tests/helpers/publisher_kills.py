@@ -9,9 +9,8 @@ from typing import Literal
 
 from l2inv.database.connection import Connection
 from l2inv.sample.server import Fault, Store
-from tests.helpers import sessions
 from tests.helpers.commands import Commands
-from tests.helpers.waiting import WAITS_FOR_A_LOCK, has_ended, until
+from tests.helpers.waiting import WAITS_FOR_A_LOCK, has_ended, until, until_alone
 from tests.helpers.warm import Warm
 
 # What one instrument program is told with, in order, and what is recorded of it.
@@ -34,7 +33,7 @@ def killed_at(border: Border, l2inv: Commands, store: Store, connection: Connect
         _killed_while_recording(n, l2inv, connection, warm)
     else:
         _killed_while_asking(n, "before" if when == "before request" else "after", l2inv, store, warm)
-    _gone(connection)
+    until_alone(connection)
 
 
 def _killed_while_asking(
@@ -93,18 +92,9 @@ def blocking(connection: Connection, events: int) -> Iterator[None]:
         yield
     finally:
         connection.execute("select pg_advisory_unlock(42)")
-        _gone(connection)
+        until_alone(connection)
         connection.execute("drop function l2inv.wait() cascade")
 
 
 def _waits(connection: Connection) -> bool:
     return connection.execute(WAITS_FOR_A_LOCK).fetchone() is not None
-
-
-def _gone(connection: Connection) -> None:
-    others = """
-        select from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()
-            and backend_type = 'client backend'
-        """
-    sessions.end_all()
-    until(lambda: connection.execute(others).fetchone() is None)
