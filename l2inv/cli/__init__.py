@@ -2,7 +2,8 @@
 
 import gc
 
-# Most of what a short command creates are the modules that it imports, of which no collection frees anything.
+# Most of what a short command creates are the modules that it imports, and a report needs all it creates to the end: no
+# collection frees anything of these.
 gc.set_threshold(100_000)
 
 from l2inv.cli.app import main  # noqa: E402
